@@ -1,0 +1,5 @@
+"""Stage 1: the discrete VAE."""
+
+from tilewright.dvae.networks import DiscreteVAE
+
+__all__ = ["DiscreteVAE"]

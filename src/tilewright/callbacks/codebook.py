@@ -1,0 +1,35 @@
+"""How much of its codebook a dVAE uses."""
+
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.utilities.types import STEP_OUTPUT
+
+from tilewright.metrics.reconstruction import CodebookUse
+
+
+class Codebook(pl.Callback):
+    """At each validation, the share of the codes that occur, and the codes' perplexity."""
+
+    def __init__(self) -> None:
+        self._use: CodebookUse | None = None
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._use = CodebookUse(pl_module.network.num_tokens).to(pl_module.device)
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: STEP_OUTPUT,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        assert isinstance(outputs, dict) and self._use is not None
+        self._use.update(outputs["tokens"])
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert self._use is not None
+        figures = self._use.compute()
+        pl_module.log_dict({f"codebook/{name}": value for name, value in figures.items()})

@@ -1,0 +1,126 @@
+"""What the entry points have in common: Hydra, and mistakes told in one line."""
+
+import contextlib
+import functools
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tilewright.errors import UserError
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
+    """Makes a function of a configuration a command: `hydra.main` with errors in one line.
+
+    A mistake of the user ends the program with one line on stderr and status 1. With any `debug=`
+    setting the traceback is shown.
+    """
+
+    def decorate(main: Callable[[DictConfig], None]) -> Callable[[], None]:
+        @functools.wraps(main)
+        def job(config: DictConfig) -> None:
+            with mistakes_in_one_line():  # in here too: Hydra announces what leaves a job
+                main(config)
+
+        def run() -> None:
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would have printed
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it warns in forked workers
+            with mistakes_in_one_line():
+                hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
+
+        return run
+
+    return decorate
+
+
+@contextlib.contextmanager
+def mistakes_in_one_line() -> Iterator[None]:
+    """Ends the program with one line where the user made a mistake."""
+    try:
+        yield
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        if any(word.startswith("debug=") for word in sys.argv):
+            raise
+        sys.exit(f"error: {one_line(error)}")
+
+
+def one_line(error: BaseException) -> str:
+    """The message of a user's mistake, on one line.
+
+    Hydra wraps what a constructor raises; the constructor's own words are what helps.
+    """
+    if isinstance(error, UserError):
+        return str(error)
+    place = re.search(r"full_key: (\S+)", str(error))
+    if error.__cause__ is not None and place:
+        return f"{place[1]}: {one_line(error.__cause__)}"
+    if isinstance(error.__cause__, UserError):
+        return one_line(error.__cause__)
+    message = re.sub(r"Config search path:.*|Set the environment variable.*", "", str(error), flags=re.S)
+    return " ".join(re.sub(r"\n\t", " ", message).split())
+
+
+def choices() -> dict[str, str]:
+    """The option chosen in each config group, for the record: {"data": "shapes", ...}."""
+    chosen = HydraConfig.get().runtime.choices
+    return {
+        group: option
+        for group, option in chosen.items()
+        if option and not group.startswith(("hydra/", "_"))
+    }
+
+
+def job_name(name: str) -> str:
+    """The run's name; each job of a sweep has its number behind it."""
+    config = HydraConfig.get()
+    sweeping = config.mode is not None and config.mode.name == "MULTIRUN"
+    return f"{name}_{config.job.num}" if sweeping else name
+
+
+def check(config: DictConfig) -> None:
+    """Looks for what would go wrong later: keys without a value, references that lead nowhere.
+
+    Raises:
+        UserError: a key that the user must set has no value.
+    """
+    missing = OmegaConf.missing_keys(config)
+    if missing:
+        key = min(missing)
+        raise UserError(f"{key} has no value: set it on the command line, {key}=…")
+    OmegaConf.to_container(config, resolve=True)
+
+
+def resumed(saved: DictConfig) -> DictConfig:
+    """A run's own configuration with the `key=value` settings of this command line on top.
+
+    Raises:
+        UserError: the command line chooses another option of a group than the run was trained with.
+    """
+    config = saved.copy()
+    chosen = HydraConfig.get().runtime.choices
+    for override in HydraConfig.get().overrides.task:
+        key, _, value = override.lstrip("+~").partition("=")
+        if key in {"resume", "run_name"}:
+            continue
+        if key in chosen:
+            before = saved.choices.get(key)
+            if value != before:
+                raise UserError(
+                    f"a resumed run keeps its {key}={before}: leave {override} out, or start a new "
+                    "run without resume"
+                )
+        elif OmegaConf.select(config, key) is None:
+            raise UserError(f"the resumed run has no key {key}")
+        else:
+            config.merge_with_dotlist([f"{key}={value}"])
+    return config

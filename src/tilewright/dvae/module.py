@@ -1,0 +1,78 @@
+"""Stage 1 as a LightningModule: the loss, what is logged, the optimiser."""
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from tilewright.dvae.losses import categorical_kl, logit_laplace_nll
+from tilewright.dvae.networks import DiscreteVAE
+from tilewright.optimisers import scheduled
+from tilewright.schedules import Schedule
+
+
+class DiscreteVAEModule(pl.LightningModule):
+    """Trains a `DiscreteVAE` on the negative evidence lower bound (section 2.1).
+
+    Args:
+        network: the model.
+        temperature: of the relaxation, by update.
+        beta: the KL's weight, by update. The total is divided by the number of pixel values once,
+            so that the paper's 6.6 weighs as 6.6 / 192 for each nat of a token.
+        learning_rate: by update.
+        weight_decay, betas, eps: AdamW's.
+    """
+
+    def __init__(
+        self,
+        network: DiscreteVAE,
+        temperature: Schedule,
+        beta: Schedule,
+        learning_rate: Schedule,
+        weight_decay: float = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ):
+        super().__init__()
+        self.network = network
+        self.temperature = temperature
+        self.beta = beta
+        self.learning_rate = learning_rate
+        self.optimiser = {"weight_decay": weight_decay, "betas": tuple(betas), "eps": eps}
+
+    def terms(self, images: Tensor, codes: Tensor, logits: Tensor) -> dict[str, Tensor]:
+        """Reconstruction and KL in nats per pixel value, and their weighted sum, `loss`."""
+        mu, log_scale = self.network.distribution(codes)
+        reconstruction = logit_laplace_nll(images, mu, log_scale).mean()
+        kl = categorical_kl(logits).sum() / images.numel()
+        loss = reconstruction + self.beta(self.global_step) * kl
+        return {"loss": loss, "reconstruction": reconstruction, "kl": kl}
+
+    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
+        images = batch["image"]
+        logits = self.network.logits(images)
+        temperature = self.temperature(self.global_step)
+        terms = self.terms(images, self.network.relax(logits, temperature), logits)
+        self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
+        self.log("schedule/beta", self.beta(self.global_step))
+        self.log("schedule/temperature", temperature)
+        return terms["loss"]
+
+    def validation_step(self, batch: dict, batch_idx: int) -> dict[str, Tensor]:
+        """The bound on hard codes, which is what the prior will see; callbacks get the pictures."""
+        images = batch["image"]
+        logits = self.network.logits(images)
+        relaxed = self.network.relax(logits, self.temperature(self.global_step))
+        tokens = logits.argmax(dim=1)
+        hard = self.terms(images, self.network.one_hot(tokens), logits)
+        gap = hard["loss"] - self.terms(images, relaxed, logits)["loss"]
+        values = {**hard, "hard_code_gap": gap}
+        self.log_dict(
+            {f"validation/{name}": value for name, value in values.items()},
+            batch_size=len(images),
+            sync_dist=True,
+        )
+        return {"tokens": tokens, "reconstructions": self.network.decode(tokens)}
+
+    def configure_optimizers(self) -> dict:
+        optimiser = torch.optim.AdamW(self.parameters(), lr=1.0, **self.optimiser)  # type: ignore[arg-type]
+        return scheduled(optimiser, self.learning_rate)

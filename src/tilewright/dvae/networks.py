@@ -1,0 +1,223 @@
+"""The discrete VAE's two convolutional networks, and the model that joins them.
+
+The architecture is that of the released modules (paper.md of the field: Ramesh et al. 2021,
+section 2.1 and appendix A): 1x1 convolutions next to the relaxation, residual blocks whose branch
+starts small (gain 1 / layers^2), max-pooling down, nearest-neighbour upsampling up.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tilewright.dvae.losses import map_pixels, unmap_pixels
+
+
+def conv(n_in: int, n_out: int, kernel: int, padding_mode: str = "zeros") -> nn.Conv2d:
+    """A convolution that keeps the picture's size, initialised as the released modules are."""
+    layer = nn.Conv2d(n_in, n_out, kernel, padding=kernel // 2, padding_mode=padding_mode)
+    nn.init.normal_(layer.weight, std=1 / math.sqrt(n_in * kernel**2))
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class ResidualBlock(nn.Module):
+    """Identity (or a 1x1 convolution where the width changes) plus a small residual branch.
+
+    Args:
+        kernels: the kernel sizes of the branch's four convolutions; its hidden width is n_out / 4.
+        gain: factor on the branch; the paper's 1 / layers^2 keeps deep stacks stable.
+    """
+
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        kernels: tuple[int, int, int, int],
+        gain: float,
+        padding_mode: str,
+    ):
+        super().__init__()
+        widths = [n_in, n_out // 4, n_out // 4, n_out // 4, n_out]
+        layers: list[nn.Module] = []
+        for kernel, w_in, w_out in zip(kernels, widths, widths[1:], strict=False):
+            layers += [nn.ReLU(), conv(w_in, w_out, kernel, padding_mode)]
+        self.shortcut = nn.Identity() if n_in == n_out else conv(n_in, n_out, 1)
+        self.branch = nn.Sequential(*layers)
+        self.gain = gain
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shortcut(x) + self.gain * self.branch(x)
+
+
+class InFloat32(nn.Module):
+    """Runs a layer in fp32 under autocast: the convolutions that touch the relaxation need it."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return self.layer(x.float())
+
+
+def group_widths(factor: int, n_hid: int) -> list[int]:
+    """Widths of the groups of blocks at full resolution, half, a quarter, ...: 1, 2, 4 ... n_hid.
+
+    There is one group for each resolution from the picture's to the grid's, so a picture `factor`
+    times finer than its grid has log2(factor) + 1 groups (the paper: 8, so 4).
+    """
+    return [2**i * n_hid for i in range(int(math.log2(factor)) + 1)]
+
+
+class Encoder(nn.Sequential):
+    """Pictures [B, 3, H, W], pixels already mapped, to logits [B, K, h, w] over the codebook."""
+
+    def __init__(
+        self,
+        factor: int,
+        num_tokens: int,
+        n_hid: int,
+        blocks_per_group: int,
+        kernel: int,
+        stem_kernel: int,
+        padding_mode: str,
+    ):
+        widths = group_widths(factor, n_hid)
+        gain = 1 / (len(widths) * blocks_per_group) ** 2
+        kernels = (kernel, kernel, kernel, 1)
+        layers: list[nn.Module] = [conv(3, n_hid, stem_kernel, padding_mode)]
+        previous = n_hid
+        for i, width in enumerate(widths):
+            if i > 0:
+                layers.append(nn.MaxPool2d(2))
+            for _ in range(blocks_per_group):
+                layers.append(ResidualBlock(previous, width, kernels, gain, padding_mode))
+                previous = width
+        super().__init__(*layers, nn.ReLU(), InFloat32(conv(previous, num_tokens, 1)))
+
+
+class Decoder(nn.Sequential):
+    """One-hot or relaxed codes [B, K, h, w] to 6 maps [B, 6, H, W]: mu and ln b of each channel."""
+
+    def __init__(
+        self,
+        factor: int,
+        num_tokens: int,
+        n_hid: int,
+        n_init: int,
+        blocks_per_group: int,
+        kernel: int,
+        padding_mode: str,
+    ):
+        widths = group_widths(factor, n_hid)[::-1]
+        gain = 1 / (len(widths) * blocks_per_group) ** 2
+        kernels = (1, kernel, kernel, kernel)
+        layers: list[nn.Module] = [InFloat32(conv(num_tokens, n_init, 1))]
+        previous = n_init
+        for i, width in enumerate(widths):
+            if i > 0:
+                layers.append(nn.Upsample(scale_factor=2, mode="nearest"))
+            for _ in range(blocks_per_group):
+                layers.append(ResidualBlock(previous, width, kernels, gain, padding_mode))
+                previous = width
+        super().__init__(*layers, nn.ReLU(), conv(previous, 6, 1))
+
+
+class DiscreteVAE(nn.Module):
+    """Stage 1: a picture becomes a grid of image tokens, and a grid of tokens a picture.
+
+    The defaults are the paper's: 256x256 pictures, a 32x32 grid, 8192 categories.
+
+    Args:
+        image_size: side of the pictures in pixels.
+        grid: side of the grid of image tokens; image_size / grid is a power of two.
+        num_tokens: K, the size of the codebook.
+        n_hid: width of the blocks at full resolution; it doubles with each halving.
+        n_init: width of the decoder's input convolution.
+        blocks_per_group: residual blocks at each resolution.
+        encoder_kernel: kernel of the encoder's blocks. With 1, a token sees its own tile and the
+            few pixels around it that the stem reaches, and not the whole picture.
+        decoder_kernel: kernel of the decoder's blocks.
+        stem_kernel: kernel of the encoder's first convolution.
+        padding_mode: of the encoder's convolutions, as in `torch.nn.Conv2d`. With "replicate" the
+            tile at the picture's edge looks like one inside it.
+        min_log_scale: floor under ln b of the logit-Laplace, approached smoothly; None (the
+            paper's) leaves ln b free. On flat synthetic pictures a free scale runs away: the
+            likelihood of a perfectly predictable pixel has no maximum.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int = 256,
+        grid: int = 32,
+        num_tokens: int = 8192,
+        n_hid: int = 256,
+        n_init: int = 128,
+        blocks_per_group: int = 2,
+        encoder_kernel: int = 3,
+        decoder_kernel: int = 3,
+        stem_kernel: int = 7,
+        padding_mode: str = "zeros",
+        min_log_scale: float | None = None,
+    ):
+        super().__init__()
+        factor, rest = divmod(image_size, grid)
+        if rest or factor < 1 or factor & (factor - 1):
+            raise ValueError(
+                f"image_size / grid must be a power of two, got {image_size} / {grid}"
+            )
+        self.image_size = image_size
+        self.grid = grid
+        self.num_tokens = num_tokens
+        self.min_log_scale = min_log_scale
+        self.encoder = Encoder(
+            factor, num_tokens, n_hid, blocks_per_group, encoder_kernel, stem_kernel, padding_mode
+        )
+        self.decoder = Decoder(
+            factor, num_tokens, n_hid, n_init, blocks_per_group, decoder_kernel, padding_mode
+        )
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] to the posterior's logits [B, K, h, w], in fp32.
+
+        Raises:
+            ValueError: the images are not [B, 3, image_size, image_size].
+        """
+        side = self.image_size
+        if images.ndim != 4 or images.shape[1:] != (3, side, side):
+            raise ValueError(
+                f"the dVAE reads images [B, 3, {side}, {side}], got {list(images.shape)}"
+            )
+        return self.encoder(map_pixels(images))
+
+    def relax(self, logits: Tensor, temperature: float) -> Tensor:
+        """A Gumbel-softmax sample [B, K, h, w] of the codes (section 2.1), in fp32."""
+        with torch.autocast(logits.device.type, enabled=False):
+            return F.gumbel_softmax(logits.float(), tau=temperature, dim=1)
+
+    def one_hot(self, tokens: Tensor) -> Tensor:
+        """Image tokens [B, h, w] to one-hot codes [B, K, h, w]."""
+        return F.one_hot(tokens, self.num_tokens).movedim(-1, 1).float()
+
+    def distribution(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes [B, K, h, w] to the logit-Laplace's mu and ln b, each [B, 3, H, W], in fp32."""
+        mu, log_scale = self.decoder(codes).float().chunk(2, dim=1)
+        if self.min_log_scale is not None:
+            log_scale = self.min_log_scale + F.softplus(log_scale - self.min_log_scale)
+        return mu, log_scale
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] to image tokens [B, h, w]: the likeliest, no noise."""
+        return self.logits(images).argmax(dim=1)
+
+    @torch.no_grad()
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Image tokens [B, h, w] to images [B, 3, H, W] in [0, 1]."""
+        mu, _ = self.distribution(self.one_hot(tokens))
+        return unmap_pixels(torch.sigmoid(mu))

@@ -1,0 +1,33 @@
+"""How both stages set up their optimisers."""
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from tilewright.schedules import Schedule
+
+
+def scheduled(optimiser: Optimizer, learning_rate: Schedule) -> dict:
+    """What `configure_optimizers` returns for a rate that follows a schedule of the update.
+
+    The optimiser must have been made with lr=1: LambdaLR multiplies, and the schedule is absolute.
+    """
+    scheduler = {"scheduler": LambdaLR(optimiser, learning_rate), "interval": "step"}
+    return {"optimizer": optimiser, "lr_scheduler": scheduler}
+
+
+def decay_matrices_only(module: nn.Module, weight_decay: float) -> list[dict]:
+    """Two parameter groups: the linear layers' matrices, which decay, and all the rest.
+
+    Embeddings, gains and biases do not decay: decaying them gave other implementations' users
+    brown pictures while the loss went on falling.
+    """
+    matrices, rest = [], []
+    for layer in module.modules():
+        for name, parameter in layer.named_parameters(recurse=False):
+            is_matrix = isinstance(layer, nn.Linear) and name == "weight"
+            (matrices if is_matrix else rest).append(parameter)
+    return [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+    ]

@@ -1,0 +1,62 @@
+"""Grids of pictures: for TensorBoard, for files, for people."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms.functional import to_pil_image
+from torchvision.utils import make_grid
+
+SMALLEST = 96  # pixels of a picture's side below which it is enlarged to be looked at
+
+
+def enlarged(images: Tensor) -> Tensor:
+    """Small images [B, 3, H, W] by a whole factor, pixel by pixel, so that a person sees them."""
+    factor = math.ceil(SMALLEST / images.shape[-1])
+    return F.interpolate(images, scale_factor=factor, mode="nearest") if factor > 1 else images
+
+
+def comparison(originals: Tensor, reconstructions: Tensor, columns: int = 8) -> Tensor:
+    """Originals [B, 3, H, W] in rows, each row over that of its reconstructions: [3, h, w]."""
+    rows = []
+    for first in range(0, len(originals), columns):
+        rows += [originals[first : first + columns], reconstructions[first : first + columns]]
+    images = enlarged(torch.cat(rows).float())
+    return make_grid(images, nrow=min(columns, len(originals)), padding=4, pad_value=0.5)
+
+
+def captioned_grid(captions: Sequence[str], images: Tensor) -> Image.Image:
+    """A row for each caption, which stands above it: images [C, n, 3, H, W] in [0, 1]."""
+    font = ImageFont.load_default(size=16)
+    strips = [
+        to_pil_image(make_grid(enlarged(row.cpu().float()), nrow=len(row), padding=4, pad_value=0.5))
+        for row in images
+    ]
+    width, height = strips[0].size
+    line = 24
+    grid = Image.new("RGB", (max(width, 480), (height + line) * len(strips)), "white")
+    draw = ImageDraw.Draw(grid)
+    for number, (caption, strip) in enumerate(zip(captions, strips, strict=True)):
+        top = number * (height + line)
+        draw.text((4, top + 2), caption, fill="black", font=font)
+        grid.paste(strip, (0, top + line))
+    return grid
+
+
+def save(image: Image.Image, path: Path) -> None:
+    """Writes a picture, making its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+
+
+def show(trainer: pl.Trainer, tag: str, image: Tensor) -> None:
+    """Puts a picture [3, H, W] on the TensorBoard page, where there is one."""
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(tag, image.clamp(0, 1), trainer.global_step)

@@ -1,0 +1,125 @@
+"""Who may see whom: one predicate per attention pattern, and everything that is derived from it.
+
+A predicate takes query and key positions of the stream (integers or integer tensors) and says
+whether the query sees the key. The dense mask, FlexAttention's block mask and the plan by which a
+cached decoding step stores and reads keys all come from it (section 2.2, appendix B.1).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from tilewright.prior.stream import Stream
+
+Predicate = Callable[[Tensor, Tensor, int], Tensor]  # (query, key, side): image tokens' indices
+
+CONVOLUTION_KERNEL = 11
+
+
+def full(query: Tensor, key: Tensor, side: int) -> Tensor:
+    """Every token before, and itself."""
+    return query >= key
+
+
+def row(query: Tensor, key: Tensor, side: int) -> Tensor:
+    """The tokens before, back to the same column of the row above: side + 1, itself included."""
+    return (query >= key) & (query - key <= side)
+
+
+def column(query: Tensor, key: Tensor, side: int) -> Tensor:
+    """The tokens of the same column, at and above the row."""
+    return (query >= key) & ((query - key) % side == 0)
+
+
+def convolutional(query: Tensor, key: Tensor, side: int) -> Tensor:
+    """The causal half of a centred 11x11 kernel, which wraps around the row's edge as `row` does.
+
+    In raster order a key lies `rows * side + columns` behind its query, with rows in 0..5 and
+    columns in -5..5. `rows` is the fewest that brings `columns` to 5 or less.
+    """
+    reach = CONVOLUTION_KERNEL // 2
+    distance = query - key
+    rows = ((distance - reach + side - 1) // side).clamp(min=0)
+    columns = distance - rows * side
+    return (distance >= 0) & (rows <= reach) & (columns >= -reach)
+
+
+PATTERNS: dict[str, Predicate] = {
+    "full": full,
+    "row": row,
+    "column": column,
+    "convolutional": convolutional,
+}
+
+
+def layer_patterns(depth: int) -> list[str]:
+    """The paper's order of patterns: row, column, row, row, and so on; the last convolutional."""
+    patterns = ["column" if (i - 2) % 4 == 0 else "row" for i in range(1, depth + 1)]
+    if depth > 1:
+        patterns[-1] = "convolutional"
+    return patterns
+
+
+def sees(pattern: str, stream: Stream) -> Callable[[Tensor, Tensor], Tensor]:
+    """The predicate on stream positions: text is causal, an image token sees the whole text."""
+    first, side, image_sees = stream.first_image_position, stream.grid, PATTERNS[pattern]
+
+    def predicate(query: Tensor, key: Tensor) -> Tensor:
+        to_text = (key < first) & (query >= key)
+        to_image = (key >= first) & image_sees(query - first, key - first, side)
+        return to_text | to_image
+
+    return predicate
+
+
+@lru_cache(maxsize=64)
+def dense_mask(pattern: str, stream: Stream) -> Tensor:
+    """[L, L] booleans, True where the query (row) sees the key (column)."""
+    positions = torch.arange(stream.length)
+    return sees(pattern, stream)(positions[:, None], positions[None, :])
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """Where a decoding step keeps image keys and which of them it reads.
+
+    Args:
+        slots: how many keys the layer must hold at once.
+        write: slot of each image token's key, [N].
+        read: for each image token as query, the slots that it reads (its own included).
+    """
+
+    slots: int
+    write: list[int]
+    read: list[Tensor]
+
+
+@lru_cache(maxsize=64)
+def cache_plan(pattern: str, stream: Stream) -> CachePlan:
+    """The smallest cache for a pattern, by giving a key's slot away after its last reader.
+
+    A row layer needs side + 1 slots and a convolutional one about five rows, at any grid; a column
+    layer needs them all, because the bottom row reads the top one.
+    """
+    first = stream.first_image_position
+    visible = dense_mask(pattern, stream)[first:, first:]  # the last image token is no input
+    count = len(visible)
+    readers = torch.arange(count)[:, None].expand(count, count)
+    last_reader = torch.where(visible, readers, -1).amax(dim=0).tolist()
+    slot_of: list[int] = []
+    free: list[int] = []
+    slots = 0
+    leaving: dict[int, list[int]] = {}
+    for token in range(count):
+        free += leaving.pop(token - 1, [])
+        if free:
+            slot = free.pop(0)
+        else:
+            slot, slots = slots, slots + 1
+        slot_of.append(slot)
+        leaving.setdefault(last_reader[token], []).append(slot)
+    slot_index = torch.tensor(slot_of)
+    return CachePlan(slots, slot_of, [slot_index[visible[token]] for token in range(count)])

@@ -1,0 +1,120 @@
+"""Draws image tokens for captions, one position at a time, each computed once."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tilewright.prior.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is drawn from its logits.
+
+    Args:
+        temperature: divides the logits (the paper draws at 1); 0 takes the likeliest token.
+        top_k: only the k likeliest tokens, or None for all.
+        top_p: only the likeliest tokens that together hold this probability, or None for all.
+        guidance: how far to move from the logits of an empty caption to those of the caption and
+            beyond; 1 is no guidance. Needs a prior trained with caption dropout.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    guidance: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ValueError(f"temperature must be 0 or more, got {self.temperature}")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k must be 1 or more, got {self.top_k}")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
+
+
+def candidate_noise(captions: range, candidates: int, length: int, seed: int) -> Tensor:
+    """Uniform numbers [C * n, length], one generator for each picture.
+
+    Candidate i of caption number c is the same picture however many others are drawn with it.
+    """
+    rows = []
+    for caption in captions:
+        for candidate in range(candidates):
+            mixed = (seed * 1_000_003 + caption) * 1_000_003 + candidate
+            generator = torch.Generator().manual_seed(mixed % 2**63)
+            rows.append(torch.rand(length, generator=generator))
+    return torch.stack(rows)
+
+
+def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
+    """Tokens [B] from logits [B, K] by inverting the distribution at `uniform` [B] in [0, 1)."""
+    if sampling.temperature == 0:
+        return logits.argmax(dim=-1)
+    probabilities, tokens = (logits / sampling.temperature).softmax(dim=-1).sort(descending=True)
+    if sampling.top_k is not None:
+        probabilities = probabilities[:, : sampling.top_k]
+    cumulative = probabilities.cumsum(dim=-1)
+    kept = torch.ones_like(cumulative, dtype=torch.bool)
+    if sampling.top_p is not None:
+        # A token is kept while those before it hold less than top_p: the likeliest always is.
+        kept = cumulative - probabilities < sampling.top_p
+        cumulative = (probabilities * kept).cumsum(dim=-1)
+    target = uniform[:, None] * cumulative[:, -1:]
+    rank = torch.searchsorted(cumulative, target, right=True)
+    last = kept.sum(dim=-1, keepdim=True) - 1  # rounding may carry the target past it
+    return tokens.gather(1, rank.minimum(last)).squeeze(1)
+
+
+@torch.inference_mode()
+def sample(
+    network: Transformer,
+    text: Tensor,
+    candidates: int = 1,
+    *,
+    sampling: Sampling | None = None,
+    seed: int = 0,
+    first: int = 0,
+    first_rows: Tensor | None = None,
+) -> Tensor:
+    """Image tokens for captions.
+
+    Args:
+        text: text tokens [C, T], negative past their end.
+        candidates: n, pictures for each caption.
+        first: number of the first caption, where these are a part of a longer list: the pictures
+            depend on the seed, the caption's number and the candidate's.
+        first_rows: image tokens [C, R, w] that every picture of the caption begins with.
+
+    Returns:
+        Image tokens [C, n, h, w].
+    """
+    sampling = sampling or Sampling()
+    stream, captions = network.stream, len(text)
+    numbers = range(first, first + captions)
+    uniform = candidate_noise(numbers, candidates, stream.image_length, seed).to(text.device)
+    given = torch.empty(captions, 0, dtype=torch.long, device=text.device)
+    if first_rows is not None:
+        given = first_rows.flatten(1).to(text.device)
+    given = given.repeat_interleave(candidates, dim=0)
+
+    guided = sampling.guidance != 1
+    if guided:  # the same pictures once more, under empty captions
+        text = torch.cat([text, stream.empty_captions(captions, text.device)])
+    logits, caches = network.prefill(text, candidates)
+    drawn: list[Tensor] = []
+    for number in range(stream.image_length):
+        if number > 0:
+            last = drawn[-1]
+            logits = network.step(torch.cat([last, last]) if guided else last, number - 1, caches)
+        if number < given.shape[1]:
+            drawn.append(given[:, number])
+            continue
+        if guided:
+            conditional, empty = logits.chunk(2)
+            steered = empty + sampling.guidance * (conditional - empty)
+        else:
+            steered = logits
+        drawn.append(draw(steered, uniform[:, number], sampling))
+    return torch.stack(drawn, dim=1).view(captions, candidates, stream.grid, stream.grid)

@@ -1,0 +1,108 @@
+"""The stream: one sequence of tokens for a caption and its picture (section 2.2).
+
+    input     start  t_0  t_1 ... t_T-1  i_0   i_1 ... i_N-2
+    target    t_0    t_1  t_2 ... i_0    i_1   i_2 ... i_N-1
+    position  0      1    2   ... T      T+1   T+2 ... T+N-1
+
+Only this module knows the layout; the masks, the transformer, the loss and the sampler ask it.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Lengths and vocabularies of the two halves, and the layout that follows from them.
+
+    Args:
+        text_length: T, text positions of a caption.
+        text_vocab: number of BPE tokens.
+        grid: side of the grid of image tokens; N = grid^2.
+        image_vocab: K, number of image tokens.
+        padding_targets: which padding positions count in the text loss. The first padding token
+            says that the caption has ended, so a model that completes captions must learn it; those
+            after it are certain and would only dilute the loss. "first" counts it alone, "all"
+            counts every one, "none" counts none.
+    """
+
+    text_length: int = 256
+    text_vocab: int = 16384
+    grid: int = 32
+    image_vocab: int = 8192
+    padding_targets: Literal["first", "all", "none"] = "first"
+
+    @property
+    def image_length(self) -> int:
+        """N, the number of image tokens."""
+        return self.grid**2
+
+    @property
+    def length(self) -> int:
+        """Positions that the transformer computes: the last image token is never an input."""
+        return self.text_length + self.image_length
+
+    @property
+    def first_image_position(self) -> int:
+        """The position whose input is image token 0; all before it are start and text."""
+        return self.text_length + 1
+
+    @property
+    def start_token(self) -> int:
+        """The start token's row in the text embedding, behind BPE and padding tokens."""
+        return self.text_vocab + self.text_length
+
+    @property
+    def text_embeddings(self) -> int:
+        """Rows of the text embedding: BPE tokens, a padding token for each position, the start."""
+        return self.text_vocab + self.text_length + 1
+
+    @property
+    def text_classes(self) -> int:
+        """Classes of a text prediction: BPE tokens and padding tokens."""
+        return self.text_vocab + self.text_length
+
+    def pad(self, text: Tensor) -> Tensor:
+        """Text tokens [B, T], negative past their end, to the same with padding tokens there.
+
+        Each position has a padding token of its own, and all of them are attended to.
+        """
+        padding = self.text_vocab + torch.arange(self.text_length, device=text.device)
+        return torch.where(text < 0, padding, text)
+
+    def empty_captions(self, count: int, device: torch.device | None = None) -> Tensor:
+        """`count` captions [count, T] without a token: what guidance steers away from."""
+        return torch.full((count, self.text_length), -1, device=device)
+
+    def loss(
+        self, text_logits: Tensor, image_logits: Tensor, text: Tensor, image: Tensor
+    ) -> dict[str, Tensor]:
+        """The two cross-entropies in nats per token, and 1/8 text + 7/8 image as `loss`.
+
+        Args:
+            text_logits: [B, T, text_classes].
+            image_logits: [B, N, K].
+            text: text tokens [B, T], negative past their end.
+            image: image tokens [B, h, w].
+        """
+        text_nats = F.cross_entropy(
+            text_logits.flatten(0, 1), self.pad(text).flatten(), reduction="none"
+        )
+        counted = self._counts(text).flatten()
+        text_loss = (text_nats * counted).sum() / counted.sum().clamp(min=1)
+        image_loss = F.cross_entropy(image_logits.flatten(0, 1), image.flatten())
+        return {"loss": text_loss / 8 + image_loss * 7 / 8, "text": text_loss, "image": image_loss}
+
+    def _counts(self, text: Tensor) -> Tensor:
+        """Which text positions [B, T] count in the loss."""
+        is_token = text >= 0
+        if self.padding_targets == "all":
+            return torch.ones_like(is_token)
+        if self.padding_targets == "none":
+            return is_token
+        follows_token = F.pad(is_token[:, :-1], (1, 0), value=True)
+        return is_token | follows_token

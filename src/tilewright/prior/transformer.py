@@ -1,0 +1,129 @@
+"""The prior's network: a decoder-only transformer over the stream (section 2.2)."""
+
+import torch
+from torch import Tensor, nn
+
+from tilewright.prior.attention import LayerCache, SelfAttention
+from tilewright.prior.masks import PATTERNS, layer_patterns
+from tilewright.prior.stream import Stream
+
+
+class Block(nn.Module):
+    """Pre-norm attention and a four times wider GELU network, each on a residual path."""
+
+    def __init__(self, dim: int, heads: int, pattern: str, stream: Stream):
+        super().__init__()
+        self.norm_attention = nn.LayerNorm(dim)
+        self.attention = SelfAttention(dim, heads, pattern, stream)
+        self.norm_mlp = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm_attention(x))
+        return x + self.mlp(self.norm_mlp(x))
+
+    def prefill(self, x: Tensor, candidates: int) -> tuple[Tensor, LayerCache]:
+        y, cache = self.attention.prefill(self.norm_attention(x), candidates)
+        x = x + y
+        return x + self.mlp(self.norm_mlp(x)), cache
+
+    def step(self, x: Tensor, token: int, cache: LayerCache) -> Tensor:
+        x = x + self.attention.step(self.norm_attention(x), token, cache)
+        return x + self.mlp(self.norm_mlp(x))
+
+
+class Transformer(nn.Module):
+    """Text tokens and image tokens to the logits of each next token.
+
+    Text positions predict text and padding tokens, image positions predict image tokens; two
+    output matrices, because no position may predict the other kind.
+
+    Args:
+        stream: the layout and the vocabularies.
+        dim: width; heads: number of heads; depth: number of blocks.
+        pattern: "paper" for the paper's order of row, column and convolutional layers, or the name
+            of one pattern for every layer ("full" is dense attention).
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        *,
+        dim: int = 3968,
+        depth: int = 64,
+        heads: int = 62,
+        pattern: str = "paper",
+    ):
+        super().__init__()
+        if pattern not in {"paper", *PATTERNS}:
+            raise ValueError(f"pattern must be paper or one of {sorted(PATTERNS)}, got {pattern!r}")
+        patterns = layer_patterns(depth) if pattern == "paper" else [pattern] * depth
+        self.stream = stream
+        self.text_embedding = nn.Embedding(stream.text_embeddings, dim)
+        self.text_position = nn.Embedding(stream.first_image_position, dim)
+        self.image_embedding = nn.Embedding(stream.image_vocab, dim)
+        self.row_position = nn.Embedding(stream.grid, dim)
+        self.column_position = nn.Embedding(stream.grid, dim)
+        self.blocks = nn.ModuleList(Block(dim, heads, p, stream) for p in patterns)
+        self.norm = nn.LayerNorm(dim)
+        self.text_head = nn.Linear(dim, stream.text_classes)
+        self.image_head = nn.Linear(dim, stream.image_vocab)
+        self._initialise(depth)
+
+    def _initialise(self, depth: int) -> None:
+        """Normal with deviation 0.02; the residual branches' last layers shrink with the depth."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+        for block in self.blocks:
+            for last in (block.attention.out, block.mlp[-1]):
+                nn.init.normal_(last.weight, std=0.02 / (2 * depth) ** 0.5)
+
+    def embed_text(self, text: Tensor) -> Tensor:
+        """Text tokens [B, T], negative past their end, to states [B, 1 + T, dim], start first."""
+        start = text.new_full((len(text), 1), self.stream.start_token)
+        tokens = torch.cat([start, self.stream.pad(text)], dim=1)
+        return self.text_embedding(tokens) + self.text_position.weight
+
+    def embed_image(self, image: Tensor, first: int = 0) -> Tensor:
+        """Image tokens [B, n], numbers `first` and on in raster order, to states [B, n, dim]."""
+        index = torch.arange(first, first + image.shape[1], device=image.device)
+        grid = self.stream.grid
+        position = self.row_position(index // grid) + self.column_position(index % grid)
+        return self.image_embedding(image) + position
+
+    def forward(self, text: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of the whole stream.
+
+        Args:
+            text: text tokens [B, T], negative past their end.
+            image: image tokens [B, h, w].
+
+        Returns:
+            Logits [B, T, text_classes] of the text and [B, N, K] of the image tokens.
+        """
+        x = torch.cat([self.embed_text(text), self.embed_image(image.flatten(1)[:, :-1])], dim=1)
+        for block in self.blocks:
+            x = block(x)
+        text_states, image_states = self.norm(x).split(
+            [self.stream.text_length, self.stream.image_length], dim=1
+        )
+        return self.text_head(text_states).float(), self.image_head(image_states).float()
+
+    def prefill(self, text: Tensor, candidates: int) -> tuple[Tensor, list[LayerCache]]:
+        """Reads captions [C, T] once; the logits [C * n, K] of image token 0, and the caches."""
+        x, caches = self.embed_text(text), []
+        for block in self.blocks:
+            x, cache = block.prefill(x, candidates)
+            caches.append(cache)
+        logits = self.image_head(self.norm(x[:, -1])).float()
+        return logits.repeat_interleave(candidates, dim=0), caches
+
+    def step(self, tokens: Tensor, number: int, caches: list[LayerCache]) -> Tensor:
+        """Reads image token `number` [B]; the logits [B, K] of the next one."""
+        x = self.embed_image(tokens[:, None], number).squeeze(1)
+        for block, cache in zip(self.blocks, caches, strict=True):
+            x = block.step(x, number, cache)
+        return self.image_head(self.norm(x)).float()

@@ -1,0 +1,147 @@
+"""Where a run lives, how one is found, and how its trained network is loaded.
+
+A run is a folder `<logs>/<stage>/<name>/` with `config.yaml` (resolved), `checkpoints/` (`last.ckpt`
+and `best.ckpt`), TensorBoard events and `metrics.csv`; a prior's also holds `tokenizer.json` and the
+frozen dVAE under `dvae/`, so that it draws wherever it is copied to.
+
+Nothing heavy is imported before it is needed: the command line looks for runs before it loads torch.
+"""
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig, OmegaConf
+
+from tilewright.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+CONFIG = "config.yaml"
+TOKENIZER = "tokenizer.json"
+DVAE = "dvae"
+LATEST = "latest"
+
+
+def create(logs: Path, stage: str, name: str) -> Path:
+    """A new run's folder; `latest` leads to it from now on.
+
+    Raises:
+        UserError: a run of that name exists.
+    """
+    run = logs / stage / name
+    if (run / CONFIG).exists():
+        raise UserError(f"{run} exists: go on with it by resume={run}, or choose another run_name")
+    run.mkdir(parents=True, exist_ok=True)
+    # Made under another name and renamed, so that `latest` never leads nowhere.
+    link = run.parent / f".{LATEST}-{os.getpid()}"
+    link.unlink(missing_ok=True)
+    link.symlink_to(name, target_is_directory=True)
+    link.replace(run.parent / LATEST)
+    return run
+
+
+def save_config(run: Path, config: DictConfig) -> None:
+    """Writes the run's configuration with every interpolation resolved."""
+    OmegaConf.save(config, run / CONFIG, resolve=True)
+
+
+def load_config(run: Path) -> DictConfig:
+    """The configuration that a run was trained with.
+
+    Raises:
+        UserError: the folder is no run.
+    """
+    if not (run / CONFIG).is_file():
+        raise UserError(f"{run} is no run: it has no {CONFIG}")
+    config = OmegaConf.load(run / CONFIG)
+    assert isinstance(config, DictConfig)
+    return config
+
+
+def checkpoint(run: Path, kind: str = "best") -> Path:
+    """The checkpoint of a kind, "best" or "last"; the other one where only that is there.
+
+    Raises:
+        UserError: the run has none yet.
+    """
+    folder = run / "checkpoints"
+    for name in (kind, "best", "last"):
+        if (folder / f"{name}.ckpt").is_file():
+            return folder / f"{name}.ckpt"
+    raise UserError(f"{run} has no checkpoint yet: let it train, or name another run")
+
+
+def find(logs: Path, stage: str, wanted: str | None = None, data: str | None = None) -> Path:
+    """A run that has a checkpoint: the one at the path `wanted`, else the newest of a stage.
+
+    Args:
+        data: with no path, only runs that were trained on this data set.
+
+    Raises:
+        UserError: there is none; the message has the command that makes one.
+    """
+    if wanted is not None:
+        run = Path(wanted)
+        if not run.is_dir():
+            raise UserError(f"there is no run {run}: name one under {logs / stage}/")
+        load_config(run)
+        checkpoint(run)
+        return run.resolve()
+    for run in _newest_first(logs / stage):
+        if data is None or OmegaConf.select(load_config(run), "choices.data") == data:
+            return run
+    on = f" data={data}" if data else ""
+    raise UserError(
+        f"no trained {stage} in {logs / stage}/{f' for data={data}' if data else ''}: "
+        f"train one first with `python src/train.py stage={stage}{on}`, or give its path"
+    )
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    """Runs of a folder that can be loaded or resumed, by the age of their newest checkpoint."""
+    found = []
+    for run in folder.glob("*/"):
+        checkpoints = list((run / "checkpoints").glob("*.ckpt"))
+        if run.name != LATEST and checkpoints and (run / CONFIG).is_file():
+            found.append((max(file.stat().st_mtime for file in checkpoints), run.resolve()))
+    return [run for _, run in sorted(found, reverse=True)]
+
+
+def load_network(run: str | Path, device: str = "cpu") -> "nn.Module":
+    """A run's trained network, its averaged weights, frozen and ready for use.
+
+    Raises:
+        UserError: no run, no checkpoint, a broken one, or one of another network.
+    """
+    import torch
+    from hydra.utils import instantiate
+
+    run = Path(run)
+    network = instantiate(load_config(run).model.network)
+    file = checkpoint(run)
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
+    except Exception as error:  # a broken archive raises errors of many classes
+        raise UserError(f"{file} cannot be read, it may be cut short: {error}") from error
+    prefix = "network."
+    weights = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f"{file} does not fit the network of {run / CONFIG}") from error
+    return network.to(device).eval().requires_grad_(False)
+
+
+def keep_dvae(prior_run: Path, dvae_run: Path) -> None:
+    """Copies what it takes to use a trained dVAE into a prior's run."""
+    import torch
+
+    home = prior_run / DVAE
+    (home / "checkpoints").mkdir(parents=True, exist_ok=True)
+    shutil.copy(dvae_run / CONFIG, home / CONFIG)
+    saved = torch.load(checkpoint(dvae_run), map_location="cpu", weights_only=True)
+    # Neither the optimiser's state nor the weights before averaging are of use to a frozen model.
+    torch.save({"state_dict": saved["state_dict"]}, home / "checkpoints" / "best.ckpt")

@@ -1,0 +1,74 @@
+"""Trains one stage: `python src/train.py stage=dvae`, then `python src/train.py stage=prior`."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from tilewright import command_line, runs
+from tilewright.errors import UserError
+
+
+def prepare(config: DictConfig) -> tuple[DictConfig, Path | None]:
+    """The run's final configuration and, if it resumes, the checkpoint to go on from.
+
+    Everything that can be wrong with names, paths and settings comes out here, in a second and
+    before torch is loaded.
+    """
+    if OmegaConf.is_missing(config, "stage"):
+        raise UserError("say what to train: stage=dvae, then stage=prior")
+    logs = Path(config.paths.logs)
+    if config.resume:
+        wanted = None if config.resume is True else config.resume
+        run = runs.find(logs, config.stage, wanted)
+        resumed = command_line.resumed(runs.load_config(run))
+        resumed.run = str(run)
+        if config.stage == "prior":
+            resumed.dvae = str(run / runs.DVAE)
+        return resumed, runs.checkpoint(run, "last")
+
+    with open_dict(config):
+        config.choices = command_line.choices()
+        if config.stage == "prior":
+            dvae = runs.find(logs, "dvae", config.dvae, data=config.choices["data"])
+            network = runs.load_config(dvae).model.network
+            config.dvae = str(dvae)
+            config.image_tokens = {"grid": network.grid, "vocab": network.num_tokens}
+        name = command_line.job_name(config.run_name)
+        config.run = str(Path(logs) / config.stage / name)
+        command_line.check(config)
+        runs.create(logs, config.stage, name)
+    runs.save_config(Path(config.run), config)
+    return config, None
+
+
+@command_line.command("train")
+def main(config: DictConfig) -> None:
+    config, checkpoint = prepare(config)
+    run = Path(config.run)
+    print(f"{config.stage}: training in {run}, watch it with `tensorboard --logdir {config.paths.logs}`")
+
+    import pytorch_lightning as pl
+    from hydra.utils import instantiate
+
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    data = instantiate(config.data)
+    if data.tokenizer is not None:
+        if not (run / runs.TOKENIZER).exists():
+            data.tokenizer.train(data.captions("train"))
+            data.tokenizer.save(run / runs.TOKENIZER)
+        data.tokenizer.load(run / runs.TOKENIZER)
+    if config.stage == "prior" and checkpoint is None:
+        runs.keep_dvae(run, Path(config.dvae))
+    model = instantiate(config.model)
+    trainer = instantiate(
+        config.trainer,
+        logger=list(instantiate(config.logger).values()),
+        callbacks=list(instantiate(config.callbacks).values()),
+    )
+    trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
+    trainer.save_checkpoint(run / "checkpoints" / "last.ckpt")
+    print(f"{config.stage}: trained, in {run}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""The crops: sizes, where they cut, and what they leave alone."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tilewright.data.transforms import CenterCrop, StageOneCrop, StageTwoCrop
+
+SIZES = [(64, 64), (200, 90), (90, 200), (65, 64), (30, 20), (1, 500)]
+
+
+def ramp(width, height):
+    """Red grows from left to right, green from top to bottom."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[..., 0] = np.linspace(0, 255, width)[None]
+    pixels[..., 1] = np.linspace(0, 255, height)[:, None]
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize("crop", [StageOneCrop(64), StageTwoCrop(64), CenterCrop(64)])
+@pytest.mark.parametrize("size", SIZES)
+def test_result_is_square_and_of_the_size(crop, size):
+    for _ in range(20):
+        assert crop(ramp(*size)).size == (64, 64)
+
+
+@pytest.mark.parametrize("crop", [StageOneCrop(32), StageTwoCrop(32)])
+def test_torch_seed_decides(crop):
+    def draw(seed):
+        torch.manual_seed(seed)
+        return [crop(ramp(100, 60)).tobytes() for _ in range(5)]
+
+    assert draw(1) == draw(1)
+    assert draw(1) != draw(2)
+    assert len(set(draw(1))) > 1
+
+
+def test_center_crop_leaves_the_right_size_alone():
+    image = ramp(48, 48)
+    assert CenterCrop(48)(image) is image
+
+
+def test_center_crop_cuts_the_middle_pixel_for_pixel():
+    image = ramp(80, 48)
+    expected = np.asarray(image)[:, 16:64]
+    np.testing.assert_array_equal(np.asarray(CenterCrop(48)(image)), expected)
+
+
+def test_shrinking_is_area_averaging():
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    expected = pixels.reshape(16, 4, 16, 4, 3).mean((1, 3))
+    shrunk = np.asarray(CenterCrop(16)(Image.fromarray(pixels)), float)
+    assert np.abs(shrunk - expected).max() <= 1
+
+
+def test_enlarging_is_smooth():
+    enlarged = np.asarray(CenterCrop(64)(ramp(8, 8)))[32, :, 0]
+    assert len(np.unique(enlarged)) > 32  # nearest or box would repeat the 8 there are
+
+
+def scale_of(image, source):
+    """How many pixels of the source one pixel of a crop of a ramp spans."""
+    row = np.asarray(image, float)[32, :, 0]
+    return abs(row[-1] - row[0]) / 255 * (source - 1) / (len(row) - 1)
+
+
+def test_stage_one_shrinks_to_a_side_from_9_to_12_eighths():
+    torch.manual_seed(0)
+    spans = [scale_of(StageOneCrop(64)(ramp(512, 512)), 512) for _ in range(300)]
+    sides = 512 / np.array(spans)
+    assert sides.min() == pytest.approx(72, abs=1.5)
+    assert sides.max() == pytest.approx(96, abs=1.5)
+
+
+def test_stage_two_shrinks_to_a_side_from_8_to_9_eighths():
+    torch.manual_seed(0)
+    spans = [scale_of(StageTwoCrop(64)(ramp(512, 512)), 512) for _ in range(300)]
+    sides = 512 / np.array(spans)
+    assert sides.min() == pytest.approx(64, abs=1)
+    assert sides.max() == pytest.approx(72, abs=1.5)
+
+
+def test_stage_one_flips_every_other_picture_or_none():
+    def flipped(crop):
+        torch.manual_seed(0)
+        rows = [np.asarray(crop(ramp(128, 128)), int)[0, :, 0] for _ in range(200)]
+        return sum(row[0] > row[-1] for row in rows)
+
+    assert 70 < flipped(StageOneCrop(64)) < 130
+    assert flipped(StageOneCrop(64, flip=False)) == 0
+    assert flipped(StageTwoCrop(64)) == 0
+
+
+def test_stage_two_cuts_near_the_middle_and_stage_one_anywhere():
+    def lefts(crop):
+        torch.manual_seed(0)
+        # 64 high, so nothing is resized; red is the position from left to right.
+        reds = [np.asarray(crop(ramp(256, 64)))[0, 0, 0] for _ in range(300)]
+        return np.array(reds) / 255 * 255 / 192  # as a share of the slack
+
+    middle, anywhere = lefts(StageTwoCrop(64)), lefts(StageOneCrop(64, flip=False))
+    assert middle.min() == pytest.approx(3 / 8, abs=0.02)
+    assert middle.max() == pytest.approx(5 / 8, abs=0.02)
+    assert anywhere.min() < 0.05
+    assert anywhere.max() > 0.95
+
+
+@pytest.mark.parametrize("crop", [StageOneCrop(64, flip=False), StageTwoCrop(64)])
+def test_picture_of_the_target_size_is_not_enlarged(crop):
+    image = ramp(64, 64)
+    assert crop(image).tobytes() == image.tobytes()
