@@ -36,8 +36,8 @@ def prepare(config: DictConfig) -> tuple[DictConfig, Path | None]:
         name = command_line.job_name(config.run_name)
         config.run = str(Path(logs) / config.stage / name)
         command_line.check(config)
-        runs.create(logs, config.stage, name)
-    runs.save_config(Path(config.run), config)
+    if (Path(config.run) / runs.CONFIG).exists():
+        raise UserError(f"{config.run} exists: resume={config.run} goes on with it")
     return config, None
 
 
@@ -45,29 +45,33 @@ def prepare(config: DictConfig) -> tuple[DictConfig, Path | None]:
 def main(config: DictConfig) -> None:
     config, checkpoint = prepare(config)
     run = Path(config.run)
-    print(f"{config.stage}: training in {run}, watch it with `tensorboard --logdir {config.paths.logs}`")
 
     import pytorch_lightning as pl
     from hydra.utils import instantiate
 
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data = instantiate(config.data)
-    if data.tokenizer is not None:
-        if not (run / runs.TOKENIZER).exists():
-            data.tokenizer.train(data.captions("train"))
-            data.tokenizer.save(run / runs.TOKENIZER)
-        data.tokenizer.load(run / runs.TOKENIZER)
-    if config.stage == "prior" and checkpoint is None:
-        runs.keep_dvae(run, Path(config.dvae))
+    data.setup()
     model = instantiate(config.model)
     trainer = instantiate(
         config.trainer,
         logger=list(instantiate(config.logger).values()),
         callbacks=list(instantiate(config.callbacks).values()),
     )
+    if checkpoint is None:  # all that can be wrong has been found by now: the run begins
+        runs.create(run, config)
+        if data.tokenizer is not None:
+            data.tokenizer.train(data.captions("train"))
+            data.tokenizer.save(run / runs.TOKENIZER)
+        if config.stage == "prior":
+            runs.keep_dvae(run, Path(config.dvae))
+    elif data.tokenizer is not None:
+        data.tokenizer.load(run / runs.TOKENIZER)
+
+    print(f"Training {run}; to watch: tensorboard --logdir {config.paths.logs}")
     trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
     trainer.save_checkpoint(run / "checkpoints" / "last.ckpt")
-    print(f"{config.stage}: trained, in {run}")
+    print(f"Trained {run}")
 
 
 if __name__ == "__main__":

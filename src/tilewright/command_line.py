@@ -124,3 +124,20 @@ def resumed(saved: DictConfig) -> DictConfig:
         else:
             config.merge_with_dotlist([f"{key}={value}"])
     return config
+
+
+def device(wanted: str) -> str:
+    """The device to compute on: "auto" is a GPU where there is one.
+
+    Raises:
+        UserError: the device that was asked for is not there.
+    """
+    import torch
+
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=wanted)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device={wanted} cannot be used here; device=auto takes what is") from error
+    return wanted

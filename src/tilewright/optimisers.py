@@ -12,7 +12,9 @@ def scheduled(optimiser: Optimizer, learning_rate: Schedule) -> dict:
 
     The optimiser must have been made with lr=1: LambdaLR multiplies, and the schedule is absolute.
     """
-    scheduler = {"scheduler": LambdaLR(optimiser, learning_rate), "interval": "step"}
+    # A plain function: LambdaLR would put a callable object into the checkpoint, which then could
+    # not be read with weights_only.
+    scheduler = {"scheduler": LambdaLR(optimiser, lambda step: learning_rate(step)), "interval": "step"}
     return {"optimizer": optimiser, "lr_scheduler": scheduler}
 
 

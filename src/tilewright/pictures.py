@@ -10,8 +10,11 @@ from PIL import Image, ImageDraw, ImageFont
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms.functional import to_pil_image
+from torchvision.transforms.functional import to_pil_image, to_tensor
 from torchvision.utils import make_grid
+
+from tilewright.data.images import UnreadableImage, decode
+from tilewright.errors import UserError
 
 SMALLEST = 96  # pixels of a picture's side below which it is enlarged to be looked at
 
@@ -31,13 +34,22 @@ def comparison(originals: Tensor, reconstructions: Tensor, columns: int = 8) -> 
     return make_grid(images, nrow=min(columns, len(originals)), padding=4, pad_value=0.5)
 
 
-def captioned_grid(captions: Sequence[str], images: Tensor) -> Image.Image:
-    """A row for each caption, which stands above it: images [C, n, 3, H, W] in [0, 1]."""
+def captioned_grid(
+    captions: Sequence[str], images: Tensor | Sequence[Sequence[Image.Image]]
+) -> Image.Image:
+    """A row of pictures for each caption, which stands above it.
+
+    Args:
+        captions: C of them.
+        images: [C, n, 3, H, W] in [0, 1], or C lists of n PIL pictures.
+    """
     font = ImageFont.load_default(size=16)
-    strips = [
-        to_pil_image(make_grid(enlarged(row.cpu().float()), nrow=len(row), padding=4, pad_value=0.5))
-        for row in images
-    ]
+    strips = []
+    for row in images:
+        if not isinstance(row, Tensor):
+            row = torch.stack([to_tensor(picture) for picture in row])
+        tiles = enlarged(row.cpu().float())
+        strips.append(to_pil_image(make_grid(tiles, nrow=len(row), padding=4, pad_value=0.5)))
     width, height = strips[0].size
     line = 24
     grid = Image.new("RGB", (max(width, 480), (height + line) * len(strips)), "white")
@@ -49,10 +61,27 @@ def captioned_grid(captions: Sequence[str], images: Tensor) -> Image.Image:
     return grid
 
 
+def open_picture(path: str | Path) -> Image.Image:
+    """A picture from a file, as RGB.
+
+    Raises:
+        UserError: there is no such file, or it is no picture.
+    """
+    try:
+        return decode({"path": str(path)})
+    except UnreadableImage as error:
+        raise UserError(f"no picture can be read from {error}") from error
+
+
 def save(image: Image.Image, path: Path) -> None:
     """Writes a picture, making its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path)
+
+
+def save_tensor(image: Tensor, path: Path) -> None:
+    """Writes a picture [3, H, W] in [0, 1], making its folder."""
+    save(to_pil_image(image.cpu().clamp(0, 1)), path)
 
 
 def show(trainer: pl.Trainer, tag: str, image: Tensor) -> None:

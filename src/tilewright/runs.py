@@ -25,27 +25,15 @@ DVAE = "dvae"
 LATEST = "latest"
 
 
-def create(logs: Path, stage: str, name: str) -> Path:
-    """A new run's folder; `latest` leads to it from now on.
-
-    Raises:
-        UserError: a run of that name exists.
-    """
-    run = logs / stage / name
-    if (run / CONFIG).exists():
-        raise UserError(f"{run} exists: go on with it by resume={run}, or choose another run_name")
+def create(run: Path, config: DictConfig) -> None:
+    """Makes a run's folder with its resolved configuration; `latest` leads to it from now on."""
     run.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(config, run / CONFIG, resolve=True)
     # Made under another name and renamed, so that `latest` never leads nowhere.
     link = run.parent / f".{LATEST}-{os.getpid()}"
     link.unlink(missing_ok=True)
-    link.symlink_to(name, target_is_directory=True)
+    link.symlink_to(run.name, target_is_directory=True)
     link.replace(run.parent / LATEST)
-    return run
-
-
-def save_config(run: Path, config: DictConfig) -> None:
-    """Writes the run's configuration with every interpolation resolved."""
-    OmegaConf.save(config, run / CONFIG, resolve=True)
 
 
 def load_config(run: Path) -> DictConfig:

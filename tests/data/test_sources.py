@@ -303,11 +303,13 @@ class TestHub:
         fails_in_one_line(HubSource(path, image_column="id"), "no pictures in column 'id'")
 
     @pytest.mark.parametrize("streaming", [False, True])
-    def test_broken_picture_is_loaded_all_the_same(self, tmp_path, streaming):
+    @pytest.mark.parametrize("column", ["image", "jpg"])
+    def test_broken_picture_is_loaded_all_the_same(self, tmp_path, column, streaming):
         images = [png(n) for n in range(5)] + [b"this is no picture"]
-        rows = Dataset.from_dict({"image": images, "caption": ["x"] * 6})
-        rows.to_parquet(tmp_path / "train.parquet")
-        splits = HubSource(str(tmp_path), streaming=streaming).load()
+        rows = Dataset.from_dict({column: images, "caption": ["x"] * 6})
+        rows.cast_column(column, Image()).to_parquet(tmp_path / "train.parquet")
+        source = HubSource(str(tmp_path), image_column=column, streaming=streaming)
+        splits = source.load()
         encoded = [split.cast_column("image", Image(decode=False)) for split in splits.values()]
         assert sum(1 for split in encoded for _ in split) == 6
 
@@ -317,6 +319,7 @@ class TestHub:
         some = ["x"] if nothing == [] else "x"
         images = [png(n) for n in range(5)] + [b"this is no picture"]
         rows = Dataset.from_dict({"image": images, "caption": [some, nothing] + [some] * 4})
+        rows = rows.cast_column("image", Image())
         rows.to_parquet(tmp_path / "train.parquet")
         splits = HubSource(str(tmp_path), streaming=streaming).load()
         encoded = [split.cast_column("image", Image(decode=False)) for split in splits.values()]

@@ -14,9 +14,8 @@ TONES = {
 # What tells apart variants of one picture is dropped, or replaced by what stands for them all.
 _SAME = str.maketrans(
     dict.fromkeys([*TONES, "\u200d", "\ufe0f"], "")  # skin tones; joiner; "as a picture"
-    | dict.fromkeys(
-        "♀♂➡🦰🦱🦲🦳⬛🟫🟩❄", ""
-    )  # gender, direction, hair; a recoloured animal or fruit
+    | dict.fromkeys("♀♂➡🦰🦱🦲🦳", "")  # gender, direction, hair
+    | dict.fromkeys("⬛🟫🟩❄", "")  # an animal or a fruit in another colour
     | dict.fromkeys("👨👩", "🧑")
     | dict.fromkeys("👦👧", "🧒")
     | dict.fromkeys("👴👵", "🧓")

@@ -46,8 +46,8 @@ class Source(Protocol):
 
         Every split has exactly two columns: `image`, a `datasets.Image`, and `caption`, a string
         or a list of strings that say the same picture in different words; neither is empty. No
-        picture has been decoded, and some will turn out to be broken when they are: read them by
-        `cast_column("image", Image(decode=False))` and `images.decode`. A stream is cast so already.
+        picture is decoded yet, and some will turn out to be broken: read them by casting the
+        column to `Image(decode=False)`, as that of a stream is already, and `images.decode`.
 
         Raises:
             UserError: there is no such data, or it lacks a column.
@@ -89,10 +89,8 @@ class HubSource:
             raise
         except Exception as error:  # of a dozen classes, from three libraries
             reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
-            raise UserError(
-                f"{what} could not be loaded: {reason}; check its name, config={self.config}, "
-                f"split={self.split}, and the network"
-            ) from error
+            check = f"check its name, config={self.config}, split={self.split}, and the network"
+            raise UserError(f"{what} could not be loaded: {reason}; {check}") from error
         splits = {
             split: as_pairs(rows, self.image_column, self.caption_column, what)
             for split, rows in splits.items()
@@ -177,10 +175,9 @@ class ParquetSource:
         try:
             rows = load_dataset("parquet", data_files=[str(file) for file in files], split="train")
         except Exception as error:  # pyarrow's own classes, wrapped in those of datasets
-            raise UserError(
-                f"{what} could not be read: {str(error.__cause__ or error).splitlines()[0]}; "
-                f"make sure that {', '.join(file.name for file in files)} is whole"
-            ) from error
+            reason = str(error.__cause__ or error).splitlines()[0]
+            check = f"make sure that {', '.join(file.name for file in files)} is whole"
+            raise UserError(f"{what} could not be read: {reason}; {check}") from error
         paths = _is_value(rows.features.get(self.image_column), _TEXT)
         pairs = as_pairs(rows, self.image_column, self.caption_column, what)
         if not paths:
@@ -201,28 +198,27 @@ def as_pairs(rows: Rows, image_column: str, caption_column: str, what: str) -> R
     Raises:
         UserError: a column is not there, or holds something else; the message opens with `what`.
     """
-    columns = rows.column_names or list(next(iter(rows), {}))  # a stream may not know its columns
+    columns = rows.column_names or list(next(iter(rows), {}))  # a stream may not know them
     for argument, column in (("image_column", image_column), ("caption_column", caption_column)):
         if column not in columns:
-            raise UserError(
-                f"{what} has no column {column!r}: it has {', '.join(columns)}; set {argument}"
-            )
+            there = ", ".join(columns)
+            raise UserError(f"{what} has no column {column!r}: it has {there}; set {argument}")
     if rows.features is not None:
         if not _holds_pictures(rows.features[image_column]):
             raise UserError(f"{what} has no pictures in column {image_column!r}: set image_column")
         if not _holds_text(rows.features[caption_column]):
             raise UserError(f"{what} has no text in column {caption_column!r}: set caption_column")
+    # Cast before all else: a stream decodes its pictures in any later step, a renaming even.
+    rows = rows.cast_column(image_column, Image(decode=False))
     rows = rows.select_columns([image_column, caption_column])
     names = {image_column: "image", caption_column: "caption"}
     rows = rows.rename_columns({old: new for old, new in names.items() if old != new})
-    if isinstance(rows, IterableDataset):
-        # datasets does not decode what comes out of a filter, whatever it is cast to afterwards.
-        return rows.cast_column("image", Image(decode=False)).filter(_has_caption)
-    captioned = rows.filter(_has_caption, desc="Looking for captions")
+    captioned = rows.filter(_has_caption)
+    if isinstance(rows, IterableDataset):  # a later cast would be a lie: filtered rows stay encoded
+        return captioned
     if missing := len(rows) - len(captioned):
         log.warning("%d of %d rows of %s have no caption and are skipped", missing, len(rows), what)
-        rows = captioned
-    return rows.cast_column("image", Image())
+    return (captioned if missing else rows).cast_column("image", Image())
 
 
 def _has_caption(row: Mapping[str, Any]) -> bool:

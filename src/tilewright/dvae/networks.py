@@ -220,4 +220,4 @@ class DiscreteVAE(nn.Module):
     def decode(self, tokens: Tensor) -> Tensor:
         """Image tokens [B, h, w] to images [B, 3, H, W] in [0, 1]."""
         mu, _ = self.distribution(self.one_hot(tokens))
-        return unmap_pixels(torch.sigmoid(mu))
+        return unmap_pixels(torch.sigmoid(mu)).contiguous()

@@ -1,0 +1,43 @@
+"""Measures a trained run: `python src/eval.py metric=fid`."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from tilewright import command_line, runs
+from tilewright.errors import UserError
+
+STAGE_OF = {"reconstruction": "dvae"}  # what a metric is about; else the prior
+
+
+@command_line.command("eval")
+def main(config: DictConfig) -> None:
+    if OmegaConf.is_missing(config, "metric"):
+        raise UserError("say what to measure: metric=fid, metric=reconstruction, metric=alignment")
+    command_line.check(config)
+    name = command_line.choices()["metric"]
+    stage = STAGE_OF.get(name, "prior")
+    run = runs.find(Path(config.paths.logs), stage, config.run, data=config.data)
+    trained = runs.load_config(run)
+    if trained.stage != stage:
+        raise UserError(f"metric={name} is about a run of stage={stage}; {run} is a {trained.stage}")
+
+    from hydra.utils import instantiate
+
+    from tilewright.evaluations import results
+
+    folder = run / "eval" / name
+    device = command_line.device(config.device)
+    evaluation = instantiate(config.metric)
+    # The run's own data, as pictures and captions: no training, so neither tokens nor tokenizers.
+    data = instantiate(trained.data, tokenizer=None, image_tokenizer=None)
+    figures = evaluation(run, data, seed=config.seed, device=device, folder=folder)
+    path = results.write(
+        figures, folder, run=str(run), data=trained.choices.data, seed=config.seed
+    )
+    results.show(figures, f"{name} of {run}")
+    print(f"Figures and pictures are in {path.parent}")
+
+
+if __name__ == "__main__":
+    main()
