@@ -4,7 +4,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from tilewright.dvae.losses import categorical_kl, logit_laplace_nll
+from tilewright.dvae.losses import categorical_kl
 from tilewright.dvae.networks import DiscreteVAE
 from tilewright.optimisers import scheduled
 from tilewright.schedules import Schedule
@@ -41,8 +41,8 @@ class DiscreteVAEModule(pl.LightningModule):
 
     def terms(self, images: Tensor, codes: Tensor, logits: Tensor) -> dict[str, Tensor]:
         """Reconstruction and KL in nats per pixel value, and their weighted sum, `loss`."""
-        mu, log_scale = self.network.distribution(codes)
-        reconstruction = logit_laplace_nll(images, mu, log_scale).mean()
+        maps = self.network.decoder(codes)
+        reconstruction = self.network.likelihood.nll(images, maps).mean()
         kl = categorical_kl(logits).sum() / images.numel()
         loss = reconstruction + self.beta(self.global_step) * kl
         return {"loss": loss, "reconstruction": reconstruction, "kl": kl}

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tilewright.dvae.losses import map_pixels, unmap_pixels
+from tilewright.dvae.losses import Likelihood, LogitLaplace, map_pixels
 
 
 def conv(n_in: int, n_out: int, kernel: int, padding_mode: str = "zeros") -> nn.Conv2d:
     """A convolution that keeps the picture's size, initialised as the released modules are."""
-    layer = nn.Conv2d(n_in, n_out, kernel, padding=kernel // 2, padding_mode=padding_mode)
+    mode = padding_mode if kernel > 1 else "zeros"  # padding by nothing costs a copy all the same
+    layer = nn.Conv2d(n_in, n_out, kernel, padding=kernel // 2, padding_mode=mode)
     nn.init.normal_(layer.weight, std=1 / math.sqrt(n_in * kernel**2))
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)
@@ -37,7 +38,7 @@ class ResidualBlock(nn.Module):
         n_out: int,
         kernels: tuple[int, int, int, int],
         gain: float,
-        padding_mode: str,
+        padding_mode: str = "zeros",
     ):
         super().__init__()
         widths = [n_in, n_out // 4, n_out // 4, n_out // 4, n_out]
@@ -101,7 +102,7 @@ class Encoder(nn.Sequential):
 
 
 class Decoder(nn.Sequential):
-    """One-hot or relaxed codes [B, K, h, w] to 6 maps [B, 6, H, W]: mu and ln b of each channel."""
+    """One-hot or relaxed codes [B, K, h, w] to the likelihood's parameters [B, maps, H, W]."""
 
     def __init__(
         self,
@@ -111,7 +112,7 @@ class Decoder(nn.Sequential):
         n_init: int,
         blocks_per_group: int,
         kernel: int,
-        padding_mode: str,
+        maps: int,
     ):
         widths = group_widths(factor, n_hid)[::-1]
         gain = 1 / (len(widths) * blocks_per_group) ** 2
@@ -122,9 +123,9 @@ class Decoder(nn.Sequential):
             if i > 0:
                 layers.append(nn.Upsample(scale_factor=2, mode="nearest"))
             for _ in range(blocks_per_group):
-                layers.append(ResidualBlock(previous, width, kernels, gain, padding_mode))
+                layers.append(ResidualBlock(previous, width, kernels, gain))
                 previous = width
-        super().__init__(*layers, nn.ReLU(), conv(previous, 6, 1))
+        super().__init__(*layers, nn.ReLU(), conv(previous, maps, 1))
 
 
 class DiscreteVAE(nn.Module):
@@ -145,9 +146,7 @@ class DiscreteVAE(nn.Module):
         stem_kernel: kernel of the encoder's first convolution.
         padding_mode: of the encoder's convolutions, as in `torch.nn.Conv2d`. With "replicate" the
             tile at the picture's edge looks like one inside it.
-        min_log_scale: floor under ln b of the logit-Laplace, approached smoothly; None (the
-            paper's) leaves ln b free. On flat synthetic pictures a free scale runs away: the
-            likelihood of a perfectly predictable pixel has no maximum.
+        likelihood: of pixel values; the paper's by default.
     """
 
     def __init__(
@@ -163,7 +162,7 @@ class DiscreteVAE(nn.Module):
         decoder_kernel: int = 3,
         stem_kernel: int = 7,
         padding_mode: str = "zeros",
-        min_log_scale: float | None = None,
+        likelihood: Likelihood | None = None,
     ):
         super().__init__()
         factor, rest = divmod(image_size, grid)
@@ -174,12 +173,18 @@ class DiscreteVAE(nn.Module):
         self.image_size = image_size
         self.grid = grid
         self.num_tokens = num_tokens
-        self.min_log_scale = min_log_scale
+        self.likelihood = likelihood or LogitLaplace()
         self.encoder = Encoder(
             factor, num_tokens, n_hid, blocks_per_group, encoder_kernel, stem_kernel, padding_mode
         )
         self.decoder = Decoder(
-            factor, num_tokens, n_hid, n_init, blocks_per_group, decoder_kernel, padding_mode
+            factor,
+            num_tokens,
+            n_hid,
+            n_init,
+            blocks_per_group,
+            decoder_kernel,
+            self.likelihood.maps,
         )
 
     def logits(self, images: Tensor) -> Tensor:
@@ -204,13 +209,6 @@ class DiscreteVAE(nn.Module):
         """Image tokens [B, h, w] to one-hot codes [B, K, h, w]."""
         return F.one_hot(tokens, self.num_tokens).movedim(-1, 1).float()
 
-    def distribution(self, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes [B, K, h, w] to the logit-Laplace's mu and ln b, each [B, 3, H, W], in fp32."""
-        mu, log_scale = self.decoder(codes).float().chunk(2, dim=1)
-        if self.min_log_scale is not None:
-            log_scale = self.min_log_scale + F.softplus(log_scale - self.min_log_scale)
-        return mu, log_scale
-
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] to image tokens [B, h, w]: the likeliest, no noise."""
@@ -219,5 +217,4 @@ class DiscreteVAE(nn.Module):
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
         """Image tokens [B, h, w] to images [B, 3, H, W] in [0, 1]."""
-        mu, _ = self.distribution(self.one_hot(tokens))
-        return unmap_pixels(torch.sigmoid(mu)).contiguous()
+        return self.likelihood.image(self.decoder(self.one_hot(tokens))).contiguous()
