@@ -1,18 +1,31 @@
-# make demo | test | lint | clean
+# make demo | test | lint | clean, and env, which the others call by themselves
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
+DEMO   ?=
 
 .PHONY: demo test lint env clean
 
 env: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	@echo "Installing torch and the rest: 2 to 3 minutes, about 6 GB ..."
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[emoji,dev]'
+	@echo "Making the environment $(VENV): 2 to 3 minutes, about 6 GB ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[emoji,dev]'
 	@touch $@
+
+# Both stages on the embedded data set, then figures and pictures. DEMO="key=value ..." cuts it short.
+demo: $(STAMP)
+	$(BIN)/python src/train.py stage=dvae $(DEMO)
+	$(BIN)/python src/train.py stage=prior $(DEMO)
+	$(BIN)/python src/eval.py metric=reconstruction
+	$(BIN)/python src/eval.py metric=alignment
+	$(BIN)/python src/generate.py n=8 out=logs/demo prompt='["a large red circle in the middle", "a small blue star in the top left", "a large green triangle on the right", "a small black ring in the bottom right", "a large purple diamond to the left of a small yellow circle", "a small cyan square above a large orange star"]'
+	@echo
+	@echo "Pictures:    logs/demo/grid.png"
+	@echo "Figures:     logs/dvae/latest/eval/ and logs/prior/latest/eval/"
+	@echo "TensorBoard: $(BIN)/tensorboard --logdir logs"
 
 test: $(STAMP)
 	$(BIN)/pytest

@@ -20,7 +20,9 @@ def main(config: DictConfig) -> None:
     run = runs.find(Path(config.paths.logs), stage, config.run, data=config.data)
     trained = runs.load_config(run)
     if trained.stage != stage:
-        raise UserError(f"metric={name} is about a run of stage={stage}; {run} is a {trained.stage}")
+        raise UserError(
+            f"metric={name} is about a run of stage={stage}; {run} is a {trained.stage}"
+        )
 
     from hydra.utils import instantiate
 
@@ -32,9 +34,7 @@ def main(config: DictConfig) -> None:
     # The run's own data, as pictures and captions: no training, so neither tokens nor tokenizers.
     data = instantiate(trained.data, tokenizer=None, image_tokenizer=None)
     figures = evaluation(run, data, seed=config.seed, device=device, folder=folder)
-    path = results.write(
-        figures, folder, run=str(run), data=trained.choices.data, seed=config.seed
-    )
+    path = results.write(figures, folder, run=str(run), data=trained.choices.data, seed=config.seed)
     results.show(figures, f"{name} of {run}")
     print(f"Figures and pictures are in {path.parent}")
 

@@ -55,6 +55,7 @@ def main(config: DictConfig) -> None:
     model = instantiate(config.model)
     trainer = instantiate(
         config.trainer,
+        precision=command_line.precision(config.trainer.precision),
         logger=list(instantiate(config.logger).values()),
         callbacks=list(instantiate(config.callbacks).values()),
     )

@@ -18,6 +18,9 @@ from tilewright.errors import UserError
 
 CONF = Path(__file__).parents[2] / "conf"
 
+# ${share:0.6,${trainer.max_steps}} in a config: so many of the run's steps.
+OmegaConf.register_new_resolver("share", lambda share, total: round(share * total), replace=True)
+
 
 def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
     """Makes a function of a configuration a command: `hydra.main` with errors in one line.
@@ -36,7 +39,9 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would have printed
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it warns in forked workers
             with mistakes_in_one_line():
-                hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
+                hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(
+                    job
+                )()
 
         return run
 
@@ -66,7 +71,9 @@ def one_line(error: BaseException) -> str:
         return f"{place[1]}: {one_line(error.__cause__)}"
     if isinstance(error.__cause__, UserError):
         return one_line(error.__cause__)
-    message = re.sub(r"Config search path:.*|Set the environment variable.*", "", str(error), flags=re.S)
+    message = re.sub(
+        r"Config search path:.*|Set the environment variable.*", "", str(error), flags=re.S
+    )
     return " ".join(re.sub(r"\n\t", " ", message).split())
 
 
@@ -139,5 +146,20 @@ def device(wanted: str) -> str:
     try:
         torch.empty(0, device=wanted)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device={wanted} cannot be used here; device=auto takes what is") from error
+        raise UserError(
+            f"device={wanted} cannot be used here; device=auto takes what is"
+        ) from error
     return wanted
+
+
+def precision(wanted: str | int) -> str | int:
+    """Lightning's precision: "auto" is bf16-mixed where the hardware computes in it, else fp32."""
+    import torch
+
+    if wanted != "auto":
+        return wanted
+    if torch.cuda.is_available():
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()
+    return "bf16-mixed" if fast else "32-true"

@@ -1,5 +1,6 @@
 """How both stages set up their optimisers."""
 
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -7,15 +8,18 @@ from torch.optim.lr_scheduler import LambdaLR
 from tilewright.schedules import Schedule
 
 
-def scheduled(optimiser: Optimizer, learning_rate: Schedule) -> dict:
+def scheduled(optimiser: Optimizer, learning_rate: Schedule) -> OptimizerLRScheduler:
     """What `configure_optimizers` returns for a rate that follows a schedule of the update.
 
     The optimiser must have been made with lr=1: LambdaLR multiplies, and the schedule is absolute.
     """
     # A plain function: LambdaLR would put a callable object into the checkpoint, which then could
     # not be read with weights_only.
-    scheduler = {"scheduler": LambdaLR(optimiser, lambda step: learning_rate(step)), "interval": "step"}
-    return {"optimizer": optimiser, "lr_scheduler": scheduler}
+    scheduler = LambdaLR(optimiser, lambda step: learning_rate(step))
+    return {
+        "optimizer": optimiser,
+        "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+    }
 
 
 def decay_matrices_only(module: nn.Module, weight_decay: float) -> list[dict]:
@@ -24,7 +28,8 @@ def decay_matrices_only(module: nn.Module, weight_decay: float) -> list[dict]:
     Embeddings, gains and biases do not decay: decaying them gave other implementations' users
     brown pictures while the loss went on falling.
     """
-    matrices, rest = [], []
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for layer in module.modules():
         for name, parameter in layer.named_parameters(recurse=False):
             is_matrix = isinstance(layer, nn.Linear) and name == "weight"

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from PIL import Image
 from torch import Tensor
@@ -10,9 +12,9 @@ from torchvision.transforms.functional import to_pil_image
 
 from tilewright import runs
 from tilewright.data.codes import ImageTokenizer
+from tilewright.data.images import to_tensor
 from tilewright.data.tokenizer import BytePairTokenizer
 from tilewright.data.transforms import CenterCrop
-from tilewright.data.images import to_tensor
 from tilewright.errors import UserError
 from tilewright.prior import Sampling, Transformer, sample
 
@@ -49,8 +51,14 @@ class TextToImage:
         tokenizer = instantiate(config.tokenizer)
         tokenizer.load(run / runs.TOKENIZER)
         prior = runs.load_network(run, device)
-        assert isinstance(prior, Transformer)
-        return cls(prior, runs.load_network(run / runs.DVAE, device), tokenizer)  # type: ignore[arg-type]
+        return cls(prior, runs.load_network(run / runs.DVAE, device), tokenizer)
+
+    @classmethod
+    def of_training(cls, trainer: pl.Trainer, module: pl.LightningModule) -> "TextToImage":
+        """The prior that is being trained, as it is now."""
+        prior: Any = module.network
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        return cls(prior, data.image_tokenizer, data.tokenizer)
 
     @property
     def device(self) -> torch.device:

@@ -1,23 +1,21 @@
 """Where a run lives, how one is found, and how its trained network is loaded.
 
-A run is a folder `<logs>/<stage>/<name>/` with `config.yaml` (resolved), `checkpoints/` (`last.ckpt`
-and `best.ckpt`), TensorBoard events and `metrics.csv`; a prior's also holds `tokenizer.json` and the
-frozen dVAE under `dvae/`, so that it draws wherever it is copied to.
+A run is a folder `<logs>/<stage>/<name>/` with `config.yaml` (resolved), `checkpoints/`
+(`last.ckpt` and `best.ckpt`), TensorBoard events and `metrics.csv`; a prior's also holds
+`tokenizer.json` and the frozen dVAE under `dvae/`, so that it draws wherever it is copied to.
 
-Nothing heavy is imported before it is needed: the command line looks for runs before it loads torch.
+Nothing heavy is imported before it is needed: the command line looks for runs before it loads
+torch.
 """
 
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from tilewright.errors import UserError
-
-if TYPE_CHECKING:
-    from torch import nn
 
 CONFIG = "config.yaml"
 TOKENIZER = "tokenizer.json"
@@ -98,7 +96,7 @@ def _newest_first(folder: Path) -> list[Path]:
     return [run for _, run in sorted(found, reverse=True)]
 
 
-def load_network(run: str | Path, device: str = "cpu") -> "nn.Module":
+def load_network(run: str | Path, device: str = "cpu") -> Any:
     """A run's trained network, its averaged weights, frozen and ready for use.
 
     Raises:

@@ -51,3 +51,15 @@ class WarmUp:
 
     def __call__(self, step: int) -> float:
         return self.then(step) * min((step + 1) / max(self.steps, 1), 1.0)
+
+
+@dataclass(frozen=True)
+class Switch:
+    """One schedule until update `at`, then another, which counts its steps from there."""
+
+    first: Schedule
+    at: int
+    then: Schedule
+
+    def __call__(self, step: int) -> float:
+        return self.first(step) if step < self.at else self.then(step - self.at)

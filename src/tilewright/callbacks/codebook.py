@@ -9,13 +9,18 @@ from tilewright.metrics.reconstruction import CodebookUse
 
 
 class Codebook(pl.Callback):
-    """At each validation, the share of the codes that occur, and the codes' perplexity."""
+    """At each validation, the share of the codes that occur, and the codes' perplexity.
 
-    def __init__(self) -> None:
+    Args:
+        num_tokens: K, the size of the codebook.
+    """
+
+    def __init__(self, num_tokens: int) -> None:
+        self.num_tokens = num_tokens
         self._use: CodebookUse | None = None
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._use = CodebookUse(pl_module.network.num_tokens).to(pl_module.device)
+        self._use = CodebookUse(self.num_tokens).to(pl_module.device)
 
     def on_validation_batch_end(
         self,
@@ -26,7 +31,8 @@ class Codebook(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        assert isinstance(outputs, dict) and self._use is not None
+        assert isinstance(outputs, dict)
+        assert self._use is not None
         self._use.update(outputs["tokens"])
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -3,6 +3,7 @@
 import logging
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -59,11 +60,11 @@ class FrechetDistance(pl.Callback):
         originals, captions = zip(*data.examples("validation", self.images), strict=True)
         real = torch.stack(originals)
         if data.image_tokenizer is None:
-            network = pl_module.network
+            network: Any = pl_module.network
             batches = real.to(pl_module.device).split(64)
             made = torch.cat([network.decode(network.encode(batch)) for batch in batches])
         else:
-            model = TextToImage(pl_module.network, data.image_tokenizer, data.tokenizer)
+            model = TextToImage.of_training(trainer, pl_module)
             made = model.images(captions).squeeze(1)
         with tempfile.TemporaryDirectory() as folder:
             if self._real is None:

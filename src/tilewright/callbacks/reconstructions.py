@@ -33,7 +33,8 @@ class Reconstructions(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        assert isinstance(outputs, dict) and self._metrics is not None
+        assert isinstance(outputs, dict)
+        assert self._metrics is not None
         images, reconstructions = batch["image"], outputs["reconstructions"]
         self._metrics.update(reconstructions, images)
         if batch_idx == 0:

@@ -36,6 +36,6 @@ class Samples(pl.Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         if self.captions is None:
             self.captions = [caption for _, caption in data.examples("validation", self.count)]
-        model = TextToImage(pl_module.network, data.image_tokenizer, data.tokenizer)
+        model = TextToImage.of_training(trainer, pl_module)
         images = model.images(self.captions, self.candidates, sampling=self.sampling)
         show(trainer, "samples", to_tensor(captioned_grid(self.captions, images)))

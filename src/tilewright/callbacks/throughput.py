@@ -38,7 +38,7 @@ class Throughput(pl.Callback):
         self._step_end = time.perf_counter()
         self._worked += self._step_end - self._step_start
         self._images += len(batch["caption"]) * trainer.world_size
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             total = self._worked + self._waited
             pl_module.log("speed/images_per_second", self._images / total)
             pl_module.log("speed/waiting_for_data", self._waited / total)

@@ -29,6 +29,7 @@ from tilewright.errors import UserError
 
 log = logging.getLogger(__name__)
 
+
 class CaptionedImages(pl.LightningDataModule):
     """Batches of captioned images for every stage, over any source.
 
@@ -128,12 +129,11 @@ class CaptionedImages(pl.LightningDataModule):
     def dataloader(self, split: str, training: bool = False) -> DataLoader:
         """Batches of a split; in training shuffled, augmented, a random caption to each image."""
         rows = self.rows(split, training)
-        streamed = isinstance(rows, StreamedRows)
         return DataLoader(
             rows,
             batch_size=self.batch_size,
-            shuffle=training and not streamed,
-            drop_last=training and (streamed or len(rows) >= self.batch_size),
+            shuffle=training and not isinstance(rows, StreamedRows),
+            drop_last=training and (isinstance(rows, StreamedRows) or len(rows) >= self.batch_size),
             num_workers=self.num_workers,
             collate_fn=collate,
             persistent_workers=self.num_workers > 0,
@@ -196,6 +196,4 @@ class CaptionedImages(pl.LightningDataModule):
             return [read_image(record, self.eval_transform) for record in records]
 
         device = next(tokenizer.parameters()).device
-        return encode_rows(
-            len(data), read, tokenizer, self.cache / key, device=device, label=split
-        )
+        return encode_rows(len(data), read, tokenizer, self.cache / key, device=device, label=split)

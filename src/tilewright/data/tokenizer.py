@@ -72,9 +72,7 @@ class BytePairTokenizer:
         """
         self._tokenizer.model.dropout = self.dropout if dropout and self.dropout else None
         tokens = torch.full((len(captions), self.length), -1)
-        for row, encoding in zip(
-            tokens, self._tokenizer.encode_batch(list(captions)), strict=True
-        ):
+        for row, encoding in zip(tokens, self._tokenizer.encode_batch(list(captions)), strict=True):
             ids = encoding.ids
             self.truncated += len(ids) > self.length
             row[: len(ids)] = torch.tensor(ids[: self.length], dtype=torch.long)

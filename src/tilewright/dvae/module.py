@@ -2,6 +2,7 @@
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from tilewright.dvae.losses import categorical_kl
@@ -73,6 +74,6 @@ class DiscreteVAEModule(pl.LightningModule):
         )
         return {"tokens": tokens, "reconstructions": self.network.decode(tokens)}
 
-    def configure_optimizers(self) -> dict:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         optimiser = torch.optim.AdamW(self.parameters(), lr=1.0, **self.optimiser)  # type: ignore[arg-type]
         return scheduled(optimiser, self.learning_rate)

@@ -25,9 +25,7 @@ class Alignment:
 
     stage = "prior"
 
-    def __init__(
-        self, splits: list[str], captions: int = 1000, sampling: Sampling | None = None
-    ):
+    def __init__(self, splits: list[str], captions: int = 1000, sampling: Sampling | None = None):
         self.splits = splits
         self.captions = captions
         self.sampling = sampling or Sampling()
@@ -36,7 +34,9 @@ class Alignment:
         self, run: Path, data: CaptionedImages, *, seed: int, device: str, folder: Path
     ) -> list[Result]:
         if not isinstance(data.source, ShapesSource):
-            raise UserError("metric=alignment needs pictures that the checker can read: data=shapes")
+            raise UserError(
+                "metric=alignment needs pictures that the checker can read: data=shapes"
+            )
         model = TextToImage.from_run(run, device)
         results = []
         for split in self.splits:

@@ -82,7 +82,9 @@ class LayerCache:
         q = q * width**-0.5
         # A caption's candidates are so many queries to the same text keys.
         by_caption = q.view(captions, self.candidates, heads, width).transpose(1, 2)
-        to_text = (by_caption @ self.text_k.transpose(-1, -2)).transpose(1, 2).reshape(-1, heads, text)
+        to_text = (
+            (by_caption @ self.text_k.transpose(-1, -2)).transpose(1, 2).reshape(-1, heads, text)
+        )
         to_image = (q.unsqueeze(2) @ k.transpose(-1, -2)).squeeze(2)
         # Text and image keys share one softmax (appendix B.1).
         weights = torch.cat([to_text, to_image], dim=-1).float().softmax(dim=-1).to(v.dtype)

@@ -2,6 +2,7 @@
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from tilewright.optimisers import decay_matrices_only, scheduled
@@ -33,13 +34,14 @@ class PriorModule(pl.LightningModule):
         self.network = network
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
-        self.betas = tuple(betas)
+        self.betas = (betas[0], betas[1])
         self.eps = eps
         self.caption_dropout = caption_dropout
 
     def terms(self, text: Tensor, image: Tensor) -> dict[str, Tensor]:
         """Cross-entropies of text and image in nats per token, and their weighted sum, `loss`."""
-        return self.network.stream.loss(*self.network(text, image), text, image)
+        text_logits, image_logits = self.network(text, image)
+        return self.network.stream.loss(text_logits, image_logits, text, image)
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         text = batch["text_tokens"]
@@ -59,7 +61,7 @@ class PriorModule(pl.LightningModule):
             sync_dist=True,
         )
 
-    def configure_optimizers(self) -> dict:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         groups = decay_matrices_only(self.network, self.weight_decay)
         optimiser = torch.optim.AdamW(groups, lr=1.0, betas=self.betas, eps=self.eps)
         return scheduled(optimiser, self.learning_rate)

@@ -77,9 +77,9 @@ class Transformer(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
-        for block in self.blocks:
-            for last in (block.attention.out, block.mlp[-1]):
-                nn.init.normal_(last.weight, std=0.02 / (2 * depth) ** 0.5)
+        for name, weight in self.blocks.named_parameters():
+            if name.endswith(("attention.out.weight", "mlp.2.weight")):
+                nn.init.normal_(weight, std=0.02 / (2 * depth) ** 0.5)
 
     def embed_text(self, text: Tensor) -> Tensor:
         """Text tokens [B, T], negative past their end, to states [B, 1 + T, dim], start first."""
@@ -116,6 +116,7 @@ class Transformer(nn.Module):
         """Reads captions [C, T] once; the logits [C * n, K] of image token 0, and the caches."""
         x, caches = self.embed_text(text), []
         for block in self.blocks:
+            assert isinstance(block, Block)
             x, cache = block.prefill(x, candidates)
             caches.append(cache)
         logits = self.image_head(self.norm(x[:, -1])).float()
@@ -125,5 +126,6 @@ class Transformer(nn.Module):
         """Reads image token `number` [B]; the logits [B, K] of the next one."""
         x = self.embed_image(tokens[:, None], number).squeeze(1)
         for block, cache in zip(self.blocks, caches, strict=True):
+            assert isinstance(block, Block)
             x = block.step(x, number, cache)
         return self.image_head(self.norm(x)).float()

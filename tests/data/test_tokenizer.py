@@ -1,0 +1,131 @@
+"""Captions to text tokens and back, in any script; what a broken tokenizer file says."""
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from tilewright.data import BytePairTokenizer
+from tilewright.errors import UserError
+
+CAPTIONS = ["a large red circle", "a small red circle on the left", "a large blue square"] * 10
+
+
+@pytest.fixture
+def tokenizer():
+    made = BytePairTokenizer(vocab_size=300, length=64, dropout=0.5)
+    made.train(CAPTIONS)
+    return made
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "A Large RED Circle",
+        "naïve café — ÉCOLE",
+        "красный круг",
+        "赤い丸と青い四角",
+        "دائرة حمراء",
+        "लाल वृत्त",
+        "👩‍🚀 🇳🇱 1️⃣",
+        "  two  spaces\tand a tab\nand a line ",
+        "'quoted' \"twice\" \\ <|endoftext|> [PAD]",
+        "\x00\x7f",
+        "",
+    ],
+)
+def test_any_caption_comes_back_lowercased(tokenizer, caption):
+    assert tokenizer.decode(tokenizer.encode([caption])) == [caption.lower()]
+
+
+def test_positions_past_the_end_are_minus_one(tokenizer):
+    tokens = tokenizer.encode(["a large red circle", ""])
+    assert tokens.shape == (2, 64)
+    assert tokens.dtype == torch.long
+    used = int((tokens[0] >= 0).sum())
+    assert 0 < used < len("a large red circle")  # merges were learnt
+    assert (tokens[0, used:] == -1).all()
+    assert (tokens[1] == -1).all()
+    assert tokens.max() < 300
+
+
+def test_no_more_tokens_than_asked_for_and_all_bytes(tokenizer):
+    assert 256 < tokenizer._tokenizer.get_vocab_size() <= 300
+    with pytest.raises(ValueError, match="256"):
+        BytePairTokenizer(vocab_size=255)
+
+
+def test_dropout_only_when_asked(tokenizer):
+    caption = ["a small red circle on the left"]
+    plain = tokenizer.encode(caption)
+    spellings = {tuple(tokenizer.encode(caption, dropout=True)[0].tolist()) for _ in range(20)}
+    assert len(spellings) > 1
+    for spelling in spellings:  # other tokens, the same caption
+        assert tokenizer.decode(torch.tensor([spelling])) == caption
+    assert torch.equal(tokenizer.encode(caption), plain)
+
+
+def test_no_dropout_leaves_training_alone():
+    tokenizer = BytePairTokenizer(vocab_size=300, length=64, dropout=0.0)
+    tokenizer.train(CAPTIONS)
+    assert torch.equal(
+        tokenizer.encode(CAPTIONS, dropout=True), tokenizer.encode(CAPTIONS, dropout=False)
+    )
+
+
+def test_longer_captions_are_cut_and_counted():
+    tokenizer = BytePairTokenizer(vocab_size=256, length=4)
+    tokenizer.train(["ab"])
+    tokens = tokenizer.encode(["abcd", "abcdefgh", "abcde", "a"])
+    assert tokenizer.truncated == 2
+    assert tokenizer.decode(tokens) == ["abcd", "abcd", "abcd", "a"]
+
+
+def test_decode_leaves_out_what_is_no_token(tokenizer):
+    tokens = tokenizer.encode(["red"])
+    tokens[0, -1] = 10_000
+    assert tokenizer.decode(tokens) == ["red"]
+
+
+def test_saved_and_loaded_is_the_same(tokenizer, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    tokenizer.encode(CAPTIONS, dropout=True)  # a dropout that was saved would come back
+    tokenizer.save(path)
+    loaded = BytePairTokenizer(vocab_size=300, length=64)
+    loaded.load(path)
+    assert torch.equal(loaded.encode(CAPTIONS), tokenizer.encode(CAPTIONS))
+    assert loaded.decode(loaded.encode(["Größe 赤"])) == ["größe 赤"]
+
+
+def test_hugging_face_opens_the_file(tokenizer, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    tokenizer.encode(CAPTIONS, dropout=True)
+    tokenizer.save(path)
+    theirs = Tokenizer.from_file(str(path))
+    ours = tokenizer.encode(["A Large Red circle"])[0]
+    for _ in range(5):
+        assert theirs.encode("A Large Red circle").ids == ours[ours >= 0].tolist()
+
+
+def test_training_twice_gives_the_same(tokenizer):
+    again = BytePairTokenizer(vocab_size=300, length=64)
+    again.train(CAPTIONS)
+    assert torch.equal(again.encode(CAPTIONS), tokenizer.encode(CAPTIONS))
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "{}", '{"version": "1.0", "model": 3}'])
+def test_broken_file_is_one_line(tmp_path, content):
+    path = tmp_path / "tokenizer.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError) as caught:
+        BytePairTokenizer().load(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_too_large_vocabulary_is_one_line(tokenizer, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    tokenizer.save(path)
+    with pytest.raises(UserError, match=r"more than tokenizer.vocab_size=260") as caught:
+        BytePairTokenizer(vocab_size=260).load(path)
+    assert "\n" not in str(caught.value)
