@@ -5,6 +5,7 @@ import functools
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +18,15 @@ from omegaconf.errors import OmegaConfBaseException
 from tilewright.errors import UserError
 
 CONF = Path(__file__).parents[2] / "conf"
+
+# Warnings of libraries about what is as it should be.
+NOISE = (
+    ".*isinstance.treespec, LeafSpec.*",
+    ".*Experiment logs directory .* exists and is not empty.*",  # a run's logs lie in its folder
+    ".*does not have many workers.*",  # small pictures are read faster than a worker passes them on
+    ".*number of training batches .* is smaller than the logging interval.*",
+    ".*invalid value encountered in scalar divide.*",  # a Fréchet distance of very few pictures
+)
 
 # ${share:0.6,${trainer.max_steps}} in a config: so many of the run's steps.
 OmegaConf.register_new_resolver("share", lambda share, total: round(share * total), replace=True)
@@ -38,6 +48,10 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
         def run() -> None:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would have printed
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it warns in forked workers
+            for message in NOISE:
+                warnings.filterwarnings("ignore", message)
+            if not sys.stderr.isatty():  # bars are for people, not for log files
+                os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
             with mistakes_in_one_line():
                 hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(
                     job
@@ -65,7 +79,8 @@ def one_line(error: BaseException) -> str:
     Hydra wraps what a constructor raises; the constructor's own words are what helps.
     """
     if isinstance(error, UserError):
-        return str(error)
+        # One that a DataLoader's worker raised comes with the worker's traceback before it.
+        return " ".join(str(error).rpartition("UserError: ")[2].split())
     place = re.search(r"full_key: (\S+)", str(error))
     if error.__cause__ is not None and place:
         return f"{place[1]}: {one_line(error.__cause__)}"

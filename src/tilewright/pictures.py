@@ -27,11 +27,17 @@ def enlarged(images: Tensor) -> Tensor:
 
 def comparison(originals: Tensor, reconstructions: Tensor, columns: int = 8) -> Tensor:
     """Originals [B, 3, H, W] in rows, each row over that of its reconstructions: [3, h, w]."""
+    columns = min(columns, len(originals))
+    if blank := -len(originals) % columns:  # the last row is filled up, or the pairs would shift
+        grey = originals.new_full((blank, *originals.shape[1:]), 0.5)
+        originals, reconstructions = (
+            torch.cat([images, grey]) for images in (originals, reconstructions.to(grey))
+        )
     rows = []
     for first in range(0, len(originals), columns):
         rows += [originals[first : first + columns], reconstructions[first : first + columns]]
     images = enlarged(torch.cat(rows).float())
-    return make_grid(images, nrow=min(columns, len(originals)), padding=4, pad_value=0.5)
+    return make_grid(images, nrow=columns, padding=4, pad_value=0.5)
 
 
 def captioned_grid(

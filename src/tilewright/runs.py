@@ -73,7 +73,11 @@ def find(logs: Path, stage: str, wanted: str | None = None, data: str | None = N
         run = Path(wanted)
         if not run.is_dir():
             raise UserError(f"there is no run {run}: name one under {logs / stage}/")
-        load_config(run)
+        trained = OmegaConf.select(load_config(run), "stage")
+        if trained != stage:
+            raise UserError(
+                f"{run} is a run of stage={trained}, and one of stage={stage} is needed"
+            )
         checkpoint(run)
         return run.resolve()
     for run in _newest_first(logs / stage):
@@ -111,7 +115,8 @@ def load_network(run: str | Path, device: str = "cpu") -> Any:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
     except Exception as error:  # a broken archive raises errors of many classes
-        raise UserError(f"{file} cannot be read, it may be cut short: {error}") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{file} cannot be read, it may be cut short: {reason}") from error
     prefix = "network."
     weights = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     try:

@@ -20,7 +20,7 @@ class Walk(pl.LightningModule):
         return -self.weight
 
     def validation_step(self, batch, batch_idx):
-        self.validated.append(float(self.weight))
+        self.validated.append(self.weight.item())
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=1.0)
@@ -62,7 +62,7 @@ def expected(steps, decay, every=1):
 @pytest.mark.parametrize(("decay", "every"), [(0.998, 1), (0.3, 1), (0.998, 4)])
 def test_average_warms_up_and_moves_every_so_often(tmp_path, decay, every):
     _, model = walk(tmp_path, 12, decay=decay, every=every)
-    assert float(model.weight) == pytest.approx(expected(12, decay, every), rel=1e-5)
+    assert model.weight.item() == pytest.approx(expected(12, decay, every), rel=1e-5)
 
 
 def test_validation_sees_the_average(tmp_path):
@@ -76,8 +76,9 @@ def test_checkpoint_holds_the_average_and_resumes_both(tmp_path):
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     saved = torch.load(tmp_path / "a.ckpt", weights_only=False)
     assert float(saved["state_dict"]["weight"]) == pytest.approx(expected(6, 0.998), rel=1e-5)
+    assert float(saved["current_model_state"]["weight"]) == 6
     _, resumed = walk(tmp_path, 12, resume=tmp_path / "a.ckpt", decay=0.998)
-    assert float(resumed.weight) == pytest.approx(expected(12, 0.998), rel=1e-5)
+    assert resumed.weight.item() == pytest.approx(expected(12, 0.998), rel=1e-5)
 
 
 def test_should_update_counts_updates():

@@ -12,7 +12,7 @@ class ProgressLine(pl.Callback):
         figures = {
             name.removeprefix("validation/"): float(value)
             for name, value in trainer.callback_metrics.items()
-            if name.startswith("validation/") or name == "speed/images_per_second"
+            if name.startswith(("validation/", "codebook/", "speed/"))
         }
         line = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
         trainer.print(f"step {trainer.global_step:>6}/{trainer.max_steps}  {line}")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -64,7 +65,7 @@ def encode_rows(
     folder.mkdir(parents=True, exist_ok=True)
     path, progress = folder / "tokens.npy", folder / "progress.json"
     shape = (rows, tokenizer.grid, tokenizer.grid)
-    done = json.loads(progress.read_text())["rows"] if progress.exists() else 0
+    done = _rows_done(progress) if path.exists() else 0
     if done < rows:
         mode = "r+" if done else "w+"
         tokens = np.lib.format.open_memmap(path, mode, dtype=np.uint16, shape=shape)
@@ -74,8 +75,22 @@ def encode_rows(
             tokens[batch.start : batch.stop] = _encode(read(batch), tokenizer, device)
             if (start // batch_size) % 50 == 0 or batch.stop == rows:
                 tokens.flush()
-                progress.write_text(json.dumps({"rows": batch.stop}))
+                _write_whole(progress, json.dumps({"rows": batch.stop}))
     return np.load(path, mmap_mode="r")
+
+
+def _rows_done(progress: Path) -> int:
+    try:
+        return int(json.loads(progress.read_text())["rows"])
+    except (OSError, ValueError, TypeError, KeyError):  # none yet, or not whole
+        return 0
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Writes a file such that a process that is killed leaves the old one or the new one."""
+    new = path.with_name(f".{path.name}-{os.getpid()}")
+    new.write_text(text)
+    new.replace(path)
 
 
 def _encode(

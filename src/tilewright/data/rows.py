@@ -110,14 +110,16 @@ class StreamedRows(torch.utils.data.IterableDataset):
         self.read = read
 
     def __iter__(self) -> Iterator[dict]:
-        skipped = 0
+        skipped, found = 0, False
         for record in self.data:
             row = self.read([record["image"]], [record["caption"]])[0]
             if row is None:
                 skipped += 1
             else:
                 yield {**row, "skipped": skipped}
-                skipped = 0
+                skipped, found = 0, True
+        if skipped and not found:  # an epoch without a batch would follow on another for ever
+            raise UserError("none of the data's pictures can be read")
 
 
 def collate(rows: list[dict | None]) -> dict[str, Any]:

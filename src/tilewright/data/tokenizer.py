@@ -45,6 +45,7 @@ class BytePairTokenizer:
 
     def save(self, path: str | Path) -> None:
         """Writes `tokenizer.json`, which Hugging Face tools open as it is."""
+        self._tokenizer.model.dropout = None  # it is for training, and others would apply it
         self._tokenizer.save(str(path))
 
     def load(self, path: str | Path) -> None:

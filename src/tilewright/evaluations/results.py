@@ -43,8 +43,16 @@ class Evaluation(Protocol):
 
 
 def write(results: list[Result], folder: Path, **common: Any) -> Path:
-    """Writes `results.json`; every figure carries the common settings (run, data, seed, ...)."""
-    rows = [{**asdict(result), **common} for result in results]
+    """Writes `results.json`: a flat record for each figure, its own settings and the common ones.
+
+    Args:
+        common: run, data, seed, ...
+    """
+    rows = []
+    for result in results:
+        row = asdict(result)
+        settings = row.pop("settings")
+        rows.append({**row, "extractor": None, "resize": None, **settings, **common})
     for row in rows:
         if not math.isfinite(row["value"]):
             row["value"] = str(row["value"])  # JSON has no infinity

@@ -1,0 +1,257 @@
+"""Batches over a tiny source: their keys, captions, broken pictures, image tokens."""
+
+import io
+import logging
+
+import pytest
+import torch
+from datasets import Dataset, DatasetDict, Features, Image, IterableDatasetDict, List, Value
+from PIL import Image as PILImage
+
+from tilewright.data import BytePairTokenizer, CaptionedImages
+from tilewright.data.transforms import CenterCrop
+from tilewright.errors import UserError
+
+SIZE = 16
+FEATURES = Features({"image": Image(), "caption": List(Value("string"))})
+
+
+def png(level):
+    file = io.BytesIO()
+    PILImage.new("RGB", (SIZE, SIZE), (level, level, level)).save(file, "PNG")
+    return file.getvalue()
+
+
+class TinySource:
+    """Grey pictures of level 10 i, captioned "grey i" and "gray i"; `broken` ones are no PNG."""
+
+    def __init__(self, rows=8, broken=(), stream=False):
+        self.rows, self.broken, self.stream = rows, broken, stream
+
+    def load(self):
+        images = [
+            {"bytes": b"no picture" if i in self.broken else png(10 * i), "path": None}
+            for i in range(self.rows)
+        ]
+        captions = [[f"grey {i}", f"gray {i}"] for i in range(self.rows)]
+        rows = Dataset.from_dict({"image": images, "caption": captions}, features=FEATURES)
+        if self.stream:
+            rows = rows.cast_column("image", Image(decode=False)).to_iterable_dataset()
+            return IterableDatasetDict({"train": rows, "validation": rows})
+        return DatasetDict({"train": rows, "validation": rows})
+
+
+class Levels(torch.nn.Module):
+    """An image tokenizer: a picture's level, 0 to 255, is the token of its 2 x 2 tiles."""
+
+    image_size, grid, num_tokens = SIZE, 2, 256
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+        self.encoded = 0
+
+    def encode(self, images):
+        self.encoded += len(images)
+        level = (images[:, 0, 0, 0] * 255).round().long()
+        return level[:, None, None].expand(-1, 2, 2)
+
+    def decode(self, tokens):
+        raise NotImplementedError
+
+
+@pytest.fixture
+def make(tmp_path):
+    def make(source=None, **arguments):
+        return CaptionedImages(
+            source or TinySource(),
+            **{
+                "image_size": SIZE,
+                "batch_size": 4,
+                "train_transform": CenterCrop(SIZE),
+                "eval_transform": CenterCrop(SIZE),
+                "cache": tmp_path / "codes",
+                **arguments,
+            },
+        )
+
+    return make
+
+
+@pytest.fixture
+def tokenizer():
+    made = BytePairTokenizer(vocab_size=300, length=12, dropout=0.5)
+    made.train(["grey 1", "gray 2"] * 10)
+    return made
+
+
+def batches(data, loader):
+    """Batches as a training step sees them."""
+    return [data.on_after_batch_transfer(batch, 0) for batch in loader]
+
+
+def numbers(batch):
+    return [int(caption.split()[1]) for caption in batch["caption"]]
+
+
+def test_dvae_batches(make):
+    data = make()
+    found = batches(data, data.train_dataloader())
+    assert len(found) == 2
+    for batch in found:
+        assert set(batch) == {"image", "caption"}
+        assert batch["image"].shape == (4, 3, SIZE, SIZE)
+        assert batch["image"].dtype == torch.float32
+        levels = (batch["image"][:, 0, 0, 0] * 255).round() / 10
+        assert levels.tolist() == numbers(batch)  # each picture with its own caption
+    assert sorted(sum(map(numbers, found), [])) == list(range(8))
+
+
+def test_prior_batches(make, tokenizer):
+    data = make(tokenizer=tokenizer, image_tokenizer=Levels())
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        for batch in batches(data, loader):
+            assert set(batch) == {"caption", "text_tokens", "image_tokens"}
+            assert batch["text_tokens"].shape == (4, 12)
+            assert batch["image_tokens"].shape == (4, 2, 2)
+            assert batch["image_tokens"].dtype == torch.long
+            assert (batch["image_tokens"][:, 0, 0] // 10).tolist() == numbers(batch)
+            assert tokenizer.decode(batch["text_tokens"]) == batch["caption"]
+
+
+def test_captions_are_random_in_training_and_first_in_validation(make):
+    data = make()
+    torch.manual_seed(0)
+    trained = [c for _ in range(4) for b in data.train_dataloader() for c in b["caption"]]
+    assert {caption.split()[0] for caption in trained} == {"grey", "gray"}
+    validated = [c for b in data.val_dataloader() for c in b["caption"]]
+    assert validated == [f"grey {i}" for i in range(8)]
+
+
+def test_training_is_shuffled_and_drops_what_fills_no_batch(make):
+    data = make(TinySource(rows=10))
+    torch.manual_seed(0)
+    trained = [numbers(batch) for batch in data.train_dataloader()]
+    assert [len(batch) for batch in trained] == [4, 4]
+    assert sum(trained, []) != sorted(sum(trained, []))
+    assert [len(numbers(batch)) for batch in data.val_dataloader()] == [4, 4, 2]
+
+
+def test_fewer_rows_than_a_batch_are_a_batch(make):
+    data = make(TinySource(rows=3))
+    assert [len(numbers(batch)) for batch in data.train_dataloader()] == [3]
+
+
+def test_dropout_in_training_only(make, tokenizer):
+    data = make(TinySource(rows=1), tokenizer=tokenizer)
+
+    def spellings(split, training):
+        rows = data.rows(split, training)
+        return {tuple(rows[0]["text_tokens"].tolist()) for _ in range(20)}
+
+    assert len(spellings("train", True)) > 2  # of two captions
+    assert len(spellings("validation", False)) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("tokens", [False, True])
+def test_broken_picture_is_skipped_counted_and_warned_of_once(make, caplog, stream, tokens):
+    data = make(
+        TinySource(broken={2, 5}, stream=stream), image_tokenizer=Levels() if tokens else None
+    )
+    with caplog.at_level(logging.WARNING):
+        found = batches(data, data.val_dataloader())
+    assert sum(map(numbers, found), []) == [0, 1, 3, 4, 6, 7]
+    assert all("skipped" not in batch for batch in found)
+    assert data.skipped == 2
+    assert len([r for r in caplog.records if "skipped" in r.getMessage()]) == 1
+    caplog.clear()
+    data.teardown("fit")
+    assert "2 pictures could not be read" in caplog.text
+
+
+def test_batch_of_broken_pictures_takes_the_next_good_one(make):
+    data = make(TinySource(broken={0, 1, 2, 3}))
+    first, second = batches(data, data.val_dataloader())
+    assert numbers(first) == [4]
+    assert numbers(second) == [4, 5, 6, 7]
+    assert data.skipped == 4
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("tokens", [False, True])
+def test_all_broken_is_an_error(make, stream, tokens):
+    data = make(
+        TinySource(rows=4, broken=range(4), stream=stream),
+        image_tokenizer=Levels() if tokens else None,
+    )
+    with pytest.raises(UserError, match="pictures can be read"):
+        batches(data, data.val_dataloader())
+    with pytest.raises(UserError, match="no picture of the split train"):
+        data.examples("train", 3)
+
+
+def test_image_size_of_another_dvae_is_an_error(make):
+    with pytest.raises(UserError, match=r"data.image_size=16") as caught:
+        make(image_size=32, image_tokenizer=Levels())
+    assert "\n" not in str(caught.value)
+
+
+def test_tokens_are_encoded_once(make):
+    tokenizer = Levels()
+    data = make(image_tokenizer=tokenizer)
+    for _ in range(2):
+        batches(data, data.train_dataloader())
+        batches(data, data.train_dataloader())
+    assert tokenizer.encoded == 8
+    again = Levels()  # the same weights in another process
+    batches(data, make(image_tokenizer=again).train_dataloader())
+    assert again.encoded == 0
+    other = Levels()
+    other.weight.data += 1
+    batches(data, make(image_tokenizer=other).train_dataloader())
+    assert other.encoded == 8
+
+
+def test_augmented_tokens_are_encoded_at_every_step(make):
+    tokenizer = Levels()
+    data = make(image_tokenizer=tokenizer, augmented_tokens=True)
+    for _ in range(2):
+        for batch in batches(data, data.train_dataloader()):
+            assert set(batch) == {"caption", "image_tokens"}
+            assert (batch["image_tokens"][:, 0, 0] // 10).tolist() == numbers(batch)
+    assert tokenizer.encoded == 16
+    batches(data, data.val_dataloader())
+    batches(data, data.val_dataloader())
+    assert tokenizer.encoded == 24  # validation's come from disk
+
+
+def test_stream(make, tokenizer):
+    data = make(TinySource(stream=True), tokenizer=tokenizer, image_tokenizer=Levels())
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        found = batches(data, loader)
+        assert sorted(sum(map(numbers, found), [])) == list(range(8))
+        for batch in found:
+            assert set(batch) == {"caption", "text_tokens", "image_tokens"}
+            assert (batch["image_tokens"][:, 0, 0] // 10).tolist() == numbers(batch)
+
+
+def test_unknown_split_is_an_error(make):
+    with pytest.raises(UserError, match="no split zeroshot; it has train, validation"):
+        make().dataloader("zeroshot")
+
+
+def test_captions_are_all_of_them(make):
+    assert list(make(TinySource(rows=2)).captions()) == ["grey 0", "gray 0", "grey 1", "gray 1"]
+
+
+def test_examples_are_the_first_that_can_be_read(make):
+    found = make(TinySource(broken={1})).examples("validation", 3)
+    assert [caption for _, caption in found] == ["grey 0", "grey 2", "grey 3"]
+    assert found[0][0].shape == (3, SIZE, SIZE)
+
+
+def test_workers_read_the_same(make):
+    data = make(TinySource(broken={2}), num_workers=2)
+    assert sum(map(numbers, batches(data, data.val_dataloader())), []) == [0, 1, 3, 4, 5, 6, 7]
+    assert data.skipped == 1

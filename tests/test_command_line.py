@@ -1,0 +1,161 @@
+"""Mistakes in one line: the messages, and whole processes that the user gets wrong."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from tilewright import command_line
+from tilewright.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(command, *arguments):
+    """The process's status, stdout and stderr."""
+    words = [sys.executable, str(ROOT / "src" / f"{command}.py"), *arguments]
+    return subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=300)
+
+
+def fails_in_one_line(command, *arguments):
+    """The one line of a command that the user got wrong."""
+    done = run(command, *arguments)
+    assert done.returncode == 1, done
+    assert "Traceback" not in done.stdout + done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+@pytest.fixture
+def places(tmp_path):
+    return [f"paths.data={tmp_path / 'data'}", f"paths.logs={tmp_path / 'logs'}"]
+
+
+class Failing(Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise UserError("no such row: take another")
+
+
+def test_one_line_of_a_constructors_own_mistake():
+    config = {"source": {"_target_": "tilewright.data.shapes.ShapesSource", "root": "x", "train": 0}}
+    with pytest.raises(HydraException) as caught:
+        instantiate(config)
+    line = command_line.one_line(caught.value)
+    assert line == "source: shapes needs train of 1 row or more, not 0"
+
+
+def test_one_line_of_hydras_errors():
+    with initialize_config_dir(str(command_line.CONF), version_base="1.3"):
+        for overrides, word in (
+            (["stage=nope"], "stage/nope"),
+            (["stage=dvae", "trainer.nope=1"], "trainer.nope"),
+            (["stage=dvae", "trainer.max_steps"], "trainer.max_steps"),
+        ):
+            with pytest.raises(HydraException) as caught:
+                compose("train", overrides)
+            line = command_line.one_line(caught.value)
+            assert word in line
+            assert "\n" not in line
+            assert "HYDRA_FULL_ERROR" not in line
+
+
+def test_one_line_of_a_worker_process():
+    loader = DataLoader(Failing(), num_workers=1)
+    with pytest.raises(UserError) as caught:
+        next(iter(loader))
+    assert "Traceback" in str(caught.value)  # torch puts the worker's before the message
+    assert command_line.one_line(caught.value) == "no such row: take another"
+
+
+def test_check_names_the_key_without_a_value():
+    with pytest.raises(UserError, match=r"b\.c has no value: set it on the command line, b\.c=…"):
+        command_line.check(OmegaConf.create({"a": 1, "b": {"c": "???"}}))
+
+
+def test_device_that_is_not_there():
+    assert command_line.device("cpu") == "cpu"
+    for device in ("nonsense", "cuda:99"):
+        with pytest.raises(UserError, match=f"device={device} cannot be used here"):
+            command_line.device(device)
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "words"),
+    [
+        ("train", [], ["stage=dvae"]),
+        ("train", ["stage=nope"], ["stage/nope", "dvae", "prior"]),
+        ("train", ["stage=dvae", "data=nope"], ["data/nope", "shapes", "folder"]),
+        ("train", ["stage=dvae", "trainer.nope=3"], ["trainer.nope"]),
+        ("train", ["stage=prior"], ["dvae", "python src/train.py stage=dvae"]),
+        ("train", ["stage=dvae", "data=folder"], ["data.source.path"]),
+        ("train", ["stage=dvae", "resume=true"], ["no trained dvae"]),
+        ("eval", [], ["metric=fid"]),
+        ("eval", ["metric=nope"], ["metric/nope", "fid"]),
+        ("generate", [], ["prompt="]),
+        ("generate", ["prompt=a red circle"], ["stage=prior"]),
+    ],
+)
+def test_mistakes_in_the_configuration(places, command, arguments, words):
+    line = fails_in_one_line(command, *places, *arguments)
+    for word in words:
+        assert word in line
+
+
+@pytest.mark.slow
+def test_folder_without_captions(places, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.new("RGB", (16, 16)).save(folder / "a.png")
+    line = fails_in_one_line(
+        "train", *places, "stage=dvae", "data=folder", f"data.source.path={folder}"
+    )
+    assert str(folder) in line
+    assert "no captions" in line
+    assert not (tmp_path / "logs").exists()  # a run that could not begin leaves nothing
+
+
+@pytest.mark.slow
+def test_parquet_without_the_column(places, tmp_path):
+    import datasets
+
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    rows = {"image": [(tmp_path / "a.png").read_bytes()] * 4, "text": ["a"] * 4}
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "a.parquet")
+    line = fails_in_one_line(
+        "train", *places, "stage=dvae", "data=parquet", f"data.source.path={tmp_path}/a.parquet"
+    )
+    assert "no column 'caption'" in line
+    assert "image, text" in line
+    assert "caption_column" in line
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "generate"])
+def test_help(command):
+    done = run(command, "--help")
+    assert done.returncode == 0, done.stderr
+    words = {
+        "train": ["stage: dvae, prior", "data: ", "shapes", "trainer: auto, cpu, gpu"],
+        "eval": ["metric: alignment, fid, reconstruction"],
+        "generate": ["prompt=", "image_prompt=", "top_k=", "guidance="],
+    }
+    for word in [f"python src/{command}.py", *words[command]]:
+        assert word in done.stdout
+
+
+def test_debug_shows_the_traceback(places):
+    done = run("train", *places, "stage=prior", "debug=default")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "no trained dvae" in done.stderr

@@ -1,0 +1,159 @@
+"""Where runs live, how they are found, and what a broken one says."""
+
+import os
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from tilewright import runs
+from tilewright.errors import UserError
+
+
+def config(stage="dvae", data="shapes", **more):
+    network = {"_target_": "torch.nn.Linear", "in_features": 3, "out_features": 2}
+    return OmegaConf.create(
+        {"stage": stage, "choices": {"data": data}, "model": {"network": network}, **more}
+    )
+
+
+def weights(in_features=3):
+    linear = torch.nn.Linear(in_features, 2)
+    return {f"network.{name}": value for name, value in linear.state_dict().items()}
+
+
+def trained(logs, name, *, at=0, stage="dvae", data="shapes", kinds=("best", "last")):
+    run = logs / stage / name
+    runs.create(run, config(stage, data))
+    (run / "checkpoints").mkdir()
+    for kind in kinds:
+        file = run / "checkpoints" / f"{kind}.ckpt"
+        torch.save({"state_dict": weights(), "optimizer": [1]}, file)
+        os.utime(file, (at, at))
+    return run
+
+
+def message(caught):
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_created_run_has_its_resolved_config(tmp_path):
+    run = tmp_path / "dvae" / "a"
+    runs.create(run, config(side=4, twice="${side}"))
+    assert runs.load_config(run).twice == 4
+    assert "${" not in (run / "config.yaml").read_text()
+
+
+def test_latest_leads_to_the_newest(tmp_path):
+    for name in ("b", "a", "c"):
+        runs.create(tmp_path / "dvae" / name, config())
+        assert (tmp_path / "dvae" / "latest").resolve() == (tmp_path / "dvae" / name).resolve()
+    assert {p.name for p in (tmp_path / "dvae").iterdir()} == {"a", "b", "c", "latest"}
+    moved = (tmp_path / "dvae").rename(tmp_path / "moved")
+    assert (moved / "latest" / "config.yaml").is_file()  # the link is relative
+
+
+def test_newest_is_by_checkpoint_and_needs_one(tmp_path):
+    old = trained(tmp_path, "z", at=100)
+    new = trained(tmp_path, "a", at=200, data="emoji")
+    runs.create(tmp_path / "dvae" / "untrained", config())
+    assert runs.find(tmp_path, "dvae") == new.resolve()
+    assert runs.find(tmp_path, "dvae", data="shapes") == old.resolve()
+    assert runs.find(tmp_path, "dvae", data="emoji") == new.resolve()
+
+
+def test_find_by_path(tmp_path):
+    run = trained(tmp_path, "a")
+    trained(tmp_path, "b", at=100)
+    assert runs.find(tmp_path, "dvae", str(run)) == run.resolve()
+    runs.create(run, config())  # it is the newest now, to `latest`
+    assert runs.find(tmp_path, "dvae", str(tmp_path / "dvae" / "latest")) == run.resolve()
+
+
+def test_nothing_found_says_how_to_make_one(tmp_path):
+    with pytest.raises(UserError) as caught:
+        runs.find(tmp_path, "dvae")
+    assert "python src/train.py stage=dvae`" in message(caught)
+    trained(tmp_path, "a")
+    with pytest.raises(UserError) as caught:
+        runs.find(tmp_path, "dvae", data="emoji")
+    assert "python src/train.py stage=dvae data=emoji" in message(caught)
+
+
+def test_wrong_paths_are_named(tmp_path):
+    with pytest.raises(UserError, match="there is no run nowhere"):
+        runs.find(tmp_path, "dvae", "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty is no run: it has no config.yaml"):
+        runs.find(tmp_path, "dvae", str(tmp_path / "empty"))
+    runs.create(tmp_path / "dvae" / "a", config())
+    with pytest.raises(UserError, match="a has no checkpoint yet"):
+        runs.find(tmp_path, "dvae", str(tmp_path / "dvae" / "a"))
+    prior = trained(tmp_path, "p", stage="prior")
+    with pytest.raises(UserError, match="stage=prior, and one of stage=dvae"):
+        runs.find(tmp_path, "dvae", str(prior))
+
+
+def test_checkpoint_falls_back_on_the_other(tmp_path):
+    both, best, last = (
+        trained(tmp_path, str(number), kinds=kinds)
+        for number, kinds in enumerate([("best", "last"), ("best",), ("last",)])
+    )
+    assert runs.checkpoint(both).name == "best.ckpt"
+    assert runs.checkpoint(both, "last").name == "last.ckpt"
+    assert runs.checkpoint(best, "last").name == "best.ckpt"
+    assert runs.checkpoint(last).name == "last.ckpt"
+
+
+def test_loaded_network_is_frozen(tmp_path):
+    run = trained(tmp_path, "a")
+    network = runs.load_network(run)
+    saved = torch.load(run / "checkpoints" / "best.ckpt")["state_dict"]
+    assert torch.equal(network.weight, saved["network.weight"])
+    assert not network.training
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_no_checkpoint_is_one_line(tmp_path):
+    runs.create(tmp_path / "a", config())
+    with pytest.raises(UserError, match="no checkpoint") as caught:
+        runs.load_network(tmp_path / "a")
+    message(caught)
+
+
+def test_broken_checkpoint_is_one_line(tmp_path):
+    run = trained(tmp_path, "a")
+    file = run / "checkpoints" / "best.ckpt"
+    whole = file.read_bytes()
+    for content in (b"", whole[: len(whole) // 2], b"no checkpoint at all"):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=r"best\.ckpt cannot be read") as caught:
+            runs.load_network(run)
+        message(caught)
+
+
+def test_checkpoint_that_runs_code_is_refused(tmp_path):
+    run = trained(tmp_path, "a")
+    torch.save({"state_dict": weights(), "hook": os.system}, run / "checkpoints" / "best.ckpt")
+    with pytest.raises(UserError, match="cannot be read") as caught:
+        runs.load_network(run)
+    message(caught)
+
+
+@pytest.mark.parametrize("state", [{}, weights(5), {**weights(), "network.more": torch.ones(1)}])
+def test_checkpoint_of_another_network_is_one_line(tmp_path, state):
+    run = trained(tmp_path, "a")
+    torch.save({"state_dict": state}, run / "checkpoints" / "best.ckpt")
+    with pytest.raises(UserError, match="does not fit the network") as caught:
+        runs.load_network(run)
+    message(caught)
+
+
+def test_kept_dvae_is_all_that_a_prior_needs(tmp_path):
+    dvae, prior = trained(tmp_path, "a"), trained(tmp_path, "p", stage="prior")
+    runs.keep_dvae(prior, dvae)
+    kept = runs.load_network(prior / runs.DVAE)
+    assert torch.equal(kept.weight, runs.load_network(dvae).weight)
+    saved = torch.load(prior / "dvae" / "checkpoints" / "best.ckpt")
+    assert set(saved) == {"state_dict"}  # no optimiser travels along
