@@ -1,5 +1,6 @@
 """Trains one stage: `python src/train.py stage=dvae`, then `python src/train.py stage=prior`."""
 
+import logging
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -20,10 +21,7 @@ def prepare(config: DictConfig) -> tuple[DictConfig, Path | None]:
     if config.resume:
         wanted = None if config.resume is True else config.resume
         run = runs.find(logs, config.stage, wanted)
-        resumed = command_line.resumed(runs.load_config(run))
-        resumed.run = str(run)
-        if config.stage == "prior":
-            resumed.dvae = str(run / runs.DVAE)
+        resumed = command_line.resumed(runs.moved(runs.load_config(run), run))
         return resumed, runs.checkpoint(run, "last")
 
     with open_dict(config):
@@ -49,6 +47,7 @@ def main(config: DictConfig) -> None:
     import pytorch_lightning as pl
     from hydra.utils import instantiate
 
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # it announces what is missing
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data = instantiate(config.data)
     data.setup()

@@ -49,7 +49,9 @@ class Failing(Dataset):
 
 
 def test_one_line_of_a_constructors_own_mistake():
-    config = {"source": {"_target_": "tilewright.data.shapes.ShapesSource", "root": "x", "train": 0}}
+    config = {
+        "source": {"_target_": "tilewright.data.shapes.ShapesSource", "root": "x", "train": 0}
+    }
     with pytest.raises(HydraException) as caught:
         instantiate(config)
     line = command_line.one_line(caught.value)

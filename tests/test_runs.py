@@ -157,3 +157,20 @@ def test_kept_dvae_is_all_that_a_prior_needs(tmp_path):
     assert torch.equal(kept.weight, runs.load_network(dvae).weight)
     saved = torch.load(prior / "dvae" / "checkpoints" / "best.ckpt")
     assert set(saved) == {"state_dict"}  # no optimiser travels along
+
+
+def test_moved_run_writes_where_it_is(tmp_path):
+    saved = OmegaConf.create(
+        {
+            "run": "logs/prior/a",
+            "dvae": "logs/dvae/d",
+            "callbacks": [{"dirpath": "logs/prior/a/checkpoints"}, {"dirpath": "logs/prior/ab"}],
+            "data": {"run": "logs/dvae/d", "side": 3, "none": None},
+        }
+    )
+    config = runs.moved(saved, tmp_path)
+    assert config.run == str(tmp_path)
+    assert config.dvae == config.data.run == str(tmp_path / "dvae")
+    assert config.callbacks[0].dirpath == str(tmp_path / "checkpoints")
+    assert config.callbacks[1].dirpath == "logs/prior/ab"
+    assert (config.data.side, config.data.none) == (3, None)

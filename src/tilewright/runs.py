@@ -47,6 +47,29 @@ def load_config(run: Path) -> DictConfig:
     return config
 
 
+def moved(config: DictConfig, run: Path) -> DictConfig:
+    """A saved configuration whose paths into the run, and to its dVAE, lead to where it is now.
+
+    They are resolved and so stand in many places (checkpoints, logs); a run that was copied must
+    not write into the one that it is a copy of.
+    """
+    places = {str(config.run): str(run)}
+    if config.get("dvae"):
+        places[str(config.dvae)] = str(run / DVAE)
+
+    def follow(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: follow(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [follow(item) for item in value]
+        for old, new in places.items():
+            if isinstance(value, str) and (value == old or value.startswith(f"{old}/")):
+                return new + value.removeprefix(old)
+        return value
+
+    return OmegaConf.create(follow(OmegaConf.to_container(config)))
+
+
 def checkpoint(run: Path, kind: str = "best") -> Path:
     """The checkpoint of a kind, "best" or "last"; the other one where only that is there.
 

@@ -1,5 +1,6 @@
 """Image tokens on disk: encoded once, resumed, never torn."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -83,10 +84,8 @@ def test_every_interruption_makes_progress(tmp_path):
     read = []
     for fails_at in (60, 120, 180, None):
         reader = Reader(fails_at=fails_at)
-        try:
+        with contextlib.suppress(KeyboardInterrupt):
             tokens = encode_rows(200, reader, Brightness(), tmp_path, batch_size=1)
-        except KeyboardInterrupt:
-            pass
         read.append(reader.rows[0])
     assert read[0] == 0
     assert read == sorted(set(read))

@@ -41,7 +41,7 @@ class AveragedWeights(WeightAveraging):
         self._ended = False
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The model has the average from now on; the weights that training goes on from are kept."""
+        """The model has the average from now on; the weights to go on from are kept."""
         self._swap_models(pl_module)
         self._ended = True
 

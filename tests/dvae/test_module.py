@@ -1,0 +1,115 @@
+"""The dVAE's training step: the total, what it logs, that it learns."""
+
+import math
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader
+
+from tilewright.dvae import DiscreteVAE
+from tilewright.dvae.losses import categorical_kl
+from tilewright.dvae.module import DiscreteVAEModule
+from tilewright.schedules import Constant, Cosine
+
+ONE, RATE = Constant(1.0), Constant(5e-3)
+
+
+def tiny(beta=ONE, rate=RATE, temperature=ONE):
+    torch.manual_seed(0)
+    network = DiscreteVAE(
+        image_size=16, grid=4, num_tokens=16, n_hid=16, n_init=16, blocks_per_group=1
+    )
+    return DiscreteVAEModule(network, temperature=temperature, beta=beta, learning_rate=rate)
+
+
+def batch(count=4):
+    flat = torch.rand(count, 3, 1, 1, generator=torch.Generator().manual_seed(1))
+    return {"image": flat.expand(count, 3, 16, 16).clone(), "caption": ["a square"] * count}
+
+
+def loader(batches):
+    return DataLoader([batch()] * batches, batch_size=None)
+
+
+class Record(pl.Callback):
+    def __init__(self):
+        self.metrics, self.rates, self.outputs = [], [], None
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.metrics.append({k: v.item() for k, v in trainer.callback_metrics.items()})
+
+    def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.outputs = outputs
+
+
+def fit(module, steps):
+    record = Record()
+    trainer = pl.Trainer(
+        max_steps=steps,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+        num_sanity_val_steps=0,
+        callbacks=[record],
+    )
+    trainer.fit(module, loader(steps), loader(1))
+    return record
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_the_kl_is_divided_by_the_number_of_pixel_values_once(count):
+    module, images = tiny(beta=Constant(6.6)), batch(count)["image"]
+    network = module.network
+    logits = 10 * network.logits(images)
+    codes = network.one_hot(logits.argmax(dim=1))
+    terms = module.terms(images, codes, logits)
+    nll = network.likelihood.nll(images, network.decoder(codes))
+    per_token = categorical_kl(logits)
+    pixel_values, tokens = 16 * 16 * 3, 4 * 4
+    # The paper's: (sum over pixels + beta * sum over the grid) / pixel values, of each picture.
+    expected = (nll.sum((1, 2, 3)) + 6.6 * per_token.sum((1, 2))).mean() / pixel_values
+    torch.testing.assert_close(terms["loss"], expected)
+    torch.testing.assert_close(terms["reconstruction"], nll.mean())
+    torch.testing.assert_close(terms["kl"], per_token.mean() * tokens / pixel_values)
+
+
+def test_at_certain_codes_the_kl_is_ln_k_for_each_token():
+    module, images = tiny(), batch(2)["image"]
+    logits = torch.zeros(2, 16, 4, 4)
+    logits[:, 3] = 1000
+    kl = module.terms(images, logits.softmax(1), logits)["kl"]
+    assert kl.item() == pytest.approx(math.log(16) * 16 / 768, rel=1e-6)
+
+
+def test_the_loss_falls_on_one_batch():
+    record = fit(tiny(), 30)
+    losses = [metrics["train/loss"] for metrics in record.metrics]
+    assert len(losses) == 30
+    assert sum(losses[-5:]) / 5 < sum(losses[:5]) / 5 - 0.2
+
+
+def test_schedules_are_followed_by_update_and_logged():
+    beta, temperature = Cosine(0.0, 6.6, 4), Cosine(1.0, 1 / 16, 4)
+    rate = Cosine(1e-3, 1e-5, 4)
+    record = fit(tiny(beta, rate, temperature), 5)
+    for step, metrics in enumerate(record.metrics):
+        assert metrics["schedule/beta"] == pytest.approx(beta(step), abs=1e-6)
+        assert metrics["schedule/temperature"] == pytest.approx(temperature(step), abs=1e-6)
+        total = metrics["train/reconstruction"] + beta(step) * metrics["train/kl"]
+        assert metrics["train/loss"] == pytest.approx(total, rel=1e-5, abs=1e-6)
+    assert record.rates == pytest.approx([rate(step) for step in range(5)])
+
+
+def test_validation_hands_tokens_and_pictures_to_the_callbacks():
+    module = tiny()
+    outputs = fit(module, 1).outputs
+    module.network.eval()
+    tokens = module.network.encode(batch()["image"])
+    assert torch.equal(outputs["tokens"], tokens)
+    torch.testing.assert_close(outputs["reconstructions"], module.network.decode(tokens))

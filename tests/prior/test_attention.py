@@ -1,0 +1,70 @@
+"""Attention sees what its mask shows and nothing else, whole or one position at a time."""
+
+import pytest
+import torch
+from torch.nn.attention.flex_attention import flex_attention
+
+from tilewright.prior import Stream
+from tilewright.prior.attention import SelfAttention, _block_mask_on, attend
+from tilewright.prior.masks import PATTERNS, dense_mask
+
+STREAM = Stream(text_length=3, text_vocab=5, grid=4, image_vocab=5)
+
+
+def layer(pattern):
+    torch.manual_seed(0)
+    return SelfAttention(8, 2, pattern, STREAM).double()
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@torch.no_grad()
+def test_an_output_changes_with_the_inputs_of_its_mask_and_no_other(pattern):
+    attention, length = layer(pattern), STREAM.length
+    x = torch.randn(1, length, 8, dtype=torch.float64).expand(length, -1, -1).clone()
+    before = attention(x)
+    x[range(length), range(length)] += torch.randn(length, 8, dtype=torch.float64)
+    change = (attention(x) - before).abs().amax(dim=-1)  # [changed key, query]
+    visible = dense_mask(pattern, STREAM).T
+    assert (change[~visible] < 1e-12).all()
+    assert (change[visible] > 1e-7).all()
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@torch.no_grad()
+def test_it_is_one_softmax_over_the_visible_keys(pattern):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 2, STREAM.length, 4, dtype=torch.float64)
+    scores = (q @ k.transpose(-1, -2)) / 2
+    scores = scores.masked_fill(~dense_mask(pattern, STREAM), -torch.inf)
+    torch.testing.assert_close(attend(q, k, v, pattern, STREAM), scores.softmax(-1) @ v)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@torch.no_grad()
+def test_steps_through_the_cache_equal_the_whole_sequence(pattern):
+    attention, candidates, first = layer(pattern), 3, STREAM.first_image_position
+    text = torch.randn(2, first, 8, dtype=torch.float64)
+    image = torch.randn(2 * candidates, STREAM.length - first, 8, dtype=torch.float64)
+    whole = attention(torch.cat([text.repeat_interleave(candidates, dim=0), image], dim=1))
+    prefix, cache = attention.prefill(text, candidates)
+    torch.testing.assert_close(prefix.repeat_interleave(candidates, dim=0), whole[:, :first])
+    for token in range(image.shape[1]):
+        step = attention.step(image[:, token], token, cache)
+        # the cache's softmax is in fp32
+        torch.testing.assert_close(step, whole[:, first + token], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("pattern", PATTERNS)
+@torch.no_grad()
+def test_flex_attentions_mask_is_the_dense_one(pattern):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 1, 2, STREAM.length, 16)
+    block_mask = _block_mask_on(pattern, STREAM, torch.device("cpu"))
+    flexed = flex_attention(q, k, v, block_mask=block_mask)
+    torch.testing.assert_close(flexed, attend(q, k, v, pattern, STREAM), rtol=1e-5, atol=1e-5)
+
+
+def test_a_width_that_the_heads_do_not_divide_is_refused():
+    with pytest.raises(ValueError, match="got 10 and 4"):
+        SelfAttention(10, 4, "row", STREAM)
