@@ -21,6 +21,7 @@ demo: $(STAMP)
 	$(BIN)/python src/train.py stage=prior $(DEMO)
 	$(BIN)/python src/eval.py metric=reconstruction
 	$(BIN)/python src/eval.py metric=alignment
+	$(BIN)/python src/eval.py metric=fid metric.images=250
 	$(BIN)/python src/generate.py n=8 out=logs/demo prompt='["a large red circle in the middle", "a small blue star in the top left", "a large green triangle on the right", "a small black ring in the bottom right", "a large purple diamond to the left of a small yellow circle", "a small cyan square above a large orange star"]'
 	@echo
 	@echo "Pictures:    logs/demo/grid.png"

@@ -7,8 +7,6 @@ from omegaconf import DictConfig, OmegaConf
 from tilewright import command_line, runs
 from tilewright.errors import UserError
 
-STAGE_OF = {"reconstruction": "dvae"}  # what a metric is about; else the prior
-
 
 @command_line.command("eval")
 def main(config: DictConfig) -> None:
@@ -16,13 +14,8 @@ def main(config: DictConfig) -> None:
         raise UserError("say what to measure: metric=fid, metric=reconstruction, metric=alignment")
     command_line.check(config)
     name = command_line.choices()["metric"]
-    stage = STAGE_OF.get(name, "prior")
-    run = runs.find(Path(config.paths.logs), stage, config.run, data=config.data)
+    run = runs.find(Path(config.paths.logs), config.stage, config.run, data=config.data)
     trained = runs.load_config(run)
-    if trained.stage != stage:
-        raise UserError(
-            f"metric={name} is about a run of stage={stage}; {run} is a {trained.stage}"
-        )
 
     from hydra.utils import instantiate
 

@@ -23,8 +23,6 @@ class Alignment:
         sampling: how tokens are drawn.
     """
 
-    stage = "prior"
-
     def __init__(self, splits: list[str], captions: int = 1000, sampling: Sampling | None = None):
         self.splits = splits
         self.captions = captions

@@ -33,8 +33,6 @@ class FrechetInceptionDistance:
         sampling: how tokens are drawn.
     """
 
-    stage = "prior"
-
     def __init__(
         self,
         split: str = "validation",

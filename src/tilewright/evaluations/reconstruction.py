@@ -21,8 +21,6 @@ class Reconstruction:
         images: at most so many pictures of each, the first ones.
     """
 
-    stage = "dvae"
-
     def __init__(self, splits: list[str], images: int = 1000):
         self.splits = splits
         self.images = images

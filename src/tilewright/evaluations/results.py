@@ -31,9 +31,7 @@ class Result:
 
 
 class Evaluation(Protocol):
-    """Built from `conf/metric/<name>.yaml`; `stage` is the kind of run that it measures."""
-
-    stage: str
+    """What `conf/metric/<name>.yaml` builds; that file names the kind of run that it measures."""
 
     def __call__(
         self, run: Path, data: CaptionedImages, *, seed: int, device: str, folder: Path
