@@ -183,3 +183,9 @@ def test_each_position_is_computed_once(network, monkeypatch, guidance, captions
 def test_settings_out_of_range_are_refused_by_name(settings, named):
     with pytest.raises(ValueError, match=named):
         Sampling(**settings)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 3), (3, 1, 2), (2, 1, 3)])
+def test_first_rows_that_do_not_fit_are_refused(network, shape):
+    with pytest.raises(ValueError, match="first_rows must be"):
+        sample(network, TEXT, first_rows=torch.zeros(shape, dtype=torch.long))

@@ -89,6 +89,9 @@ def sample(
 
     Returns:
         Image tokens [C, n, h, w].
+
+    Raises:
+        ValueError: first_rows do not fit the captions or the grid.
     """
     sampling = sampling or Sampling()
     stream, captions = network.stream, len(text)
@@ -96,6 +99,12 @@ def sample(
     uniform = candidate_noise(numbers, candidates, stream.image_length, seed).to(text.device)
     given = torch.empty(captions, 0, dtype=torch.long, device=text.device)
     if first_rows is not None:
+        rows, side = first_rows.shape[1:]
+        if len(first_rows) != captions or rows > stream.grid or side != stream.grid:
+            raise ValueError(
+                f"first_rows must be [{captions}, up to {stream.grid}, {stream.grid}], "
+                f"got {list(first_rows.shape)}"
+            )
         given = first_rows.flatten(1).to(text.device)
     given = given.repeat_interleave(candidates, dim=0)
 
