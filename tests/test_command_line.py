@@ -161,3 +161,8 @@ def test_debug_shows_the_traceback(places):
     assert done.returncode == 1
     assert "Traceback" in done.stderr
     assert "no trained dvae" in done.stderr
+
+
+def test_precision_is_what_was_asked_for_unless_auto():
+    assert command_line.precision("16-true") == "16-true"
+    assert command_line.precision("auto") in {"bf16-mixed", "32-true"}
