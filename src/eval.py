@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tilewright import command_line, runs
 from tilewright.errors import UserError
@@ -12,9 +12,12 @@ from tilewright.errors import UserError
 def main(config: DictConfig) -> None:
     if OmegaConf.is_missing(config, "metric"):
         raise UserError("say what to measure: metric=fid, metric=reconstruction, metric=alignment")
+    chosen = command_line.choices()
+    with open_dict(config):
+        config.pop("data", None)  # its name says which run; the run itself knows its data
     command_line.check(config)
-    name = command_line.choices()["metric"]
-    run = runs.find(Path(config.paths.logs), config.stage, config.run, data=config.data)
+    name = chosen["metric"]
+    run = runs.find(Path(config.paths.logs), config.stage, config.run, data=chosen.get("data"))
     trained = runs.load_config(run)
 
     from hydra.utils import instantiate

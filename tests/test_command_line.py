@@ -166,3 +166,15 @@ def test_debug_shows_the_traceback(places):
 def test_precision_is_what_was_asked_for_unless_auto():
     assert command_line.precision("16-true") == "16-true"
     assert command_line.precision("auto") in {"bf16-mixed", "32-true"}
+
+
+def test_eval_takes_the_name_of_a_data_set():
+    """`data` is a config group too, and `data=emoji` was once refused as an override of it."""
+    outcome = subprocess.run(
+        [sys.executable, "src/eval.py", "metric=reconstruction", "data=emoji", "paths.logs=none"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    )
+    assert outcome.returncode == 1
+    assert outcome.stderr.startswith("error: no trained dvae in none/dvae/ for data=emoji")
