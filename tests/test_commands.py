@@ -170,7 +170,7 @@ def test_eval_writes_figures_that_can_be_repeated(trained, home, metric, argumen
         assert row["resize"] == "clean"
         assert row["extractor"]
         assert (row["metric"] == "fid") == ("inception" in row["extractor"])
-        assert row["sampling"]["temperature"] == 1.0
+        assert row["temperature"] == 1.0
     else:
         assert {row["split"] for row in rows} == {"validation", "zeroshot"}
     if metric == "alignment":

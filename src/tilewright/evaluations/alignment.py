@@ -49,7 +49,7 @@ class Alignment:
                 settings = {
                     "captions": of_kind,
                     "interval": [round(low, 4), round(high, 4)],
-                    "sampling": vars(self.sampling),
+                    **vars(self.sampling),
                 }
                 share = sum(verdicts) / len(verdicts)
                 results.append(Result("alignment", share, split, len(verdicts), settings))

@@ -69,7 +69,7 @@ class FrechetInceptionDistance:
             "extractor": extractor.name,
             "extractor_digest": extractor.digest,
             "resize": self.resize,
-            "sampling": vars(self.sampling),
+            **vars(self.sampling),
         }
         value = frechet_distance(*statistics)
         return [Result(frechet_name(extractor), value, self.split, len(drawn), settings)]
