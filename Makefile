@@ -10,9 +10,9 @@ DEMO   ?=
 env: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
-	@echo "Making the environment $(VENV): 2 to 3 minutes, about 6 GB ..."
+	@echo "Making the environment $(VENV): 2 to 3 minutes, about 6 GB"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[emoji,dev]'
+	@$(BIN)/pip install --constraint constraints.txt --editable '.[emoji,dev]'
 	@touch $@
 
 # Both stages on the embedded data set, then figures and pictures. DEMO="key=value ..." cuts it short.

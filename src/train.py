@@ -1,12 +1,15 @@
 """Trains one stage: `python src/train.py stage=dvae`, then `python src/train.py stage=prior`."""
 
 import logging
+from itertools import islice
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tilewright import command_line, runs
 from tilewright.errors import UserError
+
+TOKENIZER_CAPTIONS = 1_000_000  # enough for any vocabulary, and a stream may have no end
 
 
 def prepare(config: DictConfig) -> tuple[DictConfig, Path | None]:
@@ -61,7 +64,7 @@ def main(config: DictConfig) -> None:
     if checkpoint is None:  # all that can be wrong has been found by now: the run begins
         runs.create(run, config)
         if data.tokenizer is not None:
-            data.tokenizer.train(data.captions("train"))
+            data.tokenizer.train(islice(data.captions("train"), TOKENIZER_CAPTIONS))
             data.tokenizer.save(run / runs.TOKENIZER)
         if config.stage == "prior":
             runs.keep_dvae(run, Path(config.dvae))
