@@ -13,6 +13,8 @@ from tilewright.errors import UserError
 def main(config: DictConfig) -> None:
     if OmegaConf.is_missing(config, "prompt"):
         raise UserError('say what to draw: prompt="a large red circle on the left"')
+    if config.n < 1 or len(config.prompt) == 0:
+        raise UserError(f"n={config.n} prompt={config.prompt!r} asks for no picture")
     command_line.check(config)
     run = runs.find(Path(config.paths.logs), "prior", config.run)
     prompts = [config.prompt] if isinstance(config.prompt, str) else list(config.prompt)

@@ -68,8 +68,10 @@ def main(config: DictConfig) -> None:
             data.tokenizer.save(run / runs.TOKENIZER)
         if config.stage == "prior":
             runs.keep_dvae(run, Path(config.dvae))
-    elif data.tokenizer is not None:
-        data.tokenizer.load(run / runs.TOKENIZER)
+    else:
+        runs.check_unfinished(checkpoint, trainer.max_steps)
+        if data.tokenizer is not None:
+            data.tokenizer.load(run / runs.TOKENIZER)
 
     print(f"Training {run}; to watch: tensorboard --logdir {config.paths.logs}")
     trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)

@@ -174,3 +174,14 @@ def test_moved_run_writes_where_it_is(tmp_path):
     assert config.callbacks[0].dirpath == str(tmp_path / "checkpoints")
     assert config.callbacks[1].dirpath == "logs/prior/ab"
     assert (config.data.side, config.data.none) == (3, None)
+
+
+def test_a_run_that_has_made_all_its_steps_says_so(tmp_path):
+    file = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    file.parent.mkdir(parents=True)
+    torch.save({"global_step": 6}, file)
+    runs.check_unfinished(file, 7)
+    runs.check_unfinished(file, -1)
+    with pytest.raises(UserError) as caught:
+        runs.check_unfinished(file, 6)
+    assert "has made all its 6 steps" in message(caught)

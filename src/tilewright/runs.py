@@ -123,23 +123,47 @@ def _newest_first(folder: Path) -> list[Path]:
     return [run for _, run in sorted(found, reverse=True)]
 
 
+def load_checkpoint(file: Path) -> dict[str, Any]:
+    """Lightning's checkpoint, read without running any code that it may hold.
+
+    Raises:
+        UserError: it is broken, or cut short.
+    """
+    import torch
+
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a broken archive raises errors of many classes
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{file} cannot be read, it may be cut short: {reason}") from error
+
+
+def check_unfinished(file: Path, max_steps: int) -> None:
+    """Whether a run that is to be resumed has steps left.
+
+    Raises:
+        UserError: it has not, or its checkpoint is broken.
+    """
+    step = load_checkpoint(file)["global_step"]
+    if 0 <= max_steps <= step:  # -1 is without end
+        raise UserError(
+            f"{file.parents[1]} has made all its {step} steps: to go on, set trainer.max_steps "
+            "above that"
+        )
+
+
 def load_network(run: str | Path, device: str = "cpu") -> Any:
     """A run's trained network, its averaged weights, frozen and ready for use.
 
     Raises:
         UserError: no run, no checkpoint, a broken one, or one of another network.
     """
-    import torch
     from hydra.utils import instantiate
 
     run = Path(run)
     network = instantiate(load_config(run).model.network)
     file = checkpoint(run)
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
-    except Exception as error:  # a broken archive raises errors of many classes
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{file} cannot be read, it may be cut short: {reason}") from error
+    state = load_checkpoint(file)["state_dict"]
     prefix = "network."
     weights = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     try:
@@ -156,6 +180,6 @@ def keep_dvae(prior_run: Path, dvae_run: Path) -> None:
     home = prior_run / DVAE
     (home / "checkpoints").mkdir(parents=True, exist_ok=True)
     shutil.copy(dvae_run / CONFIG, home / CONFIG)
-    saved = torch.load(checkpoint(dvae_run), map_location="cpu", weights_only=True)
+    saved = load_checkpoint(checkpoint(dvae_run))
     # Neither the optimiser's state nor the weights before averaging are of use to a frozen model.
     torch.save({"state_dict": saved["state_dict"]}, home / "checkpoints" / "best.ckpt")
