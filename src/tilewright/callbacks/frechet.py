@@ -7,6 +7,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 
 from tilewright.metrics.extractors import Extractor, find_extractor
 from tilewright.metrics.frechet import (
@@ -48,16 +49,23 @@ class FrechetDistance(pl.Callback):
         self._validations += 1
         last = trainer.global_step >= trainer.max_steps > 0
         if trainer.is_global_zero and (last or self._validations % self.every == 0):
-            name, distance = self.measure(trainer, pl_module)
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            examples = data.examples("validation", self.images)
+            if len(examples) < 2:  # no covariance, and no reason to stop a training either
+                log.warning("No Fréchet distance: the validation split has one readable picture")
+                return
+            name, distance = self.measure(trainer, pl_module, examples)
             pl_module.log(f"validation/{name}", distance, rank_zero_only=True)
 
     @torch.no_grad()
-    def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> tuple[str, float]:
-        """The figure's name and its value."""
+    def measure(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, examples: list[tuple[Tensor, str]]
+    ) -> tuple[str, float]:
+        """The figure's name and its value, on real images [3, H, W] and their captions."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         if self._extractor is None:
             self._extractor = find_extractor(pl_module.device, self.inception_weights)
-        originals, captions = zip(*data.examples("validation", self.images), strict=True)
+        originals, captions = zip(*examples, strict=True)
         real = torch.stack(originals)
         if data.image_tokenizer is None:
             network: Any = pl_module.network
