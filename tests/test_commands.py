@@ -92,7 +92,7 @@ def test_a_run_is_a_folder(trained, stage):
 def test_a_prior_has_all_that_it_needs(trained):
     assert (trained.prior / "tokenizer.json").is_file()
     assert (trained.prior / "dvae" / "config.yaml").is_file()
-    assert (trained.prior / "dvae" / "checkpoints" / "best.ckpt").is_file()
+    assert (trained.prior / "dvae" / "model.safetensors").is_file()
 
 
 def test_no_folder_of_hydras(trained, home):

@@ -155,8 +155,23 @@ def test_kept_dvae_is_all_that_a_prior_needs(tmp_path):
     runs.keep_dvae(prior, dvae)
     kept = runs.load_network(prior / runs.DVAE)
     assert torch.equal(kept.weight, runs.load_network(dvae).weight)
-    saved = torch.load(prior / "dvae" / "checkpoints" / "best.ckpt")
-    assert set(saved) == {"state_dict"}  # no optimiser travels along
+    files = {path.name for path in (prior / runs.DVAE).iterdir()}
+    assert files == {"config.yaml", "model.safetensors"}  # no optimiser travels along
+
+
+def test_broken_weights_are_one_line(tmp_path):
+    dvae, prior = trained(tmp_path, "a"), trained(tmp_path, "p", stage="prior")
+    runs.keep_dvae(prior, dvae)
+    (prior / runs.DVAE / runs.WEIGHTS).write_bytes(b"no weights")
+    with pytest.raises(UserError, match=r"model\.safetensors cannot be read") as caught:
+        runs.load_network(prior / runs.DVAE)
+    message(caught)
+
+
+def test_a_folder_with_weights_alone_is_found_by_its_path(tmp_path):
+    dvae, prior = trained(tmp_path, "a"), trained(tmp_path, "p", stage="prior")
+    runs.keep_dvae(prior, dvae)
+    assert runs.find(tmp_path, "dvae", str(prior / runs.DVAE)) == (prior / runs.DVAE).resolve()
 
 
 def test_moved_run_writes_where_it_is(tmp_path):

@@ -3,13 +3,13 @@
 A run is a folder `<logs>/<stage>/<name>/` with `config.yaml` (resolved), `checkpoints/`
 (`last.ckpt` and `best.ckpt`), TensorBoard events and `metrics.csv`; a prior's also holds
 `tokenizer.json` and the frozen dVAE under `dvae/`, so that it draws wherever it is copied to.
+Weights that are only to be used, as that dVAE's, are `model.safetensors` instead of checkpoints.
 
 Nothing heavy is imported before it is needed: the command line looks for runs before it loads
 torch.
 """
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from tilewright.errors import UserError
 CONFIG = "config.yaml"
 TOKENIZER = "tokenizer.json"
 DVAE = "dvae"
+WEIGHTS = "model.safetensors"
 LATEST = "latest"
 
 
@@ -101,7 +102,8 @@ def find(logs: Path, stage: str, wanted: str | None = None, data: str | None = N
             raise UserError(
                 f"{run} is a run of stage={trained}, and one of stage={stage} is needed"
             )
-        checkpoint(run)
+        if not (run / WEIGHTS).is_file():
+            checkpoint(run)
         return run.resolve()
     for run in _newest_first(logs / stage):
         if data is None or OmegaConf.select(load_config(run), "choices.data") == data:
@@ -162,24 +164,41 @@ def load_network(run: str | Path, device: str = "cpu") -> Any:
 
     run = Path(run)
     network = instantiate(load_config(run).model.network)
-    file = checkpoint(run)
-    state = load_checkpoint(file)["state_dict"]
-    prefix = "network."
-    weights = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     try:
-        network.load_state_dict(weights)
+        network.load_state_dict(load_weights(run))
     except RuntimeError as error:
-        raise UserError(f"{file} does not fit the network of {run / CONFIG}") from error
+        raise UserError(f"what {run} holds does not fit the network of its {CONFIG}") from error
     return network.to(device).eval().requires_grad_(False)
+
+
+def load_weights(run: Path) -> dict[str, Any]:
+    """A run's weights for its network: `model.safetensors`, else the best checkpoint's average.
+
+    Raises:
+        UserError: there are none, or their file is broken.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if (run / WEIGHTS).is_file():
+        try:
+            return load_file(run / WEIGHTS)
+        except SafetensorError as error:
+            raise UserError(f"{run / WEIGHTS} cannot be read: {error}") from error
+    state = load_checkpoint(checkpoint(run))["state_dict"]
+    prefix = "network."
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+def save_network(folder: Path, config: DictConfig, weights: dict[str, Any]) -> None:
+    """Makes a folder from which `load_network` loads: `config.yaml` and `model.safetensors`."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(config, folder / CONFIG, resolve=True)
+    save_file({name: value.contiguous() for name, value in weights.items()}, folder / WEIGHTS)
 
 
 def keep_dvae(prior_run: Path, dvae_run: Path) -> None:
     """Copies what it takes to use a trained dVAE into a prior's run."""
-    import torch
-
-    home = prior_run / DVAE
-    (home / "checkpoints").mkdir(parents=True, exist_ok=True)
-    shutil.copy(dvae_run / CONFIG, home / CONFIG)
-    saved = load_checkpoint(checkpoint(dvae_run))
-    # Neither the optimiser's state nor the weights before averaging are of use to a frozen model.
-    torch.save({"state_dict": saved["state_dict"]}, home / "checkpoints" / "best.ckpt")
+    save_network(prior_run / DVAE, load_config(dvae_run), load_weights(dvae_run))

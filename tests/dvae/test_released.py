@@ -1,0 +1,80 @@
+"""The released modules become a dVAE that stage 2 can use."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import dall_e
+import pytest
+import torch
+
+from tilewright import runs
+from tilewright.dvae import released
+from tilewright.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def modules():
+    torch.manual_seed(0)
+    sizes = {"n_hid": 64, "vocab_size": 512, "n_blk_per_group": 1}
+    return dall_e.Encoder(**sizes), dall_e.Decoder(**sizes, n_init=16)
+
+
+@pytest.fixture(scope="module")
+def pickles(modules, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("released")
+    for name, module in zip(("encoder", "decoder"), modules, strict=True):
+        torch.save(module, folder / f"{name}.pkl")
+    return folder
+
+
+def convert(folder, *arguments):
+    return subprocess.run(
+        [
+            *(sys.executable, "src/convert.py", f"encoder={folder}/encoder.pkl"),
+            *(f"decoder={folder}/decoder.pkl", f"out={folder}/out", *arguments),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_command_makes_a_dvae_that_is_found_loaded_and_frozen(modules, pickles):
+    outcome = convert(pickles, "image_size=64", "trust=true")
+    assert outcome.returncode == 0, outcome.stderr
+    run = runs.find(pickles, "dvae", str(pickles / "out"))
+    network = runs.load_network(run)
+    assert (network.image_size, network.grid, network.num_tokens) == (64, 8, 512)
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = modules[0](dall_e.map_pixels(images)).argmax(dim=1)
+    assert torch.equal(network.encode(images), expected)
+
+
+def test_a_pickle_is_not_opened_without_trust(pickles):
+    outcome = convert(pickles)
+    assert outcome.returncode == 1
+    assert outcome.stderr.startswith("error: ")
+    assert "trust=true" in outcome.stderr
+    assert outcome.stderr.count("\n") == 1
+
+
+def test_files_that_hold_something_else_are_refused(pickles, tmp_path):
+    with pytest.raises(UserError, match="there is no file"):
+        released.unpickle(tmp_path / "nothing.pkl", "Encoder")
+    (tmp_path / "text.pkl").write_text("hello")
+    with pytest.raises(UserError, match="is no pickled module") as caught:
+        released.unpickle(tmp_path / "text.pkl", "Encoder")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="holds no Encoder but a Decoder"):
+        released.unpickle(pickles / "decoder.pkl", "Encoder")
+
+
+def test_modules_that_do_not_belong_together_are_refused(modules):
+    other = dall_e.Decoder(n_hid=64, vocab_size=1024, n_blk_per_group=1, n_init=16)
+    with pytest.raises(UserError, match="not of the same dVAE"):
+        released.convert(modules[0], other, 64)
