@@ -75,7 +75,6 @@ def main(config: DictConfig) -> None:
 
     print(f"Training {run}; to watch: tensorboard --logdir {config.paths.logs}")
     trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
-    trainer.save_checkpoint(run / "checkpoints" / "last.ckpt")
     print(f"Trained {run}")
 
 

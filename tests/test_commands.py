@@ -116,9 +116,7 @@ def test_resume_goes_on_in_the_same_folder(trained, home):
     assert set((home / "logs" / "dvae").iterdir()) == runs
     assert step(copy / "checkpoints" / "last.ckpt") == 9
     assert step(trained.dvae / "checkpoints" / "last.ckpt") == 6
-    kept, added = steps_of(copy)[:2], steps_of(copy)[2:]
-    assert kept == [3, 6]
-    assert len(added) == 1  # Lightning counts it as 9 or 10, depending on where the save fell
+    assert steps_of(copy) == [3, 6, 9]
 
 
 def test_resume_true_takes_the_newest_and_keeps_its_groups(trained, home):
