@@ -35,7 +35,7 @@ def prepare(config: DictConfig) -> tuple[DictConfig, Path | None]:
             config.dvae = str(dvae)
             config.image_tokens = {"grid": network.grid, "vocab": network.num_tokens}
         name = command_line.job_name(config.run_name)
-        config.run = str(Path(logs) / config.stage / name)
+        config.run = str(logs / config.stage / name)
         command_line.check(config)
     if (Path(config.run) / runs.CONFIG).exists():
         raise UserError(f"{config.run} exists: resume={config.run} goes on with it")

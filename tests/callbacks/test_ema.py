@@ -5,6 +5,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+from tilewright.callbacks.checkpoints import LastCheckpoint
 from tilewright.callbacks.ema import AveragedWeights
 
 
@@ -34,14 +35,13 @@ def walk(folder, steps, resume=None, **arguments):
         max_steps=steps,
         max_epochs=-1,
         logger=False,
-        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         val_check_interval=steps,
         check_val_every_n_epoch=None,
         limit_val_batches=1,
         num_sanity_val_steps=0,
-        callbacks=[AveragedWeights(**arguments)],
+        callbacks=[AveragedWeights(**arguments), LastCheckpoint(str(folder))],
     )
     model = Walk()
     trainer.fit(model, rows, rows, ckpt_path=resume)
@@ -72,12 +72,11 @@ def test_validation_sees_the_average(tmp_path):
 
 
 def test_checkpoint_holds_the_average_and_resumes_both(tmp_path):
-    trainer, _ = walk(tmp_path, 6, decay=0.998)
-    trainer.save_checkpoint(tmp_path / "a.ckpt")
-    saved = torch.load(tmp_path / "a.ckpt", weights_only=False)
+    walk(tmp_path, 6, decay=0.998)
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=False)
     assert float(saved["state_dict"]["weight"]) == pytest.approx(expected(6, 0.998), rel=1e-5)
     assert float(saved["current_model_state"]["weight"]) == 6
-    _, resumed = walk(tmp_path, 12, resume=tmp_path / "a.ckpt", decay=0.998)
+    _, resumed = walk(tmp_path, 12, resume=tmp_path / "last.ckpt", decay=0.998)
     assert resumed.weight.item() == pytest.approx(expected(12, 0.998), rel=1e-5)
 
 

@@ -1,8 +1,5 @@
 """The average of the weights, which validation, checkpoints and every later use take."""
 
-from typing import Any
-
-import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor
@@ -31,24 +28,7 @@ class AveragedWeights(WeightAveraging):
 
         super().__init__(use_buffers=False, multi_avg_fn=average)
         self.every = every
-        self._ended = False
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         """Whether the average moves after this update of the weights."""
         return step_idx is not None and (step_idx + 1) % self.every == 0
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._ended = False
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The model has the average from now on; the weights to go on from are kept."""
-        self._swap_models(pl_module)
-        self._ended = True
-
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        super().on_save_checkpoint(trainer, pl_module, checkpoint)
-        if self._ended:  # the two have changed places, and a checkpoint is to be the same anyway
-            average, current = checkpoint["current_model_state"], checkpoint["state_dict"]
-            checkpoint["state_dict"], checkpoint["current_model_state"] = average, current
