@@ -58,6 +58,16 @@ def test_one_line_of_a_constructors_own_mistake():
     assert line == "source: shapes needs train of 1 row or more, not 0"
 
 
+def test_one_line_of_an_absent_package():
+    for target, words in (
+        ("absent_package.part.Thing", "source needs a package that is not installed: pip install"),
+        ("tilewright.absent.Thing", "source: Error loading 'tilewright.absent.Thing'"),
+    ):
+        with pytest.raises(HydraException) as caught:
+            instantiate({"source": {"_target_": target}})
+        assert command_line.one_line(caught.value).startswith(words)
+
+
 def test_one_line_of_hydras_errors():
     with initialize_config_dir(str(command_line.CONF), version_base="1.3"):
         for overrides, word in (

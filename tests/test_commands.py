@@ -249,3 +249,17 @@ def test_a_prior_draws_wherever_it_is_copied_to(trained, tmp_path):
         away.rename(trained.dvae)
     ((original,),) = TextToImage.from_run(trained.prior)([PROMPT], seed=2)
     assert picture.tobytes() == original.tobytes()
+
+
+@pytest.mark.parametrize("quantiser", ["vq", "fsq"])
+def test_all_commands_take_any_quantiser(quantiser, tmp_path):
+    frechet = "callbacks.frechet.images=4"
+    samples = ["callbacks.samples.count=2", "callbacks.samples.candidates=1"]
+    run(tmp_path, "train", "stage=dvae", f"model=dvae_{quantiser}", frechet, *SMALL)
+    run(tmp_path, "train", "stage=prior", frechet, *samples, *SMALL)
+    run(tmp_path, "eval", "metric=reconstruction", "metric.images=8", "device=cpu")
+    assert {
+        row["metric"] for row in figures(tmp_path / "logs" / "dvae" / "latest", "reconstruction")
+    }
+    run(tmp_path, "generate", f"prompt={PROMPT}", "n=2", f"out={tmp_path / 'out'}", "device=cpu")
+    assert set(pictures(tmp_path / "out")) == {"000-000.png", "000-001.png", "grid.png"}

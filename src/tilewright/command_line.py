@@ -82,6 +82,9 @@ def one_line(error: BaseException) -> str:
         # One that a DataLoader's worker raised comes with the worker's traceback before it.
         return " ".join(str(error).rpartition("UserError: ")[2].split())
     place = re.search(r"full_key: (\S+)", str(error))
+    absent = _absent_package(error)
+    if place and absent:
+        return f"{place[1]} needs a package that is not installed: pip install {absent}"
     if error.__cause__ is not None and place:
         return f"{place[1]}: {one_line(error.__cause__)}"
     if isinstance(error.__cause__, UserError):
@@ -90,6 +93,14 @@ def one_line(error: BaseException) -> str:
         r"Config search path:.*|Set the environment variable.*", "", str(error), flags=re.S
     )
     return " ".join(re.sub(r"\n\t", " ", message).split())
+
+
+def _absent_package(error: BaseException | None) -> str | None:
+    """The package whose import failed, somewhere among an error's causes."""
+    while error is not None and not isinstance(error, ModuleNotFoundError):
+        error = error.__cause__
+    name = error.name if error is not None else None
+    return None if name is None or name.startswith("tilewright") else name
 
 
 def choices() -> dict[str, str]:

@@ -27,7 +27,7 @@ def pictures(count=2, side=32):
 @pytest.mark.parametrize(("grid", "likelihood"), [(4, None), (16, Gaussian()), (32, None)])
 def test_shapes_and_dtypes(grid, likelihood):
     network = tiny(grid=grid, likelihood=likelihood)
-    logits = network.logits(pictures())
+    logits = network.latents(pictures())
     assert (logits.shape, logits.dtype) == ((2, 16, grid, grid), torch.float32)
     tokens = network.encode(pictures())
     assert (tokens.shape, tokens.dtype) == ((2, grid, grid), torch.int64)
@@ -36,34 +36,15 @@ def test_shapes_and_dtypes(grid, likelihood):
     assert (images.shape, images.dtype) == ((2, 3, 32, 32), torch.float32)
     assert images.min() >= 0
     assert images.max() <= 1
-    maps = network.decoder(network.one_hot(tokens))
+    maps = network.decoder(network.quantiser.codes(tokens))
     assert maps.shape == (2, network.likelihood.maps, 32, 32)
-
-
-def test_one_hot_and_relaxed_codes_are_distributions_over_the_codebook():
-    network = tiny()
-    logits = network.logits(pictures())
-    tokens = logits.argmax(dim=1)
-    hard = network.one_hot(tokens)
-    assert torch.equal(hard.argmax(dim=1), tokens)
-    torch.testing.assert_close(hard.sum(dim=1), torch.ones(2, 4, 4))
-    torch.testing.assert_close(network.relax(logits, 1.0).sum(dim=1), torch.ones(2, 4, 4))
-    assert network.relax(logits, 1e-3).amax(dim=1).mean() > 0.99
-
-
-def test_gumbel_softmax_draws_from_the_posterior():
-    torch.manual_seed(0)
-    logits = torch.tensor([0.0, 1.0, 2.0]).view(1, 3, 1, 1).expand(1, 3, 200, 200)
-    drawn = tiny().relax(logits, 0.1).argmax(dim=1)
-    shares = torch.bincount(drawn.flatten(), minlength=3) / drawn.numel()
-    torch.testing.assert_close(shares, logits[0, :, 0, 0].softmax(0), rtol=0, atol=0.01)
 
 
 @pytest.mark.parametrize(
     "shape", [(2, 3, 16, 16), (2, 3, 32, 16), (2, 1, 32, 32), (3, 32, 32)], ids=str
 )
 def test_a_picture_of_another_size_is_refused_by_name(shape):
-    for call in (tiny().logits, tiny().encode):
+    for call in (tiny().latents, tiny().encode):
         with pytest.raises(ValueError, match=r"\[B, 3, 32, 32\]") as error:
             call(torch.rand(shape))
         assert str(list(shape)) in str(error.value)
@@ -92,35 +73,35 @@ def outside_changed(images, low, high):
 
 def test_with_a_kernel_of_one_a_token_sees_its_tile_and_three_pixels_around():
     network, images = tiny(encoder_kernel=1), pictures()
-    before = network.logits(images)[:, :, 1, 1]  # its tile is 8..15, with the stem's reach 5..18
-    same = network.logits(outside_changed(images, 5, 19))[:, :, 1, 1]
+    before = network.latents(images)[:, :, 1, 1]  # its tile is 8..15, with the stem's reach 5..18
+    same = network.latents(outside_changed(images, 5, 19))[:, :, 1, 1]
     torch.testing.assert_close(same, before, rtol=0, atol=1e-6)
-    less = network.logits(outside_changed(images, 6, 18))[:, :, 1, 1]
+    less = network.latents(outside_changed(images, 6, 18))[:, :, 1, 1]
     assert (less - before).abs().max() > 1e-4
 
 
 def test_with_a_kernel_of_three_a_token_sees_farther():
     network, images = tiny(), pictures()
-    before = network.logits(images)[:, :, 1, 1]
-    after = network.logits(outside_changed(images, 5, 19))[:, :, 1, 1]
+    before = network.latents(images)[:, :, 1, 1]
+    after = network.latents(outside_changed(images, 5, 19))[:, :, 1, 1]
     assert (after - before).abs().max() > 1e-4
 
 
 def test_with_replicated_padding_the_pictures_edge_looks_like_its_inside():
     images = torch.full((1, 3, 32, 32), 0.7)
-    replicated = tiny(padding_mode="replicate").logits(images)
+    replicated = tiny(padding_mode="replicate").latents(images)
     torch.testing.assert_close(
         replicated, replicated[..., :1, :1].expand_as(replicated), rtol=0, atol=1e-5
     )
-    zeros = tiny().logits(images)
+    zeros = tiny().latents(images)
     assert (zeros[..., 0, 0] - zeros[..., 1, 1]).abs().max() > 1e-3
 
 
 def test_layers_beside_the_relaxation_stay_in_fp32_under_autocast():
     network, images = tiny(), pictures()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits = network.logits(images)
-        codes = network.relax(logits, 1.0)
+        logits = network.latents(images)
+        codes, _ = network.quantiser(logits, 1.0)
         first = network.decoder[0](codes)
         inside = network.encoder[0](images)
     assert (logits.dtype, codes.dtype, first.dtype) == (torch.float32,) * 3

@@ -31,7 +31,7 @@ def test_the_encoders_logits_are_the_released_modules(networks):
     images = torch.rand(2, 3, 64, 64)
     expected = encoder(dall_e.map_pixels(images))
     assert expected.std() > 0.1
-    torch.testing.assert_close(ours.logits(images), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.latents(images), expected, rtol=1e-5, atol=1e-5)
     assert torch.equal(ours.encode(images), expected.argmax(dim=1))
 
 
@@ -39,7 +39,7 @@ def test_the_encoders_logits_are_the_released_modules(networks):
 def test_the_decoders_maps_and_picture_are_the_released_modules(networks):
     _, decoder, ours = networks
     tokens = torch.randint(512, (2, 8, 8))
-    codes = ours.one_hot(tokens)
+    codes = ours.quantiser.codes(tokens)
     expected = decoder(codes)
     assert expected.std() > 0.1
     torch.testing.assert_close(ours.decoder(codes), expected, rtol=1e-5, atol=1e-5)

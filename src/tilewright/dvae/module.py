@@ -5,7 +5,6 @@ import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from tilewright.dvae.losses import categorical_kl
 from tilewright.dvae.networks import DiscreteVAE
 from tilewright.optimisers import scheduled
 from tilewright.schedules import Schedule
@@ -17,8 +16,9 @@ class DiscreteVAEModule(pl.LightningModule):
     Args:
         network: the model.
         temperature: of the relaxation, by update.
-        beta: the KL's weight, by update. The total is divided by the number of pixel values once,
-            so that the paper's 6.6 weighs as 6.6 / 192 for each nat of a token.
+        beta: weight of the KL (of the quantiser's penalties), by update. The total is divided by
+            the number of pixel values once, so that the paper's 6.6 weighs as 6.6 / 192 for each
+            nat of a token.
         learning_rate: by update.
         weight_decay, betas, eps: AdamW's.
     """
@@ -40,19 +40,22 @@ class DiscreteVAEModule(pl.LightningModule):
         self.learning_rate = learning_rate
         self.optimiser = {"weight_decay": weight_decay, "betas": tuple(betas), "eps": eps}
 
-    def terms(self, images: Tensor, codes: Tensor, logits: Tensor) -> dict[str, Tensor]:
-        """Reconstruction and KL in nats per pixel value, and their weighted sum, `loss`."""
-        maps = self.network.decoder(codes)
-        reconstruction = self.network.likelihood.nll(images, maps).mean()
-        kl = categorical_kl(logits).sum() / images.numel()
-        loss = reconstruction + self.beta(self.global_step) * kl
-        return {"loss": loss, "reconstruction": reconstruction, "kl": kl}
+    def terms(
+        self, images: Tensor, codes: Tensor, penalties: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Reconstruction and penalties (the KL) per pixel value, and their weighted sum, `loss`."""
+        reconstruction = self.network.likelihood.nll(images, self.network.decoder(codes)).mean()
+        tokens = codes.shape[-2] * codes.shape[-1]
+        share = tokens / images[0].numel()  # of a token in a pixel value: 1 / 192 in the paper
+        penalties = {name: value * share for name, value in penalties.items()}
+        loss = reconstruction + self.beta(self.global_step) * sum(penalties.values())
+        return {"loss": loss, "reconstruction": reconstruction, **penalties}
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         images = batch["image"]
-        logits = self.network.logits(images)
         temperature = self.temperature(self.global_step)
-        terms = self.terms(images, self.network.relax(logits, temperature), logits)
+        codes, penalties = self.network.quantiser(self.network.latents(images), temperature)
+        terms = self.terms(images, codes, penalties)
         self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
         self.log("schedule/beta", self.beta(self.global_step))
         self.log("schedule/temperature", temperature)
@@ -61,11 +64,12 @@ class DiscreteVAEModule(pl.LightningModule):
     def validation_step(self, batch: dict, batch_idx: int) -> dict[str, Tensor]:
         """The bound on hard codes, which is what the prior will see; callbacks get the pictures."""
         images = batch["image"]
-        logits = self.network.logits(images)
-        relaxed = self.network.relax(logits, self.temperature(self.global_step))
-        tokens = logits.argmax(dim=1)
-        hard = self.terms(images, self.network.one_hot(tokens), logits)
-        gap = hard["loss"] - self.terms(images, relaxed, logits)["loss"]
+        quantiser = self.network.quantiser
+        latents = self.network.latents(images)
+        relaxed, penalties = quantiser(latents, self.temperature(self.global_step))
+        tokens = quantiser.tokens(latents)
+        hard = self.terms(images, quantiser.codes(tokens), penalties)
+        gap = hard["loss"] - self.terms(images, relaxed, penalties)["loss"]
         values = {**hard, "hard_code_gap": gap}
         self.log_dict(
             {f"validation/{name}": value for name, value in values.items()},

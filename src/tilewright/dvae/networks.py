@@ -10,9 +10,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tilewright.dvae.losses import Likelihood, LogitLaplace, map_pixels
+from tilewright.dvae.quantisers import GumbelSoftmax, Quantiser
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
@@ -80,12 +80,12 @@ def group_widths(factor: int, n_hid: int) -> list[int]:
 
 
 class Encoder(nn.Sequential):
-    """Pictures [B, 3, H, W], pixels already mapped, to logits [B, K, h, w] over the codebook."""
+    """Mapped pixels [B, 3, H, W] to latents [B, C, h, w]: logits over the codebook in the paper."""
 
     def __init__(
         self,
         factor: int,
-        num_tokens: int,
+        channels: int,
         n_hid: int,
         blocks_per_group: int,
         kernel: int,
@@ -103,16 +103,16 @@ class Encoder(nn.Sequential):
             for _ in range(blocks_per_group):
                 layers.append(ResidualBlock(previous, width, kernels, gain, padding_mode))
                 previous = width
-        super().__init__(*layers, nn.ReLU(), InFloat32(conv(previous, num_tokens, 1)))
+        super().__init__(*layers, nn.ReLU(), InFloat32(conv(previous, channels, 1)))
 
 
 class Decoder(nn.Sequential):
-    """One-hot or relaxed codes [B, K, h, w] to the likelihood's parameters [B, maps, H, W]."""
+    """Codes [B, C, h, w] to the likelihood's parameters [B, maps, H, W]; one-hot in the paper."""
 
     def __init__(
         self,
         factor: int,
-        num_tokens: int,
+        channels: int,
         n_hid: int,
         n_init: int,
         blocks_per_group: int,
@@ -122,7 +122,7 @@ class Decoder(nn.Sequential):
         widths = group_widths(factor, n_hid)[::-1]
         gain = 1 / (len(widths) * blocks_per_group) ** 2
         kernels = (1, kernel, kernel, kernel)
-        layers: list[nn.Module] = [InFloat32(conv(num_tokens, n_init, 1))]
+        layers: list[nn.Module] = [InFloat32(conv(channels, n_init, 1))]
         previous = n_init
         for i, width in enumerate(widths):
             if i > 0:
@@ -152,6 +152,10 @@ class DiscreteVAE(nn.Module):
         padding_mode: of the encoder's convolutions, as in `torch.nn.Conv2d`. With "replicate" the
             tile at the picture's edge looks like one inside it.
         likelihood: of pixel values; the paper's by default.
+        quantiser: what makes tokens of the encoder's output; the paper's by default.
+
+    Raises:
+        ValueError: the sides do not fit, or the quantiser has another number of tokens.
     """
 
     def __init__(
@@ -168,6 +172,7 @@ class DiscreteVAE(nn.Module):
         stem_kernel: int = 7,
         padding_mode: PaddingMode = "zeros",
         likelihood: Likelihood | None = None,
+        quantiser: Quantiser | None = None,
     ):
         super().__init__()
         factor, rest = divmod(image_size, grid)
@@ -177,12 +182,18 @@ class DiscreteVAE(nn.Module):
         self.grid = grid
         self.num_tokens = num_tokens
         self.likelihood = likelihood or LogitLaplace()
+        self.quantiser = quantiser or GumbelSoftmax(num_tokens)
+        if self.quantiser.num_tokens != num_tokens:
+            raise ValueError(
+                f"num_tokens is {num_tokens}, and the quantiser has {self.quantiser.num_tokens}"
+            )
+        channels = self.quantiser.channels
         self.encoder = Encoder(
-            factor, num_tokens, n_hid, blocks_per_group, encoder_kernel, stem_kernel, padding_mode
+            factor, channels, n_hid, blocks_per_group, encoder_kernel, stem_kernel, padding_mode
         )
         self.decoder = Decoder(
             factor,
-            num_tokens,
+            channels,
             n_hid,
             n_init,
             blocks_per_group,
@@ -192,8 +203,10 @@ class DiscreteVAE(nn.Module):
         # Convolutions on CPU and tensor cores alike are faster with the channels innermost.
         self.to(memory_format=torch.channels_last)
 
-    def logits(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [0, 1] to the posterior's logits [B, K, h, w], in fp32.
+    def latents(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] to what the quantiser reads, [B, C, h, w] in fp32.
+
+        In the paper's dVAE these are the logits of the posterior over the codebook.
 
         Raises:
             ValueError: the images are not [B, 3, image_size, image_size].
@@ -205,21 +218,12 @@ class DiscreteVAE(nn.Module):
             )
         return self.encoder(map_pixels(images))
 
-    def relax(self, logits: Tensor, temperature: float) -> Tensor:
-        """A Gumbel-softmax sample [B, K, h, w] of the codes (section 2.1), in fp32."""
-        with torch.autocast(logits.device.type, enabled=False):
-            return F.gumbel_softmax(logits.float(), tau=temperature, dim=1)
-
-    def one_hot(self, tokens: Tensor) -> Tensor:
-        """Image tokens [B, h, w] to one-hot codes [B, K, h, w]."""
-        return F.one_hot(tokens, self.num_tokens).movedim(-1, 1).float()
-
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] to image tokens [B, h, w]: the likeliest, no noise."""
-        return self.logits(images).argmax(dim=1)
+        return self.quantiser.tokens(self.latents(images))
 
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
         """Image tokens [B, h, w] to images [B, 3, H, W] in [0, 1]."""
-        return self.likelihood.image(self.decoder(self.one_hot(tokens))).contiguous()
+        return self.likelihood.image(self.decoder(self.quantiser.codes(tokens))).contiguous()
