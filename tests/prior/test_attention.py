@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import flex_attention
 
-from tilewright.prior import Stream
+from tilewright.prior import Stream, attention
 from tilewright.prior.attention import SelfAttention, _block_mask_on, attend
 from tilewright.prior.masks import PATTERNS, dense_mask
 
@@ -19,19 +19,21 @@ def layer(pattern):
 @pytest.mark.parametrize("pattern", PATTERNS)
 @torch.no_grad()
 def test_an_output_changes_with_the_inputs_of_its_mask_and_no_other(pattern):
-    attention, length = layer(pattern), STREAM.length
+    attended, length = layer(pattern), STREAM.length
     x = torch.randn(1, length, 8, dtype=torch.float64).expand(length, -1, -1).clone()
-    before = attention(x)
+    before = attended(x)
     x[range(length), range(length)] += torch.randn(length, 8, dtype=torch.float64)
-    change = (attention(x) - before).abs().amax(dim=-1)  # [changed key, query]
+    change = (attended(x) - before).abs().amax(dim=-1)  # [changed key, query]
     visible = dense_mask(pattern, STREAM).T
     assert (change[~visible] < 1e-12).all()
     assert (change[visible] > 1e-7).all()
 
 
+@pytest.mark.parametrize("worthwhile", [0.0, 9.0])  # through the dense mask, through windows
 @pytest.mark.parametrize("pattern", PATTERNS)
 @torch.no_grad()
-def test_it_is_one_softmax_over_the_visible_keys(pattern):
+def test_it_is_one_softmax_over_the_visible_keys(pattern, worthwhile, monkeypatch):
+    monkeypatch.setattr(attention, "WORTHWHILE", worthwhile)
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 2, STREAM.length, 4, dtype=torch.float64)
     scores = (q @ k.transpose(-1, -2)) / 2
@@ -42,14 +44,14 @@ def test_it_is_one_softmax_over_the_visible_keys(pattern):
 @pytest.mark.parametrize("pattern", PATTERNS)
 @torch.no_grad()
 def test_steps_through_the_cache_equal_the_whole_sequence(pattern):
-    attention, candidates, first = layer(pattern), 3, STREAM.first_image_position
+    attended, candidates, first = layer(pattern), 3, STREAM.first_image_position
     text = torch.randn(2, first, 8, dtype=torch.float64)
     image = torch.randn(2 * candidates, STREAM.length - first, 8, dtype=torch.float64)
-    whole = attention(torch.cat([text.repeat_interleave(candidates, dim=0), image], dim=1))
-    prefix, cache = attention.prefill(text, candidates)
+    whole = attended(torch.cat([text.repeat_interleave(candidates, dim=0), image], dim=1))
+    prefix, cache = attended.prefill(text, candidates)
     torch.testing.assert_close(prefix.repeat_interleave(candidates, dim=0), whole[:, :first])
     for token in range(image.shape[1]):
-        step = attention.step(image[:, token], token, cache)
+        step = attended.step(image[:, token], token, cache)
         # the cache's softmax is in fp32
         torch.testing.assert_close(step, whole[:, first + token], rtol=1e-5, atol=1e-5)
 

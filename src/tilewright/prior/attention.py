@@ -1,7 +1,8 @@
 """Self-attention over the stream: whole sequences in training, one position at a time in sampling.
 
-Whole sequences go through FlexAttention on CUDA, which skips what the mask hides, and through
-scaled_dot_product_attention with a dense mask elsewhere (FlexAttention has no backward on CPU).
+Whole sequences go through FlexAttention on CUDA, which skips what the mask hides. Elsewhere (it has
+no backward on CPU) they go through scaled_dot_product_attention: in windows where these save more
+than they cost, under a dense mask where not.
 """
 
 from collections.abc import Callable
@@ -14,6 +15,10 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 from tilewright.prior.masks import CachePlan, cache_plan, dense_mask, sees
 from tilewright.prior.stream import Stream
+from tilewright.prior.windows import window_plan, windowed_attention
+
+# Windows are worth their copying where they compute less than this share of all scores.
+WORTHWHILE = 0.5
 
 
 @lru_cache(maxsize=64)
@@ -42,11 +47,15 @@ def _compiled_flex_attention() -> Callable:
 def attend(q: Tensor, k: Tensor, v: Tensor, pattern: str, stream: Stream) -> Tensor:
     """Attention [B, H, L, D] over the whole stream under a pattern's mask."""
     if q.is_cuda:
-        mask = _block_mask_on(pattern, stream, q.device)
-        return _compiled_flex_attention()(q, k, v, block_mask=mask)
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=_dense_mask_on(pattern, stream, q.device)
-    )
+        blocks = _block_mask_on(pattern, stream, q.device)
+        return _compiled_flex_attention()(q, k, v, block_mask=blocks)
+    if pattern == "full":  # without a mask it skips what lies ahead
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    plan = window_plan(pattern, stream)
+    if plan.scores < WORTHWHILE * stream.length**2:
+        return windowed_attention(q, k, v, plan, stream)
+    mask = _dense_mask_on(pattern, stream, q.device)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 class LayerCache:
