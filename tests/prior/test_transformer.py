@@ -9,9 +9,12 @@ from tilewright.prior.masks import PATTERNS, dense_mask
 STREAM = Stream(text_length=3, text_vocab=5, grid=4, image_vocab=6)
 
 
-def tiny(pattern="paper", depth=3):
+MODERN = {"norm": "rms", "mlp": "swiglu", "positions": "rotary", "qk_norm": True}
+
+
+def tiny(pattern="paper", depth=3, **parts):
     torch.manual_seed(0)
-    network = Transformer(STREAM, dim=16, depth=depth, heads=2, pattern=pattern).eval()
+    network = Transformer(STREAM, dim=16, depth=depth, heads=2, pattern=pattern, **parts).eval()
     with torch.no_grad():  # as at 0.02 every logit is nearly zero
         for parameter in network.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
@@ -55,18 +58,20 @@ def test_with_one_layer_a_prediction_depends_on_its_mask_and_nothing_else(patter
     assert not change[-1].any()  # the last image token is no input
 
 
+@pytest.mark.parametrize("parts", [{}, MODERN])
 @pytest.mark.parametrize("pattern", ["paper", *PATTERNS])
 @torch.no_grad()
-def test_no_prediction_depends_on_its_own_token_or_a_later_one(pattern):
-    change = changes(tiny(pattern).double())
+def test_no_prediction_depends_on_its_own_token_or_a_later_one(pattern, parts):
+    change = changes(tiny(pattern, **parts).double())
     for position in range(1, 20):  # the input at `position` is the target of `position - 1`
         assert (change[position, :position] < 1e-6).all(), position
 
 
+@pytest.mark.parametrize("parts", [{}, MODERN])
 @pytest.mark.parametrize("pattern", ["paper", *PATTERNS])
 @torch.no_grad()
-def test_cached_steps_equal_the_whole_forward_at_every_position(pattern):
-    network, candidates = tiny(pattern), 2
+def test_cached_steps_equal_the_whole_forward_at_every_position(pattern, parts):
+    network, candidates = tiny(pattern, **parts), 2
     text, _ = tokens(2)
     image = torch.randint(6, (2 * candidates, 4, 4), generator=torch.Generator().manual_seed(3))
     _, expected = network(text.repeat_interleave(candidates, dim=0), image)
@@ -98,6 +103,30 @@ def test_image_tokens_are_placed_by_row_and_by_column():
     torch.testing.assert_close(one[0, 0], states[1, 2])
 
 
+def test_the_modern_parts_have_as_many_parameters():
+    def size(network):
+        return sum(p.numel() for p in network.blocks.parameters())
+
+    stream = Stream(text_length=8, text_vocab=5, grid=4, image_vocab=6)
+    paper, modern = (
+        Transformer(stream, dim=96, depth=2, heads=4, **parts) for parts in ({}, MODERN)
+    )
+    assert size(modern) == pytest.approx(size(paper), rel=0.01)
+    assert isinstance(modern.norm, torch.nn.RMSNorm)
+    assert not [name for name, _ in modern.named_parameters() if "position" in name]
+
+
+def test_checkpointing_changes_no_gradient():
+    gradients = []
+    for checkpointing in (False, True):
+        network = tiny(checkpointing=checkpointing).train()
+        text, image = tokens(2)
+        network.stream.loss(*network(text, image), text, image)["loss"].backward()
+        gradients.append([p.grad for p in network.parameters()])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(checkpointed, plain)
+
+
 def test_an_unknown_pattern_is_refused_by_name():
     with pytest.raises(ValueError, match=r"paper.*'diagonal'"):
         Transformer(STREAM, dim=8, depth=1, heads=1, pattern="diagonal")
@@ -114,9 +143,9 @@ def test_the_layers_follow_the_pattern(pattern):
 def test_the_residual_branches_begin_smaller_the_deeper_the_stack():
     network = Transformer(STREAM, dim=64, depth=8, heads=2)
     block = network.blocks[0]
-    for last in (block.attention.out, block.mlp[2]):
+    for last in (block.attention.out, block.mlp.down):
         assert last.weight.std().item() == pytest.approx(0.02 / 4, rel=0.1)
-    for other in (block.attention.qkv, block.mlp[0], network.text_embedding):
+    for other in (block.attention.qkv, block.mlp.up, network.text_embedding):
         assert other.weight.std().item() == pytest.approx(0.02, rel=0.1)
 
 

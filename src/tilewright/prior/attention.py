@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from tilewright.prior.masks import CachePlan, cache_plan, dense_mask, sees
+from tilewright.prior.rotary import Rotary
 from tilewright.prior.stream import Stream
 from tilewright.prior.windows import window_plan, windowed_attention
 
@@ -109,9 +110,19 @@ class SelfAttention(nn.Module):
     Args:
         dim: width of the states; `heads` heads of dim / heads each.
         pattern: a name in `masks.PATTERNS`.
+        rotary: turns queries and keys by their positions; None where the states know them.
+        qk_norm: normalise queries and keys, which keeps their products small in long trainings.
     """
 
-    def __init__(self, dim: int, heads: int, pattern: str, stream: Stream):
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        pattern: str,
+        stream: Stream,
+        rotary: Rotary | None = None,
+        qk_norm: bool = False,
+    ):
         super().__init__()
         if dim % heads:
             raise ValueError(f"dim must be a multiple of heads, got {dim} and {heads}")
@@ -120,10 +131,16 @@ class SelfAttention(nn.Module):
         self.stream = stream
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
+        self.rotary = rotary
+        self.q_norm = nn.RMSNorm(dim // heads) if qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(dim // heads) if qk_norm else nn.Identity()
 
-    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, L, dim] to queries, keys and values, each [B, H, L, D]."""
+    def _project(self, x: Tensor, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """States [B, n, dim] of positions `first` and on to queries, keys, values [B, H, n, D]."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if self.rotary is not None:
+            q, k = self.rotary(q, first), self.rotary(k, first)
         return q, k, v
 
     def forward(self, x: Tensor) -> Tensor:
@@ -140,6 +157,7 @@ class SelfAttention(nn.Module):
 
     def step(self, x: Tensor, token: int, cache: LayerCache) -> Tensor:
         """State [B, dim] of image token number `token`, the cache holding all before it."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(1)
+        position = self.stream.first_image_position + token
+        q, k, v = (part.squeeze(2) for part in self._project(x.unsqueeze(1), position))
         cache.store(token, k, v)
         return self.out(cache.attend(token, q).flatten(1))

@@ -1,35 +1,16 @@
 """The prior's network: a decoder-only transformer over the stream (section 2.2)."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tilewright.prior.attention import LayerCache, SelfAttention
+from tilewright.prior.blocks import NORMS, Block
 from tilewright.prior.masks import PATTERNS, layer_patterns
+from tilewright.prior.rotary import Rotary
 from tilewright.prior.stream import Stream
-
-
-class Block(nn.Module):
-    """Pre-norm attention and a four times wider GELU network, each on a residual path."""
-
-    def __init__(self, dim: int, heads: int, pattern: str, stream: Stream):
-        super().__init__()
-        self.norm_attention = nn.LayerNorm(dim)
-        self.attention = SelfAttention(dim, heads, pattern, stream)
-        self.norm_mlp = nn.LayerNorm(dim)
-        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.norm_attention(x))
-        return x + self.mlp(self.norm_mlp(x))
-
-    def prefill(self, x: Tensor, candidates: int) -> tuple[Tensor, LayerCache]:
-        y, cache = self.attention.prefill(self.norm_attention(x), candidates)
-        x = x + y
-        return x + self.mlp(self.norm_mlp(x)), cache
-
-    def step(self, x: Tensor, token: int, cache: LayerCache) -> Tensor:
-        x = x + self.attention.step(self.norm_attention(x), token, cache)
-        return x + self.mlp(self.norm_mlp(x))
 
 
 class Transformer(nn.Module):
@@ -43,6 +24,15 @@ class Transformer(nn.Module):
         dim: width; heads: number of heads; depth: number of blocks.
         pattern: "paper" for the paper's order of row, column and convolutional layers, or the name
             of one pattern for every layer ("full" is dense attention).
+        norm: LayerNorm, as the paper's, or RMSNorm.
+        mlp: a GELU network, as the paper's, or SwiGLU of as many parameters.
+        positions: learned embeddings of text position, row and column, as the paper's, or rotary.
+        qk_norm: normalise queries and keys.
+        checkpointing: keep only each block's input for the backward pass and compute the rest
+            again: far less memory for about a third more time.
+
+    Raises:
+        ValueError: the pattern is unknown, or dim is no multiple of heads.
     """
 
     def __init__(
@@ -53,19 +43,31 @@ class Transformer(nn.Module):
         depth: int = 64,
         heads: int = 62,
         pattern: str = "paper",
+        norm: Literal["layer", "rms"] = "layer",
+        mlp: Literal["gelu", "swiglu"] = "gelu",
+        positions: Literal["learned", "rotary"] = "learned",
+        qk_norm: bool = False,
+        checkpointing: bool = False,
     ):
         super().__init__()
         if pattern not in {"paper", *PATTERNS}:
             raise ValueError(f"pattern must be paper or one of {sorted(PATTERNS)}, got {pattern!r}")
         patterns = layer_patterns(depth) if pattern == "paper" else [pattern] * depth
         self.stream = stream
+        self.learned_positions = positions == "learned"
+        self.checkpointing = checkpointing
         self.text_embedding = nn.Embedding(stream.text_embeddings, dim)
-        self.text_position = nn.Embedding(stream.first_image_position, dim)
         self.image_embedding = nn.Embedding(stream.image_vocab, dim)
-        self.row_position = nn.Embedding(stream.grid, dim)
-        self.column_position = nn.Embedding(stream.grid, dim)
-        self.blocks = nn.ModuleList(Block(dim, heads, p, stream) for p in patterns)
-        self.norm = nn.LayerNorm(dim)
+        if self.learned_positions:
+            self.text_position = nn.Embedding(stream.first_image_position, dim)
+            self.row_position = nn.Embedding(stream.grid, dim)
+            self.column_position = nn.Embedding(stream.grid, dim)
+        rotary = None if self.learned_positions else Rotary(stream, dim // heads)
+        self.blocks = nn.ModuleList(
+            Block(dim, norm, mlp, SelfAttention(dim, heads, pattern, stream, rotary, qk_norm))
+            for pattern in patterns
+        )
+        self.norm = NORMS[norm](dim)
         self.text_head = nn.Linear(dim, stream.text_classes)
         self.image_head = nn.Linear(dim, stream.image_vocab)
         self._initialise(depth)
@@ -78,21 +80,23 @@ class Transformer(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
         for name, weight in self.blocks.named_parameters():
-            if name.endswith(("attention.out.weight", "mlp.2.weight")):
+            if name.endswith(("attention.out.weight", "mlp.down.weight")):
                 nn.init.normal_(weight, std=0.02 / (2 * depth) ** 0.5)
 
     def embed_text(self, text: Tensor) -> Tensor:
         """Text tokens [B, T], negative past their end, to states [B, 1 + T, dim], start first."""
         start = text.new_full((len(text), 1), self.stream.start_token)
-        tokens = torch.cat([start, self.stream.pad(text)], dim=1)
-        return self.text_embedding(tokens) + self.text_position.weight
+        states = self.text_embedding(torch.cat([start, self.stream.pad(text)], dim=1))
+        return states + self.text_position.weight if self.learned_positions else states
 
     def embed_image(self, image: Tensor, first: int = 0) -> Tensor:
         """Image tokens [B, n], numbers `first` and on in raster order, to states [B, n, dim]."""
+        states = self.image_embedding(image)
+        if not self.learned_positions:
+            return states
         index = torch.arange(first, first + image.shape[1], device=image.device)
         grid = self.stream.grid
-        position = self.row_position(index // grid) + self.column_position(index % grid)
-        return self.image_embedding(image) + position
+        return states + self.row_position(index // grid) + self.column_position(index % grid)
 
     def forward(self, text: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of the whole stream.
@@ -106,7 +110,10 @@ class Transformer(nn.Module):
         """
         x = torch.cat([self.embed_text(text), self.embed_image(image.flatten(1)[:, :-1])], dim=1)
         for block in self.blocks:
-            x = block(x)
+            if self.checkpointing and self.training:
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
         text_states, image_states = self.norm(x).split(
             [self.stream.text_length, self.stream.image_length], dim=1
         )

@@ -1,0 +1,42 @@
+"""Rotary positions of the stream in two dimensions (Su et al. 2021), for the modern prior."""
+
+import torch
+from torch import Tensor, nn
+
+from tilewright.prior.stream import Stream
+
+
+class Rotary(nn.Module):
+    """Turns queries and keys by their positions, so that their product knows the distance.
+
+    Half of a head's channels turn with the row and half with the column. A text token has one and
+    the same number for both; the image's rows and columns count on from the text's end.
+
+    Args:
+        width: channels of a head, a multiple of 4.
+        base: the slowest channel turns once in about 2 pi * base positions.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, stream: Stream, width: int, base: float = 100.0):
+        super().__init__()
+        if width % 4:
+            raise ValueError(
+                f"rotary positions need heads of a multiple of 4 channels, got {width}"
+            )
+        first, side = stream.first_image_position, stream.grid
+        text, image = torch.arange(first), torch.arange(stream.length - first)
+        rows = torch.cat([text, first + image // side])
+        columns = torch.cat([text, first + image % side])
+        speeds = base ** -torch.linspace(0, 1, width // 4)
+        angles = torch.stack([rows, columns], dim=1)[:, :, None] * speeds  # [L, 2, D / 4]
+        self.register_buffer("cos", angles.cos().flatten(1), persistent=False)
+        self.register_buffer("sin", angles.sin().flatten(1), persistent=False)
+
+    def forward(self, x: Tensor, first: int = 0) -> Tensor:
+        """Queries or keys [B, H, n, D] of positions `first` and on, turned."""
+        cos, sin = (table[first : first + x.shape[2]] for table in (self.cos, self.sin))
+        a, b = x.float().chunk(2, dim=-1)
+        return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)
