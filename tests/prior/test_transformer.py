@@ -83,10 +83,12 @@ def test_cached_steps_equal_the_whole_forward_at_every_position(pattern, parts):
     assert expected.std() > 0.1
 
 
-def test_logits_are_fp32_and_of_each_halfs_own_classes():
+@pytest.mark.filterwarnings("error")  # torch's RMSNorm warns where it meets two precisions
+@pytest.mark.parametrize("parts", [{}, MODERN])
+def test_logits_are_fp32_and_of_each_halfs_own_classes(parts):
     text, image = tokens(2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        text_logits, image_logits = tiny()(text, image)
+        text_logits, image_logits = tiny(**parts)(text, image)
     assert text_logits.shape == (2, 3, STREAM.text_classes)
     assert image_logits.shape == (2, 16, STREAM.image_vocab)
     assert (text_logits.dtype, image_logits.dtype) == (torch.float32, torch.float32)

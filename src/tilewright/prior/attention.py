@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from tilewright.prior.masks import CachePlan, cache_plan, dense_mask, sees
+from tilewright.prior.norms import RMSNorm
 from tilewright.prior.rotary import Rotary
 from tilewright.prior.stream import Stream
 from tilewright.prior.windows import window_plan, windowed_attention
@@ -132,13 +133,13 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
         self.rotary = rotary
-        self.q_norm = nn.RMSNorm(dim // heads) if qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(dim // heads) if qk_norm else nn.Identity()
+        self.q_norm = RMSNorm(dim // heads) if qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(dim // heads) if qk_norm else nn.Identity()
 
     def _project(self, x: Tensor, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """States [B, n, dim] of positions `first` and on to queries, keys, values [B, H, n, D]."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k = self.q_norm(q), self.k_norm(k)
+        q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
         if self.rotary is not None:
             q, k = self.rotary(q, first), self.rotary(k, first)
         return q, k, v

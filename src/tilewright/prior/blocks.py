@@ -4,6 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tilewright.prior.attention import LayerCache, SelfAttention
+from tilewright.prior.norms import NORMS
 
 
 class SwiGLU(nn.Module):
@@ -32,7 +33,6 @@ class GELUNetwork(nn.Module):
         return self.down(F.gelu(self.up(x)))
 
 
-NORMS: dict[str, type[nn.Module]] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
 MLPS: dict[str, type[nn.Module]] = {"gelu": GELUNetwork, "swiglu": SwiGLU}
 
 

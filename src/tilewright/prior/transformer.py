@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tilewright.prior.attention import LayerCache, SelfAttention
-from tilewright.prior.blocks import NORMS, Block
+from tilewright.prior.blocks import Block
 from tilewright.prior.masks import PATTERNS, layer_patterns
+from tilewright.prior.norms import NORMS
 from tilewright.prior.rotary import Rotary
 from tilewright.prior.stream import Stream
 
