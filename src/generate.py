@@ -26,6 +26,9 @@ def main(config: DictConfig) -> None:
 
     sampling = instantiate(config.sampling)
     model = TextToImage.from_run(run, command_line.device(config.device))
+    if config.complete:
+        prompts = model.complete(prompts, sampling=sampling, seed=config.seed)
+        print("\n".join(prompts))
     image_prompt = None if config.image_prompt is None else open_picture(config.image_prompt)
     pictures = model(
         prompts,

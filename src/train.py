@@ -55,6 +55,8 @@ def main(config: DictConfig) -> None:
     data = instantiate(config.data)
     data.setup()
     model = instantiate(config.model)
+    if config.compile:
+        model.network.compile()
     trainer = instantiate(
         config.trainer,
         precision=command_line.precision(config.trainer.precision),

@@ -219,6 +219,26 @@ def test_generate_goes_on_with_a_picture(trained, home, tmp_path):
     assert picture.tobytes() != other.tobytes()
 
 
+def test_generate_carries_a_caption_on(trained, home, tmp_path):
+    words = [f"prompt={PROMPT}", "complete=true", "n=1", f"run={trained.prior}", "seed=2"]
+    done = run(home, "generate", *words, f"out={tmp_path / 'out'}")
+    record = json.loads((tmp_path / "out" / "pictures.json").read_text())
+    (picture,) = record["pictures"]
+    assert picture["prompt"].startswith(PROMPT)
+    assert picture["prompt"] in done.stdout
+    model = TextToImage.from_run(trained.prior)
+    assert model.complete([PROMPT], seed=2) == [picture["prompt"]]
+
+
+def test_a_pairs_likelihood(trained):
+    model = TextToImage.from_run(trained.prior)
+    images = torch.rand(2, 3, 32, 32)
+    of_text, of_image = model.log_likelihood([PROMPT, "a blue ring"], images)
+    assert of_text.shape == of_image.shape == (2,)
+    assert (of_text < 0).all()
+    assert (of_image < 0).all()
+
+
 def test_image_prompt_that_is_no_picture_is_one_line(trained, home, tmp_path):
     done = run(
         home, "generate", f"prompt={PROMPT}", f"image_prompt={tmp_path / 'none.png'}", status=1

@@ -1,18 +1,27 @@
 """The recipes under conf/experiment say what they promise."""
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from tilewright import command_line
 
 
+def composed(*overrides):
+    with initialize_config_dir(str(command_line.CONF), version_base="1.3"):
+        return compose("train", [*overrides, "data=folder", "data.source.path=x", "run=x"])
+
+
 @pytest.fixture
 def paper():
-    with initialize_config_dir(str(command_line.CONF), version_base="1.3"):
-        yield compose(
-            "train", ["experiment=dvae_paper", "data=folder", "data.source.path=x", "run=x"]
-        )
+    return composed("experiment=dvae_paper")
+
+
+@pytest.fixture
+def prior():
+    tokens = ["image_tokens.grid=32", "image_tokens.vocab=8192", "dvae=x"]
+    return composed("experiment=prior_paper", *tokens)
 
 
 def test_dvae_paper_has_the_papers_schedules(paper):
@@ -42,3 +51,53 @@ def test_dvae_paper_has_the_papers_sizes_and_length(paper):
 def test_dvae_paper_augments_as_the_paper_does(paper):
     augment = instantiate(paper.data.train_transform)
     assert (augment.size, augment.flip) == (256, True)
+
+
+def test_prior_paper_has_the_papers_optimisation(prior):
+    """Section 2.2, appendix B."""
+    rate = instantiate(prior.model.learning_rate)
+    assert [rate(4_999), rate(400_000)] == pytest.approx([4.5e-4, 4.5e-4])
+    assert rate(2_499) == pytest.approx(2.25e-4)
+    model = prior.model
+    assert (model.betas, model.eps, model.weight_decay) == ([0.9, 0.96], 1e-8, 4.5e-2)
+    assert (model.variance_clip, model.caption_dropout) == (5.0, 0.0)
+    assert prior.trainer.gradient_clip_val == 4.0
+    assert prior.data.batch_size * prior.trainer.accumulate_grad_batches == 1024
+    assert prior.trainer.max_steps == 430_000
+    assert (prior.callbacks.ema.decay, prior.callbacks.ema.every) == (0.99, 25)
+    assert instantiate(prior.callbacks.plateau).times == 5
+    assert prior.callbacks.plateau.monitor == "validation/loss"
+
+
+def test_prior_paper_has_the_papers_stream_and_size(prior):
+    network = prior.model.network
+    assert (network.dim, network.depth, network.heads, network.pattern) == (3968, 64, 62, "paper")
+    stream = instantiate(network.stream)
+    assert (stream.text_length, stream.text_vocab) == (256, 16384)
+    assert (stream.grid, stream.image_vocab) == (32, 8192)
+    assert prior.tokenizer.dropout == 0.1
+    assert prior.data.augmented_tokens
+    augment = instantiate(prior.data.train_transform)
+    assert augment.size == 256
+    assert not getattr(augment, "flip", False)
+
+
+@pytest.mark.parametrize(
+    ("size", "millions"),
+    [
+        ("small", 0.79),
+        ("modern", 0.79),
+        ("medium", 37.8),
+        ("300m", 302),
+        ("1b", 1007),
+        ("dalle12b", 12_094),
+    ],
+)
+def test_the_sizes_of_priors(size, millions):
+    config = composed(
+        "stage=prior", f"model=prior_{size}", "image_tokens.grid=32", "image_tokens.vocab=8192"
+    )
+    with torch.device("meta"):
+        network = instantiate(config.model).network
+    blocks = sum(p.numel() for p in network.blocks.parameters() if p.ndim == 2)
+    assert blocks / 1e6 == pytest.approx(millions, rel=0.01)

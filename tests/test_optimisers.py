@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tilewright.optimisers import decay_matrices_only, scheduled
+from tilewright.optimisers import clip_variance, decay_matrices_only, scheduled
 from tilewright.prior import Stream, Transformer
 from tilewright.schedules import Cosine, WarmUp
 
@@ -81,3 +81,15 @@ def test_the_state_is_plain_data_and_resumes_the_rate():
     scheduler.load_state_dict(saved["rate"])
     update(module, optimiser, scheduler)
     assert optimiser.param_groups[0]["lr"] == pytest.approx(schedule(6), rel=1e-12)
+
+
+def test_the_running_variance_is_clipped_by_value():
+    weight = torch.nn.Parameter(torch.zeros(2))
+    optimiser = torch.optim.AdamW([weight], lr=0.0, betas=(0.9, 0.96))
+    clip_variance(optimiser, 5.0)
+    for _ in range(200):
+        weight.grad = torch.tensor([3.0, 1.0])  # whose variances would settle at 9 and 1
+        optimiser.step()
+    torch.testing.assert_close(
+        optimiser.state[weight]["exp_avg_sq"], torch.tensor([5.0, 1.0]), rtol=1e-3, atol=0
+    )

@@ -1,5 +1,6 @@
 """How both stages set up their optimisers."""
 
+import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import nn
 from torch.optim import Optimizer
@@ -38,3 +39,13 @@ def decay_matrices_only(module: nn.Module, weight_decay: float) -> list[dict]:
         {"params": matrices, "weight_decay": weight_decay},
         {"params": rest, "weight_decay": 0.0},
     ]
+
+
+def clip_variance(optimiser: Optimizer, most: float) -> None:
+    """Bounds Adam's running variance from above after every update, by value (appendix B.2)."""
+
+    def clip(optimiser: Optimizer, args: object, kwargs: object) -> None:
+        variances = [state["exp_avg_sq"] for state in optimiser.state.values()]
+        torch._foreach_clamp_max_(variances, most)
+
+    optimiser.register_step_post_hook(clip)

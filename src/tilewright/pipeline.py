@@ -16,7 +16,7 @@ from tilewright.data.images import to_tensor
 from tilewright.data.tokenizer import BytePairTokenizer
 from tilewright.data.transforms import CenterCrop
 from tilewright.errors import UserError
-from tilewright.prior import Sampling, Transformer, sample
+from tilewright.prior import Sampling, Transformer, complete, log_likelihood, sample
 
 
 class TextToImage:
@@ -113,6 +113,22 @@ class TextToImage:
             )
             drawn.append(self.image_tokenizer.decode(tokens.flatten(0, 1)).unflatten(0, (-1, n)))
         return torch.cat(drawn)
+
+    def complete(
+        self, captions: Sequence[str], *, sampling: Sampling | None = None, seed: int = 0
+    ) -> list[str]:
+        """Captions that the model has carried on to their end; an empty one is a beginning too."""
+        text = self.tokenizer.encode(captions).to(self.device)
+        return self.tokenizer.decode(complete(self.prior, text, sampling=sampling, seed=seed))
+
+    def log_likelihood(self, captions: Sequence[str], images: Tensor) -> tuple[Tensor, Tensor]:
+        """ln p(caption) and ln p(picture | caption) of pairs, each [B], in nats.
+
+        Args:
+            images: [B, 3, H, W] in [0, 1], one for each caption.
+        """
+        text = self.tokenizer.encode(captions).to(self.device)
+        return log_likelihood(self.prior, text, self.image_tokenizer.encode(images.to(self.device)))
 
     def _first_rows(self, image_prompt: Image.Image | None, rows: int) -> Tensor | None:
         """The top `rows` of a picture's image tokens, [1, rows, w]."""

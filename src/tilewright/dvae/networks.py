@@ -6,7 +6,7 @@ starts small (gain 1 / layers^2), max-pooling down, nearest-neighbour upsampling
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -202,6 +202,11 @@ class DiscreteVAE(nn.Module):
         )
         # Convolutions on CPU and tensor cores alike are faster with the channels innermost.
         self.to(memory_format=torch.channels_last)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles the encoder and the decoder, which training calls by themselves."""
+        self.encoder.compile(*args, **kwargs)
+        self.decoder.compile(*args, **kwargs)
 
     def latents(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] to what the quantiser reads, [B, C, h, w] in fp32.

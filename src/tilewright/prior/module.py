@@ -5,7 +5,7 @@ import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from tilewright.optimisers import decay_matrices_only, scheduled
+from tilewright.optimisers import clip_variance, decay_matrices_only, scheduled
 from tilewright.prior.transformer import Transformer
 from tilewright.schedules import Schedule
 
@@ -17,6 +17,8 @@ class PriorModule(pl.LightningModule):
         network: the model.
         learning_rate: by update.
         weight_decay, betas, eps: AdamW's; only matrices decay.
+        variance_clip: most that AdamW's running variance of a gradient may be (the paper: 5); None
+            for no bound.
         caption_dropout: share of captions that are emptied in training, which is what guidance in
             sampling needs; the paper has none.
     """
@@ -28,6 +30,7 @@ class PriorModule(pl.LightningModule):
         weight_decay: float = 4.5e-2,
         betas: tuple[float, float] = (0.9, 0.96),
         eps: float = 1e-8,
+        variance_clip: float | None = None,
         caption_dropout: float = 0.1,
     ):
         super().__init__()
@@ -36,6 +39,7 @@ class PriorModule(pl.LightningModule):
         self.weight_decay = weight_decay
         self.betas = (betas[0], betas[1])
         self.eps = eps
+        self.variance_clip = variance_clip
         self.caption_dropout = caption_dropout
 
     def terms(self, text: Tensor, image: Tensor) -> dict[str, Tensor]:
@@ -64,4 +68,6 @@ class PriorModule(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         groups = decay_matrices_only(self.network, self.weight_decay)
         optimiser = torch.optim.AdamW(groups, lr=1.0, betas=self.betas, eps=self.eps)
+        if self.variance_clip is not None:
+            clip_variance(optimiser, self.variance_clip)
         return scheduled(optimiser, self.learning_rate)

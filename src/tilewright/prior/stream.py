@@ -67,21 +67,22 @@ class Stream:
         return self.text_vocab + self.text_length
 
     def pad(self, text: Tensor) -> Tensor:
-        """Text tokens [B, T], negative past their end, to the same with padding tokens there.
+        """Text tokens [B, n], negative past their end, to the same with padding tokens there.
 
-        Each position has a padding token of its own, and all of them are attended to.
+        Each position has a padding token of its own, and all of them are attended to. n is T, or
+        less where only a caption's beginning is looked at.
         """
-        padding = self.text_vocab + torch.arange(self.text_length, device=text.device)
+        padding = self.text_vocab + torch.arange(text.shape[1], device=text.device)
         return torch.where(text < 0, padding, text)
 
     def empty_captions(self, count: int, device: torch.device | None = None) -> Tensor:
         """`count` captions [count, T] without a token: what guidance steers away from."""
         return torch.full((count, self.text_length), -1, device=device)
 
-    def loss(
+    def nats(
         self, text_logits: Tensor, image_logits: Tensor, text: Tensor, image: Tensor
-    ) -> dict[str, Tensor]:
-        """The two cross-entropies in nats per token, and 1/8 text + 7/8 image as `loss`.
+    ) -> tuple[Tensor, Tensor]:
+        """-ln p of every text token [B, T] and every image token [B, N], given all before it.
 
         Args:
             text_logits: [B, T, text_classes].
@@ -89,16 +90,22 @@ class Stream:
             text: text tokens [B, T], negative past their end.
             image: image tokens [B, h, w].
         """
-        text_nats = F.cross_entropy(
-            text_logits.flatten(0, 1), self.pad(text).flatten(), reduction="none"
-        )
-        counted = self._counts(text).flatten()
-        text_loss = (text_nats * counted).sum() / counted.sum().clamp(min=1)
-        image_loss = F.cross_entropy(image_logits.flatten(0, 1), image.flatten())
+        of_text = F.cross_entropy(text_logits.mT, self.pad(text), reduction="none")
+        of_image = F.cross_entropy(image_logits.mT, image.flatten(1), reduction="none")
+        return of_text, of_image
+
+    def loss(
+        self, text_logits: Tensor, image_logits: Tensor, text: Tensor, image: Tensor
+    ) -> dict[str, Tensor]:
+        """The means of `nats` over text and image tokens, and 1/8 text + 7/8 image as `loss`."""
+        of_text, of_image = self.nats(text_logits, image_logits, text, image)
+        counted = self.counts(text)
+        text_loss = (of_text * counted).sum() / counted.sum().clamp(min=1)
+        image_loss = of_image.mean()
         return {"loss": text_loss / 8 + image_loss * 7 / 8, "text": text_loss, "image": image_loss}
 
-    def _counts(self, text: Tensor) -> Tensor:
-        """Which text positions [B, T] count in the loss."""
+    def counts(self, text: Tensor) -> Tensor:
+        """Which text positions [B, T] count in the loss, by `padding_targets`."""
         is_token = text >= 0
         if self.padding_targets == "all":
             return torch.ones_like(is_token)

@@ -85,10 +85,12 @@ class Transformer(nn.Module):
                 nn.init.normal_(weight, std=0.02 / (2 * depth) ** 0.5)
 
     def embed_text(self, text: Tensor) -> Tensor:
-        """Text tokens [B, T], negative past their end, to states [B, 1 + T, dim], start first."""
+        """Text tokens [B, n], negative past their end, to states [B, 1 + n, dim], start first."""
         start = text.new_full((len(text), 1), self.stream.start_token)
         states = self.text_embedding(torch.cat([start, self.stream.pad(text)], dim=1))
-        return states + self.text_position.weight if self.learned_positions else states
+        if not self.learned_positions:
+            return states
+        return states + self.text_position.weight[: states.shape[1]]
 
     def embed_image(self, image: Tensor, first: int = 0) -> Tensor:
         """Image tokens [B, n], numbers `first` and on in raster order, to states [B, n, dim]."""
@@ -129,6 +131,14 @@ class Transformer(nn.Module):
             caches.append(cache)
         logits = self.image_head(self.norm(x[:, -1])).float()
         return logits.repeat_interleave(candidates, dim=0), caches
+
+    def next_text(self, text: Tensor) -> Tensor:
+        """Logits [B, text_classes] of the text token that follows text tokens [B, n]."""
+        x = self.embed_text(text)
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            x, _ = block.prefill(x, candidates=0)
+        return self.text_head(self.norm(x[:, -1])).float()
 
     def step(self, tokens: Tensor, number: int, caches: list[LayerCache]) -> Tensor:
         """Reads image token `number` [B]; the logits [B, K] of the next one."""
