@@ -110,5 +110,6 @@ def categorical_kl(logits: Tensor) -> Tensor:
         [B, h, w] in nats, between 0 and ln K.
     """
     with torch.autocast(logits.device.type, enabled=False):
-        log_q = torch.log_softmax(logits.float(), dim=1)
-        return (log_q.exp() * log_q).sum(dim=1) + math.log(logits.shape[1])
+        # The codebook last: that is how channels_last lies in memory, and softmax needs no copy.
+        log_q = torch.log_softmax(logits.float().movedim(1, -1), dim=-1)
+        return (log_q.exp() * log_q).sum(dim=-1) + math.log(logits.shape[1])

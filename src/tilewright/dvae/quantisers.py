@@ -57,8 +57,12 @@ class GumbelSoftmax(Quantiser):
         self.num_tokens = self.channels = num_tokens
 
     def forward(self, latents: Tensor, temperature: float) -> tuple[Tensor, dict[str, Tensor]]:
+        # The codebook last: that is how channels_last lies in memory, and softmax needs no copy.
+        logits = latents.float().movedim(1, -1)
+        # By logarithms of uniform numbers, which are drawn faster than exponential ones.
+        gumbel = -torch.log(-torch.log(torch.rand(logits.shape, device=logits.device)))
         with torch.autocast(latents.device.type, enabled=False):
-            codes = F.gumbel_softmax(latents.float(), tau=temperature, dim=1)
+            codes = ((logits + gumbel) / temperature).softmax(dim=-1).movedim(-1, 1)
         return codes, {"kl": categorical_kl(latents).mean()}
 
     def tokens(self, latents: Tensor) -> Tensor:

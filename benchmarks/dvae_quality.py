@@ -1,0 +1,218 @@
+"""What a dVAE keeps of emoji after equal training time: this project's against DALLE-pytorch's.
+
+Both train on the same pictures (64x64, an 8x8 grid, K = 512), one after the other, on as many
+threads. Ours goes first, as `python src/train.py stage=dvae data=emoji` trains, with so many steps
+as a short timing says will fill the minutes: its schedules span them. DALLE-pytorch's then gets the
+time that ours took. Measured are PSNR and codebook use on hard codes, over the validation split.
+
+    python benchmarks/dvae_quality.py minutes=10 [peer.batch_size=32] [any key=value of conf/]
+"""
+
+import logging
+import math
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import peers
+import pytorch_lightning as pl
+import settings as command_line
+import timing
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from tilewright import command_line as project
+from tilewright.data import CaptionedImages
+from tilewright.metrics.reconstruction import CodebookUse, ReconstructionMetrics
+from tilewright.pictures import enlarged, save_tensor
+
+TASK = ["stage=dvae", "data=emoji", "model.network.num_tokens=512", "model.network.grid=8"]
+DEFAULTS = {
+    "minutes": 5.0,
+    "timed_steps": 40,  # of the short timing
+    "threads": None,  # torch's own choice
+    "out": "logs/benchmarks/dvae_quality.json",
+    # DALLE-pytorch's network as its README makes it, trained as its train_vae.py does by default.
+    "peer": {
+        "codebook_dim": 512,
+        "hidden_dim": 64,
+        "num_resnet_blocks": 1,
+        "straight_through": False,
+        "kl_div_loss_weight": 0.0,
+        "batch_size": 8,
+        "learning_rate": 1e-3,
+        "learning_rate_decay": 0.98,  # every 100 steps of an epoch, as the temperature's
+        "temperature": 1.0,
+        "temperature_min": 0.5,
+        "temperature_anneal": 1e-6,
+    },
+}
+# Callbacks that only watch: they take time and change nothing.
+WATCHING = {
+    "bar", "line", "learning_rate", "throughput", "health", "best", "last", "reconstructions",
+    "codebook", "frechet",
+}  # fmt: skip
+
+
+@dataclass
+class Trained:
+    """A trained dVAE, on the CPU: images to image tokens and back, and what the training took."""
+
+    name: str
+    encode: Callable[[Tensor], Tensor]
+    decode: Callable[[Tensor], Tensor]
+    steps: int
+    seconds: float
+    device: torch.device
+
+
+def configuration(overrides: list[str], steps: int) -> DictConfig:
+    """The configuration of `python src/train.py` with these settings, and nothing to watch it."""
+    length = [f"trainer.max_steps={steps}", "trainer.limit_val_batches=0", "run=unused"]
+    with initialize_config_dir(str(project.CONF), version_base="1.3"):
+        config = compose("train", [*TASK, *overrides, *length])
+    OmegaConf.set_struct(config, False)
+    for name in WATCHING & set(config.callbacks):
+        del config.callbacks[name]
+    return config
+
+
+def train_ours(overrides: list[str], steps: int) -> Trained:
+    """Trains this project's dVAE for so many steps."""
+    config = configuration(overrides, steps)
+    pl.seed_everything(config.seed, verbose=False)
+    data = instantiate(config.data)
+    data.setup()
+    module = instantiate(config.model)
+    trainer = instantiate(
+        config.trainer,
+        precision=project.precision(config.trainer.precision),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        callbacks=list(instantiate(config.callbacks).values()),
+    )
+    start = time.perf_counter()
+    trainer.fit(module, data)
+    seconds = time.perf_counter() - start
+    device = trainer.strategy.root_device
+    network = module.network.eval().cpu()
+    return Trained("Tilewright", network.encode, network.decode, steps, seconds, device)
+
+
+def steps_in(seconds: float, overrides: list[str], timed: int) -> int:
+    """How many steps fit, from two short trainings: their difference has no start-up in it."""
+    short, long = (train_ours(overrides, steps).seconds for steps in (timed // 4, timed))
+    each = (long - short) / (timed - timed // 4)
+    return max(round(seconds / each), 1)
+
+
+def train_peer(
+    dalle_pytorch: ModuleType, config: DictConfig, recipe: DictConfig, like: Trained
+) -> Trained:
+    """Trains DALLE-pytorch's dVAE as train_vae.py does, for as long as ours and where it did."""
+    pl.seed_everything(config.seed, verbose=False)
+    network_config = config.model.network
+    names = ("codebook_dim", "hidden_dim", "num_resnet_blocks", "straight_through")
+    vae = dalle_pytorch.DiscreteVAE(
+        image_size=network_config.image_size,
+        num_tokens=network_config.num_tokens,
+        num_layers=int(math.log2(network_config.image_size / network_config.grid)),
+        kl_div_loss_weight=recipe.kl_div_loss_weight,
+        **{name: recipe[name] for name in names},
+    ).to(like.device)
+    data = instantiate(config.data, batch_size=recipe.batch_size)
+    data.setup()
+    optimiser = torch.optim.Adam(vae.parameters(), lr=recipe.learning_rate)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimiser, recipe.learning_rate_decay)
+    temperature, steps = recipe.temperature, 0
+    start = time.perf_counter()
+    while time.perf_counter() - start < like.seconds:
+        for number, batch in enumerate(data.train_dataloader()):
+            loss = vae(batch["image"].to(like.device), return_loss=True, temp=temperature)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            if number % 100 == 0:
+                temperature *= math.exp(-recipe.temperature_anneal * steps)
+                temperature = max(temperature, recipe.temperature_min)
+                scheduler.step()
+            steps += 1
+            if time.perf_counter() - start >= like.seconds:
+                break
+    took = time.perf_counter() - start
+    vae.eval().cpu()
+
+    def decode(tokens: Tensor) -> Tensor:  # its decoder's pictures are normalised to [-1, 1]
+        return (vae.decode(tokens) * 0.5 + 0.5).clamp(0, 1).contiguous()
+
+    encode = vae.get_codebook_indices
+    return Trained("DALLE-pytorch 1.6.6", encode, decode, steps, took, like.device)
+
+
+@torch.no_grad()
+def measure(trained: Trained, data: CaptionedImages, num_tokens: int) -> dict[str, Any]:
+    """Its figures over the validation split."""
+    metrics, codebook = ReconstructionMetrics(), CodebookUse(num_tokens)
+    pictures = 0
+    for batch in data.val_dataloader():
+        images = batch["image"]
+        tokens = trained.encode(images)
+        metrics.update(trained.decode(tokens), images)
+        codebook.update(tokens)
+        pictures += len(images)
+    figures = {**metrics.compute(), **codebook.compute()}
+    return {
+        "name": trained.name,
+        **{name: float(value) for name, value in figures.items()},
+        "pictures": pictures,
+        "steps": trained.steps,
+        "seconds": trained.seconds,
+    }
+
+
+def main() -> None:
+    settings, overrides = command_line.read(DEFAULTS, __doc__)
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for message in project.NOISE:
+        warnings.filterwarnings("ignore", message)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    steps = steps_in(settings.minutes * 60, overrides, settings.timed_steps)
+    trained = [train_ours(overrides, steps)]
+    config = configuration(overrides, steps)
+    dalle_pytorch = peers.load("dalle_pytorch")
+    if dalle_pytorch is not None:
+        trained.append(train_peer(dalle_pytorch, config, settings.peer, trained[0]))
+
+    data = instantiate(config.data)
+    figures = [measure(one, data, config.model.network.num_tokens) for one in trained]
+    names = ("psnr", "ssim", "use", "perplexity", "steps", "seconds")
+    rows = [[row["name"], *(f"{row[name]:.4g}" for name in names)] for row in figures]
+    note = f"{figures[0]['pictures']} validation pictures, hard codes"
+    timing.show("dVAEs after equal training time", ["dVAE", *names], rows, note)
+    images = torch.stack([image for image, _ in data.examples("validation", 8)])
+    with torch.no_grad():
+        kept = [one.decode(one.encode(images)) for one in trained]
+    grid = make_grid(enlarged(torch.cat([images, *kept])), nrow=8, padding=4, pad_value=0.5)
+    save_tensor(grid, Path(settings.out).with_suffix(".png"))
+    timing.write(
+        settings.out,
+        figures=figures,
+        settings=OmegaConf.to_container(settings),
+        overrides=overrides,
+        config=OmegaConf.to_container(config, resolve=True),
+    )
+
+
+if __name__ == "__main__":
+    with project.mistakes_in_one_line():
+        main()

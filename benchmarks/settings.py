@@ -1,0 +1,40 @@
+"""Settings of a benchmark from the command line, `key=value` as everywhere in this project."""
+
+import sys
+from collections.abc import Sequence
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+
+def read(
+    defaults: dict, description: str | None, arguments: Sequence[str] | None = None
+) -> tuple[DictConfig, list[str]]:
+    """The benchmark's settings, and the arguments that are none of its own.
+
+    Args:
+        defaults: every setting with its default; a value may be a dictionary (`group.key=value`).
+        description: printed for `--help`, with the defaults.
+        arguments: the command line's by default.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    known = OmegaConf.create(defaults)
+    if "--help" in arguments or "-h" in arguments:
+        print(f"{description}\nSettings:\n{OmegaConf.to_yaml(known)}")
+        sys.exit()
+    own = [text for text in arguments if text.partition("=")[0].partition(".")[0] in defaults]
+    OmegaConf.set_struct(known, True)  # a misspelt key of a group is a mistake, not a new key
+    try:
+        settings = OmegaConf.merge(known, OmegaConf.from_dotlist(own))
+    except OmegaConfBaseException as error:
+        sys.exit(
+            f"error: {error.full_key}: {str(error).splitlines()[0]}; --help lists the settings"
+        )
+    assert isinstance(settings, DictConfig)
+    return settings, [text for text in arguments if text not in own]
+
+
+def only_own(others: list[str]) -> None:
+    """Ends a benchmark that takes no other settings than its own, where there are some."""
+    if others:
+        sys.exit(f"error: no setting {others[0]}; --help lists the settings")
