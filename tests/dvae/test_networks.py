@@ -24,7 +24,9 @@ def pictures(count=2, side=32):
     return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize(("grid", "likelihood"), [(4, None), (16, Gaussian()), (32, None)])
+@pytest.mark.parametrize(
+    ("grid", "likelihood"), [(8, None), (2, Gaussian()), (16, Gaussian()), (32, None)]
+)
 def test_shapes_and_dtypes(grid, likelihood):
     network = tiny(grid=grid, likelihood=likelihood)
     logits = network.latents(pictures())

@@ -53,6 +53,18 @@ def test_metrics_agree_with_numpy_over_uneven_batches() -> None:
     assert values["val/l1"] == pytest.approx(float(np.abs(x - y).mean()), rel=1e-5)
 
 
+def test_channels_last_pictures_are_measured_alike() -> None:
+    torch.manual_seed(0)
+    images, made = torch.rand(2, 4, 3, 16, 16)
+    figures = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        metrics = ReconstructionMetrics()
+        metrics.update(made.to(memory_format=layout), images.to(memory_format=layout))
+        figures.append(metrics.compute())
+    for name, figure in figures[0].items():
+        torch.testing.assert_close(figures[1][name], figure)
+
+
 def test_an_exact_reconstruction() -> None:
     images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     metrics = ReconstructionMetrics()

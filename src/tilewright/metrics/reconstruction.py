@@ -32,6 +32,10 @@ class ReconstructionMetrics(MetricCollection):
             compute_groups=False,  # the three share no state
         )
 
+    def update(self, reconstructions: Tensor, images: Tensor) -> None:  # type: ignore[override]
+        # The L1 of torchmetrics takes no channels_last, which convolutions give.
+        super().update(reconstructions.contiguous(), images.contiguous())
+
 
 class CodebookUse(Metric):
     """How much of a codebook the image tokens seen so far use.
