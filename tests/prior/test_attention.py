@@ -42,6 +42,20 @@ def test_it_is_one_softmax_over_the_visible_keys(pattern, worthwhile, monkeypatc
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
+def test_short_attention_in_bf16_is_that_of_fp32_but_for_its_digits(pattern):
+    torch.manual_seed(0)
+    exact = torch.randn(3, 2, 2, STREAM.length, 4).bfloat16().float().requires_grad_()
+    short = exact.detach().bfloat16().requires_grad_()
+    weights = torch.randn(2, 2, STREAM.length, 4)
+    outputs = [attend(*x, pattern, STREAM) for x in (exact, short)]
+    for out in outputs:
+        (out.float() * weights).sum().backward()
+    assert outputs[1].dtype == torch.bfloat16
+    torch.testing.assert_close(outputs[1].float(), outputs[0], rtol=0, atol=0.03)
+    torch.testing.assert_close(short.grad.float(), exact.grad, rtol=0.02, atol=0.05)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
 @torch.no_grad()
 def test_steps_through_the_cache_equal_the_whole_sequence(pattern):
     attended, candidates, first = layer(pattern), 3, STREAM.first_image_position

@@ -21,11 +21,28 @@ from tilewright.prior.windows import window_plan, windowed_attention
 
 # Windows are worth their copying where they compute less than this share of all scores.
 WORTHWHILE = 0.5
+# Up to so many positions, scaled_dot_product_attention in bf16 on a CPU takes longer than the
+# products that it is made of (benchmarks/attention.py).
+SHORT = 512
 
 
 @lru_cache(maxsize=64)
 def _dense_mask_on(pattern: str, stream: Stream, device: torch.device) -> Tensor:
     return dense_mask(pattern, stream).to(device)
+
+
+@lru_cache(maxsize=64)
+def _bias_on(pattern: str, stream: Stream, device: torch.device) -> Tensor:
+    """0 where the query sees the key and -inf where not, in bf16."""
+    hidden = ~dense_mask(pattern, stream)
+    return torch.zeros(hidden.shape).masked_fill(hidden, -torch.inf).bfloat16().to(device)
+
+
+def _products(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """Attention as the products that it is made of."""
+    q, k = q.flatten(0, 1) * q.shape[-1] ** -0.5, k.flatten(0, 1)
+    weights = torch.baddbmm(bias, q, k.transpose(1, 2)).softmax(dim=-1)
+    return (weights @ v.flatten(0, 1)).view_as(v)
 
 
 @lru_cache(maxsize=64)
@@ -51,6 +68,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, pattern: str, stream: Stream) -> Ten
     if q.is_cuda:
         blocks = _block_mask_on(pattern, stream, q.device)
         return _compiled_flex_attention()(q, k, v, block_mask=blocks)
+    if q.dtype == torch.bfloat16 and stream.length <= SHORT:
+        return _products(q, k, v, _bias_on(pattern, stream, q.device))
     if pattern == "full":  # without a mask it skips what lies ahead
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
     plan = window_plan(pattern, stream)

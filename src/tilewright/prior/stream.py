@@ -90,9 +90,12 @@ class Stream:
             text: text tokens [B, T], negative past their end.
             image: image tokens [B, h, w].
         """
-        of_text = F.cross_entropy(text_logits.mT, self.pad(text), reduction="none")
-        of_image = F.cross_entropy(image_logits.mT, image.flatten(1), reduction="none")
-        return of_text, of_image
+        pairs = (text_logits, self.pad(text)), (image_logits, image.flatten(1))
+        of_text, of_image = (
+            F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+            for logits, targets in pairs
+        )
+        return of_text.view_as(text), of_image.view(len(image), -1)
 
     def loss(
         self, text_logits: Tensor, image_logits: Tensor, text: Tensor, image: Tensor
