@@ -1,11 +1,11 @@
-# make demo | test | lint | clean, and env, which the others call by themselves
+# make demo | test | bench | lint | clean, and env, which the others call by themselves
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 DEMO   ?=
 
-.PHONY: demo test lint env clean
+.PHONY: demo test bench lint env clean
 
 env: $(STAMP)
 
@@ -30,6 +30,12 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/pytest
+
+# Speed and quality side by side with others, where these are installed: benchmarks/README.md.
+# prior_quality needs a dVAE that was trained on shapes (make demo).
+BENCHMARKS := attention sampling sampling_cost dvae_step prior_step dvae_quality prior_quality
+bench: $(STAMP)
+	@for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -10,17 +10,26 @@ alone (and torch, numpy, requests, pyyaml, tqdm, packaging, omegaconf, which are
     pip install --no-deps dalle-pytorch==1.6.6 einops axial-positional-embedding \
         rotary-embedding-torch
 
+Two transformers that are in general use, to sample from and to train:
+
+    pip install transformers
+    pip install x-transformers
+
 To keep a peer out of the environment, add `--target FOLDER` and run with PYTHONPATH=FOLDER.
 """
 
 import importlib
+import os
 import sys
+import warnings
 from types import ModuleType
 
 INSTALL = {
     "dall_e": "pip install DALL-E==0.1",
     "dalle_pytorch": "pip install --no-deps dalle-pytorch==1.6.6 einops "
     "axial-positional-embedding rotary-embedding-torch",
+    "transformers": "pip install transformers",
+    "x_transformers": "pip install x-transformers",
 }
 
 # What DALLE-pytorch imports at once and uses only for VQGANs, names by module.
@@ -37,8 +46,11 @@ def load(name: str) -> ModuleType | None:
     """A peer's module, or None where it is not installed, with one line that says how to."""
     if name == "dalle_pytorch":
         _stand_in()
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        return importlib.import_module(name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            return importlib.import_module(name)
     except ImportError as error:
         print(f"{name} is left out ({error}). To compare with it: {INSTALL[name]}")
         return None

@@ -8,7 +8,7 @@ with their quartiles for a spread.
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,12 @@ def compare(
             seconds[name].append(_duration(step))
     baseline = np.array(next(iter(seconds.values())))
     return [_speed(name, baseline, values) for name, values in seconds.items()]
+
+
+def against(speeds: list[Speed], name: str) -> list[Speed]:
+    """The same measurements with another baseline."""
+    baseline = np.array(next(speed.seconds for speed in speeds if speed.name == name))
+    return [_speed(speed.name, baseline, speed.seconds) for speed in speeds]
 
 
 def _duration(step: Callable[[], Any]) -> float:
@@ -112,6 +118,22 @@ def show_speeds(title: str, speeds: list[Speed]) -> None:
         f"{key} {value}" for key, value in environment().items() if value is not None
     )
     show(title, ["step", "times as fast", "quartiles"], rows, note)
+
+
+def show_against_peers(title: str, speeds: list[Speed], peers: Collection[str]) -> None:
+    """Prints the ratios to the fastest peer, and those of the first step to every peer.
+
+    Args:
+        peers: names of the steps that are the peers'; with none the baseline stays what it was.
+    """
+    rivals = [speed for speed in speeds if speed.name in peers]
+    ours = speeds[0].name
+    best = max(rivals, key=lambda speed: speed.ratio).name if rivals else ours
+    show_speeds(f"{title}: against {best}", against(speeds, best))
+    for rival in rivals:
+        speed = against(speeds, rival.name)[0]
+        spread = f"{speed.low:.2f} to {speed.high:.2f}"
+        print(f"{ours}: {speed.ratio:.2f} ({spread}) times as fast as {rival.name}")
 
 
 def write(path: str | Path, **record: Any) -> None:

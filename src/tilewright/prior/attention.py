@@ -91,7 +91,8 @@ class LayerCache:
     """
 
     def __init__(self, text_kv: tuple[Tensor, Tensor], candidates: int, plan: CachePlan):
-        self.text_k, self.text_v = text_kv
+        # Contiguous: they are read at every step, and every read of a part would copy it.
+        self.text_k, self.text_v = (part.contiguous() for part in text_kv)
         captions, heads, _, width = self.text_k.shape
         self.plan = plan
         self.candidates = candidates

@@ -52,7 +52,14 @@ def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
     """Tokens [B] from logits [B, K] by inverting the distribution at `uniform` [B] in [0, 1)."""
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)
-    probabilities, tokens = (logits / sampling.temperature).softmax(dim=-1).sort(descending=True)
+    probabilities = (logits / sampling.temperature).softmax(dim=-1)
+    if sampling.top_k is None and sampling.top_p is None:  # then their order does not matter
+        cumulative = probabilities.cumsum(dim=-1)
+        total = cumulative[:, -1:]
+        token = torch.searchsorted(cumulative, uniform[:, None] * total, right=True)
+        last = (cumulative < total).sum(dim=-1, keepdim=True)  # rounding may carry it past
+        return token.minimum(last).squeeze(1)
+    probabilities, tokens = probabilities.sort(descending=True)
     if sampling.top_k is not None:
         probabilities = probabilities[:, : sampling.top_k]
     cumulative = probabilities.cumsum(dim=-1)

@@ -1,0 +1,73 @@
+"""Speed of attention over the whole stream, forward and backward, by pattern.
+
+The baseline is what a prior without sparse attention would run: PyTorch's dense causal attention.
+The other way to a sparse pattern, a dense mask, costs the same for every pattern.
+
+    python benchmarks/attention.py [grid=32] [text_length=256] [batch_size=2] [any setting=value]
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import settings as command_line
+import timing
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+from torch.nn import functional as F
+
+from tilewright.prior import Stream
+from tilewright.prior.attention import attend
+from tilewright.prior.masks import PATTERNS, dense_mask
+
+DEFAULTS = {
+    "text_length": 256,
+    "grid": 32,
+    "heads": 8,
+    "width": 64,  # of a head
+    "batch_size": 2,
+    "dtypes": ["float32", "bfloat16"],
+    "rounds": 10,
+    "warmup": 2,
+    "threads": None,  # torch's own choice
+    "out": "logs/benchmarks/attention.json",
+}
+SEED = 0
+
+
+def there_and_back(attention: Callable[..., Tensor], qkv: list[Tensor]) -> None:
+    """Forward and backward."""
+    y = attention(*qkv)
+    torch.autograd.grad(y, qkv, torch.ones_like(y))
+
+
+def main() -> None:
+    settings, others = command_line.read(DEFAULTS, __doc__)
+    command_line.only_own(others)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(SEED)
+    stream = Stream(text_length=settings.text_length, grid=settings.grid)
+    mask = dense_mask("row", stream).to(device)
+    attentions = {
+        "dense, causal": partial(F.scaled_dot_product_attention, is_causal=True),
+        "dense under a mask": partial(F.scaled_dot_product_attention, attn_mask=mask),
+        **{f"ours, {name}": partial(attend, pattern=name, stream=stream) for name in PATTERNS},
+    }
+    shape = (settings.batch_size, settings.heads, stream.length, settings.width)
+    speeds = {}
+    for name in settings.dtypes:
+        dtype = getattr(torch, name)
+        qkv = [torch.randn(shape, dtype=dtype, device=device, requires_grad=True) for _ in "qkv"]
+        steps = {label: partial(there_and_back, way, qkv) for label, way in attentions.items()}
+        speeds[name] = timing.compare(steps, settings.rounds, settings.warmup)
+        title = f"Attention, {stream.length} positions, {name}"
+        timing.show_speeds(f"{title}: against dense, causal", speeds[name])
+        under_mask = timing.against(speeds[name], "dense under a mask")
+        timing.show_speeds(f"{title}: against dense under a mask", under_mask)
+    timing.write(settings.out, speeds=speeds, settings=OmegaConf.to_container(settings))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,365 @@
+"""What a prior draws after equal training time: this project's against DALLE-pytorch's.
+
+Both learn the same image tokens of the same pictures (data=shapes, a trained dVAE), read the same
+text tokens and have the same width, depth and heads. Ours goes first, as `python src/train.py
+stage=prior` trains, with so many steps as a short timing says will fill the minutes: its schedule
+spans them. DALLE-pytorch's then gets the time that ours took. At several moments, while the clock
+stands still, each draws one picture for each caption, at temperature 1, and the checker of the
+shapes counts those that show what the caption says.
+
+    python benchmarks/prior_quality.py minutes=10 [peer.batch_size=32 peer.learning_rate=1e-3]
+        [peer.attn_types=[axial_row,axial_col,conv_like]] [dvae=PATH] [any key=value of conf/]
+"""
+
+import logging
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import peers
+import priors
+import pytorch_lightning as pl
+import settings as command_line
+import timing
+import torch
+from curves import draw_curves
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from tilewright import command_line as project
+from tilewright import runs
+from tilewright.data import CaptionedImages
+from tilewright.data.shapes import check, kind
+from tilewright.evaluations.alignment import wilson_interval
+from tilewright.pipeline import TextToImage
+
+TASK = ["stage=prior", "data=shapes"]
+DEFAULTS = {
+    "minutes": 5.0,
+    "dvae": None,  # a run; null: the newest one that was trained on shapes
+    "moments": 4,  # how often alignment is measured, the last time at the end
+    "captions": 400,  # of each split
+    "splits": ["validation", "zeroshot"],
+    "timed_steps": 40,  # of the short timing
+    "threads": None,  # torch's own choice
+    "out": "logs/benchmarks/prior_quality.json",
+    # DALLE-pytorch's transformer as its class makes it, trained as its train_dalle.py does by
+    # default: Adam at a constant rate, in fp32, with the gradient's norm clipped.
+    "peer": {
+        "attn_types": ["full"],
+        "shift_tokens": True,
+        "rotary_emb": True,
+        "attn_dropout": 0.0,
+        "ff_dropout": 0.0,
+        "batch_size": 4,
+        "learning_rate": 3e-4,
+        "clip_grad_norm": 0.5,
+        "filter_thres": 0.0,  # cuts nothing off, as ours
+        "bf16": False,
+    },
+}
+OF_NETWORK = ("attn_types", "shift_tokens", "rotary_emb", "attn_dropout", "ff_dropout")
+# Callbacks that only watch: they take time and change nothing.
+WATCHING = {
+    "bar", "line", "learning_rate", "throughput", "health", "best", "last", "samples", "frechet",
+}  # fmt: skip
+BATCH = 100  # captions that are drawn at once
+
+
+class Clock:
+    """Seconds of training; it stands still while something is measured."""
+
+    def __init__(self) -> None:
+        self.before, self.since = 0.0, None
+
+    def run(self) -> None:
+        self.since = time.perf_counter()
+
+    def stop(self) -> None:
+        self.before, self.since = self.seconds, None
+
+    @property
+    def seconds(self) -> float:
+        return self.before + (0.0 if self.since is None else time.perf_counter() - self.since)
+
+
+@dataclass
+class Progress:
+    """A training, and what was measured of it at its moments."""
+
+    name: str
+    parameters: int
+    batch_size: int
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    steps: int = 0
+    seconds: float = 0.0
+    moments: list[dict[str, Any]] = field(default_factory=list)
+
+    def record(self, steps: int, seconds: float, figures: list[dict[str, Any]]) -> None:
+        self.steps, self.seconds = steps, seconds
+        self.moments.append({"steps": steps, "seconds": seconds, "alignment": figures})
+
+
+def configuration(overrides: list[str], dvae: Path, steps: int, moments: int) -> DictConfig:
+    """The configuration of `python src/train.py` with these settings, and nothing to watch it.
+
+    Args:
+        moments: validations, of one batch and evenly spread, in which the averaged weights are in
+            place; 0 for none.
+    """
+    network = runs.load_config(dvae).model.network
+    own = [
+        f"dvae='{dvae}'",
+        f"image_tokens.grid={network.grid}",
+        f"image_tokens.vocab={network.num_tokens}",
+        f"trainer.max_steps={steps}",
+        f"trainer.val_check_interval={steps // max(moments, 1)}",
+        f"trainer.limit_val_batches={min(moments, 1)}",
+        "run=unused",
+    ]
+    with initialize_config_dir(str(project.CONF), version_base="1.3"):
+        config = compose("train", [*TASK, *overrides, *own])
+    OmegaConf.set_struct(config, False)
+    for name in WATCHING & set(config.callbacks):
+        del config.callbacks[name]
+    return config
+
+
+def read_data(config: DictConfig) -> CaptionedImages:
+    """The data, its image tokens on disk and its tokenizer trained, before any clock runs."""
+    data = instantiate(config.data)
+    data.setup()
+    data.tokenizer.train(data.captions("train"))
+    for split in ("train", "validation"):
+        data.rows(split, training=split == "train")
+    return data
+
+
+class Examination:
+    """The checker's verdicts on pictures that a prior draws, one for each caption."""
+
+    def __init__(self, data: CaptionedImages, splits: list[str], captions: int):
+        self.captions = {
+            split: [caption for _, caption in data.examples(split, captions)] for split in splits
+        }
+
+    def __call__(self, draw: Callable[[list[str]], Tensor]) -> list[dict[str, Any]]:
+        """Shares by split and by how many objects a caption speaks of.
+
+        Args:
+            draw: captions to pictures [C, 3, H, W].
+        """
+        figures = []
+        for split, captions in self.captions.items():
+            verdicts = defaultdict(list)
+            for first in range(0, len(captions), BATCH):
+                part = captions[first : first + BATCH]
+                for caption, image in zip(part, draw(part).cpu(), strict=True):
+                    objects = "one object" if kind(caption) == "one object" else "two objects"
+                    verdicts[objects].append(check(image, caption))
+            for objects, passed in sorted(verdicts.items()):
+                low, high = wilson_interval(sum(passed), len(passed))
+                share = sum(passed) / len(passed)
+                figures.append(
+                    {
+                        "split": split,
+                        "captions": objects,
+                        "share": share,
+                        "interval": [low, high],
+                        "number": len(passed),
+                    }
+                )
+        return figures
+
+
+class Moments(pl.Callback):
+    """Examines a prior at its validations; list it before the average's callback."""
+
+    def __init__(self, progress: Progress, examine: Examination | None):
+        self.progress, self.examine, self.clock = progress, examine, Clock()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.clock.run()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.clock.stop()
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.examine is not None:
+            model = TextToImage.of_training(trainer, pl_module)
+            figures = self.examine(lambda captions: model.images(captions, batch_size=BATCH)[:, 0])
+            self.progress.record(trainer.global_step, self.clock.seconds, figures)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.clock.run()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.progress.steps, self.progress.seconds = trainer.global_step, self.clock.seconds
+
+
+def train_ours(
+    config: DictConfig, data: CaptionedImages, examine: Examination | None = None
+) -> Progress:
+    """Trains this project's prior for as many steps as the configuration says."""
+    pl.seed_everything(config.seed, verbose=False)
+    module = instantiate(config.model)
+    parameters = sum(p.numel() for p in module.parameters())
+    progress = Progress("Tilewright", parameters, data.batch_size)
+    trainer = instantiate(
+        config.trainer,
+        precision=project.precision(config.trainer.precision),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        callbacks=[Moments(progress, examine), *instantiate(config.callbacks).values()],
+    )
+    trainer.fit(module, data)
+    progress.device = trainer.strategy.root_device
+    return progress
+
+
+def steps_in(seconds: float, make: Callable[[int], DictConfig], timed: int) -> int:
+    """How many steps fit, from two short trainings: their difference has no start-up in it."""
+    data = read_data(make(timed))
+    short, long = (train_ours(make(steps), data).seconds for steps in (timed // 4, timed))
+    each = (long - short) / (timed - timed // 4)
+    return max(round(seconds / each), 1)
+
+
+def train_peer(
+    package: ModuleType,
+    config: DictConfig,
+    recipe: DictConfig,
+    data: CaptionedImages,
+    examine: Examination,
+    like: Progress,
+) -> Progress:
+    """Trains DALLE-pytorch's as its train_dalle.py does, for as long as ours and where it did."""
+    pl.seed_everything(config.seed, verbose=False)
+    network, stream = config.model.network, config.model.network.stream
+    shape = OmegaConf.create({**network, **stream})
+    options = {name: recipe[name] for name in OF_NETWORK}
+    options["attn_types"] = tuple(recipe.attn_types)
+    prior = priors.dalle_pytorch(
+        package,
+        shape,
+        like.device,
+        cached=set(recipe.attn_types) == {"full"},
+        filter_thres=recipe.filter_thres,
+        **options,
+    )
+    optimiser = torch.optim.Adam(prior.network.parameters(), lr=recipe.learning_rate)
+    parameters = sum(p.numel() for p in prior.network.parameters())
+    progress = Progress("DALLE-pytorch 1.6.6", parameters, recipe.batch_size, like.device)
+    data.batch_size = recipe.batch_size
+
+    @torch.inference_mode()
+    def draw(captions: list[str]) -> Tensor:
+        tokens = prior.draw(data.tokenizer.encode(captions).to(like.device))
+        return data.image_tokenizer.decode(tokens.unflatten(1, (shape.grid, shape.grid)))
+
+    clock, steps = Clock(), 0
+    clock.run()
+    while len(progress.moments) < len(like.moments):
+        for batch in data.train_dataloader():
+            text, image = (batch[name].to(like.device) for name in ("text_tokens", "image_tokens"))
+            with torch.autocast(like.device.type, torch.bfloat16, enabled=recipe.bf16):
+                loss = prior.loss(text, image)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(prior.network.parameters(), recipe.clip_grad_norm)
+            optimiser.step()
+            optimiser.zero_grad()
+            steps += 1
+            if clock.seconds >= like.moments[len(progress.moments)]["seconds"]:
+                clock.stop()
+                progress.record(steps, clock.seconds, examine(draw))
+                if len(progress.moments) == len(like.moments):
+                    break
+                clock.run()
+    return progress
+
+
+def show(trained: list[Progress]) -> None:
+    """Prints what was measured at every moment, a table for each split."""
+    alignments = [one for progress in trained for m in progress.moments for one in m["alignment"]]
+    kinds = sorted({one["captions"] for one in alignments})
+    sizes = ", ".join(f"{one.name} {one.parameters / 1e6:.2f} M parameters" for one in trained)
+    note = f"single samples at temperature 1, with half of the 95 % interval; {sizes}"
+    for split in dict.fromkeys(one["split"] for one in alignments):
+        rows = []
+        for progress in trained:
+            for moment in progress.moments:
+                minutes, steps = f"{moment['seconds'] / 60:.1f}", str(moment["steps"])
+                of_split = [one for one in moment["alignment"] if one["split"] == split]
+                shares = {one["captions"]: with_spread(one) for one in of_split}
+                rows.append([progress.name, minutes, steps, *(shares.get(k, "") for k in kinds)])
+        title = f"Alignment after equal training time, {split}"
+        timing.show(title, ["prior", "minutes", "steps", *kinds], rows, note)
+
+
+def with_spread(figure: dict[str, Any]) -> str:
+    """A share with its spread."""
+    low, high = figure["interval"]
+    return f"{figure['share']:.3f} ±{(high - low) / 2:.3f}"
+
+
+def curves(trained: list[Progress]) -> dict[str, list[tuple[float, float]]]:
+    """Minutes and share, by prior, split and kind of caption."""
+    points = defaultdict(list)
+    for progress in trained:
+        for moment in progress.moments:
+            for one in moment["alignment"]:
+                name = f"{progress.name}: {one['split']}, {one['captions']}"
+                points[name].append((moment["seconds"] / 60, one["share"]))
+    return points
+
+
+def main() -> None:
+    settings, overrides = command_line.read(DEFAULTS, __doc__)
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for message in project.NOISE:
+        warnings.filterwarnings("ignore", message)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    logs = next((o.partition("=")[2] for o in overrides if o.startswith("paths.logs=")), "logs")
+    dvae = runs.find(Path(logs), "dvae", settings.dvae, data="shapes")
+    steps = steps_in(
+        settings.minutes * 60,
+        lambda steps: configuration(overrides, dvae, steps, moments=0),
+        settings.timed_steps,
+    )
+    steps = max(steps // settings.moments, 1) * settings.moments  # the last moment is the end
+    config = configuration(overrides, dvae, steps, settings.moments)
+    data = read_data(config)
+    examine = Examination(data, settings.splits, settings.captions)
+    trained = [train_ours(config, data, examine)]
+    dalle_pytorch = peers.load("dalle_pytorch")
+    if dalle_pytorch is not None:
+        peer = train_peer(dalle_pytorch, config, settings.peer, data, examine, trained[0])
+        trained.append(peer)
+    show(trained)
+    draw_curves(
+        "Alignment after equal training time",
+        "minutes",
+        curves(trained),
+        Path(settings.out).with_suffix(".png"),
+    )
+    timing.write(
+        settings.out,
+        figures=[{**vars(one), "device": str(one.device)} for one in trained],
+        settings=OmegaConf.to_container(settings),
+        overrides=overrides,
+        config=OmegaConf.to_container(config, resolve=True),
+    )
+
+
+if __name__ == "__main__":
+    with project.mistakes_in_one_line():
+        main()

@@ -1,0 +1,157 @@
+"""Speed of drawing image tokens, without the dVAE, against other samplers of equal shape.
+
+Every implementation draws one picture for each of so many captions, in fp32, with random weights.
+DALLE-pytorch 1.6.6 is measured as it comes, where `use_cache=True` does nothing without guidance,
+and with its cache handed on. A chain of the matrix products that our sampler needs, timed in the
+same rounds, says what is left to win: no sampler that multiplies these shapes is faster.
+
+    python benchmarks/sampling.py [batches=[1,16,64]] [rounds=5] [any setting=value]
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import peers
+import priors
+import settings as command_line
+import timing
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from tilewright.prior import Transformer, sample
+from tilewright.prior.masks import cache_plan
+
+DEFAULTS = {
+    **priors.SHAPE,
+    "batches": [1, 16, 64],
+    "uncached_up_to": 16,  # the largest batch for samplers that have no working cache
+    "rounds": 5,
+    "warmup": 1,
+    "threads": None,  # torch's own choice
+    "out": "logs/benchmarks/sampling.json",
+}
+OURS = "ours, paper's patterns"
+PRODUCTS = "its matrix products alone"
+SEED = 0
+
+
+def of_peers(shape: DictConfig, device: str, batch: int) -> Iterator[tuple[str, Callable]]:
+    """The peers that are installed: text tokens to image tokens."""
+    dalle = peers.load("dalle_pytorch")
+    if dalle is not None:
+        make = partial(priors.dalle_pytorch, dalle, shape, device)
+        if batch <= shape.uncached_up_to:
+            yield "DALLE-pytorch, full", make().draw
+            yield "DALLE-pytorch, sparse", make(priors.DALLE_SPARSE).draw
+        yield "DALLE-pytorch, full, cache handed on", make(cached=True).draw
+        axial = make(("axial_row", "axial_col"), cached=True, optimize_for_inference=True)
+        yield "DALLE-pytorch, axial for inference, cache handed on", axial.draw
+    transformers = peers.load("transformers")
+    if transformers is not None:
+        yield "transformers, GPT-2", priors.gpt2(transformers, shape, device).draw
+    x_transformers = peers.load("x_transformers")
+    if x_transformers is not None:
+        yield "x-transformers", priors.x_transformers(x_transformers, shape, device).draw
+
+
+class Products:
+    """The matrix products of drawing with the paper's patterns, and nothing else.
+
+    No norms, no softmax, no copies, no drawn token, and of the prompt no attention.
+    """
+
+    def __init__(self, network: Transformer, captions: int):
+        stream, weight = network.stream, network.image_head.weight
+        self.network, self.captions, self.prompt = network, captions, stream.first_image_position
+        patterns = [block.attention.pattern for block in network.blocks]
+        reads = zip(*(cache_plan(pattern, stream).read for pattern in patterns), strict=True)
+        # Keys that each token sees, the text's among them, layer by layer.
+        self.keys = [[self.prompt + len(slots) for slots in token] for token in reads]
+        self.dim, heads = weight.shape[1], network.blocks[0].attention.heads
+        rows = captions * self.prompt
+        self.states = weight.new_zeros(rows, self.dim)
+        self.hidden = weight.new_zeros(rows, 4 * self.dim)
+        most = max(map(max, self.keys))
+        self.query = weight.new_zeros(captions * heads, 1, self.dim // heads)
+        self.cache = weight.new_zeros(captions * heads, most, self.dim // heads)
+        self.weights = weight.new_zeros(captions * heads, 1, most)
+
+    @property
+    def multiply_adds(self) -> int:
+        """Of one call."""
+        inputs, layers = len(self.keys), len(self.network.blocks)
+        of_states = (self.prompt + inputs) * layers * 12 * self.dim**2
+        of_keys = 2 * sum(map(sum, self.keys)) * self.dim
+        of_head = (1 + inputs) * self.network.image_head.weight.numel()
+        return self.captions * (of_states + of_keys + of_head)
+
+    @torch.inference_mode()
+    def __call__(self) -> None:
+        head = self.network.image_head.weight.T
+        self._layers(len(self.states), [])
+        self.states[: self.captions] @ head
+        for keys in self.keys:
+            self._layers(self.captions, keys)
+            self.states[: self.captions] @ head
+
+    def _layers(self, rows: int, keys: list[int]) -> None:
+        states, hidden = self.states[:rows], self.hidden[:rows]
+        for number, block in enumerate(self.network.blocks):
+            states @ block.attention.qkv.weight.T
+            if keys:
+                cache = self.cache[:, : keys[number]]
+                self.query @ cache.mT
+                self.weights[..., : keys[number]] @ cache
+            states @ block.attention.out.weight.T
+            states @ block.mlp.up.weight.T
+            hidden @ block.mlp.down.weight.T
+
+
+def measure(settings: DictConfig, batch: int, device: str) -> dict[str, Any]:
+    """Prints and returns the figures of one batch."""
+    text, _ = priors.random_pairs(settings, batch, device)
+    ours = {
+        name: priors.ours(settings, device, pattern).network.eval()
+        for name, pattern in ((OURS, "paper"), ("ours, full attention", "full"))
+    }
+    steps = {name: partial(sample, network, text) for name, network in ours.items()}
+    if batch > 1:
+        network = ours[OURS]
+        steps[f"{OURS}, candidates of one caption"] = partial(sample, network, text[:1], batch)
+    products = Products(ours[OURS], batch)
+    steps[PRODUCTS] = products
+    rivals = {name: partial(draw, text) for name, draw in of_peers(settings, device, batch)}
+    speeds = timing.compare(steps | rivals, settings.rounds, settings.warmup)
+    title = f"One picture for each of {batch}" if batch > 1 else "One picture"
+    timing.show_against_peers(title, speeds, rivals)
+    of_products = {speed.name: speed for speed in timing.against(speeds, PRODUCTS)}
+    rate = products.multiply_adds / np.median(of_products[PRODUCTS].seconds) / 1e9
+    share = of_products[OURS]
+    print(
+        f"Arithmetic limit: {products.multiply_adds / 1e9:.2f} G multiply-adds, which alone run "
+        f"at {rate:.1f} G/s here; ours reaches {share.ratio:.0%} ({share.low:.0%} to "
+        f"{share.high:.0%}) of that\n"
+    )
+    return {
+        "speeds": speeds,
+        "multiply_adds": products.multiply_adds,
+        "multiply_adds_a_second": rate * 1e9,
+        "share_of_limit": share,
+    }
+
+
+def main() -> None:
+    settings, others = command_line.read(DEFAULTS, __doc__)
+    command_line.only_own(others)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(SEED)
+    batches = {str(batch): measure(settings, batch, device) for batch in settings.batches}
+    timing.write(settings.out, batches=batches, settings=OmegaConf.to_container(settings))
+
+
+if __name__ == "__main__":
+    main()

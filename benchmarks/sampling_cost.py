@@ -1,0 +1,150 @@
+"""What a picture costs to draw as the grid grows: time, and the cache, by pattern of attention.
+
+The target: with row or column attention the cost grows no faster than the number of image tokens.
+Time is measured in turn; the cache is counted from its plan, at these sizes and at the paper's.
+
+    python benchmarks/sampling_cost.py [grids=[8,16,32]] [batch_size=4] [any setting=value]
+"""
+
+from functools import partial
+from itertools import product
+from typing import Any
+
+import numpy as np
+import priors
+import settings as command_line
+import timing
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from tilewright.prior import Stream, sample
+from tilewright.prior.masks import cache_plan, layer_patterns
+
+DEFAULTS = {
+    **{name: size for name, size in priors.SHAPE.items() if name != "grid"},
+    "grids": [8, 16, 32],
+    "patterns": ["row", "column", "paper", "full"],
+    "batch_size": 4,  # captions, one picture each
+    "rounds": 3,
+    "warmup": 1,
+    "threads": None,  # torch's own choice
+    "out": "logs/benchmarks/sampling_cost.json",
+}
+LINEAR = ("row", "column")
+PAPER = {"dim": 3968, "depth": 64, "stream": Stream()}
+SEED = 0
+
+
+def cache_bytes(pattern: str, stream: Stream, dim: int, depth: int, of_value: int) -> int:
+    """Keys and values of image tokens that are held for one picture."""
+    patterns = layer_patterns(depth) if pattern == "paper" else [pattern] * depth
+    slots = sum(cache_plan(one, stream).slots for one in patterns)
+    return slots * 2 * dim * of_value
+
+
+def text_bytes(stream: Stream, dim: int, depth: int, of_value: int) -> int:
+    """Keys and values of start and text, which the pictures of one caption share."""
+    return stream.first_image_position * depth * 2 * dim * of_value
+
+
+def keys_read(pattern: str, stream: Stream, depth: int) -> float:
+    """Keys that a token sees in a layer, the text's among them, on average."""
+    patterns = layer_patterns(depth) if pattern == "paper" else [pattern] * depth
+    plans = [cache_plan(one, stream).read for one in patterns]
+    return stream.first_image_position + float(np.mean([len(s) for plan in plans for s in plan]))
+
+
+def measure(settings: DictConfig, device: str) -> list[dict[str, Any]]:
+    """What each pattern costs on each grid: seconds of all rounds, growth from the first grid."""
+    steps, shapes = {}, {}
+    for pattern, grid in product(settings.patterns, settings.grids):
+        shape = shapes[grid] = OmegaConf.create({**settings, "grid": grid})
+        network = priors.ours(shape, device, pattern).network.eval()
+        text, _ = priors.random_pairs(shape, settings.batch_size, device)
+        steps[f"{pattern}, {grid}x{grid}"] = partial(sample, network, text)
+    speeds = timing.compare(steps, settings.rounds, settings.warmup)
+    a_token = {
+        case: np.array(speed.seconds) / settings.batch_size / case[1] ** 2
+        for case, speed in zip(product(settings.patterns, settings.grids), speeds, strict=True)
+    }
+    figures = []
+    for (pattern, grid), seconds in a_token.items():
+        growth = seconds / a_token[pattern, settings.grids[0]]
+        low, middle, high = np.quantile(growth, [0.25, 0.5, 0.75]).tolist()
+        stream, depth = priors.stream_of(shapes[grid]), settings.depth
+        figures.append(
+            {
+                "pattern": pattern,
+                "grid": grid,
+                "seconds_a_picture": (seconds * grid**2).tolist(),
+                "cost_of_a_token": middle,
+                "quartiles": [low, high],
+                "keys_read": keys_read(pattern, stream, depth),
+                "cache_bytes": cache_bytes(pattern, stream, settings.dim, depth, 4),
+            }
+        )
+    return figures
+
+
+def at_the_papers_size() -> list[dict[str, Any]]:
+    """Cache of a candidate in fp16, by pattern, beside one that holds every key of every layer."""
+    stream, sizes = PAPER["stream"], (PAPER["dim"], PAPER["depth"], 2)
+    text = text_bytes(stream, *sizes)
+    dense = text + cache_bytes("full", stream, *sizes)
+    rows = [{"cache": "dense, text and image for each candidate", "bytes": dense, "shared": 0}]
+    for pattern in ("row", "column", "convolutional", "paper", "full"):
+        held = cache_bytes(pattern, stream, *sizes)
+        rows.append({"cache": f"ours, {pattern}", "bytes": held, "shared": text})
+    for row in rows:
+        row["of_64_candidates"] = row["shared"] + 64 * row["bytes"]
+    return rows
+
+
+def main() -> None:
+    settings, others = command_line.read(DEFAULTS, __doc__)
+    command_line.only_own(others)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(SEED)
+
+    paper = at_the_papers_size()
+    names = ("bytes", "shared", "of_64_candidates")
+    rows = [[row["cache"], *(f"{row[name] / 2**20:,.0f}" for name in names)] for row in paper]
+    timing.show(
+        "Cache at the paper's size in fp16, MiB, counted",
+        ["cache", "each candidate", "shared by a caption's", "64 candidates of a caption"],
+        rows,
+    )
+    figures = measure(settings, device)
+    rows = [
+        [
+            f"{row['pattern']}, {row['grid']}x{row['grid']}",
+            f"{np.median(row['seconds_a_picture']):.3f}",
+            f"{row['cost_of_a_token']:.2f}",
+            f"{row['quartiles'][0]:.2f} to {row['quartiles'][1]:.2f}",
+            f"{row['keys_read']:.0f}",
+            f"{row['cache_bytes'] / 2**10:,.0f}",
+        ]
+        for row in figures
+    ]
+    first, last = settings.grids[0], settings.grids[-1]
+    timing.show(
+        f"A picture's cost, {settings.batch_size} drawn at once",
+        ["pattern, grid", "seconds", "a token's", "quartiles", "keys read", "cache KiB"],
+        rows,
+        f"a token's: its time against that at {first}x{first}, where 1 or less is linear; "
+        f"keys read: by a token in a layer, text included; {settings.rounds} rounds",
+    )
+    for row in figures:
+        if row["pattern"] in LINEAR and row["grid"] == last:
+            growth = row["cost_of_a_token"]
+            verdict = "no faster than linear" if growth <= 1 else "faster than linear"
+            print(f"{row['pattern']}, {first}x{first} to {last}x{last}: {growth:.2f}, {verdict}")
+    timing.write(
+        settings.out, figures=figures, paper=paper, settings=OmegaConf.to_container(settings)
+    )
+
+
+if __name__ == "__main__":
+    main()
