@@ -122,7 +122,7 @@ def test_resume_goes_on_in_the_same_folder(trained, home):
 def test_resume_true_takes_the_newest_and_keeps_its_groups(trained, home):
     done = run(home, "train", "stage=prior", "resume=true", "model=dvae_small", status=1)
     (line,) = done.stderr.splitlines()
-    assert "model=prior_small" in line
+    assert "model=prior_modern" in line
     run(home, "train", "stage=prior", "resume=true", "trainer.max_steps=7")
     assert step(trained.prior / "checkpoints" / "last.ckpt") == 7
 
