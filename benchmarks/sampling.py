@@ -66,9 +66,9 @@ class Products:
         stream, weight = network.stream, network.image_head.weight
         self.network, self.captions, self.prompt = network, captions, stream.first_image_position
         patterns = [block.attention.pattern for block in network.blocks]
-        reads = zip(*(cache_plan(pattern, stream).read for pattern in patterns), strict=True)
+        reads = zip(*(cache_plan(pattern, stream).keys_read for pattern in patterns), strict=True)
         # Keys that each token sees, the text's among them, layer by layer.
-        self.keys = [[self.prompt + len(slots) for slots in token] for token in reads]
+        self.keys = [[self.prompt + keys for keys in token] for token in reads]
         self.dim, heads = weight.shape[1], network.blocks[0].attention.heads
         rows = captions * self.prompt
         self.states = weight.new_zeros(rows, self.dim)

@@ -50,8 +50,8 @@ def text_bytes(stream: Stream, dim: int, depth: int, of_value: int) -> int:
 def keys_read(pattern: str, stream: Stream, depth: int) -> float:
     """Keys that a token sees in a layer, the text's among them, on average."""
     patterns = layer_patterns(depth) if pattern == "paper" else [pattern] * depth
-    plans = [cache_plan(one, stream).read for one in patterns]
-    return stream.first_image_position + float(np.mean([len(s) for plan in plans for s in plan]))
+    read = [cache_plan(one, stream).keys_read for one in patterns]
+    return stream.first_image_position + float(np.mean(read))
 
 
 def measure(settings: DictConfig, device: str) -> list[dict[str, Any]]:

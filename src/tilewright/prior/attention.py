@@ -98,7 +98,8 @@ class LayerCache:
         self.candidates = candidates
         shape = (captions * candidates, heads, plan.slots, width)
         self.image_k, self.image_v = self.text_k.new_zeros(shape), self.text_k.new_zeros(shape)
-        self._read = [slots.to(self.text_k.device) for slots in plan.read]
+        device = self.text_k.device
+        self._read = [s if isinstance(s, slice) else s.to(device) for s in plan.read]
 
     def store(self, token: int, k: Tensor, v: Tensor) -> None:
         """Keys and values [C * n, H, D] of image token number `token`."""
@@ -119,7 +120,7 @@ class LayerCache:
         to_image = (q.unsqueeze(2) @ k.transpose(-1, -2)).squeeze(2)
         # Text and image keys share one softmax (appendix B.1).
         weights = torch.cat([to_text, to_image], dim=-1).float().softmax(dim=-1).to(v.dtype)
-        text_weights, image_weights = weights.split([text, len(slots)], dim=-1)
+        text_weights, image_weights = weights.split([text, k.shape[2]], dim=-1)
         from_text = text_weights.view(captions, self.candidates, heads, text).transpose(1, 2)
         from_text = (from_text @ self.text_v).transpose(1, 2).reshape(-1, heads, width)
         return from_text + (image_weights.unsqueeze(2) @ v).squeeze(2)

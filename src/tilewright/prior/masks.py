@@ -89,12 +89,19 @@ class CachePlan:
     Args:
         slots: how many keys the layer must hold at once.
         write: slot of each image token's key, [N].
-        read: for each image token as query, the slots that it reads (its own included).
+        read: for each image token as query, the slots that it reads (its own included): a slice
+            where they are evenly spaced (reading it copies nothing), else their numbers.
     """
 
     slots: int
     write: list[int]
-    read: list[Tensor]
+    read: list[slice | Tensor]
+
+    @property
+    def keys_read(self) -> list[int]:
+        """How many image keys each image token reads."""
+        every = range(self.slots)
+        return [len(every[s]) if isinstance(s, slice) else len(s) for s in self.read]
 
 
 @lru_cache(maxsize=64)
@@ -122,4 +129,14 @@ def cache_plan(pattern: str, stream: Stream) -> CachePlan:
         slot_of.append(slot)
         leaving.setdefault(last_reader[token], []).append(slot)
     slot_index = torch.tensor(slot_of)
-    return CachePlan(slots, slot_of, [slot_index[visible[token]] for token in range(count)])
+    read = [_as_slice(slot_index[visible[token]]) for token in range(count)]
+    return CachePlan(slots, slot_of, read)
+
+
+def _as_slice(indices: Tensor) -> slice | Tensor:
+    """The slice that takes the same elements, in whatever order, where there is one."""
+    ordered = indices.sort().values
+    start, stop = int(ordered[0]), int(ordered[-1]) + 1
+    step = int(ordered[1]) - start if len(ordered) > 1 else 1
+    even = ordered.equal(torch.arange(start, stop, step))
+    return slice(start, stop, step) if even else ordered
