@@ -45,7 +45,7 @@ def test_dvae_paper_has_the_papers_sizes_and_length(paper):
     assert paper.model.weight_decay == 1e-4
     assert paper.data.batch_size * paper.trainer.accumulate_grad_batches == 512
     assert paper.trainer.max_steps == 3_000_000
-    assert paper.callbacks.ema.decay == 0.999
+    assert (paper.callbacks.ema.decay, paper.callbacks.ema.every) == (0.999, 1)
 
 
 def test_dvae_paper_augments_as_the_paper_does(paper):

@@ -52,7 +52,7 @@ def expected(steps, decay, every=1):
     """The average by hand: it begins as a copy of the weights at its first update."""
     average, updates = 0.0, 0
     for step in range(1, steps + 1):
-        if step % every == 0:
+        if (step - 1) % every == 0:
             kept = min(decay, (1 + updates) / (10 + updates))
             average = float(step) if updates == 0 else kept * average + (1 - kept) * step
             updates += 1
@@ -82,5 +82,12 @@ def test_checkpoint_holds_the_average_and_resumes_both(tmp_path):
 
 def test_should_update_counts_updates():
     average = AveragedWeights(0.9, every=25)
-    assert [step for step in range(100) if average.should_update(step)] == [24, 49, 74, 99]
-    assert not average.should_update(epoch_idx=24)
+    assert [step for step in range(100) if average.should_update(step)] == [0, 25, 50, 75]
+    assert not average.should_update(epoch_idx=25)
+
+
+def test_a_run_of_fewer_updates_than_every_is_not_lost(tmp_path):
+    """It once held the weights of before the training."""
+    walk(tmp_path, 3, decay=0.99, every=5)
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=False)
+    assert float(saved["state_dict"]["weight"]) == 1

@@ -30,5 +30,5 @@ class AveragedWeights(WeightAveraging):
         self.every = every
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
-        """Whether the average moves after this update of the weights."""
-        return step_idx is not None and (step_idx + 1) % self.every == 0
+        """Whether the average moves after this update of the weights; after the first it does."""
+        return step_idx is not None and step_idx % self.every == 0
