@@ -175,10 +175,10 @@ def main() -> None:
     trainings = {name: make(settings, weights, images) for name, make in variants(settings.compile)}
 
     reference = trainings["ours, fp32, contiguous"]
-    agreement = {
+    agreement = {  # the released modules draw other noise; tests/parity compares them
         name: disagreement(training, reference)
         for name, training in trainings.items()
-        if training is not reference
+        if name.startswith("ours") and training is not reference
     }
     rows = [[name, *(f"{v:.1e}" for v in values.values())] for name, values in agreement.items()]
     timing.show(
