@@ -23,7 +23,7 @@ import pytorch_lightning as pl
 import settings as command_line
 import timing
 import torch
-from hydra import compose, initialize_config_dir
+import training
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -55,11 +55,6 @@ DEFAULTS = {
         "temperature_anneal": 1e-6,
     },
 }
-# Callbacks that only watch: they take time and change nothing.
-WATCHING = {
-    "bar", "line", "learning_rate", "throughput", "health", "best", "last", "reconstructions",
-    "codebook", "frechet",
-}  # fmt: skip
 
 
 @dataclass
@@ -76,13 +71,8 @@ class Trained:
 
 def configuration(overrides: list[str], steps: int) -> DictConfig:
     """The configuration of `python src/train.py` with these settings, and nothing to watch it."""
-    length = [f"trainer.max_steps={steps}", "trainer.limit_val_batches=0", "run=unused"]
-    with initialize_config_dir(str(project.CONF), version_base="1.3"):
-        config = compose("train", [*TASK, *overrides, *length])
-    OmegaConf.set_struct(config, False)
-    for name in WATCHING & set(config.callbacks):
-        del config.callbacks[name]
-    return config
+    length = [f"trainer.max_steps={steps}", "trainer.limit_val_batches=0"]
+    return training.configuration([*TASK, *overrides, *length])
 
 
 def train_ours(overrides: list[str], steps: int) -> Trained:
@@ -92,14 +82,7 @@ def train_ours(overrides: list[str], steps: int) -> Trained:
     data = instantiate(config.data)
     data.setup()
     module = instantiate(config.model)
-    trainer = instantiate(
-        config.trainer,
-        precision=project.precision(config.trainer.precision),
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        callbacks=list(instantiate(config.callbacks).values()),
-    )
+    trainer = training.make_trainer(config)
     start = time.perf_counter()
     trainer.fit(module, data)
     seconds = time.perf_counter() - start

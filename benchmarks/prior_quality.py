@@ -27,8 +27,8 @@ import pytorch_lightning as pl
 import settings as command_line
 import timing
 import torch
+import training
 from curves import draw_curves
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -66,10 +66,6 @@ DEFAULTS = {
     },
 }
 OF_NETWORK = ("attn_types", "shift_tokens", "rotary_emb", "attn_dropout", "ff_dropout")
-# Callbacks that only watch: they take time and change nothing.
-WATCHING = {
-    "bar", "line", "learning_rate", "throughput", "health", "best", "last", "samples", "frechet",
-}  # fmt: skip
 BATCH = 100  # captions that are drawn at once
 
 
@@ -122,14 +118,8 @@ def configuration(overrides: list[str], dvae: Path, steps: int, moments: int) ->
         f"trainer.max_steps={steps}",
         f"trainer.val_check_interval={steps // max(moments, 1)}",
         f"trainer.limit_val_batches={min(moments, 1)}",
-        "run=unused",
     ]
-    with initialize_config_dir(str(project.CONF), version_base="1.3"):
-        config = compose("train", [*TASK, *overrides, *own])
-    OmegaConf.set_struct(config, False)
-    for name in WATCHING & set(config.callbacks):
-        del config.callbacks[name]
-    return config
+    return training.configuration([*TASK, *overrides, *own])
 
 
 def read_data(config: DictConfig) -> CaptionedImages:
@@ -212,14 +202,7 @@ def train_ours(
     module = instantiate(config.model)
     parameters = sum(p.numel() for p in module.parameters())
     progress = Progress("Tilewright", parameters, data.batch_size)
-    trainer = instantiate(
-        config.trainer,
-        precision=project.precision(config.trainer.precision),
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        callbacks=[Moments(progress, examine), *instantiate(config.callbacks).values()],
-    )
+    trainer = training.make_trainer(config, Moments(progress, examine))
     trainer.fit(module, data)
     progress.device = trainer.strategy.root_device
     return progress

@@ -1,0 +1,38 @@
+"""This project's own training as `python src/train.py` does it, with nothing that only watches."""
+
+from collections.abc import Iterable
+
+import pytorch_lightning as pl
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from tilewright import command_line
+
+# Callbacks that take time and change nothing.
+WATCHING = {
+    "bar", "line", "learning_rate", "throughput", "health", "best", "last", "reconstructions",
+    "codebook", "samples", "frechet",
+}  # fmt: skip
+
+
+def configuration(overrides: Iterable[str]) -> DictConfig:
+    """The configuration of `python src/train.py` with these settings."""
+    with initialize_config_dir(str(command_line.CONF), version_base="1.3"):
+        config = compose("train", [*overrides, "run=unused"])
+    OmegaConf.set_struct(config, False)
+    for name in WATCHING & set(config.callbacks):
+        del config.callbacks[name]
+    return config
+
+
+def make_trainer(config: DictConfig, *callbacks: pl.Callback) -> pl.Trainer:
+    """Its Trainer, which keeps nothing, with these callbacks before its own."""
+    return instantiate(
+        config.trainer,
+        precision=command_line.precision(config.trainer.precision),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        callbacks=[*callbacks, *instantiate(config.callbacks).values()],
+    )
