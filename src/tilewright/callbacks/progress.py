@@ -1,6 +1,17 @@
-"""One line for each validation, for terminals and log files alike."""
+"""How far a training has come: a bar for terminals, and a line for each validation everywhere."""
 
 import pytorch_lightning as pl
+from pytorch_lightning.callbacks import RichProgressBar
+
+
+class Bar(RichProgressBar):
+    """Lightning's bar, whose text is right for a run that is counted in steps.
+
+    Lightning's own says "Epoch 0/-2" where there is no last epoch.
+    """
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return f"{f'Epoch {current_epoch}':{len(self.validation_description)}}"
 
 
 class ProgressLine(pl.Callback):
