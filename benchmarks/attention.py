@@ -42,12 +42,8 @@ def there_and_back(attention: Callable[..., Tensor], qkv: list[Tensor]) -> None:
 
 
 def main() -> None:
-    settings, others = command_line.read(DEFAULTS, __doc__)
-    command_line.only_own(others)
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.manual_seed(SEED)
+    settings = command_line.read_own(DEFAULTS, __doc__)
+    device = timing.prepare(settings.threads, SEED)
     stream = Stream(text_length=settings.text_length, grid=settings.grid)
     mask = dense_mask("row", stream).to(device)
     attentions = {

@@ -163,12 +163,8 @@ def disagreement(training: Training, reference: Training) -> dict[str, float]:
 
 
 def main() -> None:
-    settings, others = command_line.read(DEFAULTS, __doc__)
-    command_line.only_own(others)
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.manual_seed(SEED)
+    settings = command_line.read_own(DEFAULTS, __doc__)
+    device = timing.prepare(settings.threads, SEED)
     weights = [p.detach().to(device) for p in make_network(settings).parameters()]
     images = torch.rand(settings.batch_size, 3, settings.image_size, settings.image_size)
     images = images.to(device)

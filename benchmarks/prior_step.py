@@ -14,7 +14,6 @@ import peers
 import priors
 import settings as command_line
 import timing
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 DEFAULTS = {
@@ -51,12 +50,8 @@ def of_peers(shape: DictConfig, device: str) -> Iterator[tuple[str, Callable[[],
 
 
 def main() -> None:
-    settings, others = command_line.read(DEFAULTS, __doc__)
-    command_line.only_own(others)
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.manual_seed(SEED)
+    settings = command_line.read_own(DEFAULTS, __doc__)
+    device = timing.prepare(settings.threads, SEED)
     pairs = priors.random_pairs(settings, settings.batch_size, device)
     rivals = dict(of_peers(settings, device))
     makers = dict(of_ours(settings, device)) | rivals

@@ -143,12 +143,8 @@ def measure(settings: DictConfig, batch: int, device: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    settings, others = command_line.read(DEFAULTS, __doc__)
-    command_line.only_own(others)
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.manual_seed(SEED)
+    settings = command_line.read_own(DEFAULTS, __doc__)
+    device = timing.prepare(settings.threads, SEED)
     batches = {str(batch): measure(settings, batch, device) for batch in settings.batches}
     timing.write(settings.out, batches=batches, settings=OmegaConf.to_container(settings))
 

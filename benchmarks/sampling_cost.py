@@ -14,7 +14,6 @@ import numpy as np
 import priors
 import settings as command_line
 import timing
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from tilewright.prior import Stream, sample
@@ -101,12 +100,8 @@ def at_the_papers_size() -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    settings, others = command_line.read(DEFAULTS, __doc__)
-    command_line.only_own(others)
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.manual_seed(SEED)
+    settings = command_line.read_own(DEFAULTS, __doc__)
+    device = timing.prepare(settings.threads, SEED)
 
     paper = at_the_papers_size()
     names = ("bytes", "shared", "of_64_candidates")

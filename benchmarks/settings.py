@@ -34,7 +34,9 @@ def read(
     return settings, [text for text in arguments if text not in own]
 
 
-def only_own(others: list[str]) -> None:
-    """Ends a benchmark that takes no other settings than its own, where there are some."""
+def read_own(defaults: dict, description: str | None) -> DictConfig:
+    """The settings of a benchmark that takes no others than its own."""
+    settings, others = read(defaults, description)
     if others:
         sys.exit(f"error: no setting {others[0]}; --help lists the settings")
+    return settings

@@ -82,6 +82,14 @@ def _speed(name: str, baseline: np.ndarray, seconds: list[float]) -> Speed:
     return Speed(name, ratio, low, high, seconds)
 
 
+def prepare(threads: int | None, seed: int) -> str:
+    """Sets the seed and, where asked for, torch's threads; the device to measure on."""
+    if threads:
+        torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def environment() -> dict[str, Any]:
     """What else a speed depends on."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
