@@ -25,6 +25,7 @@ NOISE = (
     ".*Experiment logs directory .* exists and is not empty.*",  # a run's logs lie in its folder
     ".*does not have many workers.*",  # small pictures are read faster than a worker passes them on
     ".*number of training batches .* is smaller than the logging interval.*",
+    ".*call to a `functools.lru_cache`-wrapped function.*",  # a mask is the same at every call
     ".*invalid value encountered in scalar divide.*",  # a Fréchet distance of very few pictures
 )
 

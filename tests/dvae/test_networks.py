@@ -129,3 +129,18 @@ def test_initial_weights_have_the_papers_deviation_and_no_bias():
         elif parameter.numel() > 2000:
             fan_in = parameter[0].numel()
             assert parameter.std().item() == pytest.approx(fan_in**-0.5, rel=0.1), name
+
+
+def test_a_compiled_network_trains_alike():
+    images, losses, gradients = pictures(), [], []
+    for compiled in (False, True):
+        network = tiny(padding_mode="replicate")
+        if compiled:
+            network.compile(backend="eager")  # what is traced, without the time of a compiler
+            assert network.encoder._compiled_call_impl is not None
+        maps = network.decoder(network.latents(images).softmax(dim=1))
+        losses.append(network.likelihood.nll(images, maps).mean())
+        losses[-1].backward()
+        gradients.append([p.grad for p in network.parameters()])
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*gradients)

@@ -129,6 +129,15 @@ def test_checkpointing_changes_no_gradient():
         torch.testing.assert_close(checkpointed, plain)
 
 
+@pytest.mark.filterwarnings("ignore:.*lru_cache")
+@pytest.mark.parametrize("parts", [{}, MODERN])
+def test_a_compiled_network_predicts_alike(parts):
+    text, image = tokens(2)
+    plain, compiled = tiny(**parts), tiny(**parts)
+    compiled.compile(backend="eager")  # what is traced, without the time of a compiler
+    torch.testing.assert_close(compiled(text, image), plain(text, image))
+
+
 def test_an_unknown_pattern_is_refused_by_name():
     with pytest.raises(ValueError, match=r"paper.*'diagonal'"):
         Transformer(STREAM, dim=8, depth=1, heads=1, pattern="diagonal")
