@@ -17,36 +17,49 @@ def main(config: DictConfig) -> None:
         raise UserError(f"n={config.n} prompt={config.prompt!r} asks for no picture")
     command_line.check(config)
     run = runs.find(Path(config.paths.logs), "prior", config.run)
+    if config.best_of is not None:
+        command_line.find_ranker(config, runs.load_config(run).choices.data)
     prompts = [config.prompt] if isinstance(config.prompt, str) else list(config.prompt)
 
     from hydra.utils import instantiate
 
-    from tilewright.pictures import captioned_grid, open_picture, save
+    from tilewright.pictures import captioned_grid, open_picture, save, save_tensor
     from tilewright.pipeline import TextToImage
 
     sampling = instantiate(config.sampling)
-    model = TextToImage.from_run(run, command_line.device(config.device))
+    config.device = command_line.device(config.device)
+    model = TextToImage.from_run(run, config.device)
+    ranker = None if config.best_of is None else instantiate(config.ranker)
     if config.complete:
         prompts = model.complete(prompts, sampling=sampling, seed=config.seed)
         print("\n".join(prompts))
     image_prompt = None if config.image_prompt is None else open_picture(config.image_prompt)
-    pictures = model(
+    best = model.best(
         prompts,
         config.n,
+        best_of=config.best_of,
+        ranker=ranker,
         sampling=sampling,
         seed=config.seed,
         image_prompt=image_prompt,
         rows=config.rows,
+        batch_size=config.batch_size,
     )
     out = Path(config.out) if config.out else run / "samples"
     records = []
-    for number, (prompt, row) in enumerate(zip(prompts, pictures, strict=True)):
-        for candidate, picture in enumerate(row):
-            path = out / f"{number:03}-{candidate:03}.png"
-            save(picture, path)
-            records.append({"file": path.name, "prompt": prompt, "candidate": candidate})
-    save(captioned_grid(prompts, pictures), out / "grid.png")
+    for caption, prompt in enumerate(prompts):
+        for place in range(config.n):
+            path = out / f"{caption:03}-{place:03}.png"
+            save_tensor(best.images[caption, place], path)
+            record = {"file": path.name, "prompt": prompt}
+            record["candidate"] = int(best.numbers[caption, place])
+            if best.scores is not None:
+                record["score"] = float(best.scores[caption, place])
+            records.append(record)
+    save(captioned_grid(prompts, best.images), out / "grid.png")
     settings = {"run": str(run), "seed": config.seed, "sampling": vars(sampling)}
+    if best.scores is not None:
+        settings |= {"best_of": config.best_of, "ranker": OmegaConf.to_container(config.ranker)}
     (out / "pictures.json").write_text(json.dumps({**settings, "pictures": records}, indent=2))
     print(f"{len(records)} pictures are in {out}, all of them together in {out / 'grid.png'}")
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from tilewright import runs
 from tilewright.errors import UserError
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -26,8 +27,12 @@ NOISE = (
     ".*does not have many workers.*",  # small pictures are read faster than a worker passes them on
     ".*number of training batches .* is smaller than the logging interval.*",
     ".*call to a `functools.lru_cache`-wrapped function.*",  # a mask is the same at every call
+    ".*recommended to use `self.log.*sync_dist=True.*",  # figures that all processes share already
     ".*invalid value encountered in scalar divide.*",  # a Fréchet distance of very few pictures
 )
+
+# Groups that a resumed run may choose anew: what is trained does not depend on them.
+EXCHANGEABLE = {"trainer", "logger"}
 
 # ${share:0.6,${trainer.max_steps}} in a config: so many of the run's steps.
 OmegaConf.register_new_resolver("share", lambda share, total: round(share * total), replace=True)
@@ -121,6 +126,19 @@ def job_name(name: str) -> str:
     return f"{name}_{config.job.num}" if sweeping else name
 
 
+def find_ranker(config: DictConfig, data: str) -> None:
+    """Fills in which run of stage=ranker is meant: the newest on that data unless one is named.
+
+    Raises:
+        UserError: there is none, or `best_of` is asked for with no ranker at all.
+    """
+    if config.ranker._target_ is None:
+        raise UserError("ranker=none cannot choose: name a ranker, or leave best_of out")
+    if "run" in config.ranker:
+        logs, wanted = Path(config.paths.logs), config.ranker.run
+        config.ranker.run = str(runs.find(logs, "ranker", wanted, data=data))
+
+
 def check(config: DictConfig) -> None:
     """Looks for what would go wrong later: keys without a value, references that lead nowhere.
 
@@ -134,30 +152,66 @@ def check(config: DictConfig) -> None:
     OmegaConf.to_container(config, resolve=True)
 
 
+def overrides() -> list[str]:
+    """The settings of this command line, `key=value`, less those that say which run it is."""
+    given = HydraConfig.get().overrides.task
+    return [text for text in given if _key(text) not in {"resume", "run_name", "run"}]
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
+
+
 def resumed(saved: DictConfig) -> DictConfig:
-    """A run's own configuration with the `key=value` settings of this command line on top.
+    """A run's own configuration, with what the settings of this command line change in it.
+
+    What follows from a setting follows: with trainer.max_steps the schedules grow longer as well.
 
     Raises:
         UserError: the command line chooses another option of a group than the run was trained with.
     """
     config = saved.copy()
-    chosen = HydraConfig.get().runtime.choices
-    for override in HydraConfig.get().overrides.task:
+    chosen = choices()
+    for override in overrides():
         key, _, value = override.lstrip("+~").partition("=")
-        if key in {"resume", "run_name"}:
-            continue
-        if key in chosen:
-            before = saved.choices.get(key)
-            if value != before:
-                raise UserError(
-                    f"a resumed run keeps its {key}={before}: leave {override} out, or start a new "
-                    "run without resume"
-                )
-        elif OmegaConf.select(config, key) is None:
-            raise UserError(f"the resumed run has no key {key}")
-        else:
-            config.merge_with_dotlist([f"{key}={value}"])
+        if key in chosen and key not in EXCHANGEABLE and value != saved.choices.get(key):
+            raise UserError(
+                f"a resumed run keeps its {key}={saved.choices.get(key)}: leave {override} out, or "
+                "start a new run without resume"
+            )
+        if key in EXCHANGEABLE:
+            config.choices[key] = value
+    recorded = list(saved.get("overrides", [f"stage={saved.stage}"]))
+    settings = {_key(text): text for text in [*recorded, *overrides()]}  # the later one counts
+    # The difference of two compositions, so that all else stays as it was saved.
+    config.overrides = list(settings.values())
+    _carry_over(config, _composed(saved, recorded), _composed(saved, config.overrides))
     return config
+
+
+def _composed(saved: DictConfig, overrides: list[str]) -> dict:
+    """The configuration of these settings, with what the command filled in for the saved run."""
+    config = hydra.compose("train", overrides)
+    with open_dict(config):
+        for key in ("run", "run_name", "dvae", "image_tokens"):
+            if key in saved:
+                config[key] = saved[key]
+    resolved = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(resolved, dict)
+    return resolved
+
+
+def _carry_over(config: DictConfig, before: dict, after: dict) -> None:
+    """Makes of a configuration what makes `after` of `before`."""
+    for key in before.keys() - after.keys():
+        config.pop(key, None)
+    for key, value in after.items():
+        if key in before and before[key] == value:
+            continue
+        if isinstance(value, dict) and isinstance(before.get(key), dict) and key in config:
+            _carry_over(config[key], before[key], value)
+        else:
+            config[key] = value
 
 
 def device(wanted: str) -> str:

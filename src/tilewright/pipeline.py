@@ -1,6 +1,7 @@
 """Captions in, pictures out: what generate, eval and the callbacks all call."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,22 @@ from tilewright.data.tokenizer import BytePairTokenizer
 from tilewright.data.transforms import CenterCrop
 from tilewright.errors import UserError
 from tilewright.prior import Sampling, Transformer, complete, log_likelihood, sample
+from tilewright.rankers import Ranker
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Candidates that were chosen for C captions, the best first.
+
+    Args:
+        images: [C, n, 3, H, W] in [0, 1].
+        numbers: [C, n], which of a caption's candidates they are.
+        scores: [C, n], the ranker's; None where nothing ranked them.
+    """
+
+    images: Tensor
+    numbers: Tensor
+    scores: Tensor | None
 
 
 class TextToImage:
@@ -42,16 +59,12 @@ class TextToImage:
         Raises:
             UserError: there is no such run, or it is not whole.
         """
-        from hydra.utils import instantiate
-
         run = Path(run)
         config = runs.load_config(run)
         if config.stage != "prior":
             raise UserError(f"{run} is a run of stage={config.stage}; pictures come from a prior")
-        tokenizer = instantiate(config.tokenizer)
-        tokenizer.load(run / runs.TOKENIZER)
-        prior = runs.load_network(run, device)
-        return cls(prior, runs.load_network(run / runs.DVAE, device), tokenizer)
+        dvae = runs.load_network(run / runs.DVAE, device)
+        return cls(runs.load_network(run, device), dvae, runs.load_tokenizer(run))
 
     @classmethod
     def of_training(cls, trainer: pl.Trainer, module: pl.LightningModule) -> "TextToImage":
@@ -64,29 +77,17 @@ class TextToImage:
     def device(self) -> torch.device:
         return next(self.prior.parameters()).device
 
-    def __call__(
-        self,
-        captions: Sequence[str],
-        n: int = 1,
-        *,
-        sampling: Sampling | None = None,
-        seed: int = 0,
-        image_prompt: Image.Image | None = None,
-        rows: int = 0,
-    ) -> list[list[Image.Image]]:
+    def __call__(self, captions: Sequence[str], n: int = 1, **how: Any) -> list[list[Image.Image]]:
         """`n` pictures for each caption.
 
         Args:
-            image_prompt: a picture whose top the new ones begin with.
-            rows: how many rows of its image tokens are kept.
+            how: as for `best`: `best_of` and `ranker`, and what `tokens` takes.
         """
-        images = self.images(
-            captions, n, sampling=sampling, seed=seed, image_prompt=image_prompt, rows=rows
-        )
+        images = self.best(captions, n, **how).images
         return [[to_pil_image(image) for image in row.cpu()] for row in images]
 
     @torch.inference_mode()
-    def images(
+    def tokens(
         self,
         captions: Sequence[str],
         n: int = 1,
@@ -95,24 +96,101 @@ class TextToImage:
         seed: int = 0,
         image_prompt: Image.Image | None = None,
         rows: int = 0,
-        batch_size: int = 64,
+        batch_size: int = 128,
     ) -> Tensor:
-        """Images [C, n, 3, H, W] in [0, 1] for C captions, as `__call__`.
+        """Image tokens [C, n, h, w] of `n` candidates for each of C captions.
+
+        A candidate depends on the seed, its caption's number and its own, and on nothing else.
 
         Args:
-            batch_size: captions that are drawn at once, each with its `n` pictures.
+            sampling: how tokens are drawn.
+            image_prompt: a picture whose top the new ones begin with.
+            rows: how many rows of its image tokens are kept.
+            batch_size: pictures that are drawn at once.
         """
         text = self.tokenizer.encode(captions).to(self.device)
         first_rows = self._first_rows(image_prompt, rows)
+        at_once = min(n, batch_size)
         drawn = []
-        for first in range(0, len(text), batch_size):
-            part = text[first : first + batch_size]
+        for first in range(0, len(text), batch_size // at_once):
+            part = text[first : first + batch_size // at_once]
             given = None if first_rows is None else first_rows.expand(len(part), -1, -1)
-            tokens = sample(
-                self.prior, part, n, sampling=sampling, seed=seed, first=first, first_rows=given
-            )
-            drawn.append(self.image_tokenizer.decode(tokens.flatten(0, 1)).unflatten(0, (-1, n)))
+            candidates = [
+                sample(
+                    self.prior,
+                    part,
+                    min(at_once, n - number),
+                    sampling=sampling,
+                    seed=seed,
+                    first=first,
+                    first_candidate=number,
+                    first_rows=given,
+                )
+                for number in range(0, n, at_once)
+            ]
+            drawn.append(torch.cat(candidates, dim=1))
         return torch.cat(drawn)
+
+    @torch.inference_mode()
+    def decode(self, tokens: Tensor, batch_size: int = 128) -> Tensor:
+        """Image tokens [C, n, h, w] to images [C, n, 3, H, W] in [0, 1]."""
+        parts = tokens.flatten(0, 1).split(batch_size)
+        images = torch.cat([self.image_tokenizer.decode(part) for part in parts])
+        return images.unflatten(0, tokens.shape[:2])
+
+    def images(self, captions: Sequence[str], n: int = 1, **drawing: Any) -> Tensor:
+        """Images [C, n, 3, H, W] in [0, 1] for C captions; the arguments are those of `tokens`."""
+        return self.decode(self.tokens(captions, n, **drawing))
+
+    def best(
+        self,
+        captions: Sequence[str],
+        n: int = 1,
+        *,
+        best_of: int | None = None,
+        ranker: Ranker | None = None,
+        **drawing: Any,
+    ) -> Ranked:
+        """The best `n` of `best_of` candidates for each caption, the best first (section 2.6).
+
+        Args:
+            best_of: how many are drawn; None draws `n`, which then need no ranker.
+            ranker: what scores them; without one the candidates come in the order of their numbers.
+            drawing: as for `tokens`.
+
+        Raises:
+            UserError: best_of is less than n, or more with nothing to rank by.
+        """
+        best_of = best_of or n
+        if best_of < n:
+            raise UserError(f"the best {n} of {best_of} cannot be had: raise best_of, or lower n")
+        if best_of > n and ranker is None:
+            raise UserError(f"best_of={best_of} needs a ranker to choose {n} with")
+        tokens = self.tokens(captions, best_of, **drawing)
+        if ranker is None:
+            numbers = torch.arange(n).expand(len(tokens), n)
+            return Ranked(self.decode(tokens), numbers, None)
+        scores = self.scores(ranker, captions, tokens)
+        scores, numbers = scores.sort(dim=1, descending=True, stable=True)
+        numbers = numbers[:, :n]
+        chosen = tokens[torch.arange(len(tokens))[:, None], numbers.to(tokens.device)]
+        return Ranked(self.decode(chosen), numbers, scores[:, :n])
+
+    def scores(
+        self, ranker: Ranker, captions: Sequence[str], tokens: Tensor, batch_size: int = 128
+    ) -> Tensor:
+        """A ranker's scores [C, n] of image tokens [C, n, h, w], on the CPU.
+
+        Args:
+            batch_size: pictures that are looked at at once.
+        """
+        at_once = min(tokens.shape[1], batch_size)
+        rows = []
+        for first in range(0, len(tokens), batch_size // at_once):
+            part = slice(first, first + batch_size // at_once)
+            candidates = tokens[part].split(at_once, dim=1)
+            rows.append(torch.cat([ranker(self, captions[part], some) for some in candidates], 1))
+        return torch.cat(rows).float().cpu()
 
     def complete(
         self, captions: Sequence[str], *, sampling: Sampling | None = None, seed: int = 0

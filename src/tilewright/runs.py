@@ -25,10 +25,12 @@ LATEST = "latest"
 
 
 def create(run: Path, config: DictConfig) -> None:
-    """Makes a run's folder with its resolved configuration; `latest` leads to it from now on."""
+    """Makes a run's folder, or brings its configuration up to date; `latest` leads to it now."""
     run.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(config, run / CONFIG, resolve=True)
-    # Made under another name and renamed, so that `latest` never leads nowhere.
+    # Both are made under another name and renamed, so that neither is ever half there.
+    whole = run / f".{CONFIG}-{os.getpid()}"
+    OmegaConf.save(config, whole, resolve=True)
+    whole.replace(run / CONFIG)
     link = run.parent / f".{LATEST}-{os.getpid()}"
     link.unlink(missing_ok=True)
     link.symlink_to(run.name, target_is_directory=True)
@@ -140,6 +142,13 @@ def load_checkpoint(file: Path) -> dict[str, Any]:
         raise UserError(f"{file} cannot be read, it may be cut short: {reason}") from error
 
 
+def steps(run: Path) -> int:
+    """Updates after which a run's weights are as `load_weights` gives them; 0 if not on record."""
+    if (run / WEIGHTS).is_file():
+        return 0
+    return load_checkpoint(checkpoint(run))["global_step"]
+
+
 def check_unfinished(file: Path, max_steps: int) -> None:
     """Whether a run that is to be resumed has steps left.
 
@@ -152,6 +161,19 @@ def check_unfinished(file: Path, max_steps: int) -> None:
             f"{file.parents[1]} has made all its {step} steps: to go on, set trainer.max_steps "
             "above that"
         )
+
+
+def load_tokenizer(run: str | Path) -> Any:
+    """A run's text tokenizer.
+
+    Raises:
+        UserError: no run, or no tokenizer in it.
+    """
+    from hydra.utils import instantiate
+
+    tokenizer = instantiate(load_config(Path(run)).tokenizer)
+    tokenizer.load(Path(run) / TOKENIZER)
+    return tokenizer
 
 
 def load_network(run: str | Path, device: str = "cpu") -> Any:

@@ -49,7 +49,7 @@ def test_captions_may_be_split_between_calls(network, guidance):
 
 
 def test_noise_differs_between_captions_candidates_and_seeds():
-    noise = torch.cat([candidate_noise(range(4), 3, 16, seed) for seed in (0, 1)])
+    noise = torch.cat([candidate_noise(range(4), range(3), 16, seed) for seed in (0, 1)])
     assert len(noise.unique(dim=0)) == 2 * 4 * 3
     assert noise.min() >= 0
     assert noise.max() < 1

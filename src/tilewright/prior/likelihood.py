@@ -37,7 +37,7 @@ def complete(
     """
     sampling = sampling or Sampling()
     stream = network.stream
-    uniform = candidate_noise(range(len(text)), 1, stream.text_length, seed).to(text.device)
+    uniform = candidate_noise(range(len(text)), range(1), stream.text_length, seed).to(text.device)
     text = text.clone()
     going = torch.ones(len(text), dtype=torch.bool, device=text.device)
     for position in range(int((text >= 0).sum(dim=1).min()), stream.text_length):

@@ -34,14 +34,14 @@ class Sampling:
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
 
 
-def candidate_noise(captions: range, candidates: int, length: int, seed: int) -> Tensor:
+def candidate_noise(captions: range, candidates: range, length: int, seed: int) -> Tensor:
     """Uniform numbers [C * n, length], one generator for each picture.
 
     Candidate i of caption number c is the same picture however many others are drawn with it.
     """
     rows = []
     for caption in captions:
-        for candidate in range(candidates):
+        for candidate in candidates:
             mixed = (seed * 1_000_003 + caption) * 1_000_003 + candidate
             generator = torch.Generator().manual_seed(mixed % 2**63)
             rows.append(torch.rand(length, generator=generator))
@@ -83,6 +83,7 @@ def sample(
     sampling: Sampling | None = None,
     seed: int = 0,
     first: int = 0,
+    first_candidate: int = 0,
     first_rows: Tensor | None = None,
 ) -> Tensor:
     """Image tokens for captions.
@@ -92,6 +93,7 @@ def sample(
         candidates: n, pictures for each caption.
         first: number of the first caption, where these are a part of a longer list: the pictures
             depend on the seed, the caption's number and the candidate's.
+        first_candidate: number of the first candidate, likewise.
         first_rows: image tokens [C, R, w] that every picture of the caption begins with.
 
     Returns:
@@ -102,8 +104,8 @@ def sample(
     """
     sampling = sampling or Sampling()
     stream, captions = network.stream, len(text)
-    numbers = range(first, first + captions)
-    uniform = candidate_noise(numbers, candidates, stream.image_length, seed).to(text.device)
+    numbers = range(first, first + captions), range(first_candidate, first_candidate + candidates)
+    uniform = candidate_noise(*numbers, stream.image_length, seed).to(text.device)
     given = torch.empty(captions, 0, dtype=torch.long, device=text.device)
     if first_rows is not None:
         rows, side = first_rows.shape[1:]

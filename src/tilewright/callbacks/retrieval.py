@@ -1,0 +1,36 @@
+"""How well a ranker finds the caption of a picture, and the reverse."""
+
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.utilities.types import STEP_OUTPUT
+
+from tilewright.metrics.retrieval import RetrievalRecall
+
+
+class Retrieval(pl.Callback):
+    """At each validation, R@1, R@5 and R@10 both ways among its pairs."""
+
+    def __init__(self) -> None:
+        self._recall: RetrievalRecall | None = None
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._recall = RetrievalRecall().to(pl_module.device)
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: STEP_OUTPUT,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        assert isinstance(outputs, dict)
+        assert self._recall is not None
+        self._recall.update(outputs["text"], outputs["images"])
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert self._recall is not None
+        figures = self._recall.compute()
+        pl_module.log_dict({f"retrieval/{name}": value for name, value in figures.items()})

@@ -1,0 +1,61 @@
+"""Stage 3 as a LightningModule: the loss, what is logged, the optimiser."""
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from tilewright.optimisers import decay_matrices_only, scheduled
+from tilewright.ranker.networks import DualEncoder, contrastive_loss
+from tilewright.schedules import Schedule
+
+
+class RankerModule(pl.LightningModule):
+    """Trains a `DualEncoder` to find each caption's picture in its batch, and the reverse.
+
+    Args:
+        network: the model.
+        learning_rate: by update.
+        weight_decay, betas, eps: AdamW's; only matrices decay.
+    """
+
+    def __init__(
+        self,
+        network: DualEncoder,
+        learning_rate: Schedule,
+        weight_decay: float = 0.1,
+        betas: tuple[float, float] = (0.9, 0.98),
+        eps: float = 1e-6,
+    ):
+        super().__init__()
+        self.network = network
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.betas = (betas[0], betas[1])
+        self.eps = eps
+
+    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
+        text = self.network.encode_text(batch["text_tokens"])
+        images = self.network.encode_images(batch["image"])
+        if self.trainer.world_size > 1:  # the others' pairs are to be told apart as well
+            text, images = (
+                self.all_gather(vectors, sync_grads=True).flatten(0, 1)  # type: ignore[union-attr]
+                for vectors in (text, images)
+            )
+        loss = contrastive_loss(text, images, self.network.scale)
+        self.log("train/loss", loss.detach())
+        self.log("train/scale", self.network.scale.detach())
+        return loss
+
+    def validation_step(self, batch: dict, batch_idx: int) -> dict[str, Tensor]:
+        """The loss among this batch; callbacks get the vectors."""
+        text = self.network.encode_text(batch["text_tokens"])
+        images = self.network.encode_images(batch["image"])
+        loss = contrastive_loss(text, images, self.network.scale)
+        self.log("validation/loss", loss, batch_size=len(text), sync_dist=True)
+        return {"text": text, "images": images}
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        groups = decay_matrices_only(self.network, self.weight_decay)
+        optimiser = torch.optim.AdamW(groups, lr=1.0, betas=self.betas, eps=self.eps)
+        return scheduled(optimiser, self.learning_rate)

@@ -1,0 +1,148 @@
+"""The ranker's networks: a caption and a picture become vectors that can be compared.
+
+The paper picks the best of N candidates by a pretrained CLIP (section 2.6); this is the same idea
+at any size, trained on one's own captioned pictures.
+"""
+
+import itertools
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+MOST_SCALE = 100.0  # CLIP's bound on the factor before the softmax, for stable training
+
+
+class TextEncoder(nn.Module):
+    """Text tokens to one vector: a transformer that reads them in both directions.
+
+    Args:
+        vocab: number of text tokens; length: T, the most positions.
+        dim: width; depth: number of blocks; heads: number of heads.
+    """
+
+    def __init__(self, vocab: int, length: int, *, dim: int, depth: int, heads: int):
+        super().__init__()
+        self.embedding = nn.Embedding(vocab, dim)
+        self.position = nn.Parameter(torch.randn(1 + length, dim) * 0.02)
+        self.blocks = _blocks(dim, depth, heads)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+
+    def forward(self, text: Tensor) -> Tensor:
+        """Text tokens [B, T], negative past their end, to states [B, dim]."""
+        text = text[:, : int((text >= 0).sum(dim=1).max())]  # past the longest there is nothing
+        states = F.pad(self.embedding(text.clamp(min=0)), (0, 0, 1, 0))  # room for the summary
+        absent = F.pad(text < 0, (1, 0))  # the summary is always there: a caption may be empty
+        states = self.blocks(states + self.position[: states.shape[1]], src_key_padding_mask=absent)
+        return states[:, 0]
+
+
+class ImageEncoder(nn.Module):
+    """Images to one vector: convolutions down to a grid of patches, then a transformer.
+
+    The convolutions overlap, so that an outline is the same thing wherever the patches cut it.
+
+    Args:
+        image_size: side of the images; grid: patches along it, image_size over a power of two.
+        dim, depth, heads: as the text encoder's.
+
+    Raises:
+        ValueError: image_size is no power of two times grid.
+    """
+
+    def __init__(self, image_size: int, grid: int, *, dim: int, depth: int, heads: int):
+        super().__init__()
+        halvings = round(math.log2(max(image_size // grid, 1)))
+        if grid * 2**halvings != image_size or halvings < 1:
+            raise ValueError(
+                f"image_size must be grid times 2, 4, 8, ..., got {image_size} and {grid}"
+            )
+        self.image_size = image_size
+        widths = [3, *(max(dim >> (halvings - 1 - i), 16) for i in range(halvings))]
+        layers: list[nn.Module] = []
+        for before, after in itertools.pairwise(widths):
+            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GELU()]
+        self.stem = nn.Sequential(*layers, nn.Conv2d(widths[-1], dim, 1))
+        self.position = nn.Parameter(torch.randn(1 + grid**2, dim) * 0.02)
+        self.blocks = _blocks(dim, depth, heads)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] to states [B, dim]."""
+        if images.shape[-2:] != (self.image_size, self.image_size):
+            raise ValueError(
+                f"images must be [B, 3, {self.image_size}, {self.image_size}], "
+                f"got {list(images.shape)}"
+            )
+        patches = self.stem(images * 2 - 1).flatten(2).transpose(1, 2)
+        states = F.pad(patches, (0, 0, 1, 0)) + self.position  # ahead of them, the summary
+        return self.blocks(states)[:, 0]
+
+
+class DualEncoder(nn.Module):
+    """A text encoder and an image encoder whose vectors lie close where they belong together.
+
+    Args:
+        text_vocab: number of text tokens; text_length: T, the most positions of a caption.
+        image_size: side of the images; grid: patches along it.
+        embedding: D, length of the vectors that are compared.
+        dim, heads: width of both encoders, and their number of heads.
+        text_depth, image_depth: their blocks.
+    """
+
+    def __init__(
+        self,
+        *,
+        text_vocab: int,
+        text_length: int,
+        image_size: int,
+        grid: int,
+        embedding: int = 128,
+        dim: int = 128,
+        heads: int = 4,
+        text_depth: int = 2,
+        image_depth: int = 4,
+    ):
+        super().__init__()
+        self.image_size = image_size
+        self.text = TextEncoder(text_vocab, text_length, dim=dim, depth=text_depth, heads=heads)
+        self.image = ImageEncoder(image_size, grid, dim=dim, depth=image_depth, heads=heads)
+        self.text_out = nn.Linear(dim, embedding, bias=False)
+        self.image_out = nn.Linear(dim, embedding, bias=False)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # CLIP's beginning
+
+    def encode_text(self, text: Tensor) -> Tensor:
+        """Text tokens [B, T], negative past their end, to unit vectors [B, D]."""
+        return F.normalize(self.text_out(self.text(text)).float(), dim=-1)
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] to unit vectors [B, D]."""
+        return F.normalize(self.image_out(self.image(images)).float(), dim=-1)
+
+    @property
+    def scale(self) -> Tensor:
+        """What cosines are multiplied with before the softmax: one over the temperature."""
+        return self.log_scale.clamp(max=math.log(MOST_SCALE)).exp()
+
+
+def contrastive_loss(text: Tensor, images: Tensor, scale: Tensor) -> Tensor:
+    """Symmetric cross-entropy of finding each one's partner among B (CLIP's loss), in nats.
+
+    Args:
+        text, images: unit vectors [B, D], row by row a pair.
+        scale: factor before the softmax.
+    """
+    logits = scale * text @ images.T
+    partner = torch.arange(len(text), device=text.device)
+    return (F.cross_entropy(logits, partner) + F.cross_entropy(logits.T, partner)) / 2
+
+
+def _blocks(dim: int, depth: int, heads: int) -> nn.TransformerEncoder:
+    block = nn.TransformerEncoderLayer(
+        dim, heads, 4 * dim, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+    )
+    encoder = nn.TransformerEncoder(block, depth, nn.LayerNorm(dim), enable_nested_tensor=False)
+    for parameter in encoder.parameters():  # PyTorch's are copies of one block
+        if parameter.ndim == 2:
+            nn.init.normal_(parameter, std=0.02)
+    return encoder

@@ -1,0 +1,147 @@
+"""What picks the best of N candidates (section 2.6): each scores how well pictures fit captions."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tilewright import runs
+from tilewright.data.tokenizer import BytePairTokenizer
+from tilewright.errors import UserError
+from tilewright.prior import log_likelihood
+from tilewright.ranker import DualEncoder
+
+if TYPE_CHECKING:
+    from tilewright.pipeline import TextToImage
+
+
+class Ranker(Protocol):
+    """What `conf/ranker/<name>.yaml` builds."""
+
+    def __call__(self, model: "TextToImage", captions: Sequence[str], tokens: Tensor) -> Tensor:
+        """Scores [C, n], higher is better; only those of one caption are compared.
+
+        Args:
+            model: what drew the candidates.
+            captions: C of them.
+            tokens: image tokens [C, n, h, w] of the candidates.
+        """
+        ...
+
+
+class ContrastiveRanker:
+    """The cosine of a caption's and a picture's vectors, by a trained run of stage=ranker.
+
+    Args:
+        network: the two encoders.
+        tokenizer: what turns captions into their text tokens.
+    """
+
+    def __init__(self, network: DualEncoder, tokenizer: BytePairTokenizer):
+        self.network = network
+        self.tokenizer = tokenizer
+
+    @classmethod
+    def from_run(cls, run: str | Path, device: str = "cpu") -> "ContrastiveRanker":
+        """The model that a run of stage=ranker trained.
+
+        Raises:
+            UserError: there is no such run, or it is not whole.
+        """
+        run = Path(run)
+        config = runs.load_config(run)
+        if config.stage != "ranker":
+            raise UserError(f"{run} is a run of stage={config.stage}, not of stage=ranker")
+        return cls(runs.load_network(run, device), runs.load_tokenizer(run))
+
+    @torch.inference_mode()
+    def __call__(self, model: "TextToImage", captions: Sequence[str], tokens: Tensor) -> Tensor:
+        images = model.decode(tokens)
+        if images.shape[-1] != self.network.image_size:
+            raise UserError(
+                f"this ranker reads pictures of side {self.network.image_size} and the prior draws "
+                f"{images.shape[-1]}: train it on the same data, python src/train.py stage=ranker"
+            )
+        return cosines(self.encode_captions(captions), self.encode_images(images.flatten(0, 1)))
+
+    def encode_captions(self, captions: Sequence[str]) -> Tensor:
+        """Captions to unit vectors [B, D]."""
+        device = self.network.log_scale.device
+        return self.network.encode_text(self.tokenizer.encode(captions).to(device))
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] to unit vectors [B, D]."""
+        return self.network.encode_images(images)
+
+
+class ClipRanker:
+    """The cosine by a pretrained CLIP (a transformers model).
+
+    Args:
+        path: its folder, or its name on the Hugging Face Hub.
+        device: where it computes.
+
+    Raises:
+        UserError: there is no such model, or the package transformers is not installed.
+    """
+
+    def __init__(self, path: str, device: str = "cpu"):
+        try:
+            from transformers import CLIPModel, CLIPProcessor
+        except ImportError as error:
+            raise UserError(
+                "a CLIP needs the package transformers: pip install transformers"
+            ) from (error)
+        try:
+            self.model = CLIPModel.from_pretrained(path).to(device).eval().requires_grad_(False)
+            self.processor: Any = CLIPProcessor.from_pretrained(path)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"no CLIP can be loaded from {path}: ranker.path is a folder of transformers, or "
+                "the name of a model on the Hub"
+            ) from error
+
+    @torch.inference_mode()
+    def __call__(self, model: "TextToImage", captions: Sequence[str], tokens: Tensor) -> Tensor:
+        device = self.model.device
+        # As in a PNG file: the score is that of the picture that a user gets.
+        images = (model.decode(tokens).flatten(0, 1) * 255).round().to(torch.uint8)
+        inputs = self.processor(
+            text=list(captions),
+            images=list(images.cpu()),
+            padding=True,
+            truncation=True,
+            return_tensors="pt",
+        ).to(device)
+        output = self.model(**inputs)
+        return cosines(output.text_embeds, output.image_embeds)
+
+
+class LikelihoodRanker:
+    """How much likelier the prior finds a picture under its caption than under none, in nats.
+
+    By Bayes' rule that is ln p(caption | picture) up to a number that all candidates of a caption
+    share. It needs no second model, but a prior that was trained with caption dropout.
+    """
+
+    @torch.inference_mode()
+    def __call__(self, model: "TextToImage", captions: Sequence[str], tokens: Tensor) -> Tensor:
+        stream, candidates = model.prior.stream, tokens.shape[1]
+        text = model.tokenizer.encode(captions).to(tokens.device)
+        empty = stream.empty_captions(len(text), tokens.device)
+        under = [
+            log_likelihood(
+                model.prior, caption.repeat_interleave(candidates, dim=0), tokens.flatten(0, 1)
+            )[1]
+            for caption in (text, empty)
+        ]
+        return (under[0] - under[1]).view(tokens.shape[:2])
+
+
+def cosines(text: Tensor, images: Tensor) -> Tensor:
+    """Vectors [C, D] of captions and [C * n, D] of their candidates to cosines [C, n]."""
+    text, images = F.normalize(text, dim=-1), F.normalize(images, dim=-1)
+    return torch.einsum("cd,cnd->cn", text, images.unflatten(0, (len(text), -1)))

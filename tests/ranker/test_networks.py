@@ -1,0 +1,77 @@
+"""The ranker's encoders and its loss."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from tilewright.ranker.networks import DualEncoder, ImageEncoder, contrastive_loss
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    sizes = {"embedding": 8, "dim": 16, "heads": 2, "text_depth": 1, "image_depth": 1}
+    return DualEncoder(text_vocab=9, text_length=5, image_size=16, grid=4, **sizes).eval()
+
+
+def test_vectors_have_length_one(network):
+    text = network.encode_text(torch.tensor([[1, 2, -1, -1, -1], [3, 4, 5, 6, 7]]))
+    images = network.encode_images(torch.rand(3, 3, 16, 16))
+    assert (text.shape, images.shape) == ((2, 8), (3, 8))
+    torch.testing.assert_close(text.norm(dim=1), torch.ones(2))
+    torch.testing.assert_close(images.norm(dim=1), torch.ones(3))
+
+
+def test_what_lies_past_a_caption_changes_nothing(network):
+    alone = network.encode_text(torch.tensor([[1, 2, -1, -1, -1]]))
+    beside_a_longer_one = network.encode_text(torch.tensor([[1, 2, -1, -1, -1], [3, 4, 5, 6, 7]]))
+    torch.testing.assert_close(alone, beside_a_longer_one[:1])
+    padding = torch.tensor([[1, 2, -3, -1, -2]])
+    torch.testing.assert_close(alone, network.encode_text(padding))
+
+
+def test_the_order_of_words_counts(network):
+    ab, ba = network.encode_text(torch.tensor([[1, 2, -1, -1, -1], [2, 1, -1, -1, -1]]))
+    assert (ab - ba).abs().max() > 1e-4
+
+
+def test_an_empty_caption_has_a_vector(network):
+    assert network.encode_text(torch.full((2, 5), -1)).isfinite().all()
+
+
+def test_where_things_are_counts(network):
+    image = torch.zeros(2, 3, 16, 16)
+    image[0, :, :8], image[1, :, 8:] = 1, 1
+    top, bottom = network.encode_images(image)
+    assert (top - bottom).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("grid", [16, 5, 32])
+def test_a_grid_that_does_not_fit(grid):
+    with pytest.raises(ValueError, match="grid times 2"):
+        ImageEncoder(16, grid, dim=16, depth=1, heads=2)
+
+
+def test_pictures_of_another_size(network):
+    with pytest.raises(ValueError, match="16, 16"):
+        network.encode_images(torch.rand(1, 3, 32, 32))
+
+
+def test_the_loss_by_hand():
+    text = F.normalize(torch.randn(3, 4, dtype=torch.float64), dim=1)
+    images = F.normalize(torch.randn(3, 4, dtype=torch.float64), dim=1)
+    want = 0.0
+    for i in range(3):
+        row = [5 * float(text[i] @ images[j]) for j in range(3)]
+        column = [5 * float(text[j] @ images[i]) for j in range(3)]
+        for scores in (row, column):
+            want += math.log(sum(map(math.exp, scores))) - scores[i]
+    loss = contrastive_loss(text, images, torch.tensor(5.0, dtype=torch.float64))
+    assert float(loss) == pytest.approx(want / 6)
+
+
+def test_the_scale_is_bounded(network):
+    network.log_scale.data.fill_(20.0)
+    assert network.scale.item() == pytest.approx(100.0)
