@@ -1,5 +1,6 @@
 """Grids of pictures and pictures in files."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -13,6 +14,7 @@ from tilewright.pictures import (
     open_picture,
     save,
     save_tensor,
+    to_picture,
 )
 
 
@@ -65,3 +67,9 @@ def test_no_picture_is_one_line(tmp_path, content):
         open_picture(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_picture_has_the_nearest_level():
+    image = torch.tensor([0.0, 0.1, 0.5, 0.9999, 1.2, -0.1]).expand(3, 1, 6)
+    levels = np.asarray(to_picture(image))[0, :, 0]
+    assert levels.tolist() == [0, 26, 128, 255, 255, 0]

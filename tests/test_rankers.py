@@ -189,5 +189,5 @@ def test_clip_scores_are_its_own(model, clip_folder):
 
 def test_no_clip(tmp_path):
     pytest.importorskip("transformers")
-    with pytest.raises(UserError, match="ranker.path"):
+    with pytest.raises(UserError, match="no CLIP can be loaded"):
         ClipRanker(str(tmp_path))

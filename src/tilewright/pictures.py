@@ -19,6 +19,16 @@ from tilewright.errors import UserError
 SMALLEST = 96  # pixels of a picture's side below which it is enlarged to be looked at
 
 
+def to_levels(images: Tensor) -> Tensor:
+    """Float images in [0, 1] to the 256 levels of a file, uint8 in 0..255: the nearest."""
+    return (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def to_picture(image: Tensor) -> Image.Image:
+    """An image [3, H, W] in [0, 1] as a PIL picture."""
+    return to_pil_image(to_levels(image).cpu())
+
+
 def enlarged(images: Tensor) -> Tensor:
     """Small images [B, 3, H, W] by a whole factor, pixel by pixel, so that a person sees them."""
     factor = math.ceil(SMALLEST / images.shape[-1])
@@ -55,7 +65,7 @@ def captioned_grid(
         if not isinstance(row, Tensor):
             row = torch.stack([to_tensor(picture) for picture in row])
         tiles = enlarged(row.cpu().float())
-        strips.append(to_pil_image(make_grid(tiles, nrow=len(row), padding=4, pad_value=0.5)))
+        strips.append(to_picture(make_grid(tiles, nrow=len(row), padding=4, pad_value=0.5)))
     width, height = strips[0].size
     line = 24
     grid = Image.new("RGB", (max(width, 480), (height + line) * len(strips)), "white")
@@ -87,7 +97,7 @@ def save(image: Image.Image, path: Path) -> None:
 
 def save_tensor(image: Tensor, path: Path) -> None:
     """Writes a picture [3, H, W] in [0, 1], making its folder."""
-    save(to_pil_image(image.cpu().clamp(0, 1)), path)
+    save(to_picture(image), path)
 
 
 def show(trainer: pl.Trainer, tag: str, image: Tensor) -> None:

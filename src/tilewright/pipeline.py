@@ -9,7 +9,6 @@ import pytorch_lightning as pl
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.functional import to_pil_image
 
 from tilewright import runs
 from tilewright.data.codes import ImageTokenizer
@@ -17,6 +16,7 @@ from tilewright.data.images import to_tensor
 from tilewright.data.tokenizer import BytePairTokenizer
 from tilewright.data.transforms import CenterCrop
 from tilewright.errors import UserError
+from tilewright.pictures import to_picture
 from tilewright.prior import Sampling, Transformer, complete, log_likelihood, sample
 from tilewright.rankers import Ranker
 
@@ -84,7 +84,7 @@ class TextToImage:
             how: as for `best`: `best_of` and `ranker`, and what `tokens` takes.
         """
         images = self.best(captions, n, **how).images
-        return [[to_pil_image(image) for image in row.cpu()] for row in images]
+        return [[to_picture(image) for image in row] for row in images]
 
     @torch.inference_mode()
     def tokens(

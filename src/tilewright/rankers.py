@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from tilewright import runs
+from tilewright.clip import clip_towers
 from tilewright.data.tokenizer import BytePairTokenizer
 from tilewright.errors import UserError
+from tilewright.pictures import to_levels
 from tilewright.prior import log_likelihood
 from tilewright.ranker import DualEncoder
 
@@ -89,35 +91,18 @@ class ClipRanker:
     """
 
     def __init__(self, path: str, device: str = "cpu"):
-        try:
-            from transformers import CLIPModel, CLIPProcessor
-        except ImportError as error:
-            raise UserError(
-                "a CLIP needs the package transformers: pip install transformers"
-            ) from (error)
-        try:
-            self.model = CLIPModel.from_pretrained(path).to(device).eval().requires_grad_(False)
-            self.processor: Any = CLIPProcessor.from_pretrained(path)
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"no CLIP can be loaded from {path}: ranker.path is a folder of transformers, or "
-                "the name of a model on the Hub"
-            ) from error
+        model, self.processor = clip_towers(path)
+        self.model = model.to(device).requires_grad_(False)
 
     @torch.inference_mode()
     def __call__(self, model: "TextToImage", captions: Sequence[str], tokens: Tensor) -> Tensor:
-        device = self.model.device
         # As in a PNG file: the score is that of the picture that a user gets.
-        images = (model.decode(tokens).flatten(0, 1) * 255).round().to(torch.uint8)
-        inputs = self.processor(
-            text=list(captions),
-            images=list(images.cpu()),
-            padding=True,
-            truncation=True,
-            return_tensors="pt",
-        ).to(device)
-        output = self.model(**inputs)
-        return cosines(output.text_embeds, output.image_embeds)
+        images = to_levels(model.decode(tokens).flatten(0, 1)).cpu()
+        how = {"return_tensors": "pt", "padding": True}
+        text = self.processor(text=list(captions), **how).to(self.model.device)
+        pixels = self.processor(images=list(images), **how).to(self.model.device)
+        features = self.model.get_text_features(**text), self.model.get_image_features(**pixels)
+        return cosines(*features)
 
 
 class LikelihoodRanker:

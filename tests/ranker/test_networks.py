@@ -75,3 +75,18 @@ def test_the_loss_by_hand():
 def test_the_scale_is_bounded(network):
     network.log_scale.data.fill_(20.0)
     assert network.scale.item() == pytest.approx(100.0)
+
+
+def test_wrong_ones_stand_in_the_others_way_only():
+    torch.manual_seed(0)
+    text, images, wrong = (F.normalize(torch.randn(3, 4), dim=1) for _ in range(3))
+    scale = torch.tensor(5.0)
+    without = contrastive_loss(text, images, scale)
+    logits = 5 * text @ torch.cat([images, wrong]).T
+    of_text = F.cross_entropy(logits, torch.arange(3))
+    of_images = F.cross_entropy(5 * images @ text.T, torch.arange(3))
+    with_images = contrastive_loss(text, images, scale, wrong_images=wrong)
+    torch.testing.assert_close(with_images, (of_text + of_images) / 2)
+    assert with_images > without
+    swapped = contrastive_loss(images, text, scale, wrong_text=wrong)
+    torch.testing.assert_close(swapped, with_images)

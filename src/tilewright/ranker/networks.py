@@ -125,16 +125,26 @@ class DualEncoder(nn.Module):
         return self.log_scale.clamp(max=math.log(MOST_SCALE)).exp()
 
 
-def contrastive_loss(text: Tensor, images: Tensor, scale: Tensor) -> Tensor:
+def contrastive_loss(
+    text: Tensor,
+    images: Tensor,
+    scale: Tensor,
+    wrong_text: Tensor | None = None,
+    wrong_images: Tensor | None = None,
+) -> Tensor:
     """Symmetric cross-entropy of finding each one's partner among B (CLIP's loss), in nats.
 
     Args:
         text, images: unit vectors [B, D], row by row a pair.
         scale: factor before the softmax.
+        wrong_text: vectors [M, D] of further captions, none of which any image's own is.
+        wrong_images: vectors [M, D] of further images, likewise.
     """
-    logits = scale * text @ images.T
     partner = torch.arange(len(text), device=text.device)
-    return (F.cross_entropy(logits, partner) + F.cross_entropy(logits.T, partner)) / 2
+    all_text = text if wrong_text is None else torch.cat([text, wrong_text])
+    all_images = images if wrong_images is None else torch.cat([images, wrong_images])
+    of_text = F.cross_entropy(scale * text @ all_images.T, partner)
+    return (of_text + F.cross_entropy(scale * images @ all_text.T, partner)) / 2
 
 
 def _blocks(dim: int, depth: int, heads: int) -> nn.TransformerEncoder:
