@@ -12,7 +12,7 @@ env: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@echo "Making the environment $(VENV): 2 to 3 minutes, about 6 GB"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --constraint constraints.txt --editable '.[emoji,openai,quantisers,dev]'
+	@$(BIN)/pip install --constraint constraints.txt --editable '.[emoji,openai,quantisers,clip,dev]'
 	@touch $@
 
 # Both stages on the embedded data set, then figures and pictures. DEMO="key=value ..." cuts it short.
@@ -21,7 +21,7 @@ demo: $(STAMP)
 	$(BIN)/python src/train.py stage=prior $(DEMO)
 	$(BIN)/python src/eval.py metric=reconstruction
 	$(BIN)/python src/eval.py metric=alignment
-	$(BIN)/python src/eval.py metric=fid metric.images=250
+	$(BIN)/python src/eval.py metric=fid,kid images=250
 	$(BIN)/python src/generate.py n=8 out=logs/demo prompt='["a large red circle in the middle", "a small blue star in the top left", "a large green triangle on the right", "a small black ring in the bottom right", "a large purple diamond to the left of a small yellow circle", "a small cyan square above a large orange star"]'
 	@echo
 	@echo "Pictures:    logs/demo/grid.png"
@@ -33,7 +33,7 @@ test: $(STAMP)
 
 # Speed and quality side by side with others, where these are installed: benchmarks/README.md.
 # prior_quality needs a dVAE that was trained on shapes (make demo).
-BENCHMARKS := attention sampling sampling_cost dvae_step prior_step dvae_quality prior_quality
+BENCHMARKS := attention sampling sampling_cost dvae_step prior_step fid_profile dvae_quality prior_quality
 bench: $(STAMP)
 	@for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py || exit 1; done
 

@@ -28,7 +28,6 @@ import settings as command_line
 import timing
 import torch
 import training
-from curves import draw_curves
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -39,6 +38,7 @@ from tilewright.data import CaptionedImages
 from tilewright.data.shapes import check, kind
 from tilewright.evaluations.alignment import wilson_interval
 from tilewright.pipeline import TextToImage
+from tilewright.plots import curves
 
 TASK = ["stage=prior", "data=shapes"]
 DEFAULTS = {
@@ -293,14 +293,14 @@ def with_spread(figure: dict[str, Any]) -> str:
     return f"{figure['share']:.3f} ±{(high - low) / 2:.3f}"
 
 
-def curves(trained: list[Progress]) -> dict[str, list[tuple[float, float]]]:
-    """Minutes and share, by prior, split and kind of caption."""
+def lines(trained: list[Progress]) -> dict[str, list[tuple[float, ...]]]:
+    """Minutes, share and its interval, by prior, split and kind of caption."""
     points = defaultdict(list)
     for progress in trained:
         for moment in progress.moments:
             for one in moment["alignment"]:
                 name = f"{progress.name}: {one['split']}, {one['captions']}"
-                points[name].append((moment["seconds"] / 60, one["share"]))
+                points[name].append((moment["seconds"] / 60, one["share"], *one["interval"]))
     return points
 
 
@@ -328,12 +328,9 @@ def main() -> None:
         peer = train_peer(dalle_pytorch, config, settings.peer, data, examine, trained[0])
         trained.append(peer)
     show(trained)
-    draw_curves(
-        "Alignment after equal training time",
-        "minutes",
-        curves(trained),
-        Path(settings.out).with_suffix(".png"),
-    )
+    picture = Path(settings.out).with_suffix(".png")
+    curves(lines(trained), picture, across="minutes of training", up="share drawn right")
+    print(f"The curves are in {picture}")
     timing.write(
         settings.out,
         figures=[{**vars(one), "device": str(one.device)} for one in trained],

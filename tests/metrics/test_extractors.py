@@ -7,6 +7,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,11 +34,12 @@ class FirstPixels(nn.Module):
 
 
 class StandIn(nn.Module):
-    """Has the one part of clean-fid's Inception that clean-fid calls."""
+    """Has the parts of clean-fid's Inception that are used: its layers and the last of them."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layers = FirstPixels()
+        self.output = nn.Linear(2048, 1008)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)
@@ -81,6 +83,23 @@ def test_efficientnet_pools_the_features_of_the_packaged_network() -> None:
     torch.testing.assert_close(features, expected, rtol=1e-3, atol=1e-4)
     assert extractor.digest == hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     assert (extractor.name, extractor.size) == ("efficientnet_lite0", 224)
+    model = EfficientNet.from_name("efficientnet-lite0").eval()
+    model.load_state_dict(torch.load(path, weights_only=True))
+    with torch.no_grad():
+        logits = model((pictures - 127) / 128)
+    assert logits.shape == (2, 1000)
+    torch.testing.assert_close(extractor.classes(features), logits, rtol=1e-3, atol=1e-3)
+
+
+def test_only_inceptions_figures_have_the_known_names() -> None:
+    offline = efficientnet_lite0("cpu")
+    online = replace(offline, name="inception")
+    names = {metric: (online.figure(metric), offline.figure(metric)) for metric in ("fid", "kid")}
+    assert names == {
+        "fid": ("fid", "fd_efficientnet_lite0"),
+        "kid": ("kid", "kd_efficientnet_lite0"),
+    }
+    assert (online.figure("is"), offline.figure("is")) == ("is", "cs_efficientnet_lite0")
 
 
 def test_inception_runs_from_a_file_of_any_name(weights: Path) -> None:
@@ -90,6 +109,9 @@ def test_inception_runs_from_a_file_of_any_name(weights: Path) -> None:
     expected = (pictures.flatten(1)[:, :2048] - 128) / 128
     torch.testing.assert_close(extractor.network(pictures), expected)
     assert extractor.digest == hashlib.sha256(weights.read_bytes()).hexdigest()[:12]
+    features = torch.rand(2, 2048)
+    last = torch.jit.load(weights).output  # the score's authors left its bias out
+    torch.testing.assert_close(extractor.classes(features), last(features) - last.bias)
 
 
 def test_weights_that_clean_fid_keeps_are_found(home: Path, weights: Path) -> None:
@@ -123,7 +145,7 @@ def test_without_inception_one_warning_names_the_other_figure(
     assert "\n" not in message
     for part in ("Inception's weights are not here", "fd_efficientnet_lite0", "not FID"):
         assert part in message
-    assert "metric.inception_weights=PATH" in message
+    assert "inception_weights=PATH" in message
     # Half a download must not be taken for the weights next time.
     assert not list(home.iterdir())
 

@@ -2,21 +2,16 @@
 
 import logging
 import tempfile
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from tilewright.metrics.distances import frechet_distance
 from tilewright.metrics.extractors import Extractor, find_extractor
-from tilewright.metrics.frechet import (
-    FrechetStatistics,
-    folder_statistics,
-    frechet_distance,
-    frechet_name,
-    save_images,
-)
+from tilewright.metrics.features import folder_features, save_images
 from tilewright.pipeline import TextToImage
 
 log = logging.getLogger(__name__)
@@ -30,7 +25,7 @@ class FrechetDistance(pl.Callback):
     Inception and nothing else. A few hundred pictures show a trend, not a value to publish.
 
     Args:
-        images: how many pictures.
+        images: how many pictures, shared between the processes.
         every: validations between two measurements; there is one at the training's end as well.
         inception_weights: path of Inception's weights; None looks where clean-fid keeps them.
     """
@@ -41,18 +36,22 @@ class FrechetDistance(pl.Callback):
         self.inception_weights = inception_weights
         self._validations = 0
         self._extractor: Extractor | None = None
-        self._real: FrechetStatistics | None = None
+        self._real: np.ndarray | None = None  # features of the real pictures
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking:
             return
         self._validations += 1
         last = trainer.global_step >= trainer.max_steps > 0
-        if trainer.is_global_zero and (last or self._validations % self.every == 0):
+        if last or self._validations % self.every == 0:
             data = trainer.datamodule  # type: ignore[attr-defined]
             examples = data.examples("validation", self.images)
-            if len(examples) < 2:  # no covariance, and no reason to stop a training either
-                log.warning("No Fréchet distance: the validation split has one readable picture")
+            # No covariance, or no picture for some process, and no reason to stop a training.
+            if len(examples) < max(2, trainer.world_size):
+                log.warning(
+                    "No Fréchet distance: the validation split has %d readable picture(s)",
+                    len(examples),
+                )
                 return
             name, distance = self.measure(trainer, pl_module, examples)
             pl_module.log(f"validation/{name}", distance, rank_zero_only=True)
@@ -61,23 +60,40 @@ class FrechetDistance(pl.Callback):
     def measure(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, examples: list[tuple[Tensor, str]]
     ) -> tuple[str, float]:
-        """The figure's name and its value, on real images [3, H, W] and their captions."""
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        """The figure's name and its value, on real images [3, H, W] and their captions.
+
+        Every process makes and looks at its share of the pictures.
+        """
         if self._extractor is None:
             self._extractor = find_extractor(pl_module.device, self.inception_weights)
-        originals, captions = zip(*examples, strict=True)
-        real = torch.stack(originals)
+        mine = examples[trainer.global_rank :: trainer.world_size]
+        real, captions = zip(*mine, strict=True)
+        if self._real is None:
+            self._real = self._features(torch.stack(real), trainer.world_size)
+        made = self._made(trainer, pl_module, torch.stack(real), captions)
+        generated = self._features(made, trainer.world_size)
+        return self._extractor.figure("fid"), frechet_distance(self._real, generated)
+
+    def _made(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, real: Tensor, captions: Any
+    ) -> Tensor:
+        """The model's pictures [N, 3, H, W] for N real ones and their captions."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
         if data.image_tokenizer is None:
             network: Any = pl_module.network
             batches = real.to(pl_module.device).split(64)
-            made = torch.cat([network.decode(network.encode(batch)) for batch in batches])
-        else:
-            model = TextToImage.of_training(trainer, pl_module)
-            made = model.images(captions).squeeze(1)
+            return torch.cat([network.decode(network.encode(batch)) for batch in batches])
+        model = TextToImage.of_training(trainer, pl_module)
+        return model.images(captions, seed=trainer.global_rank).squeeze(1)
+
+    def _features(self, images: Tensor, processes: int) -> np.ndarray:
+        """Features of the pictures of all processes, [N, D]."""
+        assert self._extractor is not None
         with tempfile.TemporaryDirectory() as folder:
-            if self._real is None:
-                save_images([real], Path(folder) / "real")
-                self._real = folder_statistics(Path(folder) / "real", self._extractor)
-            save_images([made], Path(folder) / "made")
-            generated = folder_statistics(Path(folder) / "made", self._extractor)
-        return frechet_name(self._extractor), frechet_distance(self._real, generated)
+            save_images([images], folder)
+            own = folder_features(folder, self._extractor)
+        if processes == 1:
+            return own
+        shares: list[Any] = [None] * processes
+        torch.distributed.all_gather_object(shares, own)
+        return np.concatenate(shares)

@@ -2,15 +2,19 @@
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from tilewright.data import CaptionedImages
 from tilewright.data.shapes import check, kind
 from tilewright.data.shapes.source import ShapesSource
 from tilewright.errors import UserError
+from tilewright.evaluations.drawing import draw
 from tilewright.evaluations.results import Result
-from tilewright.pictures import captioned_grid, save
-from tilewright.pipeline import TextToImage
+from tilewright.plots import bars
 from tilewright.prior import Sampling
 
 
@@ -35,25 +39,34 @@ class Alignment:
             raise UserError(
                 "metric=alignment needs pictures that the checker can read: data=shapes"
             )
-        model = TextToImage.from_run(run, device)
-        results = []
+        results: list[Result] = []
         for split in self.splits:
-            captions = [caption for _, caption in data.examples(split, self.captions)]
-            images = model.images(captions, sampling=self.sampling, seed=seed)
-            save(captioned_grid(captions[:12], images[:12]), folder / f"{split}.png")
-            passed = defaultdict(list)
-            for caption, image in zip(captions, images.squeeze(1).cpu(), strict=True):
-                passed[kind(caption)].append(check(image, caption))
-            for of_kind, verdicts in sorted(passed.items()):
-                low, high = wilson_interval(sum(verdicts), len(verdicts))
-                settings = {
-                    "captions": of_kind,
-                    "interval": [round(low, 4), round(high, 4)],
-                    **vars(self.sampling),
-                }
-                share = sum(verdicts) / len(verdicts)
-                results.append(Result("alignment", share, split, len(verdicts), settings))
+            drawing = draw(run, data, split, self.captions, self.sampling, seed, device)
+            drawing.show(folder / f"{split}.png")
+            results += alignment(drawing.captions, drawing.drawn, split, vars(self.sampling))
+        plotted: dict[str, dict[str, tuple[float, float, float]]] = defaultdict(dict)
+        for result in results:
+            low, high = result.settings["interval"]
+            plotted[result.split][result.settings["captions"]] = (result.value, low, high)
+        bars(plotted, folder / "alignment.png", up="share drawn right")
         return results
+
+
+def alignment(
+    captions: Sequence[str], images: Tensor, split: str, settings: dict[str, Any]
+) -> list[Result]:
+    """The share of images [N, 3, H, W] of which their captions are true, by kind of caption."""
+    passed = defaultdict(list)
+    for caption, image in zip(captions, images, strict=True):
+        passed[kind(caption)].append(check(image, caption))
+    results = []
+    for of_kind, verdicts in sorted(passed.items()):
+        low, high = wilson_interval(sum(verdicts), len(verdicts))
+        interval = [round(low, 4), round(high, 4)]
+        own = {"captions": of_kind, "interval": interval, **settings}
+        share = sum(verdicts) / len(verdicts)
+        results.append(Result("alignment", share, split, len(verdicts), own))
+    return results
 
 
 def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:

@@ -1,7 +1,8 @@
-"""Figures with all that is needed to repeat them: on the screen and in results.json."""
+"""Figures with what is needed to repeat them: in results.json, on the screen, in TensorBoard."""
 
 import json
 import math
+from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +21,8 @@ class Result:
         metric: its name; value: the figure itself.
         split: of the data set.
         images: how many pictures went into it.
-        settings: whatever else changes the value (extractor, resize, sampling, ...).
+        settings: whatever else changes the value (extractor, resize, sampling, ...). What lies
+            around the value, such as an interval, is a list: it tells no figure from another.
     """
 
     metric: str
@@ -47,10 +49,11 @@ def write(results: list[Result], folder: Path, **common: Any) -> Path:
         common: run, data, seed, ...
     """
     rows = []
+    absent = {"extractor": None, "extractor_digest": None, "resize": None}
     for result in results:
         row = asdict(result)
         settings = row.pop("settings")
-        rows.append({**row, "extractor": None, "resize": None, **settings, **common})
+        rows.append({**row, **absent, **settings, **common})
     for row in rows:
         if not math.isfinite(row["value"]):
             row["value"] = str(row["value"])  # JSON has no infinity
@@ -61,13 +64,42 @@ def write(results: list[Result], folder: Path, **common: Any) -> Path:
 
 
 def show(results: list[Result], title: str) -> None:
-    """Prints a table."""
-    table = Table(title=title, title_justify="left")
-    for column in ("metric", "value", "split", "images", "settings"):
+    """Prints a table; settings that all figures share stand below it."""
+    keys = _distinguishing(results)
+    keys += [key for r in results for key, value in r.settings.items() if isinstance(value, list)]
+    keys = list(dict.fromkeys(keys))
+    shared = {key: value for r in results for key, value in r.settings.items() if key not in keys}
+    caption = ", ".join(f"{key}={value}" for key, value in shared.items() if value is not None)
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+    for column in ("metric", "value", "split", "images", *keys):
         table.add_column(column, justify="right" if column in {"value", "images"} else "left")
-    for result in results:
-        settings = ", ".join(f"{k}={v}" for k, v in result.settings.items() if v is not None)
-        table.add_row(
-            result.metric, f"{result.value:.4g}", result.split, str(result.images), settings
-        )
+    for r in results:
+        own = [str(r.settings.get(key) if r.settings.get(key) is not None else "") for key in keys]
+        table.add_row(r.metric, f"{r.value:.4g}", r.split, str(r.images), *own)
     Console().print(table)
+
+
+def log(results: list[Result], run: Path, step: int) -> None:
+    """Writes TensorBoard scalars `eval/<metric>/<split>` into a run, beside its training's curves.
+
+    Args:
+        step: of the training at which the measured weights were made.
+    """
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(run), filename_suffix=".eval") as writer:
+        for result in results:
+            alike = [r for r in results if (r.metric, r.split) == (result.metric, result.split)]
+            parts = [f"{key}={result.settings.get(key)}" for key in _distinguishing(alike)]
+            tag = "/".join(["eval", result.metric, result.split, *parts])
+            writer.add_scalar(tag.replace(" ", "_"), result.value, step)
+
+
+def _distinguishing(results: list[Result]) -> list[str]:
+    """The settings, lists aside, that tell figures of one metric and split from each other."""
+    values = defaultdict(set)
+    for result in results:
+        for key, value in result.settings.items():
+            if not isinstance(value, list):
+                values[key, result.metric, result.split].add(value)
+    return list(dict.fromkeys(key for (key, *_), differing in values.items() if len(differing) > 1))

@@ -1,8 +1,8 @@
-"""Networks that turn pictures into the features that a Fréchet distance compares.
+"""Networks that turn pictures into the features that distances and scores are computed on.
 
-FID is, by definition, the distance on Inception's features. Its weights have to be downloaded, so
-there is a second network whose weights come with a package: it works on every machine, and its
-figures go under its own name.
+FID, KID and the Inception score are, by definition, figures on Inception. Its weights have to be
+downloaded, so there is a second network whose weights come with a package: it works on every
+machine, and its figures go under its own name.
 """
 
 import contextlib
@@ -37,6 +37,9 @@ INCEPTION_HOME = Path("./" if platform.system() == "Windows" else "/tmp")
 ANSWER_SECONDS = 2.0  # within which the weights' host must answer, or we are offline
 STALL_SECONDS = 15.0  # of silence that end a download under way
 
+# The general name of what is called otherwise on Inception.
+GENERAL = {"fid": "fd", "kid": "kd", "is": "cs"}
+
 
 class ExtractorUnavailable(UserError):  # noqa: N818
     """The weights of an extractor are neither on this machine nor to be had."""
@@ -53,6 +56,7 @@ class Extractor:
         digest: the start of the SHA-256 of the weights file; it tells two networks apart.
         device: where the network lives.
         network: float RGB `[B, 3, size, size]` in 0..255, on `device` -> features `[B, D]`.
+        classes: features `[B, D]` -> logits of ImageNet's classes `[B, C]`, by its last layer.
     """
 
     name: str
@@ -61,6 +65,15 @@ class Extractor:
     digest: str
     device: torch.device
     network: Callable[[Tensor], Tensor]
+    classes: Callable[[Tensor], Tensor]
+
+    def figure(self, metric: str) -> str:
+        """What a metric on this network is called: `fid`, `kid` and `is` on Inception alone.
+
+        On another it is a Fréchet distance, a kernel distance or a classifier score, with the
+        network's name: figures on different networks are different figures.
+        """
+        return metric if self.name == "inception" else f"{GENERAL[metric]}_{self.name}"
 
 
 def find_extractor(
@@ -77,8 +90,10 @@ def find_extractor(
         return inception(device, inception_weights, allow_download)
     except ExtractorUnavailable as why:
         logger.warning(
-            "%s The figure is therefore fd_efficientnet_lite0, a Fréchet distance on another "
-            "network, not FID. For FID give the path of the weights: metric.inception_weights=PATH",
+            "%s EfficientNet-Lite0 takes its place, and figures bear its name: "
+            "fd_efficientnet_lite0 is a Fréchet distance, but not FID. For FID, KID and Inception "
+            "scores give the path of the weights: inception_weights=PATH, in training "
+            "callbacks.frechet.inception_weights=PATH",
             why,
         )
         return efficientnet_lite0(device)
@@ -100,7 +115,7 @@ def efficientnet_lite0(device: torch.device | str) -> Extractor:
         inputs = ((pictures - 127) / 128).contiguous(memory_format=torch.channels_last)
         return model.extract_features(inputs).mean(dim=(2, 3))
 
-    return Extractor("efficientnet_lite0", 1280, 224, _digest(weights), device, network)
+    return Extractor("efficientnet_lite0", 1280, 224, _digest(weights), device, network, model._fc)
 
 
 def inception(
@@ -127,10 +142,15 @@ def inception(
         path = Path(weights)
         if not path.is_file():
             raise UserError(
-                f"no file {path}: metric.inception_weights is the path of Inception's weights, "
+                f"no file {path}: inception_weights is the path of Inception's weights, "
                 f"clean-fid's {INCEPTION_FILE}"
             )
-    return Extractor("inception", 2048, 299, _digest(path), device, _load_inception(path, device))
+    network = _load_inception(path, device)
+
+    def classes(features: Tensor) -> Tensor:  # without the bias, as the score's authors had it
+        return features @ network.base.output.weight.T
+
+    return Extractor("inception", 2048, 299, _digest(path), device, network, classes)
 
 
 def _load_inception(path: Path, device: torch.device) -> InceptionV3W:
@@ -143,7 +163,7 @@ def _load_inception(path: Path, device: torch.device) -> InceptionV3W:
         except (RuntimeError, AttributeError) as error:
             raise UserError(
                 f"{path} is corrupt, or not clean-fid's {INCEPTION_FILE}: delete it, or give "
-                "another with metric.inception_weights=PATH"
+                "another with inception_weights=PATH"
             ) from error
     return model.to(device).eval().requires_grad_(False)
 

@@ -1,0 +1,91 @@
+"""Where the time of `eval metric=fid` goes once the pictures are drawn, offline extractor.
+
+The target: at least 80 % of it is the extractor's forward pass, at 2,000 pictures of 64x64. The
+rest is writing and reading PNGs, the resize, and the distance, whose matrix root takes the same
+time for any number of pictures.
+
+    python benchmarks/fid_profile.py [images=2000] [any setting=value]
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import settings as command_line
+import timing
+import torch
+from omegaconf import OmegaConf
+
+from tilewright.evaluations.drawing import write_folder
+from tilewright.metrics.distances import frechet_distance
+from tilewright.metrics.extractors import efficientnet_lite0
+from tilewright.metrics.features import folder_features
+
+DEFAULTS = {
+    "images": 2000,  # real, and as many generated
+    "size": 64,
+    "target": 0.8,
+    "threads": None,  # torch's own choice
+    "out": "logs/benchmarks/fid_profile.json",
+}
+SEED = 0
+
+
+class Stopwatch:
+    """Seconds by name, of calls that follow each other."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, name: str, call: Callable[..., Any], *arguments: Any) -> Any:
+        start = time.perf_counter()
+        value = call(*arguments)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds[name] = self.seconds.get(name, 0) + time.perf_counter() - start
+        return value
+
+
+def profile(images: int, size: int, device: str) -> dict[str, float]:
+    """Seconds of each part of the metric, on random pictures: any take equally long."""
+    watch = Stopwatch()
+    extractor = efficientnet_lite0(device)
+    network = extractor.network
+    network(torch.rand(32, 3, extractor.size, extractor.size, device=device))  # allocates
+    watched = replace(extractor, network=lambda x: watch("forward pass", network, x))
+    features = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("real", "generated"):
+            pictures = torch.rand(images, 3, size, size)
+            path = watch("writing PNGs", write_folder, pictures, Path(folder) / name)
+            features.append(watch("features", folder_features, path, watched))
+    watch("distance", frechet_distance, *features)
+    seconds = watch.seconds
+    seconds["reading and resize"] = seconds.pop("features") - seconds["forward pass"]
+    return seconds
+
+
+def main() -> None:
+    settings = command_line.read_own(DEFAULTS, __doc__)
+    device = timing.prepare(settings.threads, SEED)
+    seconds = profile(settings.images, settings.size, device)
+    total = sum(seconds.values())
+    shares = {name: value / total for name, value in seconds.items()}
+    timing.show(
+        f"Fréchet distance, 2 x {settings.images} pictures of {settings.size}x{settings.size}",
+        ["part", "seconds", "share"],
+        [[name, f"{seconds[name]:.2f}", f"{share:.3f}"] for name, share in shares.items()],
+    )
+    share = shares["forward pass"]
+    verdict = "reached" if share >= settings.target else "missed"
+    print(f"forward pass: {share:.3f} of the time, target {settings.target}: {verdict}")
+    timing.write(
+        settings.out, seconds=seconds, shares=shares, settings=OmegaConf.to_container(settings)
+    )
+
+
+if __name__ == "__main__":
+    main()

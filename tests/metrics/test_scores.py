@@ -1,0 +1,127 @@
+"""Scores of pictures by a classifier and by a CLIP."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tilewright.errors import UserError
+from tilewright.metrics.extractors import Extractor
+from tilewright.metrics.scores import classifier_score, clip_score, load_clip
+from tilewright.pictures import to_levels
+
+
+def extractor() -> Extractor:
+    """Features are the logits."""
+    nothing = torch.nn.Identity()
+    return Extractor("stand_in", 4, 8, "0", torch.device("cpu"), nothing, classes=nothing)
+
+
+def by_hand(logits: np.ndarray) -> float:
+    shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    divergence = (shares * np.log(shares / shares.mean(0))).sum(1)
+    return float(np.exp(divergence.mean()))
+
+
+def test_classifier_score_of_one_split() -> None:
+    logits = np.random.default_rng(0).normal(size=(50, 4)) * 3
+    mean, deviation = classifier_score(logits, extractor(), splits=1)
+    assert mean == pytest.approx(by_hand(logits), rel=1e-6)
+    assert deviation == 0
+
+
+def test_classifier_score_of_sure_classes_is_their_number_and_of_equal_pictures_one() -> None:
+    sure = np.tile(np.eye(4) * 50, (10, 1))
+    assert classifier_score(sure, extractor(), splits=1)[0] == pytest.approx(4)
+    assert classifier_score(np.ones((10, 4)), extractor(), splits=2) == pytest.approx((1, 0))
+
+
+def test_classifier_score_is_the_mean_over_shuffled_splits() -> None:
+    logits = np.random.default_rng(0).normal(size=(40, 4)) * 3
+    before = torch.get_rng_state()
+    mean, deviation = classifier_score(logits, extractor(), splits=4, seed=3)
+    assert torch.equal(before, torch.get_rng_state())
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(3)).numpy()
+    scores = [by_hand(part) for part in np.split(logits[order], 4)]
+    assert mean == pytest.approx(np.mean(scores), rel=1e-6)
+    assert deviation == pytest.approx(np.std(scores, ddof=1), rel=1e-5)
+    assert mean != classifier_score(logits, extractor(), splits=4, seed=4)[0]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny CLIP that knows nothing, made by transformers."""
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("clip")
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = [*letters, *(f"{x}</w>" for x in letters), "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = transformers.CLIPTokenizer(
+        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=12
+    )
+    picture = {"height": 16, "width": 16}
+    processor = transformers.CLIPProcessor(
+        transformers.CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=picture), tokenizer
+    )
+    small = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    config = transformers.CLIPConfig(
+        text_config={**small, "vocab_size": len(words), "max_position_embeddings": 12}
+        | {"bos_token_id": 52, "eos_token_id": 53},
+        vision_config={**small, "image_size": 16, "patch_size": 8},
+        projection_dim=8,
+    )
+    torch.manual_seed(0)
+    transformers.CLIPModel(config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.rand(5, 3, 20, 20, generator=torch.Generator().manual_seed(0))
+
+
+CAPTIONS = ["a red ring", "two", "a star", "a caption of more letters than it reads", ""]
+
+
+def test_clip_score_is_the_mean_cosine(clip: Path, images: Tensor) -> None:
+    """From the model's own forward pass, pair by pair."""
+    import transformers
+
+    model = transformers.CLIPModel.from_pretrained(clip).eval()
+    processor = transformers.CLIPProcessor.from_pretrained(clip)
+    cosines = []
+    for caption, image in zip(CAPTIONS, to_levels(images), strict=True):
+        inputs = processor(text=[caption], images=[image], truncation=True, return_tensors="pt")
+        with torch.no_grad():
+            output = model(**inputs)
+        cosines.append(float(torch.cosine_similarity(output.text_embeds, output.image_embeds)))
+    assert len({round(cosine, 6) for cosine in cosines}) == 5
+    metric = load_clip(clip)
+    expected = max(0, 100 * sum(cosines) / 5)
+    ours = clip_score(images, CAPTIONS, metric, batch_size=2)
+    assert ours == pytest.approx(expected, rel=1e-4)
+    assert clip_score(images, CAPTIONS, metric) == pytest.approx(ours, rel=1e-5)  # starts anew
+    assert ours > 1
+
+
+def test_no_clip_is_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    with pytest.raises(UserError, match="no CLIP can be loaded from") as error:
+        load_clip(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_without_transformers_the_line_says_how_to_get_it(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "transformers", None)
+    with pytest.raises(UserError, match=r"pip install 'tilewright\[clip\]'"):
+        load_clip(tmp_path)
