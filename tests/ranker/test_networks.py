@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tilewright.ranker.networks import DualEncoder, ImageEncoder, contrastive_loss
+from tilewright.ranker.networks import DualEncoder, ImageEncoder, contrastive_loss, patchwork
 
 
 @pytest.fixture
@@ -85,8 +85,27 @@ def test_wrong_ones_stand_in_the_others_way_only():
     logits = 5 * text @ torch.cat([images, wrong]).T
     of_text = F.cross_entropy(logits, torch.arange(3))
     of_images = F.cross_entropy(5 * images @ text.T, torch.arange(3))
-    with_images = contrastive_loss(text, images, scale, wrong_images=wrong)
+    with_images = contrastive_loss(text, images, scale, wrong)
     torch.testing.assert_close(with_images, (of_text + of_images) / 2)
     assert with_images > without
     swapped = contrastive_loss(images, text, scale, wrong_text=wrong)
     torch.testing.assert_close(swapped, with_images)
+
+
+def test_a_patchwork_has_a_rectangle_of_the_next():
+    torch.manual_seed(0)
+    levels = torch.arange(50.0)
+    images = levels[:, None, None, None].expand(50, 3, 8, 6).clone()
+    made = patchwork(images)
+    areas = []
+    for number, image in enumerate(made):
+        foreign = image[0] != number
+        assert (image == image[:1]).all()  # of all three channels
+        assert (image[0][foreign] == (number - 1) % 50).all()
+        rows, columns = foreign.any(dim=1), foreign.any(dim=0)
+        assert torch.equal(foreign, rows[:, None] & columns[None, :])
+        for inside in (rows, columns):  # one stretch, without a gap
+            at = inside.nonzero().flatten()
+            assert len(at) == 0 or at[-1] - at[0] + 1 == len(at)
+        areas.append(foreign.float().mean())
+    assert 0.05 < torch.stack(areas).mean() < 0.2  # (1/3)^2 in the mean

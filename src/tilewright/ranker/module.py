@@ -6,8 +6,7 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from tilewright.optimisers import decay_matrices_only, scheduled
-from tilewright.ranker.negatives import exchanged, patchwork
-from tilewright.ranker.networks import DualEncoder, contrastive_loss
+from tilewright.ranker.networks import DualEncoder, contrastive_loss, patchwork
 from tilewright.schedules import Schedule
 
 
@@ -17,8 +16,8 @@ class RankerModule(pl.LightningModule):
     Args:
         network: the model.
         learning_rate: by update.
-        hard_negatives: each pair has also to be told from captions with two words exchanged and
-            from patchworks of two pictures; false makes it CLIP's own training.
+        patchworks: captions have also to tell their picture from patchworks of two pictures; false
+            makes it CLIP's own training.
         weight_decay, betas, eps: AdamW's; only matrices decay.
     """
 
@@ -26,7 +25,7 @@ class RankerModule(pl.LightningModule):
         self,
         network: DualEncoder,
         learning_rate: Schedule,
-        hard_negatives: bool = True,
+        patchworks: bool = True,
         weight_decay: float = 0.1,
         betas: tuple[float, float] = (0.9, 0.98),
         eps: float = 1e-6,
@@ -34,25 +33,23 @@ class RankerModule(pl.LightningModule):
         super().__init__()
         self.network = network
         self.learning_rate = learning_rate
-        self.hard_negatives = hard_negatives
+        self.patchworks = patchworks
         self.weight_decay = weight_decay
         self.betas = (betas[0], betas[1])
         self.eps = eps
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
-        text, images = batch["text_tokens"], batch["image"]
-        if self.hard_negatives:
-            text = torch.cat([text, exchanged(text)])
+        images, pairs = batch["image"], len(batch["image"])
+        if self.patchworks:
             images = torch.cat([images, patchwork(images)])
-        pairs = len(batch["image"])
-        text, wrong_text = self.network.encode_text(text).tensor_split([pairs])
+        text = self.network.encode_text(batch["text_tokens"])
         images, wrong_images = self.network.encode_images(images).tensor_split([pairs])
         if self.trainer.world_size > 1:  # the others' pairs are to be told apart as well
             text, images = (
                 self.all_gather(vectors, sync_grads=True).flatten(0, 1)  # type: ignore[union-attr]
                 for vectors in (text, images)
             )
-        loss = contrastive_loss(text, images, self.network.scale, wrong_text, wrong_images)
+        loss = contrastive_loss(text, images, self.network.scale, wrong_images)
         self.log("train/loss", loss.detach())
         self.log("train/scale", self.network.scale.detach())
         return loss

@@ -126,25 +126,36 @@ class DualEncoder(nn.Module):
 
 
 def contrastive_loss(
-    text: Tensor,
-    images: Tensor,
-    scale: Tensor,
-    wrong_text: Tensor | None = None,
-    wrong_images: Tensor | None = None,
+    text: Tensor, images: Tensor, scale: Tensor, wrong_images: Tensor | None = None
 ) -> Tensor:
     """Symmetric cross-entropy of finding each one's partner among B (CLIP's loss), in nats.
 
     Args:
         text, images: unit vectors [B, D], row by row a pair.
         scale: factor before the softmax.
-        wrong_text: vectors [M, D] of further captions, none of which any image's own is.
-        wrong_images: vectors [M, D] of further images, likewise.
+        wrong_images: vectors [M, D] of further images, none of which is any caption's own.
     """
     partner = torch.arange(len(text), device=text.device)
-    all_text = text if wrong_text is None else torch.cat([text, wrong_text])
     all_images = images if wrong_images is None else torch.cat([images, wrong_images])
     of_text = F.cross_entropy(scale * text @ all_images.T, partner)
-    return (of_text + F.cross_entropy(scale * images @ all_text.T, partner)) / 2
+    return (of_text + F.cross_entropy(scale * images @ text.T, partner)) / 2
+
+
+def patchwork(images: Tensor) -> Tensor:
+    """Images [B, 3, H, W] that each have a rectangle of the next one, at the same place.
+
+    A prior's bad candidates are of this kind: every part is fine and the whole is not.
+    """
+    batch, _, height, width = images.shape
+
+    def covered(side: int) -> Tensor:
+        """Between two random places: [B, side]."""
+        ends = torch.rand(batch, 2, device=images.device).sort(dim=1).values * side
+        at = torch.arange(side, device=images.device) + 0.5
+        return (ends[:, :1] <= at) & (at < ends[:, 1:])
+
+    rectangle = covered(height)[:, None, :, None] & covered(width)[:, None, None, :]
+    return torch.where(rectangle, images.roll(1, dims=0), images)
 
 
 def _blocks(dim: int, depth: int, heads: int) -> nn.TransformerEncoder:
