@@ -14,7 +14,8 @@ from tilewright.errors import UserError
 @command_line.command("eval")
 def main(config: DictConfig) -> None:
     if OmegaConf.is_missing(config, "metric"):
-        raise UserError(f"say what to measure, metric=NAME, one or more of {', '.join(metrics())}")
+        options = ", ".join(f"metric={name}" for name in metrics())
+        raise UserError(f"say what to measure: {options}")
     chosen = command_line.choices()
     with open_dict(config):
         config.pop("data", None)  # its name says which run; the run itself knows its data

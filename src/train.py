@@ -3,10 +3,11 @@
 import logging
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from tilewright import command_line, runs
+from tilewright import command_line, processes, runs
 from tilewright.errors import UserError
 
 TOKENIZER_CAPTIONS = 1_000_000  # enough for any vocabulary, and a stream may have no end
@@ -18,17 +19,20 @@ def prepare(config: DictConfig) -> tuple[DictConfig, Path | None]:
     Everything that can be wrong with names, paths and settings comes out here, in a second and
     before torch is loaded.
     """
+    if processes.joins(config):
+        run = Path(config.run)
+        return runs.load_config(run), Path(config.resume) if config.resume else None
     if OmegaConf.is_missing(config, "stage"):
         raise UserError("say what to train: stage=dvae, then stage=prior")
     logs = Path(config.paths.logs)
     if config.resume:
         wanted = None if config.resume is True else config.resume
-        run = runs.find(logs, config.stage, wanted)
-        resumed = command_line.resumed(runs.moved(runs.load_config(run), run))
-        return resumed, runs.checkpoint(run, "last")
+        run, checkpoint = runs.to_resume(logs, config.stage, wanted)
+        return command_line.resumed(runs.moved(runs.load_config(run), run)), checkpoint
 
     with open_dict(config):
         config.choices = command_line.choices()
+        config.overrides = command_line.overrides()
         if config.stage == "prior":
             dvae = runs.find(logs, "dvae", config.dvae, data=config.choices["data"])
             network = runs.load_config(dvae).model.network
@@ -37,7 +41,8 @@ def prepare(config: DictConfig) -> tuple[DictConfig, Path | None]:
         name = command_line.job_name(config.run_name)
         config.run = str(logs / config.stage / name)
         command_line.check(config)
-    if (Path(config.run) / runs.CONFIG).exists():
+        processes.check(config)
+    if processes.is_first() and (Path(config.run) / runs.CONFIG).exists():
         raise UserError(f"{config.run} exists: resume={config.run} goes on with it")
     return config, None
 
@@ -50,34 +55,50 @@ def main(config: DictConfig) -> None:
     import pytorch_lightning as pl
     from hydra.utils import instantiate
 
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # it announces what is missing
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # they announce what is missing
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    data = instantiate(config.data)
-    data.setup()
-    model = instantiate(config.model)
-    if config.compile:
-        model.network.compile()
     trainer = instantiate(
         config.trainer,
+        devices=processes.devices(config),
         precision=command_line.precision(config.trainer.precision),
         logger=list(instantiate(config.logger).values()),
         callbacks=list(instantiate(config.callbacks).values()),
     )
-    if checkpoint is None:  # all that can be wrong has been found by now: the run begins
-        runs.create(run, config)
-        if data.tokenizer is not None:
-            data.tokenizer.train(islice(data.captions("train"), TOKENIZER_CAPTIONS))
-            data.tokenizer.save(run / runs.TOKENIZER)
-        if config.stage == "prior":
-            runs.keep_dvae(run, Path(config.dvae))
+    processes.check_share(config.data.batch_size, trainer.world_size)
+    data = instantiate(config.data)
+    if trainer.is_global_zero:
+        data.setup()
+    model = instantiate(config.model)
+    if config.compile:
+        model.network.compile()
+    if trainer.is_global_zero:  # all that can be wrong has been found by now: the run begins
+        begin(run, config, data, checkpoint)
     else:
-        runs.check_unfinished(checkpoint, trainer.max_steps)
-        if data.tokenizer is not None:
-            data.tokenizer.load(run / runs.TOKENIZER)
+        logging.disable(logging.WARNING)  # the first process says it for all
+        trainer.strategy.setup_environment()  # waits for the first process, and so for its run
+    if data.tokenizer is not None:
+        data.tokenizer.load(run / runs.TOKENIZER)
 
-    print(f"Training {run}; to watch: tensorboard --logdir {config.paths.logs}")
-    trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
-    print(f"Trained {run}")
+    if trainer.is_global_zero:
+        print(f"Training {run}; to watch: tensorboard --logdir {config.paths.logs}", flush=True)
+    with processes.ended_together(trainer):
+        trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
+    if trainer.is_global_zero:
+        print(f"Trained {run}")
+
+
+def begin(run: Path, config: DictConfig, data: Any, checkpoint: Path | None) -> None:
+    """What the first process does before the training: the run's folder, and what lies in it."""
+    if checkpoint is not None:
+        runs.check_unfinished(checkpoint, config.trainer.max_steps)
+    runs.create(run, config)
+    if checkpoint is None and data.tokenizer is not None:
+        data.tokenizer.train(islice(data.captions("train"), TOKENIZER_CAPTIONS))
+        data.tokenizer.save(run / runs.TOKENIZER)
+    if checkpoint is None and config.stage == "prior":
+        runs.keep_dvae(run, Path(config.dvae))
+    processes.tell_others(run, checkpoint)
 
 
 if __name__ == "__main__":

@@ -83,6 +83,11 @@ def test_one_line_of_hydras_errors():
             assert "HYDRA_FULL_ERROR" not in line
 
 
+def test_one_line_of_a_key_of_one_metric_for_several(places):
+    line = fails_in_one_line("eval", "metric=fid,kid", "metric.blur=4", *places)
+    assert "several options of metric at once take no metric.KEY=value" in line
+
+
 def test_one_line_of_a_worker_process():
     loader = DataLoader(Failing(), num_workers=1)
     with pytest.raises(UserError) as caught:
@@ -159,7 +164,7 @@ def test_help(command):
     assert done.returncode == 0, done.stderr
     words = {
         "train": ["stage: dvae, prior", "data: ", "shapes", "trainer: auto, cpu, gpu"],
-        "eval": ["metric: alignment, fid, reconstruction"],
+        "eval": ["metric: ", "clip_score, fid, is, kid, reconstruction"],
         "generate": ["prompt=", "image_prompt=", "top_k=", "guidance="],
     }
     for word in [f"python src/{command}.py", *words[command]]:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tilewright.pipeline import TextToImage
 
@@ -29,6 +30,7 @@ SMALL = [
     "trainer.log_every_n_steps=1",
 ]
 PROMPT = "a large red circle"
+METRICS = {"fid": "fd", "kid": "kd", "is": "cs"}  # on Inception, and on another network
 
 
 def run(home, command, *arguments, status=0):
@@ -58,6 +60,13 @@ def trained(home):
         prior=folder,
         said={"dvae": dvae.stdout, "prior": prior.stdout},
     )
+
+
+@pytest.fixture(scope="module")
+def ranker(home):
+    """A ranker on the same data."""
+    run(home, "train", "stage=ranker", "run_name=ranker", *SMALL)
+    return home / "logs" / "ranker" / "ranker"
 
 
 def steps_of(run):
@@ -176,6 +185,35 @@ def test_eval_writes_figures_that_can_be_repeated(trained, home, metric, argumen
             assert sum(row["images"] for row in rows if row["split"] == split) == 8
 
 
+def test_eval_of_several_metrics_repeats_byte_for_byte(trained, home):
+    folder = trained.prior / "eval"
+    written = []
+    for _ in range(2):
+        run(home, "eval", "metric=fid,kid,is", "images=6", f"run={trained.prior}", "device=cpu")
+        written.append([(folder / name / "results.json").read_bytes() for name in METRICS])
+    assert written[0] == written[1]
+    for name, general in METRICS.items():
+        rows = figures(trained.prior, name)
+        assert {row["metric"].split("_")[0] for row in rows} <= {name, general}
+        assert all(row["images"] == 6 and row["extractor_digest"] for row in rows)
+    events = EventAccumulator(str(trained.prior)).Reload()
+    for row in figures(trained.prior, "fid"):
+        (*_, last) = events.Scalars(f"eval/{row['metric']}/validation")
+        assert last.value == pytest.approx(row["value"])
+        assert last.step == step(trained.prior / "checkpoints" / "best.ckpt")
+
+
+def test_eval_of_several_runs(trained, home):
+    other = home / "logs" / "dvae" / "other"
+    shutil.copytree(trained.dvae, other)
+    words = ["metric=reconstruction", "images=8", "metric.frechet=false", "device=cpu"]
+    run(home, "eval", *words, f"run={trained.dvae},{other}")
+    for folder in (trained.dvae, other):
+        rows = figures(folder, "reconstruction")
+        assert {row["run"] for row in rows} == {str(folder.resolve())}
+    shutil.rmtree(other)
+
+
 def test_eval_of_another_stages_run_is_one_line(trained, home):
     done = run(home, "eval", "metric=fid", f"run={trained.dvae}", status=1)
     (line,) = done.stderr.splitlines()
@@ -237,6 +275,54 @@ def test_a_pairs_likelihood(trained):
     assert of_text.shape == of_image.shape == (2,)
     assert (of_text < 0).all()
     assert (of_image < 0).all()
+
+
+def test_a_ranker_shows_what_it_finds(ranker):
+    with (ranker / "metrics.csv").open() as file:
+        names = csv.DictReader(file).fieldnames
+    assert {"retrieval/caption_to_image_r@1", "retrieval/image_to_caption_r@10"} <= set(names)
+
+
+@pytest.mark.parametrize("kind", ["contrastive", "likelihood"])
+def test_generate_keeps_the_best(trained, ranker, home, tmp_path, kind):
+    words = [f"prompt={PROMPT}", f"run={trained.prior}", "device=cpu", f"ranker={kind}"]
+    run(home, "generate", *words, "n=2", "best_of=6", "batch_size=4", f"out={tmp_path / 'best'}")
+    run(home, "generate", *words, "n=6", f"out={tmp_path / 'all'}")
+    record = json.loads((tmp_path / "best" / "pictures.json").read_text())
+    assert record["best_of"] == 6
+    first, second = record["pictures"]
+    assert first["score"] >= second["score"]
+    for chosen in (first, second):
+        candidate = tmp_path / "all" / f"000-{chosen['candidate']:03}.png"
+        assert (tmp_path / "best" / chosen["file"]).read_bytes() == candidate.read_bytes()
+
+
+def test_best_of_without_a_ranker_is_one_line(trained, tmp_path, home):
+    words = [f"prompt={PROMPT}", f"run={trained.prior}", "best_of=9"]
+    done = run(home, "generate", *words, "ranker=none", status=1)
+    (line,) = done.stderr.splitlines()
+    assert "ranker=none" in line
+    shutil.copytree(trained.prior, tmp_path / "logs" / "prior" / "alone")
+    done = run(tmp_path, "generate", f"prompt={PROMPT}", "best_of=9", status=1)
+    (line,) = done.stderr.splitlines()
+    assert "python src/train.py stage=ranker" in line
+
+
+def test_eval_of_a_ranker(trained, ranker, home):
+    run(home, "eval", "metric=retrieval", "metric.images=16", f"run={ranker}", "device=cpu")
+    rows = figures(ranker, "retrieval")
+    assert {row["split"] for row in rows} == {"validation", "zeroshot"}
+    assert len(rows) == 2 * 6
+
+    words = ["metric.captions=8", f"run={trained.prior}", "device=cpu", "seed=4"]
+    run(home, "eval", "metric=best_of", "metric.counts=[1,3]", *words)
+    rows = figures(trained.prior, "best_of")
+    assert {row["best_of"] for row in rows} == {1, 3}
+    assert {row["ranker"] for row in rows} == {"contrastive"}
+    run(home, "eval", "metric=alignment", *words)
+    key = ("split", "captions", "images", "value")
+    single = [tuple(row[k] for k in key) for row in figures(trained.prior, "alignment")]
+    assert [tuple(row[k] for k in key) for row in rows if row["best_of"] == 1] == single
 
 
 def test_image_prompt_that_is_no_picture_is_one_line(trained, home, tmp_path):

@@ -200,3 +200,28 @@ def test_a_run_that_has_made_all_its_steps_says_so(tmp_path):
     with pytest.raises(UserError) as caught:
         runs.check_unfinished(file, 6)
     assert "has made all its 6 steps" in message(caught)
+
+
+def test_a_checkpoint_that_is_cut_short_offers_the_one_before(tmp_path):
+    trained(tmp_path, "a")
+    last, best = (tmp_path / "dvae" / "a" / "checkpoints" / f"{n}.ckpt" for n in ("last", "best"))
+    last.write_bytes(last.read_bytes()[:100])
+    with pytest.raises(UserError) as caught:
+        runs.check_unfinished(last, 7)
+    assert "cut short" in message(caught)
+    assert f"resume={best}" in message(caught)
+    best.unlink()
+    with pytest.raises(UserError) as caught:
+        runs.check_unfinished(last, 7)
+    assert "resume=" not in message(caught)
+
+
+def test_a_run_is_resumed_from_its_last_checkpoint_or_from_the_one_that_is_named(tmp_path):
+    trained(tmp_path, "a")
+    run = tmp_path / "dvae" / "a"
+    last, best = (run / "checkpoints" / f"{name}.ckpt" for name in ("last", "best"))
+    assert runs.to_resume(tmp_path, "dvae") == (run, last)
+    assert runs.to_resume(tmp_path, "dvae", str(run)) == (run, last)
+    assert runs.to_resume(tmp_path, "dvae", str(best)) == (run, best)
+    with pytest.raises(UserError, match=r"no checkpoint .*other\.ckpt"):
+        runs.to_resume(tmp_path, "dvae", str(run / "checkpoints" / "other.ckpt"))

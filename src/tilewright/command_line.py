@@ -77,6 +77,8 @@ def mistakes_in_one_line() -> Iterator[None]:
         if any(word.startswith("debug=") for word in sys.argv):
             raise
         sys.exit(f"error: {one_line(error)}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def one_line(error: BaseException) -> str:
@@ -95,6 +97,12 @@ def one_line(error: BaseException) -> str:
         return f"{place[1]}: {one_line(error.__cause__)}"
     if isinstance(error.__cause__, UserError):
         return one_line(error.__cause__)
+    swept = re.match(r"Ambiguous value for argument '(\w+)=", str(error))
+    if swept and any(word.startswith(f"{swept[1]}.") for word in sys.argv):
+        return (
+            f"several options of {swept[1]} at once take no {swept[1]}.KEY=value, which is for one "
+            f"of them: leave it out, or choose one"
+        )
     message = re.sub(
         r"Config search path:.*|Set the environment variable.*", "", str(error), flags=re.S
     )

@@ -117,6 +117,24 @@ def find(logs: Path, stage: str, wanted: str | None = None, data: str | None = N
     )
 
 
+def to_resume(logs: Path, stage: str, wanted: str | None = None) -> tuple[Path, Path]:
+    """The run to go on with, and the checkpoint to go on from.
+
+    Args:
+        wanted: path of a run, or of one of its checkpoints; None is the newest run.
+
+    Raises:
+        UserError: there is none.
+    """
+    if wanted is None or not wanted.endswith(".ckpt"):
+        run = find(logs, stage, wanted)
+        return run, checkpoint(run, "last")
+    file = Path(wanted).resolve()
+    if not file.is_file():
+        raise UserError(f"there is no checkpoint {wanted}")
+    return find(logs, stage, str(file.parents[1])), file
+
+
 def _newest_first(folder: Path) -> list[Path]:
     """Runs of a folder that can be loaded or resumed, by the age of their newest checkpoint."""
     found = []
@@ -155,7 +173,14 @@ def check_unfinished(file: Path, max_steps: int) -> None:
     Raises:
         UserError: it has not, or its checkpoint is broken.
     """
-    step = load_checkpoint(file)["global_step"]
+    try:
+        step = load_checkpoint(file)["global_step"]
+    except UserError as error:
+        others = [other for other in file.parent.glob("*.ckpt") if other != file]
+        if not others:
+            raise
+        newest = max(others, key=lambda other: other.stat().st_mtime)
+        raise UserError(f"{error}; to go on from the one before it: resume={newest}") from error
     if 0 <= max_steps <= step:  # -1 is without end
         raise UserError(
             f"{file.parents[1]} has made all its {step} steps: to go on, set trainer.max_steps "

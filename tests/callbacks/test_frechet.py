@@ -1,5 +1,6 @@
 """The Fréchet distance during a training."""
 
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,8 @@ import torch
 
 from tilewright.callbacks import frechet
 from tilewright.dvae import DiscreteVAE
+from tilewright.evaluations import distributions, drawing, reconstruction
+from tilewright.metrics.extractors import Extractor
 
 
 class Module(pl.LightningModule):
@@ -22,22 +25,34 @@ class Module(pl.LightningModule):
         self.logged[name] = value
 
 
-def trainer_with(images):
-    data = SimpleNamespace(
-        image_tokenizer=None, examples=lambda split, count: [(x, "a caption") for x in images]
-    )
+class Data:
+    source = None
+    splits = ("validation",)
+
+    def __init__(self, images, cache=None, image_tokenizer=None):
+        self.images, self.cache, self.image_tokenizer = images, cache, image_tokenizer
+
+    def examples(self, split, count):
+        return [(image, f"caption {i}") for i, image in enumerate(self.images[:count])]
+
+
+def trainer_with(images, rank=0, processes=1, **how):
     return SimpleNamespace(
-        sanity_checking=False, global_step=1, max_steps=9, is_global_zero=True, datamodule=data
+        sanity_checking=False,
+        global_step=1,
+        max_steps=9,
+        global_rank=rank,
+        world_size=processes,
+        datamodule=Data(images, **how),
     )
 
 
 @pytest.fixture
 def _cheap_features(monkeypatch):
-    from tilewright.metrics.extractors import Extractor
-
     network = lambda images: images.mean(dim=(2, 3))  # noqa: E731
-    extractor = Extractor("means", 3, 8, "0", torch.device("cpu"), network)
-    monkeypatch.setattr(frechet, "find_extractor", lambda *_: extractor)
+    extractor = Extractor("means", 3, 8, "0", torch.device("cpu"), network, torch.nn.Identity())
+    for place in (frechet, reconstruction, distributions):
+        monkeypatch.setattr(place, "find_extractor", lambda *_: extractor)
 
 
 @pytest.mark.usefixtures("_cheap_features")
@@ -56,4 +71,75 @@ def test_a_single_picture_does_not_end_the_training(caplog):
     callback = frechet.FrechetDistance()
     callback.on_validation_epoch_end(trainer_with(torch.rand(1, 3, 16, 16)), module)
     assert not module.logged
-    assert "one readable picture" in caplog.text
+    assert "1 readable picture" in caplog.text
+
+
+@pytest.mark.usefixtures("_cheap_features")
+def test_a_dvaes_figure_is_evals(monkeypatch, tmp_path):
+    images, module = torch.rand(70, 3, 16, 16), Module()
+    trainer = trainer_with(images, cache=tmp_path / "codes")
+    frechet.FrechetDistance(images=70).on_validation_epoch_end(trainer, module)
+    monkeypatch.setattr(reconstruction.runs, "load_network", lambda *_: module.network)
+    how = {"seed": 0, "device": "cpu", "folder": tmp_path / "eval"}
+    evaluation = reconstruction.Reconstruction(splits=["validation"])
+    results = evaluation(tmp_path, trainer.datamodule, **how)
+    (figure,) = [result for result in results if result.metric == "fd_means"]
+    assert module.logged == {"validation/fd_means": figure.value}
+    assert figure.value > 1
+
+
+@pytest.mark.usefixtures("_cheap_features")
+def test_a_priors_figure_is_evals(monkeypatch, tmp_path):
+    images, module = torch.rand(20, 3, 16, 16), Module()
+
+    class Model:
+        def images(self, captions, sampling=None, seed=0):
+            shades = [float(caption.split()[1]) / 40 for caption in captions]
+            return torch.tensor(shades)[:, None, None, None, None].expand(-1, 1, 3, 16, 16)
+
+    monkeypatch.setattr(frechet.TextToImage, "of_training", lambda *_: Model())
+    monkeypatch.setattr(drawing.TextToImage, "from_run", lambda *_: Model())
+    trainer = trainer_with(images, cache=tmp_path / "codes", image_tokenizer="a dVAE")
+    frechet.FrechetDistance(images=20).on_validation_epoch_end(trainer, module)
+    how = {"seed": 0, "device": "cpu", "folder": tmp_path / "eval"}
+    (figure,) = distributions.FrechetInceptionDistance()(tmp_path, trainer.datamodule, **how)
+    assert module.logged == {"validation/fd_means": figure.value}
+    assert figure.value > 1
+
+
+@pytest.mark.usefixtures("_cheap_features")
+def test_processes_share_the_pictures(monkeypatch):
+    """Two threads in the place of two processes: both have the figure of one alone."""
+    images, alone = torch.rand(9, 3, 16, 16), Module()
+    frechet.FrechetDistance().on_validation_epoch_end(trainer_with(images), alone)
+
+    gathered, meeting, sizes = {}, threading.Barrier(2, timeout=60), []
+
+    def all_gather_object(shares, own):
+        rank = int(threading.current_thread().name)
+        gathered[rank] = own
+        sizes.append(len(own))
+        meeting.wait()
+        shares[:] = [gathered[0], gathered[1]]
+        meeting.wait()
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", all_gather_object)
+    modules = [Module(), Module()]
+    threads = []
+    for rank, module in enumerate(modules):
+        module.network = alone.network
+        call = (trainer_with(images, rank, 2), module)
+        threads.append(
+            threading.Thread(
+                target=frechet.FrechetDistance().on_validation_epoch_end, args=call, name=str(rank)
+            )
+        )
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(sizes) == [4, 4, 5, 5]
+    for module in modules:
+        assert module.logged["validation/fd_means"] == pytest.approx(
+            alone.logged["validation/fd_means"], rel=1e-5
+        )

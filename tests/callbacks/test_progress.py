@@ -39,10 +39,11 @@ def printed(capsys, callback):
     return capsys.readouterr().out
 
 
-def test_the_bar_names_no_last_epoch(capsys):
+def test_the_bar_counts_the_runs_steps(capsys):
     out = printed(capsys, Bar(refresh_rate=1))
-    assert "Epoch 0" in out
-    assert "/-2" not in out
+    assert "Training" in out
+    assert "4/4" in out
+    assert "Epoch" not in out
 
 
 def test_a_line_for_each_validation(capsys):

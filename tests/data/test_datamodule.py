@@ -2,6 +2,8 @@
 
 import io
 import logging
+from itertools import islice
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -85,9 +87,9 @@ def tokenizer():
     return made
 
 
-def batches(data, loader):
-    """Batches as a training step sees them."""
-    return [data.on_after_batch_transfer(batch, 0) for batch in loader]
+def batches(data, loader, count=None):
+    """Batches as a training step sees them; those of training have no end."""
+    return [data.on_after_batch_transfer(batch, 0) for batch in islice(loader, count)]
 
 
 def numbers(batch):
@@ -100,8 +102,7 @@ def flat(lists):
 
 def test_dvae_batches(make):
     data = make()
-    found = batches(data, data.train_dataloader())
-    assert len(found) == 2
+    found = batches(data, data.train_dataloader(), 2)
     for batch in found:
         assert set(batch) == {"image", "caption"}
         assert batch["image"].shape == (4, 3, SIZE, SIZE)
@@ -114,7 +115,7 @@ def test_dvae_batches(make):
 def test_prior_batches(make, tokenizer):
     data = make(tokenizer=tokenizer, image_tokenizer=Levels())
     for loader in (data.train_dataloader(), data.val_dataloader()):
-        for batch in batches(data, loader):
+        for batch in batches(data, loader, 2):
             assert set(batch) == {"caption", "text_tokens", "image_tokens"}
             assert batch["text_tokens"].shape == (4, 12)
             assert batch["image_tokens"].shape == (4, 2, 2)
@@ -125,25 +126,99 @@ def test_prior_batches(make, tokenizer):
 
 def test_captions_are_random_in_training_and_first_in_validation(make):
     data = make()
-    torch.manual_seed(0)
-    trained = [c for _ in range(4) for b in data.train_dataloader() for c in b["caption"]]
+    trained = [c for batch in batches(data, data.train_dataloader(), 8) for c in batch["caption"]]
     assert {caption.split()[0] for caption in trained} == {"grey", "gray"}
     validated = [c for b in data.val_dataloader() for c in b["caption"]]
     assert validated == [f"grey {i}" for i in range(8)]
 
 
-def test_training_is_shuffled_and_drops_what_fills_no_batch(make):
+def test_every_epoch_of_training_has_every_row_in_a_new_order(make):
     data = make(TinySource(rows=10))
-    torch.manual_seed(0)
-    trained = [numbers(batch) for batch in data.train_dataloader()]
-    assert [len(batch) for batch in trained] == [4, 4]
-    assert flat(trained) != sorted(flat(trained))
+    trained = flat(map(numbers, batches(data, data.train_dataloader(), 5)))
+    assert len(trained) == 20
+    first, second = trained[:10], trained[10:]
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first != second != list(range(10)) != first
     assert [len(numbers(batch)) for batch in data.val_dataloader()] == [4, 4, 2]
 
 
-def test_fewer_rows_than_a_batch_are_a_batch(make):
+def test_fewer_rows_than_a_batch_fill_one(make):
     data = make(TinySource(rows=3))
-    assert [len(numbers(batch)) for batch in data.train_dataloader()] == [3]
+    (batch,) = batches(data, data.train_dataloader(), 1)
+    assert sorted(numbers(batch)[:3]) == [0, 1, 2]
+    assert len(numbers(batch)) == 4
+
+
+class Noise:
+    """A transform that draws at random, as an augmentation does."""
+
+    def __call__(self, image):
+        level = int(torch.randint(256, ()))
+        return PILImage.new("RGB", image.size, (level, level, level))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_repeats_itself_whatever_was_drawn_before(make, tokenizer, workers):
+    def train(seed, workers=0):
+        data = make(train_transform=Noise(), tokenizer=tokenizer, seed=seed, num_workers=workers)
+        torch.rand(workers + 1)  # the state of the global generator is of no account
+        return batches(data, data.train_dataloader(), 4)
+
+    first, again, other = train(1), train(1, workers), train(2)
+    for key in ("image", "text_tokens"):
+        values, same, others = ([batch[key] for batch in one] for one in (first, again, other))
+        assert all(map(torch.equal, values, same))
+        assert not all(map(torch.equal, values, others))
+    assert [batch["caption"] for batch in first] == [batch["caption"] for batch in again]
+
+
+def test_reading_leaves_the_global_generator_alone(make):
+    data = make(train_transform=Noise())
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    batches(data, data.train_dataloader(), 2)
+    assert torch.equal(torch.rand(3), expected)
+
+
+class Trainer:
+    """What the data asks of a trainer: which process this is, and how far the training is."""
+
+    def __init__(self, rank=0, world_size=1, batches=0):
+        self.global_rank, self.world_size = rank, world_size
+        self.fit_loop = SimpleNamespace(total_batch_idx=batches - 1)
+        self.strategy = SimpleNamespace(root_device=torch.device("cpu"))
+
+
+def seen(make, loader, count=None, rows=11, **trainer):
+    data = make(TinySource(rows=rows))
+    data.trainer = Trainer(**trainer)
+    return [numbers(batch) for batch in islice(getattr(data, loader)(), count)]
+
+
+def test_processes_share_the_batches_of_one(make):
+    alone = seen(make, "train_dataloader", 6)
+    parts = [seen(make, "train_dataloader", 6, rank=rank, world_size=2) for rank in (0, 1)]
+    assert [first + second for first, second in zip(*parts, strict=True)] == alone
+
+
+@pytest.mark.parametrize("rows", [8, 9, 10, 11, 13])
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_evaluate_each_row_once_in_equally_many_batches(make, rows, processes):
+    ranks = range(processes)
+    parts = [
+        seen(make, "val_dataloader", rows=rows, rank=rank, world_size=processes) for rank in ranks
+    ]
+    assert len({len(part) for part in parts}) == 1
+    assert all(batch for part in parts for batch in part)
+    assert sorted(flat(flat(parts))) == list(range(rows))
+    if processes == 2:  # the first batches are those of one process, so a limit means the same
+        first = sorted(flat(part[0] for part in parts))
+        assert first == [0, 1, 2, 3]
+
+
+def test_training_goes_on_with_the_next_batch(make):
+    assert seen(make, "train_dataloader", 3, batches=4) == seen(make, "train_dataloader", 7)[4:]
 
 
 def test_dropout_in_training_only(make, tokenizer):
@@ -205,15 +280,14 @@ def test_tokens_are_encoded_once(make):
     tokenizer = Levels()
     data = make(image_tokenizer=tokenizer)
     for _ in range(2):
-        batches(data, data.train_dataloader())
-        batches(data, data.train_dataloader())
+        batches(data, data.train_dataloader(), 2)
     assert tokenizer.encoded == 8
     again = Levels()  # the same weights in another process
-    batches(data, make(image_tokenizer=again).train_dataloader())
+    batches(data, make(image_tokenizer=again).train_dataloader(), 2)
     assert again.encoded == 0
     other = Levels()
     other.weight.data += 1
-    batches(data, make(image_tokenizer=other).train_dataloader())
+    batches(data, make(image_tokenizer=other).train_dataloader(), 2)
     assert other.encoded == 8
 
 
@@ -221,7 +295,7 @@ def test_augmented_tokens_are_encoded_at_every_step(make):
     tokenizer = Levels()
     data = make(image_tokenizer=tokenizer, augmented_tokens=True)
     for _ in range(2):
-        for batch in batches(data, data.train_dataloader()):
+        for batch in batches(data, data.train_dataloader(), 2):
             assert set(batch) == {"caption", "image_tokens"}
             assert (batch["image_tokens"][:, 0, 0] // 10).tolist() == numbers(batch)
     assert tokenizer.encoded == 16
@@ -233,7 +307,7 @@ def test_augmented_tokens_are_encoded_at_every_step(make):
 def test_stream(make, tokenizer):
     data = make(TinySource(stream=True), tokenizer=tokenizer, image_tokenizer=Levels())
     for loader in (data.train_dataloader(), data.val_dataloader()):
-        found = batches(data, loader)
+        found = batches(data, loader, 2)
         assert sorted(flat(map(numbers, found))) == list(range(8))
         for batch in found:
             assert set(batch) == {"caption", "text_tokens", "image_tokens"}

@@ -64,6 +64,30 @@ def test_dropout_only_when_asked(tokenizer):
     assert torch.equal(tokenizer.encode(caption), plain)
 
 
+def test_dropout_follows_from_the_seed(tokenizer):
+    def spell(seed):
+        torch.manual_seed(seed)
+        return tokenizer.encode(CAPTIONS, dropout=True)
+
+    assert torch.equal(spell(1), spell(1))
+    assert not torch.equal(spell(1), spell(2))
+
+
+def test_a_dropout_of_next_to_nothing_spells_as_without(tokenizer):
+    plain = tokenizer.encode(CAPTIONS)
+    tokenizer.dropout = 1e-12
+    assert torch.equal(tokenizer.encode(CAPTIONS, dropout=True), plain)
+
+
+def test_dropout_skips_merges_at_its_share(tokenizer):
+    """Of two letters with one merge, the merge is skipped as often as was said."""
+    tokenizer.train(["ab"])
+    tokenizer.dropout = 0.3
+    torch.manual_seed(0)
+    tokens = tokenizer.encode(["ab"] * 2000, dropout=True)
+    assert (tokens[:, 1] >= 0).float().mean().item() == pytest.approx(0.3, abs=0.04)
+
+
 def test_no_dropout_leaves_training_alone():
     tokenizer = BytePairTokenizer(vocab_size=300, length=64, dropout=0.0)
     tokenizer.train(CAPTIONS)

@@ -81,22 +81,27 @@ def test_the_rate_warms_up_in_both_groups_and_validation_is_logged():
         assert logged == pytest.approx(value.item(), rel=1e-5)
 
 
-def captions_seen(monkeypatch, caption_dropout, count=3):
-    """The text that a training step gives to the network."""
-    module, seen = tiny(caption_dropout=caption_dropout), []
-    forward = module.network.forward
+def shown(monkeypatch, module, given, step="training_step"):
+    """What a step gives to the network: text, image and which image tokens are hidden."""
+    seen, forward = [], module.network.forward
 
-    def recorded(text, image):
-        seen.append(text)
-        return forward(text, image)
+    def recorded(text, image, hidden=None):
+        seen.append((text, image, hidden))
+        return forward(text, image, hidden)
 
     monkeypatch.setattr(module.network, "forward", recorded)
-    monkeypatch.setattr(module, "log_dict", lambda values: None)
+    monkeypatch.setattr(module, "log_dict", lambda values, **_: None)
+    getattr(module, step)(given, 0)
+    return seen[0]
+
+
+def captions_seen(monkeypatch, caption_dropout, count=3):
+    """The text that a training step gives to the network."""
     given = batch(count)
     before = given["text_tokens"].clone()
-    module.training_step(given, 0)
+    text, _, _ = shown(monkeypatch, tiny(caption_dropout=caption_dropout), given)
     assert torch.equal(given["text_tokens"], before)
-    return before, seen[0]
+    return before, text
 
 
 def test_a_dropout_of_one_leaves_only_padding(monkeypatch):
@@ -116,13 +121,25 @@ def test_dropout_takes_whole_captions_at_its_share(monkeypatch):
     assert dropped.float().mean().item() == pytest.approx(0.3, abs=0.05)
 
 
-def test_validation_never_drops_a_caption(monkeypatch):
-    module, seen = tiny(caption_dropout=1.0), []
-    monkeypatch.setattr(module, "log_dict", lambda values, **_: None)
-    terms = module.terms
-    monkeypatch.setattr(module, "terms", lambda t, i: seen.append(t) or terms(t, i))
-    module.validation_step(batch(), 0)
-    assert torch.equal(seen[0], batch()["text_tokens"])
+def test_each_picture_hides_a_share_of_its_own(monkeypatch):
+    torch.manual_seed(0)
+    _, image, hidden = shown(monkeypatch, tiny(image_dropout=0.6), batch(2000))
+    assert hidden.shape == image.shape
+    shares = hidden.float().flatten(1).mean(dim=1)
+    assert shares.mean().item() == pytest.approx(0.3, abs=0.02)  # from none to 0.6
+    assert shares.std().item() > 0.6 / 12**0.5  # of the uniform shares, and of the draws
+
+
+def test_nothing_is_hidden_without_dropout(monkeypatch):
+    assert shown(monkeypatch, tiny(), batch())[2] is None
+
+
+def test_validation_drops_nothing(monkeypatch):
+    module = tiny(caption_dropout=1.0, image_dropout=1.0)
+    text, image, hidden = shown(monkeypatch, module, batch(), "validation_step")
+    assert torch.equal(text, batch()["text_tokens"])
+    assert torch.equal(image, batch()["image_tokens"])
+    assert hidden is None
 
 
 def test_the_optimiser_is_the_papers():

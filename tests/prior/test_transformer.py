@@ -167,3 +167,18 @@ def test_the_defaults_are_the_papers_twelve_billion():
     assert len(network.blocks) == 64
     assert blocks == pytest.approx(12.09e9, rel=5e-3)
     assert sum(p.numel() for p in network.parameters()) == pytest.approx(12.3e9, rel=5e-3)
+
+
+@pytest.mark.parametrize("parts", [{}, {"norm": "rms", "positions": "rotary", "qk_norm": True}])
+def test_hidden_image_tokens_are_predicted_and_not_seen(parts):
+    network = tiny("full", **parts)
+    text, image = tokens()
+    hidden = torch.zeros_like(image, dtype=torch.bool)
+    hidden[0, 1, 2] = True
+    before = network(text, image, hidden)[1]
+    assert not torch.equal(before, network(text, image)[1])
+    changed = image.clone()
+    changed[0, 1, 2] = (changed[0, 1, 2] + 1) % STREAM.image_vocab
+    torch.testing.assert_close(network(text, changed, hidden)[1], before, rtol=0, atol=0)
+    changed[0, 1, 1] = (changed[0, 1, 1] + 1) % STREAM.image_vocab
+    assert not torch.equal(network(text, changed, hidden)[1], before)

@@ -88,8 +88,6 @@ def test_wrong_ones_stand_in_the_others_way_only():
     with_images = contrastive_loss(text, images, scale, wrong)
     torch.testing.assert_close(with_images, (of_text + of_images) / 2)
     assert with_images > without
-    swapped = contrastive_loss(images, text, scale, wrong_text=wrong)
-    torch.testing.assert_close(swapped, with_images)
 
 
 def test_a_patchwork_has_a_rectangle_of_the_next():

@@ -1,16 +1,63 @@
-"""The checkpoint that a run goes on from."""
+"""The checkpoint that a run goes on from: when it is written, and that it is always a whole one."""
 
+import contextlib
+import os
+import signal
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.plugins import TorchCheckpointIO
+
+from tilewright.errors import UserError
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and renames it, so that a whole one is always there.
+
+    Lightning's own writes it on the disk for temporary files and copies it over the last one.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Writes a checkpoint; one of that name is there until the new one is complete.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        path = Path(path)
+        beside = path.with_name(f".{path.name}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with beside.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+        except (OSError, RuntimeError) as error:  # torch's writer has errors of its own
+            reason = str(error.__context__ or error).splitlines()[0]
+            kept = "the one before it is still there" if path.exists() else "there is none before"
+            raise UserError(
+                f"the checkpoint {path} cannot be written ({reason}); {kept}: mend that, then "
+                f"go on with resume={path.parents[1]}"
+            ) from error
+        finally:
+            with contextlib.suppress(OSError):
+                beside.unlink(missing_ok=True)
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Keeps `last.ckpt`: after every validation, and at the run's last update.
+    """Keeps `last.ckpt`: after every validation, at the last update, and on SIGTERM or SIGINT.
 
-    Both are inside the training loop. Lightning counts a checkpoint's unfinished step when a run
+    All are inside the training loop. Lightning counts a checkpoint's unfinished step when a run
     resumes, so one that is saved after the training would shift every later figure by a step.
+
+    A signal is answered after the update, or the validation, that it interrupts; a second one ends
+    the process as it would without this callback.
 
     Args:
         dirpath: folder of the checkpoint.
@@ -23,6 +70,32 @@ class LastCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=False,
             enable_version_counter=False,
         )
+        self._signal: signal.Signals | None = None
+        self._handlers: dict[signal.Signals, Any] = {}
+        self._due = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._handlers = {
+            number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)
+        }
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._signal = signal.Signals(number)
+        self._restore_handlers()
+
+    def _restore_handlers(self) -> None:
+        while self._handlers:
+            signal.signal(*self._handlers.popitem())
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._restore_handlers()
+        super().teardown(trainer, pl_module, stage)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._due = _accumulates(trainer)
+        if not self._due:
+            super().on_validation_end(trainer, pl_module)
 
     def on_train_batch_end(
         self,
@@ -33,5 +106,30 @@ class LastCheckpoint(ModelCheckpoint):
         batch_idx: int,
     ) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if trainer.global_step == trainer.max_steps:  # no validation may follow on this one
+        if _accumulates(trainer):  # no checkpoint holds a gradient
+            return
+        # Any process may have been told, and all of them have to leave after the same update.
+        told = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
+        finished = trainer.global_step == trainer.max_steps  # no validation may follow on this one
+        if told or finished or self._due:
             trainer.save_checkpoint(f"{self.dirpath}/last.ckpt")
+            self._due = False
+        if told and not finished:
+            self._leave(trainer)
+
+    def _leave(self, trainer: pl.Trainer) -> None:
+        name = self._signal.name if self._signal else "a signal"
+        run = Path(str(self.dirpath)).parent
+        trainer.print(
+            f"Stopped by {name} after update {trainer.global_step}, which is saved: go on with "
+            f"resume={run}"
+        )
+        # The status that shells give to a signal. Another process's status other than 0 would be
+        # taken for a crash by Lightning, which then kills the first.
+        ended = 128 + (self._signal or signal.SIGTERM)
+        raise SystemExit(ended if trainer.is_global_zero else 0)
+
+
+def _accumulates(trainer: pl.Trainer) -> bool:
+    """Whether the gradient of the next update has been gathered in part."""
+    return bool((trainer.fit_loop.total_batch_idx + 1) % trainer.accumulate_grad_batches)

@@ -44,7 +44,8 @@ class Health(pl.Callback):
     ) -> None:
         if trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return  # looking at the loss makes a GPU wait
-        if not torch.isfinite(outputs["loss"]):
+        finite = bool(torch.isfinite(outputs["loss"]))
+        if not trainer.strategy.reduce_boolean_decision(finite):  # of all processes
             self._tell(
                 trainer,
                 "loss",

@@ -5,13 +5,19 @@ from pytorch_lightning.callbacks import RichProgressBar
 
 
 class Bar(RichProgressBar):
-    """Lightning's bar, whose text is right for a run that is counted in steps.
+    """Lightning's bar for a run that is counted in steps: one bar for all of them.
 
-    Lightning's own says "Epoch 0/-2" where there is no last epoch.
+    Lightning's own counts epochs, and of a resumed run the steps that are left.
     """
 
+    @property
+    def total_train_batches(self) -> int | float:
+        if self.trainer.max_steps < 0:
+            return super().total_train_batches
+        return self.trainer.max_steps * self.trainer.accumulate_grad_batches
+
     def _get_train_description(self, current_epoch: int) -> str:
-        return f"{f'Epoch {current_epoch}':{len(self.validation_description)}}"
+        return f"{'Training':{len(self.validation_description)}}"
 
 
 class ProgressLine(pl.Callback):

@@ -10,10 +10,12 @@ import datasets
 import pytorch_lightning as pl
 import torch
 from datasets import Dataset, IterableDataset
+from datasets.distributed import split_dataset_by_node
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from tilewright.data.codes import ImageTokenizer, encode_rows, weights_digest
+from tilewright.data.order import EvaluationBatches, TrainingBatches
 from tilewright.data.rows import (
     RowReader,
     Rows,
@@ -40,17 +42,22 @@ class CaptionedImages(pl.LightningDataModule):
 
     A picture that cannot be read is skipped, with one warning that counts them.
 
+    Processes that train together share each batch: its rows, and so the training, are the same on
+    any number of them. The order of the rows, and what is random about each, follow from the seed
+    and the epoch, so that a training that resumes goes on with the batch that would have been next.
+
     Args:
         source: where the pairs come from.
         image_size: side of the images, in pixels.
-        batch_size: rows of a batch.
+        batch_size: rows of a batch, of all processes together.
         train_transform, eval_transform: PIL picture to a picture of image_size x image_size.
         tokenizer: text tokenizer, trained or loaded by whoever starts the run.
         image_tokenizer: a frozen model with `encode`; it makes this the prior's data.
         augmented_tokens: encode freshly augmented pictures at every step, as the paper does,
             rather than each picture once.
         cache: folder for image tokens.
-        num_workers: processes that read pictures beside the training.
+        num_workers: processes that read pictures beside each that trains.
+        seed: of the training's order, captions, crops and spellings.
     """
 
     def __init__(
@@ -65,8 +72,10 @@ class CaptionedImages(pl.LightningDataModule):
         augmented_tokens: bool = False,
         cache: str | Path = "data/codes",
         num_workers: int = 0,
+        seed: int = 0,
     ):
         super().__init__()
+        self.prepare_data_per_node = False
         if image_tokenizer is not None and image_tokenizer.image_size != image_size:
             side = image_tokenizer.image_size
             raise UserError(
@@ -83,9 +92,16 @@ class CaptionedImages(pl.LightningDataModule):
         self.augmented_tokens = augmented_tokens
         self.cache = Path(cache)
         self.num_workers = num_workers
+        self.seed = seed
         self.skipped = 0
         self._splits: dict[str, Any] = {}
         self._rows: dict[str, Rows | StreamedRows] = {}
+
+    def prepare_data(self) -> None:
+        """Brings to disk what training reads; the first process does it, and the others wait."""
+        self.setup()
+        self.rows("train", training=True)
+        self.rows("validation")
 
     def setup(self, stage: str | None = None) -> None:
         """Loads the source; images stay encoded until they are read."""
@@ -127,13 +143,31 @@ class CaptionedImages(pl.LightningDataModule):
         return self.dataloader("validation")
 
     def dataloader(self, split: str, training: bool = False) -> DataLoader:
-        """Batches of a split; in training shuffled, augmented, a random caption to each image."""
+        """Batches of a split, or this process's share of each.
+
+        In training they have no end; they are shuffled and augmented, with a random caption to each
+        image, and begin with the one after those that the trainer has seen.
+        """
         rows = self.rows(split, training)
+        rank, processes = self._place
+        batches: dict[str, Any]
+        if isinstance(rows, StreamedRows):
+            batches = {"batch_size": self.batch_size // processes}
+        elif training:
+            start = self.trainer.fit_loop.total_batch_idx + 1 if self.trainer is not None else 0
+            batches = {
+                "batch_sampler": TrainingBatches(
+                    len(rows), self.batch_size, self.seed, start, rank, processes
+                )
+            }
+        else:
+            batches = {
+                "batch_sampler": EvaluationBatches(len(rows), self.batch_size, rank, processes)
+            }
         return DataLoader(
             rows,
-            batch_size=self.batch_size,
-            shuffle=training and not isinstance(rows, StreamedRows),
-            drop_last=training and (isinstance(rows, StreamedRows) or len(rows) >= self.batch_size),
+            **batches,
+            generator=torch.Generator(),  # or it takes a number of the global one
             num_workers=self.num_workers,
             collate_fn=collate,
             persistent_workers=self.num_workers > 0,
@@ -169,6 +203,13 @@ class CaptionedImages(pl.LightningDataModule):
                 self.tokenizer.length,
             )
 
+    @property
+    def _place(self) -> tuple[int, int]:
+        """The rank of this process, and how many share each batch."""
+        return (
+            (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        )
+
     def _split(self, name: str) -> Any:
         if name not in self.splits:
             raise UserError(f"the data has no split {name}; it has {', '.join(self.splits)}")
@@ -179,7 +220,10 @@ class CaptionedImages(pl.LightningDataModule):
         transform = self.train_transform if training else self.eval_transform
         read = RowReader(transform, self.tokenizer, training)
         if isinstance(data, IterableDataset):
-            return StreamedRows(data.shuffle(buffer_size=1000) if training else data, read)
+            rank, processes = self._place
+            order = data.shuffle(self.seed, buffer_size=1000) if training else data
+            part = split_dataset_by_node(order, rank, processes)
+            return StreamedRows(part, read, (self.seed, rank) if training else None)
         on_the_fly = training and self.augmented_tokens
         if self.image_tokenizer is None or on_the_fly:
             return Rows(data, read)

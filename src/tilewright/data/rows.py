@@ -1,6 +1,7 @@
 """From a split's records to the rows of a batch."""
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from tilewright.data.codes import UNREADABLE
 from tilewright.data.images import UnreadableImage, decode, to_tensor
+from tilewright.data.order import Draw, seed_of
 from tilewright.data.tokenizer import BytePairTokenizer
 from tilewright.errors import UserError
 
@@ -37,7 +39,11 @@ def read_image(record: Any, transform: Transform) -> Tensor | None:
 
 
 class RowReader:
-    """Makes batch rows of a split's records; a row whose picture cannot be read becomes None."""
+    """Makes a batch's row of a record; one whose picture cannot be read becomes None.
+
+    In training all that is random about a row (its caption, its crop, the spelling of its words)
+    follows from the seed that it is drawn with, whichever process reads it.
+    """
 
     def __init__(self, transform: Transform, tokenizer: BytePairTokenizer | None, training: bool):
         self.transform = transform
@@ -45,28 +51,30 @@ class RowReader:
         self.training = training
 
     def __call__(
-        self, records: Any, captions: Sequence[Any], tokens: Any | None = None
-    ) -> list[dict | None]:
-        """Rows of encoded pictures `records`, or of ready image tokens [B, h, w]."""
-        choose = random_caption if self.training else first_caption
-        chosen = [choose(caption) for caption in captions]
-        rows: list[dict | None] = [{"caption": caption} for caption in chosen]
+        self,
+        record: Any,
+        caption: str | Sequence[str],
+        tokens: Any | None = None,
+        seed: tuple[int, ...] | None = None,
+    ) -> dict | None:
+        """The row of an encoded picture `record`, or of ready image tokens [h, w]."""
+        if seed is None:
+            return self._row(record, caption, tokens)
+        with torch.random.fork_rng(devices=[]):
+            # torch.manual_seed would seed every device as well, which takes longer than the rest.
+            torch.default_generator.manual_seed(seed_of(*seed))
+            return self._row(record, caption, tokens)
+
+    def _row(self, record: Any, caption: str | Sequence[str], tokens: Any | None) -> dict | None:
+        chosen = random_caption(caption) if self.training else first_caption(caption)
+        row: dict[str, Any] = {"caption": chosen}
         if self.tokenizer is not None:
-            text = self.tokenizer.encode(chosen, dropout=self.training)
-            for row, text_tokens in zip(rows, text, strict=True):
-                assert row is not None
-                row["text_tokens"] = text_tokens
-        for i, row in enumerate(rows):
-            assert row is not None
-            if tokens is not None:
-                row["image_tokens"] = torch.from_numpy(tokens[i].astype("int64"))
-                readable = tokens[i].flat[0] != UNREADABLE
-            else:
-                row["image"] = read_image(records[i], self.transform)
-                readable = row["image"] is not None
-            if not readable:
-                rows[i] = None
-        return rows
+            row["text_tokens"] = self.tokenizer.encode([chosen], dropout=self.training)[0]
+        if tokens is not None:
+            row["image_tokens"] = torch.from_numpy(tokens.astype("int64"))
+            return row if tokens.flat[0] != UNREADABLE else None
+        row["image"] = read_image(record, self.transform)
+        return row if row["image"] is not None else None
 
 
 class Rows(torch.utils.data.Dataset):
@@ -80,45 +88,71 @@ class Rows(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, index: int) -> dict | None:
-        return self._read([index])[0]
+    def __getitem__(self, item: int | Draw) -> dict | None:
+        return self._read([item])[0]
 
-    def __getitems__(self, indices: list[int]) -> list[dict | None]:
-        rows = self._read(indices)
+    def __getitems__(self, items: list[int | Draw]) -> list[dict | None]:
+        rows = self._read(items)
         if all(row is None for row in rows):  # a batch needs one row: the next that can be read
-            rows.append(self._next_readable(indices[-1]))
+            rows.append(self._next_readable(items[-1]))
         return rows
 
-    def _read(self, indices: list[int]) -> list[dict | None]:
-        columns = self.data[indices]
-        tokens = None if self.tokens is None else self.tokens[indices]
-        return self.read(columns.get("image"), columns["caption"], tokens)
+    def _read(self, items: Sequence[int | Draw]) -> list[dict | None]:
+        draws = [item if isinstance(item, Draw) else Draw(item, None) for item in items]
+        columns = self.data[[draw.row for draw in draws]]
+        pictures = columns.get("image", [None] * len(draws))
+        return [
+            self.read(
+                picture,
+                caption,
+                None if self.tokens is None else self.tokens[draw.row],
+                draw.seed,
+            )
+            for draw, picture, caption in zip(draws, pictures, columns["caption"], strict=True)
+        ]
 
-    def _next_readable(self, index: int) -> dict:
+    def _next_readable(self, item: int | Draw) -> dict:
+        draw = item if isinstance(item, Draw) else Draw(item, None)
         for step in range(1, len(self)):
-            row = self[(index + step) % len(self)]
+            row = self[draw._replace(row=(draw.row + step) % len(self))]
             if row is not None:
                 return row
         raise UserError("none of the data's pictures can be read")
 
 
 class StreamedRows(torch.utils.data.IterableDataset):
-    """A split that streams by; a row that cannot be read is counted on the one that follows it."""
+    """A split that streams by; a row that cannot be read is counted on the one that follows it.
 
-    def __init__(self, data: IterableDataset, read: RowReader):
+    Args:
+        seed: what the rows' random numbers follow from, beside their place in the stream. With one
+            the stream has no end: an epoch follows on another, each in an order of its own.
+    """
+
+    def __init__(self, data: IterableDataset, read: RowReader, seed: tuple[int, ...] | None = None):
         self.data = data
         self.read = read
+        self.seed = seed
 
     def __iter__(self) -> Iterator[dict]:
+        if self.seed is None:
+            yield from self._epoch(None)
+            return
+        info = torch.utils.data.get_worker_info()
+        for epoch in count():
+            self.data.set_epoch(epoch)
+            yield from self._epoch((*self.seed, epoch, info.id if info else 0))
+
+    def _epoch(self, seed: tuple[int, ...] | None) -> Iterator[dict]:
         skipped, found = 0, False
-        for record in self.data:
-            row = self.read([record["image"]], [record["caption"]])[0]
+        for place, record in enumerate(self.data):
+            drawn = None if seed is None else (*seed, place)
+            row = self.read(record["image"], record["caption"], seed=drawn)
             if row is None:
                 skipped += 1
             else:
                 yield {**row, "skipped": skipped}
                 skipped, found = 0, True
-        if skipped and not found:  # an epoch without a batch would follow on another for ever
+        if not found and (skipped or seed is not None):  # an epoch of nothing would go on for ever
             raise UserError("none of the data's pictures can be read")
 
 

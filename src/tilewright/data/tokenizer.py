@@ -1,7 +1,12 @@
 """Captions to text tokens and back: byte-level BPE, on Hugging Face tokenizers (section 2.2)."""
 
+import json
+import random
 from collections.abc import Iterable, Sequence
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -42,10 +47,10 @@ class BytePairTokenizer:
             show_progress=False,
         )
         self._tokenizer.train_from_iterator(captions, trainer)
+        self.__dict__.pop("_ranks", None)
 
     def save(self, path: str | Path) -> None:
         """Writes `tokenizer.json`, which Hugging Face tools open as it is."""
-        self._tokenizer.model.dropout = None  # it is for training, and others would apply it
         self._tokenizer.save(str(path))
 
     def load(self, path: str | Path) -> None:
@@ -63,18 +68,22 @@ class BytePairTokenizer:
                 f"{path} has {tokenizer.get_vocab_size()} tokens, more than "
                 f"tokenizer.vocab_size={self.vocab_size}"
             )
+        tokenizer.model.dropout = None  # one that others have saved with it
         self._tokenizer = tokenizer
+        self.__dict__.pop("_ranks", None)
 
     def encode(self, captions: Sequence[str], dropout: bool = False) -> Tensor:
         """Captions to text tokens [B, T], -1 past their end.
 
         Args:
-            dropout: skip merges at random; for training only.
+            dropout: skip merges at random, by torch's default generator; for training only.
         """
-        self._tokenizer.model.dropout = self.dropout if dropout and self.dropout else None
+        if dropout and self.dropout:
+            found = [self._spell(caption) for caption in captions]
+        else:
+            found = [encoding.ids for encoding in self._tokenizer.encode_batch(list(captions))]
         tokens = torch.full((len(captions), self.length), -1)
-        for row, encoding in zip(tokens, self._tokenizer.encode_batch(list(captions)), strict=True):
-            ids = encoding.ids
+        for row, ids in zip(tokens, found, strict=True):
             self.truncated += len(ids) > self.length
             row[: len(ids)] = torch.tensor(ids[: self.length], dtype=torch.long)
         return tokens
@@ -86,3 +95,33 @@ class BytePairTokenizer:
             self._tokenizer.decode([token for token in row if 0 <= token < size])
             for row in tokens.tolist()
         ]
+
+    def _spell(self, caption: str) -> list[int]:
+        """A caption's tokens where each merge is skipped at random.
+
+        The library's own dropout takes random numbers that nobody can seed, and a training that
+        resumes has to see what it would have seen.
+        """
+        draw = random.Random(int(torch.randint(2**31, ()))).random
+        ids: list[Any] = []
+        text = self._tokenizer.normalizer.normalize_str(caption)
+        for word, _ in self._tokenizer.pre_tokenizer.pre_tokenize_str(text):
+            parts = list(word)
+            while True:
+                merges = [
+                    (rank, place)
+                    for place, pair in enumerate(pairwise(parts))
+                    if (rank := self._ranks.get(pair)) is not None and draw() >= self.dropout
+                ]
+                if not merges:
+                    break
+                _, place = min(merges)
+                parts[place : place + 2] = [parts[place] + parts[place + 1]]
+            ids += [self._tokenizer.token_to_id(part) for part in parts]
+        return ids
+
+    @cached_property
+    def _ranks(self) -> dict[tuple[str, str], int]:
+        """The merges, with their order: the earlier go first."""
+        merges = json.loads(self._tokenizer.to_str())["model"]["merges"]
+        return {tuple(pair): rank for rank, pair in enumerate(merges)}

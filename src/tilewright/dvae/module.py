@@ -56,7 +56,8 @@ class DiscreteVAEModule(pl.LightningModule):
         temperature = self.temperature(self.global_step)
         codes, penalties = self.network.quantiser(self.network.latents(images), temperature)
         terms = self.terms(images, codes, penalties)
-        self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
+        values = {f"train/{name}": value.detach() for name, value in terms.items()}
+        self.log_dict(values, sync_dist=True)
         self.log("schedule/beta", self.beta(self.global_step))
         self.log("schedule/temperature", temperature)
         return terms["loss"]
@@ -73,7 +74,7 @@ class DiscreteVAEModule(pl.LightningModule):
         values = {**hard, "hard_code_gap": gap}
         self.log_dict(
             {f"validation/{name}": value for name, value in values.items()},
-            batch_size=len(images),
+            batch_size=float(len(images)),  # type: ignore[arg-type]  # else rounded over processes
             sync_dist=True,
         )
         return {"tokens": tokens, "reconstructions": self.network.decode(tokens)}

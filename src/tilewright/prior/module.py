@@ -3,7 +3,8 @@
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, distributed
+from torchmetrics import MeanMetric
 
 from tilewright.optimisers import clip_variance, decay_matrices_only, scheduled
 from tilewright.prior.transformer import Transformer
@@ -21,6 +22,9 @@ class PriorModule(pl.LightningModule):
             for no bound.
         caption_dropout: share of captions that are emptied in training, which is what guidance in
             sampling needs; the paper has none.
+        image_dropout: up to this share of a picture's image tokens are not shown in training, each
+            picture has a share of its own. What the tokens before do not tell has then to be read
+            from the caption, and pairs come out that were never seen together; the paper has none.
     """
 
     def __init__(
@@ -32,6 +36,7 @@ class PriorModule(pl.LightningModule):
         eps: float = 1e-8,
         variance_clip: float | None = None,
         caption_dropout: float = 0.1,
+        image_dropout: float = 0.0,
     ):
         super().__init__()
         self.network = network
@@ -41,11 +46,24 @@ class PriorModule(pl.LightningModule):
         self.eps = eps
         self.variance_clip = variance_clip
         self.caption_dropout = caption_dropout
+        self.image_dropout = image_dropout
+        # Over all tokens of a validation, and over all processes.
+        self.text_nats = MeanMetric(nan_strategy="disable")
+        self.image_nats = MeanMetric(nan_strategy="disable")
 
-    def terms(self, text: Tensor, image: Tensor) -> dict[str, Tensor]:
-        """Cross-entropies of text and image in nats per token, and their weighted sum, `loss`."""
-        text_logits, image_logits = self.network(text, image)
-        return self.network.stream.loss(text_logits, image_logits, text, image)
+    def terms(self, text: Tensor, image: Tensor, hidden: Tensor | None = None) -> dict[str, Tensor]:
+        """Cross-entropies of text and image in nats per token, and their weighted sum, `loss`.
+
+        Their means over the processes are the means over all tokens, wherever the long captions
+        are.
+        """
+        text_logits, image_logits = self.network(text, image, hidden)
+        stream = self.network.stream
+        targets = stream.counts(text).sum().float()
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(targets)
+            targets /= distributed.get_world_size()
+        return stream.loss(text_logits, image_logits, text, image, targets)
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         text = batch["text_tokens"]
@@ -53,17 +71,28 @@ class PriorModule(pl.LightningModule):
             dropped = torch.rand(len(text), 1, device=text.device) < self.caption_dropout
             empty = self.network.stream.empty_captions(len(text), text.device)
             text = torch.where(dropped, empty, text)
-        terms = self.terms(text, batch["image_tokens"])
-        self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
+        image, hidden = batch["image_tokens"], None
+        if self.image_dropout > 0:  # each picture has a share of its own
+            share = self.image_dropout * torch.rand(len(image), 1, 1, device=image.device)
+            hidden = torch.rand(image.shape, device=image.device) < share
+        terms = self.terms(text, image, hidden)
+        values = {f"train/{name}": value.detach() for name, value in terms.items()}
+        self.log_dict(values, sync_dist=True)
         return terms["loss"]
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
-        terms = self.terms(batch["text_tokens"], batch["image_tokens"])
-        self.log_dict(
-            {f"validation/{name}": value for name, value in terms.items()},
-            batch_size=len(batch["text_tokens"]),
-            sync_dist=True,
-        )
+        text, image = batch["text_tokens"], batch["image_tokens"]
+        stream = self.network.stream
+        text_logits, image_logits = self.network(text, image)
+        of_text, of_image = stream.nats(text_logits, image_logits, text, image)
+        self.text_nats.update(of_text[stream.counts(text)])
+        self.image_nats.update(of_image)
+
+    def on_validation_epoch_end(self) -> None:
+        terms = self.network.stream.weigh(self.text_nats.compute(), self.image_nats.compute())
+        self.log_dict({f"validation/{name}": value for name, value in terms.items()})
+        self.text_nats.reset()
+        self.image_nats.reset()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         groups = decay_matrices_only(self.network, self.weight_decay)

@@ -98,14 +98,28 @@ class Stream:
         return of_text.view_as(text), of_image.view(len(image), -1)
 
     def loss(
-        self, text_logits: Tensor, image_logits: Tensor, text: Tensor, image: Tensor
+        self,
+        text_logits: Tensor,
+        image_logits: Tensor,
+        text: Tensor,
+        image: Tensor,
+        text_targets: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The means of `nats` over text and image tokens, and 1/8 text + 7/8 image as `loss`."""
+        """The means of `nats` over text and image tokens, and their weighted sum as `loss`.
+
+        Args:
+            text_targets: by what the sum over text tokens is divided; None is the number of those
+                that count.
+        """
         of_text, of_image = self.nats(text_logits, image_logits, text, image)
         counted = self.counts(text)
-        text_loss = (of_text * counted).sum() / counted.sum().clamp(min=1)
-        image_loss = of_image.mean()
-        return {"loss": text_loss / 8 + image_loss * 7 / 8, "text": text_loss, "image": image_loss}
+        targets = counted.sum() if text_targets is None else text_targets
+        return self.weigh((of_text * counted).sum() / targets.clamp(min=1), of_image.mean())
+
+    @staticmethod
+    def weigh(text: Tensor, image: Tensor) -> dict[str, Tensor]:
+        """The nats of a text token and of an image token, and 1/8 and 7/8 of them as `loss`."""
+        return {"loss": text / 8 + image * 7 / 8, "text": text, "image": image}
 
     def counts(self, text: Tensor) -> Tensor:
         """Which text positions [B, T] count in the loss, by `padding_targets`."""

@@ -101,17 +101,23 @@ class Transformer(nn.Module):
         grid = self.stream.grid
         return states + self.row_position(index // grid) + self.column_position(index % grid)
 
-    def forward(self, text: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, text: Tensor, image: Tensor, hidden: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Logits of the whole stream.
 
         Args:
             text: text tokens [B, T], negative past their end.
             image: image tokens [B, h, w].
+            hidden: bool [B, h, w], image tokens that are not shown, only predicted.
 
         Returns:
             Logits [B, T, text_classes] of the text and [B, N, K] of the image tokens.
         """
-        x = torch.cat([self.embed_text(text), self.embed_image(image.flatten(1)[:, :-1])], dim=1)
+        shown = self.embed_image(image.flatten(1)[:, :-1])
+        if hidden is not None:
+            shown = shown.masked_fill(hidden.flatten(1)[:, :-1, None], 0.0)
+        x = torch.cat([self.embed_text(text), shown], dim=1)
         for block in self.blocks:
             if self.checkpointing and self.training:
                 x = checkpoint(block, x, use_reentrant=False)

@@ -1,0 +1,118 @@
+"""A tiny training of each stage, with all the randomness that there is."""
+
+import pytorch_lightning as pl
+import torch
+from datasets import Dataset, DatasetDict, Features, Image, List, Value
+from PIL import Image as PILImage
+
+from tilewright.callbacks.checkpoints import LastCheckpoint, WholeCheckpointIO
+from tilewright.callbacks.codebook import Codebook
+from tilewright.callbacks.ema import AveragedWeights
+from tilewright.callbacks.plateau import HalveOnPlateau
+from tilewright.callbacks.randomness import StepSeeds
+from tilewright.callbacks.reconstructions import Reconstructions
+from tilewright.data import BytePairTokenizer, CaptionedImages
+from tilewright.data.transforms import CenterCrop, StageOneCrop
+from tilewright.dvae import DiscreteVAE
+from tilewright.dvae.losses import categorical_kl
+from tilewright.dvae.module import DiscreteVAEModule
+from tilewright.dvae.quantisers import GumbelSoftmax
+from tilewright.prior import Stream, Transformer
+from tilewright.prior.module import PriorModule
+from tilewright.schedules import Constant, Cosine
+
+STEPS = 40
+SIZE = 16
+ROWS = 22
+FEATURES = Features({"image": Image(), "caption": List(Value("string"))})
+
+
+class Noises:
+    """Random pictures, a little larger than they are used, with two captions each."""
+
+    def load(self):
+        generator = torch.Generator().manual_seed(0)
+        pixels = torch.randint(256, (ROWS, SIZE + 4, SIZE + 4, 3), generator=generator)
+        images = [PILImage.fromarray(picture.byte().numpy()) for picture in pixels]
+        captions = [[f"picture {i}", f"number {i} of{' all' * (i % 3)}"] for i in range(ROWS)]
+        rows = Dataset.from_dict({"image": images, "caption": captions}, features=FEATURES)
+        return DatasetDict({"train": rows, "validation": rows.select(range(11))})
+
+
+class Noiseless(GumbelSoftmax):
+    """The relaxation without its noise, which no two processes draw alike."""
+
+    def forward(self, latents, temperature):
+        return (latents / temperature).softmax(dim=1), {"kl": categorical_kl(latents).mean()}
+
+
+def make(stage, folder, noise=True):
+    """A module, its data, and the callbacks that watch it."""
+    torch.manual_seed(0)
+    network = DiscreteVAE(
+        image_size=SIZE,
+        grid=4,
+        num_tokens=8,
+        n_hid=8,
+        n_init=8,
+        blocks_per_group=1,
+        quantiser=None if noise else Noiseless(8),
+    )
+    tokenizer, image_tokenizer = None, None
+    if stage == "dvae":
+        module = DiscreteVAEModule(network, Cosine(1.0, 0.1, STEPS), Constant(1.0), Constant(1e-2))
+        callbacks = [Reconstructions(), Codebook(8)]
+    else:
+        image_tokenizer = network.eval().requires_grad_(False)
+        tokenizer = BytePairTokenizer(vocab_size=280, length=12, dropout=0.3)
+        tokenizer.train(["picture number of all"] * 5)
+        stream = Stream(text_length=12, text_vocab=280, grid=4, image_vocab=8)
+        transformer = Transformer(stream, dim=16, depth=2, heads=2, positions="rotary")
+        rate = Cosine(1e-2, 1e-3, STEPS)
+        module = PriorModule(transformer, rate, caption_dropout=0.3 if noise else 0.0)
+        callbacks = []
+    data = CaptionedImages(
+        Noises(),
+        image_size=SIZE,
+        batch_size=4,
+        train_transform=StageOneCrop(SIZE),
+        eval_transform=CenterCrop(SIZE),
+        tokenizer=tokenizer,
+        image_tokenizer=image_tokenizer,
+        augmented_tokens=True,
+        cache=folder / "codes",
+    )
+    return module, data, callbacks
+
+
+def train(stage, folder, steps=STEPS, noise=True, watch=(), **arguments):
+    """Trains a run to its end, from `last.ckpt` where it has one."""
+    module, data, callbacks = make(stage, folder, noise)
+    trainer = pl.Trainer(
+        **{
+            "accelerator": "cpu",
+            "max_steps": steps,
+            "max_epochs": -1,
+            "val_check_interval": 7,
+            "check_val_every_n_epoch": None,
+            "num_sanity_val_steps": 0,
+            "log_every_n_steps": 1,
+            "logger": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "use_distributed_sampler": False,
+            "gradient_clip_val": 1.0,
+            "plugins": [WholeCheckpointIO()],
+            "callbacks": [
+                StepSeeds(0),
+                *callbacks,
+                *watch,
+                HalveOnPlateau("validation/loss", patience=2),
+                LastCheckpoint(str(folder / "checkpoints")),
+                AveragedWeights(0.9, every=3),
+            ],
+            **arguments,
+        }
+    )
+    last = folder / "checkpoints" / "last.ckpt"
+    trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=True)
