@@ -23,7 +23,7 @@ def prepare(config: DictConfig) -> tuple[DictConfig, Path | None]:
         run = Path(config.run)
         return runs.load_config(run), Path(config.resume) if config.resume else None
     if OmegaConf.is_missing(config, "stage"):
-        raise UserError("say what to train: stage=dvae, then stage=prior")
+        raise UserError("say what to train: stage=dvae, then stage=prior, then stage=ranker")
     logs = Path(config.paths.logs)
     if config.resume:
         wanted = None if config.resume is True else config.resume
