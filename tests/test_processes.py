@@ -69,11 +69,11 @@ def figures(folder):
             (int(row["step"]), name): float(value)
             for row in csv.DictReader(file)
             for name, value in row.items()
-            if value and name.startswith(("train/", "validation/", "codebook/"))
+            if value and name.startswith(("train/", "validation/", "codebook/", "retrieval/"))
         }
 
 
-@pytest.mark.parametrize("stage", ["dvae", "prior"])
+@pytest.mark.parametrize("stage", ["dvae", "prior", "ranker"])
 def test_two_processes_train_what_one_trains(stage, tmp_path):
     for count in (1, 2):
         train(stage, tmp_path / str(count), count, steps=20, noise=False)

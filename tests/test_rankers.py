@@ -141,49 +141,20 @@ def test_likelihood_finds_pictures_that_were_drawn_for_the_caption(model):
     assert own.mean() > 0 > other.mean()
 
 
-@pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory):
-    """A tiny CLIP with random weights, as transformers saves it."""
-    transformers = pytest.importorskip("transformers")
-    import json
-
-    folder = tmp_path_factory.mktemp("clip")
-    tiny = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
-    tiny |= {"num_attention_heads": 2, "projection_dim": 8}
-    letters = [chr(c) for c in range(97, 123)]
-    words = [*letters, *(f"{letter}</w>" for letter in letters)]
-    vocab = {word: i for i, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
-    text = {**tiny, "vocab_size": len(vocab), "max_position_embeddings": 24}
-    text |= {"bos_token_id": len(vocab) - 2, "eos_token_id": len(vocab) - 1}
-    text |= {"pad_token_id": len(vocab) - 1}
-    vision = {**tiny, "image_size": 32, "patch_size": 8}
-    torch.manual_seed(0)
-    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
-    transformers.CLIPModel(config).save_pretrained(folder)
-    (folder / "vocab.json").write_text(json.dumps(vocab))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = transformers.CLIPTokenizer(
-        vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"), model_max_length=24
-    )
-    images = transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32)
-    transformers.CLIPProcessor(image_processor=images, tokenizer=tokenizer).save_pretrained(folder)
-    return folder
-
-
-def test_clip_scores_are_its_own(model, clip_folder):
+def test_clip_scores_are_its_own(model, clip):
     from torchvision.transforms.functional import to_pil_image
     from transformers import CLIPModel, CLIPProcessor
 
     tokens = model.tokens(CAPTIONS, 3)
-    scores = model.scores(ClipRanker(str(clip_folder)), CAPTIONS, tokens)
-    clip = CLIPModel.from_pretrained(clip_folder)
-    processor = CLIPProcessor.from_pretrained(clip_folder)
+    scores = model.scores(ClipRanker(str(clip)), CAPTIONS, tokens)
+    network = CLIPModel.from_pretrained(clip)
+    processor = CLIPProcessor.from_pretrained(clip)
     for i, caption in enumerate(CAPTIONS):
         images = (model.decode(tokens)[i] * 255).round().to(torch.uint8)
         pictures = [to_pil_image(image) for image in images]
         inputs = processor(text=[caption], images=pictures, return_tensors="pt")
         with torch.no_grad():
-            logits = clip(**inputs).logits_per_text[0] / clip.logit_scale.exp()
+            logits = network(**inputs).logits_per_text[0] / network.logit_scale.exp()
         torch.testing.assert_close(scores[i], logits)
 
 

@@ -11,6 +11,7 @@ from tilewright.callbacks.ema import AveragedWeights
 from tilewright.callbacks.plateau import HalveOnPlateau
 from tilewright.callbacks.randomness import StepSeeds
 from tilewright.callbacks.reconstructions import Reconstructions
+from tilewright.callbacks.retrieval import Retrieval
 from tilewright.data import BytePairTokenizer, CaptionedImages
 from tilewright.data.transforms import CenterCrop, StageOneCrop
 from tilewright.dvae import DiscreteVAE
@@ -19,6 +20,8 @@ from tilewright.dvae.module import DiscreteVAEModule
 from tilewright.dvae.quantisers import GumbelSoftmax
 from tilewright.prior import Stream, Transformer
 from tilewright.prior.module import PriorModule
+from tilewright.ranker import DualEncoder
+from tilewright.ranker.module import RankerModule
 from tilewright.schedules import Constant, Cosine
 
 STEPS = 40
@@ -59,13 +62,19 @@ def make(stage, folder, noise=True):
         quantiser=None if noise else Noiseless(8),
     )
     tokenizer, image_tokenizer = None, None
+    if stage != "dvae":
+        tokenizer = BytePairTokenizer(vocab_size=280, length=12, dropout=0.3)
+        tokenizer.train(["picture number of all"] * 5)
     if stage == "dvae":
         module = DiscreteVAEModule(network, Cosine(1.0, 0.1, STEPS), Constant(1.0), Constant(1e-2))
         callbacks = [Reconstructions(), Codebook(8)]
+    elif stage == "ranker":
+        sizes = {"text_vocab": 280, "text_length": 12, "image_size": SIZE, "grid": 4}
+        encoders = DualEncoder(**sizes, dim=16, heads=2, embedding=8)
+        module = RankerModule(encoders, Cosine(1e-2, 1e-3, STEPS), patchworks=noise)
+        callbacks = [Retrieval()]
     else:
         image_tokenizer = network.eval().requires_grad_(False)
-        tokenizer = BytePairTokenizer(vocab_size=280, length=12, dropout=0.3)
-        tokenizer.train(["picture number of all"] * 5)
         stream = Stream(text_length=12, text_vocab=280, grid=4, image_vocab=8)
         transformer = Transformer(stream, dim=16, depth=2, heads=2, positions="rotary")
         rate = Cosine(1e-2, 1e-3, STEPS)

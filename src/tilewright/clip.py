@@ -28,11 +28,11 @@ def clip_towers(clip: str | Path) -> tuple[Any, Any]:
 
     class Towers(CLIPModel):
         # transformers 5 returns all of a tower's outputs here, torchmetrics wants the vector.
-        def get_image_features(self, *inputs: Tensor) -> Tensor:
-            return super().get_image_features(*inputs).pooler_output
+        def get_image_features(self, *inputs: Tensor, **named: Tensor) -> Tensor:
+            return super().get_image_features(*inputs, **named).pooler_output
 
-        def get_text_features(self, *inputs: Tensor) -> Tensor:
-            return super().get_text_features(*inputs).pooler_output
+        def get_text_features(self, *inputs: Tensor, **named: Tensor) -> Tensor:
+            return super().get_text_features(*inputs, **named).pooler_output
 
     try:
         model = Towers.from_pretrained(clip).eval()

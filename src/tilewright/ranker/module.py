@@ -4,6 +4,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torchmetrics import CatMetric
 
 from tilewright.optimisers import decay_matrices_only, scheduled
 from tilewright.ranker.networks import DualEncoder, contrastive_loss, patchwork
@@ -37,6 +38,9 @@ class RankerModule(pl.LightningModule):
         self.weight_decay = weight_decay
         self.betas = (betas[0], betas[1])
         self.eps = eps
+        # All vectors of a validation, of all processes: its loss does not depend on batches.
+        self.texts = CatMetric(nan_strategy="disable")
+        self.images = CatMetric(nan_strategy="disable")
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         images, pairs = batch["image"], len(batch["image"])
@@ -55,12 +59,18 @@ class RankerModule(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: dict, batch_idx: int) -> dict[str, Tensor]:
-        """The loss among this batch; callbacks get the vectors."""
+        """The vectors, which callbacks look at as well."""
         text = self.network.encode_text(batch["text_tokens"])
         images = self.network.encode_images(batch["image"])
-        loss = contrastive_loss(text, images, self.network.scale)
-        self.log("validation/loss", loss, batch_size=len(text), sync_dist=True)
+        self.texts.update(text)
+        self.images.update(images)
         return {"text": text, "images": images}
+
+    def on_validation_epoch_end(self) -> None:
+        loss = contrastive_loss(self.texts.compute(), self.images.compute(), self.network.scale)
+        self.log("validation/loss", loss)
+        self.texts.reset()
+        self.images.reset()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         groups = decay_matrices_only(self.network, self.weight_decay)
