@@ -26,7 +26,7 @@ def test_a_curve_for_each_name_with_its_interval(drawn, tmp_path):
     lines = {"seen": [(1, 0.5), (2, 0.7)], "new": [(1, 0.2, 0.1, 0.3), (2, 0.3, 0.2, 0.4)]}
     path = tmp_path / "new" / "a.png"
     curves(lines, path, across="N", up="share", log_x=True)
-    assert Image.open(path).size == (768, 480)
+    assert Image.open(path).size == (960, 480)
     assert [(x, y, how["label"]) for (x, y), how in drawn["plot"]] == [
         ((1, 2), (0.5, 0.7), "seen"),
         ((1, 2), (0.2, 0.3), "new"),
@@ -42,7 +42,7 @@ def test_bars_stand_side_by_side_and_a_missing_one_leaves_its_place(drawn, tmp_p
         "zeroshot": {"two": (0.2, 0.1, 0.4)},
     }
     bars(groups, tmp_path / "a.png", up="share")
-    assert Image.open(tmp_path / "a.png").size == (768, 480)
+    assert Image.open(tmp_path / "a.png").size == (960, 480)
     (seen, how), (new, _) = drawn["bar"]
     assert how["label"] == "validation"
     assert seen[0] == pytest.approx([-0.2, 0.8])

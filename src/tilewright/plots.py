@@ -31,6 +31,8 @@ def curves(
             axes.fill_between(x, *interval, color=line.get_color(), alpha=0.2, linewidth=0)
     if log_x:
         axes.set_xscale("log", base=2)
+        ticks = sorted({point[0] for points in lines.values() for point in points})
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.set_xlabel(across)
     axes.set_ylabel(up)
     _write(figure, axes, path)
@@ -63,7 +65,7 @@ def _axes(title: str) -> tuple[Any, Any]:
     # A figure by itself: pyplot would look for a screen. Imported late, for it takes a second.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     axes.set_title(title)
     axes.grid(alpha=0.3)
@@ -72,7 +74,7 @@ def _axes(title: str) -> tuple[Any, Any]:
 
 
 def _write(figure: Any, axes: Any, path: Path) -> None:
-    axes.legend()
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))  # beside the curves, never over them
     path.parent.mkdir(parents=True, exist_ok=True)
     # Without the version of the library, equal figures are equal files.
     figure.savefig(path, dpi=120, metadata={"Software": None})
