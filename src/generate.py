@@ -59,7 +59,10 @@ def main(config: DictConfig) -> None:
     save(captioned_grid(prompts, best.images), out / "grid.png")
     settings = {"run": str(run), "seed": config.seed, "sampling": vars(sampling)}
     if best.scores is not None:
-        settings |= {"best_of": config.best_of, "ranker": OmegaConf.to_container(config.ranker)}
+        settings |= {
+            "best_of": config.best_of,
+            "ranker": OmegaConf.to_container(config.ranker, resolve=True),
+        }
     (out / "pictures.json").write_text(json.dumps({**settings, "pictures": records}, indent=2))
     print(f"{len(records)} pictures are in {out}, all of them together in {out / 'grid.png'}")
 

@@ -290,6 +290,7 @@ def test_generate_keeps_the_best(trained, ranker, home, tmp_path, kind):
     run(home, "generate", *words, "n=6", f"out={tmp_path / 'all'}")
     record = json.loads((tmp_path / "best" / "pictures.json").read_text())
     assert record["best_of"] == 6
+    assert "${" not in json.dumps(record["ranker"])
     first, second = record["pictures"]
     assert first["score"] >= second["score"]
     for chosen in (first, second):
