@@ -163,7 +163,7 @@ def test_the_command_makes_one_folder_and_torchrun_goes_on_in_it(tmp_path):
     assert (logs / "dvae" / "latest").resolve() == folder
     assert len(list(folder.glob("events.*"))) == 1
     assert {path.name for path in folder.glob("checkpoints/*")} == {"best.ckpt", "last.ckpt"}
-    for line in ("Training", "Trained", "step      2/2"):
+    for line in ("; to watch", "Trained", "step      2/2"):
         assert said.count(line) == 1, said
 
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
