@@ -17,14 +17,19 @@ import tiny
 KILLS = int(os.environ.get("KILLS", "3"))
 
 
+def process(stage, folder, arguments):
+    torch.set_num_threads(1)  # threads that were at work before a fork are not there after it
+    tiny.train(stage, folder, **arguments)
+
+
 def start(stage, folder):
     """The training in a process of its own, which has loaded already what takes long to load."""
     accumulate = {"accumulate_grad_batches": 2 if stage == "dvae" else 1}
-    process = multiprocessing.get_context("fork").Process(
-        target=tiny.train, args=(stage, folder), kwargs=accumulate
+    training = multiprocessing.get_context("fork").Process(
+        target=process, args=(stage, folder, accumulate)
     )
-    process.start()
-    return process
+    training.start()
+    return training
 
 
 def trained(folder):
