@@ -47,13 +47,14 @@ class RankerModule(pl.LightningModule):
         if self.patchworks:
             images = torch.cat([images, patchwork(images)])
         text = self.network.encode_text(batch["text_tokens"])
-        images, wrong_images = self.network.encode_images(images).tensor_split([pairs])
-        if self.trainer.world_size > 1:  # the others' pairs are to be told apart as well
-            text, images = (
-                self.all_gather(vectors, sync_grads=True).flatten(0, 1)  # type: ignore[union-attr]
-                for vectors in (text, images)
-            )
-        loss = contrastive_loss(text, images, self.network.scale, wrong_images)
+        vectors = [text, *self.network.encode_images(images).split(pairs)]
+        if self.trainer.world_size > 1:  # those of the others are to be told apart as well
+            vectors = [
+                self.all_gather(part, sync_grads=True).flatten(0, 1)  # type: ignore[union-attr]
+                for part in vectors
+            ]
+        text, images, *patchworks = vectors
+        loss = contrastive_loss(text, images, self.network.scale, *patchworks)
         self.log("train/loss", loss.detach())
         self.log("train/scale", self.network.scale.detach())
         return loss
