@@ -3,25 +3,34 @@
 A run is a folder `<logs>/<stage>/<name>/` with `config.yaml` (resolved), `checkpoints/`
 (`last.ckpt` and `best.ckpt`), TensorBoard events and `metrics.csv`; a prior's also holds
 `tokenizer.json` and the frozen dVAE under `dvae/`, so that it draws wherever it is copied to.
-Weights that are only to be used, as that dVAE's, are `model.safetensors` instead of checkpoints.
+
+A model that is only to be used, as that dVAE or one that is shared, is a folder with `config.json`
+and `model.safetensors` in the place of `config.yaml` and `checkpoints/`, and otherwise the same.
+Either may come from a stranger: nothing in it is unpickled, and `untrusted` says what is built.
 
 Nothing heavy is imported before it is needed: the command line looks for runs before it loads
 torch.
 """
 
+import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from tilewright import untrusted
 from tilewright.errors import UserError
 
 CONFIG = "config.yaml"
+MODEL = "config.json"  # of a model that is only to be used
+WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer.json"
 DVAE = "dvae"
-WEIGHTS = "model.safetensors"
+RANKER = "ranker"
 LATEST = "latest"
+STAGES = ("dvae", "prior", "ranker")
 
 
 def create(run: Path, config: DictConfig) -> None:
@@ -38,15 +47,20 @@ def create(run: Path, config: DictConfig) -> None:
 
 
 def load_config(run: Path) -> DictConfig:
-    """The configuration that a run was trained with.
+    """The configuration that a run was trained with; of a model, the part that came with it.
 
     Raises:
-        UserError: the folder is no run.
+        UserError: the folder is neither, or its configuration cannot be read.
     """
-    if not (run / CONFIG).is_file():
-        raise UserError(f"{run} is no run: it has no {CONFIG}")
-    config = OmegaConf.load(run / CONFIG)
-    assert isinstance(config, DictConfig)
+    file = run / (CONFIG if (run / CONFIG).is_file() else MODEL)
+    if not file.is_file():
+        raise UserError(f"{run} is no run: it has no {CONFIG}, and no {MODEL} as a model has")
+    try:
+        config = OmegaConf.load(file)  # JSON is YAML
+    except Exception as error:  # YAML's and OmegaConf's are of many classes
+        raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(config, DictConfig) or config.get("stage") not in STAGES:
+        raise UserError(f"{file} does not say what it is: stage is one of {', '.join(STAGES)}")
     return config
 
 
@@ -83,11 +97,13 @@ def checkpoint(run: Path, kind: str = "best") -> Path:
     for name in (kind, "best", "last"):
         if (folder / f"{name}.ckpt").is_file():
             return folder / f"{name}.ckpt"
+    if not (run / CONFIG).is_file():
+        raise UserError(f"{run} is not whole: it has no {WEIGHTS}")
     raise UserError(f"{run} has no checkpoint yet: let it train, or name another run")
 
 
 def find(logs: Path, stage: str, wanted: str | None = None, data: str | None = None) -> Path:
-    """A run that has a checkpoint: the one at the path `wanted`, else the newest of a stage.
+    """A run that has weights: the one at the path `wanted`, or model there, else the newest run.
 
     Args:
         data: with no path, only runs that were trained on this data set.
@@ -99,7 +115,7 @@ def find(logs: Path, stage: str, wanted: str | None = None, data: str | None = N
         run = Path(wanted)
         if not run.is_dir():
             raise UserError(f"there is no run {run}: name one under {logs / stage}/")
-        trained = OmegaConf.select(load_config(run), "stage")
+        trained = load_config(run).stage
         if trained != stage:
             raise UserError(
                 f"{run} is a run of stage={trained}, and one of stage={stage} is needed"
@@ -163,7 +179,7 @@ def load_checkpoint(file: Path) -> dict[str, Any]:
 def steps(run: Path) -> int:
     """Updates after which a run's weights are as `load_weights` gives them; 0 if not on record."""
     if (run / WEIGHTS).is_file():
-        return 0
+        return load_config(run).get("steps", 0)
     return load_checkpoint(checkpoint(run))["global_step"]
 
 
@@ -192,12 +208,12 @@ def load_tokenizer(run: str | Path) -> Any:
     """A run's text tokenizer.
 
     Raises:
-        UserError: no run, or no tokenizer in it.
+        UserError: no run, no tokenizer in it, or not the one of its configuration.
     """
-    from hydra.utils import instantiate
-
-    tokenizer = instantiate(load_config(Path(run)).tokenizer)
-    tokenizer.load(Path(run) / TOKENIZER)
+    run = Path(run)
+    settings = load_config(run).get("tokenizer")
+    tokenizer = untrusted.build(settings, "tilewright.data", f"tokenizer in {run}")
+    tokenizer.load(run / TOKENIZER)
     return tokenizer
 
 
@@ -207,15 +223,37 @@ def load_network(run: str | Path, device: str = "cpu") -> Any:
     Raises:
         UserError: no run, no checkpoint, a broken one, or one of another network.
     """
-    from hydra.utils import instantiate
-
     run = Path(run)
-    network = instantiate(load_config(run).model.network)
-    try:
-        network.load_state_dict(load_weights(run))
-    except RuntimeError as error:
-        raise UserError(f"what {run} holds does not fit the network of its {CONFIG}") from error
+    config = load_config(run)
+    settings = OmegaConf.select(config, "model.network")
+    package = f"tilewright.{config.stage}"
+    network = untrusted.build(settings, package, f"model.network in {run}")
+    fill(network, run)
     return network.to(device).eval().requires_grad_(False)
+
+
+def image_size(run: Path) -> int:
+    """Side of the pictures that a run's network draws or reads."""
+    config = load_config(run / DVAE if load_config(run).stage == "prior" else run)
+    return config.model.network.image_size
+
+
+def fill(network: Any, run: Path) -> None:
+    """Gives a network the weights of a run.
+
+    Raises:
+        UserError: there are none, their file is broken, or they are another network's.
+    """
+    weights = load_weights(run)
+    needed = {name: list(value.shape) for name, value in network.state_dict().items()}
+    there = {name: list(value.shape) for name, value in weights.items()}
+    for name in sorted(needed.keys() | there.keys()):
+        if there.get(name) != needed.get(name):
+            raise UserError(
+                f"what {run} holds does not fit the network of its configuration: {name} is "
+                f"{there.get(name, 'absent')} and should be {needed.get(name, 'absent')}"
+            )
+    network.load_state_dict(weights)
 
 
 def load_weights(run: Path) -> dict[str, Any]:
@@ -237,15 +275,41 @@ def load_weights(run: Path) -> dict[str, Any]:
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
-def save_network(folder: Path, config: DictConfig, weights: dict[str, Any]) -> None:
-    """Makes a folder from which `load_network` loads: `config.yaml` and `model.safetensors`."""
+def save_model(folder: Path, run: Path) -> None:
+    """Copies what it takes to use a run's network: settings, averaged weights, tokenizer."""
+    config = load_config(run)
+    save_network(folder, config, load_weights(run), steps(run))
+    if config.get("tokenizer"):
+        shutil.copyfile(run / TOKENIZER, folder / TOKENIZER)
+
+
+def save_network(
+    folder: Path, config: DictConfig, weights: dict[str, Any], steps: int = 0
+) -> None:
+    """Makes a folder from which `load_network` loads: `config.json` and `model.safetensors`.
+
+    Args:
+        config: a run's; of where it was trained, and on whose files, nothing is kept.
+        steps: updates after which the weights are as they are.
+    """
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(config, folder / CONFIG, resolve=True)
-    save_file({name: value.contiguous() for name, value in weights.items()}, folder / WEIGHTS)
+    kept: dict[str, Any] = {
+        "stage": config.stage,
+        "choices": config.choices,
+        "steps": steps,
+        "model": {"network": config.model.network},
+    }
+    if config.get("tokenizer"):
+        kept["tokenizer"] = config.tokenizer
+    plain = OmegaConf.to_container(OmegaConf.create(kept), resolve=True)
+    (folder / MODEL).write_text(json.dumps(plain, indent=2) + "\n")
+    whole = {name: value.contiguous() for name, value in weights.items()}
+    save_file(whole, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / WEIGHTS).chmod(0o644)  # the library's is for its owner alone
 
 
 def keep_dvae(prior_run: Path, dvae_run: Path) -> None:
     """Copies what it takes to use a trained dVAE into a prior's run."""
-    save_network(prior_run / DVAE, load_config(dvae_run), load_weights(dvae_run))
+    save_model(prior_run / DVAE, dvae_run)
