@@ -32,11 +32,13 @@ class Rotary(nn.Module):
         columns = torch.cat([text, first + image % side])
         speeds = base ** -torch.linspace(0, 1, width // 4)
         angles = torch.stack([rows, columns], dim=1)[:, :, None] * speeds  # [L, 2, D / 4]
-        self.register_buffer("cos", angles.cos().flatten(1), persistent=False)
-        self.register_buffer("sin", angles.sin().flatten(1), persistent=False)
+        angles = angles.flatten(1).repeat(1, 2)  # [L, D]: channel i turns together with i + D / 2
+        sign = torch.ones(width).index_fill(0, torch.arange(width // 2), -1.0)
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin() * sign, persistent=False)
 
-    def forward(self, x: Tensor, first: int = 0) -> Tensor:
-        """Queries or keys [B, H, n, D] of positions `first` and on, turned."""
-        cos, sin = (table[first : first + x.shape[2]] for table in (self.cos, self.sin))
-        a, b = x.float().chunk(2, dim=-1)
-        return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)
+    def forward(self, x: Tensor, positions: slice | int = slice(None)) -> Tensor:
+        """Queries or keys [..., n, D] of so many positions, or [..., D] of one, turned."""
+        y = x.float()
+        other = y.roll(y.shape[-1] // 2, dims=-1)
+        return torch.addcmul(y * self.cos[positions], other, self.sin[positions]).to(x.dtype)
