@@ -168,9 +168,7 @@ def verdict(records: list[Record], given: Rows) -> list[str]:
     elif len(keys) == 1:
         lines.append(f"One setting differs: {keys[0]}")
     else:
-        lines.append(
-            f"{len(keys)} settings differ, {', '.join(keys)}; to see which of them counts:"
-        )
+        lines.append(f"{len(keys)} settings differ: {', '.join(keys)}. To see which counts:")
         lines += [f"  python src/train.py {words}" for words in _one_at_a_time(worst, best)]
     if len({record.commit for record in records}) > 1:
         lines.append("They were trained by different code")
