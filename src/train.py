@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from tilewright import command_line, processes, runs
+from tilewright import command_line, environment, processes, runs
 from tilewright.errors import UserError
 
 TOKENIZER_CAPTIONS = 1_000_000  # enough for any vocabulary, and a stream may have no end
@@ -93,6 +93,7 @@ def begin(run: Path, config: DictConfig, data: Any, checkpoint: Path | None) -> 
     if checkpoint is not None:
         runs.check_unfinished(checkpoint, config.trainer.max_steps)
     runs.create(run, config)
+    environment.record(run, checkpoint)
     if checkpoint is None and data.tokenizer is not None:
         data.tokenizer.train(islice(data.captions("train"), TOKENIZER_CAPTIONS))
         data.tokenizer.save(run / runs.TOKENIZER)

@@ -171,11 +171,19 @@ def test_help(command):
         assert word in done.stdout
 
 
-def test_debug_shows_the_traceback(places):
-    done = run("train", *places, "stage=prior", "debug=default")
+@pytest.mark.parametrize(
+    ("command", "argument", "missing"),
+    [
+        ("train", "stage=prior", "dvae"),
+        ("eval", "metric=fid", "prior"),
+        ("generate", "prompt=a ring", "prior"),
+    ],
+)
+def test_debug_shows_the_traceback(places, command, argument, missing):
+    done = run(command, *places, argument, "debug=default")
     assert done.returncode == 1
     assert "Traceback" in done.stderr
-    assert "no trained dvae" in done.stderr
+    assert f"no trained {missing}" in done.stderr
 
 
 def test_precision_is_what_was_asked_for_unless_auto():

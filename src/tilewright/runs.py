@@ -1,8 +1,9 @@
 """Where a run lives, how one is found, and how its trained network is loaded.
 
 A run is a folder `<logs>/<stage>/<name>/` with `config.yaml` (resolved), `checkpoints/`
-(`last.ckpt` and `best.ckpt`), TensorBoard events and `metrics.csv`; a prior's also holds
-`tokenizer.json` and the frozen dVAE under `dvae/`, so that it draws wherever it is copied to.
+(`last.ckpt` and `best.ckpt`), TensorBoard events, `metrics.csv` and `environment.json`; a prior's
+also holds `tokenizer.json` and the frozen dVAE under `dvae/`, so that it draws wherever it is
+copied to.
 Weights that are only to be used, as that dVAE's, are `model.safetensors` instead of checkpoints.
 
 Nothing heavy is imported before it is needed: the command line looks for runs before it loads
