@@ -114,9 +114,21 @@ def page(browser, address, requests):
     page.close()
 
 
+def press(page, name):
+    """Presses a button, again where the page is not done yet with the press before."""
+    for _ in range(WAIT // 1000):
+        try:
+            with page.expect_request("**/queue/join*", timeout=1000):
+                page.get_by_role("button", name=name, exact=True).click()
+            return
+        except sync_api.TimeoutError:
+            continue
+    raise AssertionError(f"{name} does nothing")
+
+
 def draw(page, caption=EXAMPLE):
     page.get_by_label("Caption").fill(caption)
-    page.get_by_role("button", name="Draw", exact=True).click()
+    press(page, "Draw")
 
 
 def finished(page, count):
@@ -197,7 +209,7 @@ def test_draw_others_takes_the_next_seed(page):
     draw(page)
     finished(page, 3)
     before = sources(page)
-    page.get_by_role("button", name="Draw others").click()
+    press(page, "Draw others")
     sync_api.expect(page.get_by_label("Seed")).to_have_value("1")
     page.wait_for_function(
         "before => document.querySelectorAll('figure a img').length == 3"
