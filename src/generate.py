@@ -46,24 +46,26 @@ def main(config: DictConfig) -> None:
         batch_size=config.batch_size,
     )
     out = Path(config.out) if config.out else run / "samples"
-    records = []
-    for caption, prompt in enumerate(prompts):
-        for place in range(config.n):
-            path = out / f"{caption:03}-{place:03}.png"
-            save_tensor(best.images[caption, place], path)
-            record = {"file": path.name, "prompt": prompt}
-            record["candidate"] = int(best.numbers[caption, place])
-            if best.scores is not None:
-                record["score"] = float(best.scores[caption, place])
-            records.append(record)
-    save(captioned_grid(prompts, best.images), out / "grid.png")
     settings = {"run": str(run), "seed": config.seed, "sampling": vars(sampling)}
+    names = {"run": run.name}  # for the pictures, which travel: paths are of use here only
+    if image_prompt is not None:
+        settings |= {"image_prompt": config.image_prompt, "rows": config.rows}
+        names["image_prompt"] = Path(config.image_prompt).name
     if best.scores is not None:
         settings |= {
             "best_of": config.best_of,
             "ranker": OmegaConf.to_container(config.ranker, resolve=True),
         }
-    (out / "pictures.json").write_text(json.dumps({**settings, "pictures": records}, indent=2))
+        names["ranker"] = command_line.choices()["ranker"]
+    records = []
+    for caption, row in enumerate(best.records(prompts)):
+        for place, record in enumerate(row):
+            path = out / f"{caption:03}-{place:03}.png"
+            save_tensor(best.images[caption, place], path, {**settings, **names, **record})
+            records.append({"file": path.name, **record})
+    pictures = {"pictures": records}
+    save(captioned_grid(prompts, best.images), out / "grid.png", {**settings, **names, **pictures})
+    (out / "pictures.json").write_text(json.dumps({**settings, **pictures}, indent=2))
     print(f"{len(records)} pictures are in {out}, all of them together in {out / 'grid.png'}")
 
 
