@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import time
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -146,7 +147,7 @@ def test_processes_share_the_shards(tmp_path):
         one.join()
         assert one.exitcode == 0
     read = [[int(row) for row in note.read_text().split()] for note in notes]
-    assert sorted(sum(read, [])) == list(range(200))  # nothing twice
+    assert sorted(chain(*read)) == list(range(200))  # nothing twice
     assert all(read)
     assert level(encode_rows(200, Reader(fails_at=0), Brightness(), tmp_path / "codes")) == list(
         range(200)
@@ -177,7 +178,7 @@ def test_a_shard_that_a_disk_has_cut_is_told_of(tmp_path, cut):
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="image tokens cannot be written to .*: mend that"):
+    with pytest.raises(UserError, match=r"image tokens cannot be written to .*: mend that"):
         encode_rows(5, Reader(), Brightness(), tmp_path / "file" / "codes")
 
 

@@ -264,7 +264,7 @@ def test_all_broken_is_an_error(make, stream, tokens):
         TinySource(rows=4, broken=range(4), stream=stream),
         image_tokenizer=Levels() if tokens else None,
     )
-    with pytest.raises(UserError, match="none of the data's rows can be used: .* not a picture"):
+    with pytest.raises(UserError, match=r"none of the data's rows can be used: .* not a picture"):
         batches(data, data.val_dataloader())
     with pytest.raises(UserError, match="no picture of the split train"):
         data.examples("train", 3)

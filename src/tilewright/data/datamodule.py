@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import pytorch_lightning as pl
 import torch
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -291,15 +291,24 @@ class CaptionedImages(pl.LightningDataModule):
             return Rows(data, read)
         return Rows(data, read, self.encode(split, training))
 
+    def check_table(self, split: str) -> Dataset:
+        """A split that can be encoded ahead.
+
+        Raises:
+            UserError: there is no such split, or it streams.
+        """
+        data = self._split(split)
+        if isinstance(data, IterableDataset):
+            raise UserError("a stream cannot be encoded ahead: set data.source.streaming=false")
+        return data
+
     def encode(self, split: str, training: bool = False, quiet: bool = False) -> list[Codes]:
         """Image tokens of a split, from disk or made now: of each view, or of the plain crop.
 
         Raises:
             UserError: the split streams, or the tokens cannot be written.
         """
-        data = self._split(split)
-        if isinstance(data, IterableDataset):
-            raise UserError("a stream cannot be encoded ahead: set data.source.streaming=false")
+        data = self.check_table(split)
         assert self.image_tokenizer is not None
         encode = partial(
             encode_view, data, self.image_tokenizer, self.cache, max_pixels=self.max_pixels
