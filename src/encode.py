@@ -1,6 +1,7 @@
 """Encodes a data set to image tokens: `python src/encode.py data=… dvae=… processes=N`."""
 
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -20,7 +21,8 @@ def main(config: DictConfig) -> None:
 
     from tilewright.encoding import encode
 
-    for split, codes in encode(OmegaConf.to_container(config, resolve=True)):
+    settings: Any = OmegaConf.to_container(config, resolve=True)
+    for split, codes in encode(settings):
         wrong = f", {codes.wrong().total()} of them unreadable" if codes.wrong() else ""
         print(f"Image tokens of {split} ({len(codes)} pictures{wrong}) are in {codes.folder}")
 

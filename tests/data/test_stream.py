@@ -129,7 +129,7 @@ def test_resumes_exactly_after_any_batch(make, form, workers):
         again = make(form, workers=workers, batches=batches, state=states[batches - 1])
         rest, rest_states = train(again, count - batches)
         assert rest == whole[batches:], batches
-        assert rest_states[-1] == states[-1]
+        assert summary(rest_states[-1]) == summary(states[-1])
 
 
 def test_a_state_is_of_what_checkpoints_may_hold(make, tmp_path):
