@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -142,6 +143,7 @@ class CaptionedImages(pl.LightningDataModule):
     def examples(self, split: str, count: int) -> list[tuple[Tensor, str]]:
         """The first `count` readable images [3, H, W] of a split, each with its first caption."""
         found: list[tuple[Tensor, str]] = []
+        wrong: Counter[str] = Counter()
         read = RowReader(self.eval_transform, None, False, self.filters, self.max_pixels)
         for record in self._split(split):
             if len(found) == count:
@@ -149,8 +151,10 @@ class CaptionedImages(pl.LightningDataModule):
             row = read(record["image"], record["caption"])
             if isinstance(row, dict):
                 found.append((row["image"], row["caption"]))
+            elif not found:
+                wrong[row] += 1
         if not found:
-            raise UserError(f"no picture of the split {split} can be read")
+            raise UserError(f"no picture of the split {split} can be used: {listed(wrong)}")
         return found
 
     def train_dataloader(self) -> DataLoader:

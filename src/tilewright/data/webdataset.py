@@ -110,8 +110,9 @@ class WebDatasetSource:
             for name, _ in islice(_members(shard), 100):
                 seen.add(_split_name(name)[1])
         except Exception as error:  # of tarfile, fsspec, and of each kind of address
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise UserError(f"{shard} cannot be read as a tar file: {reason}") from error
+            if not seen:
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                raise UserError(f"{shard} cannot be read as a tar file: {reason}") from error
         for role, wanted in keys.items():
             if not seen & set(wanted):
                 raise UserError(
