@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from tilewright import command_line, runs
 from tilewright.errors import UserError
@@ -13,13 +13,19 @@ from tilewright.errors import UserError
 def main(config: DictConfig) -> None:
     if OmegaConf.is_missing(config, "prompt"):
         raise UserError('say what to draw: prompt="a large red circle on the left"')
-    if config.n < 1 or len(config.prompt) == 0:
-        raise UserError(f"n={config.n} prompt={config.prompt!r} asks for no picture")
+    prompts = [config.prompt] if isinstance(config.prompt, str) else config.prompt
+    if not isinstance(prompts, (list, ListConfig)) or any(not isinstance(p, str) for p in prompts):
+        raise UserError(f"prompt={config.prompt} is no caption: in quotes it is, prompt='\"7\"'")
+    if config.n < 1 or config.batch_size < 1 or not config.prompt:
+        raise UserError(
+            f"n={config.n} batch_size={config.batch_size} prompt={config.prompt!r} asks for no "
+            "picture"
+        )
     command_line.check(config)
     run = runs.find(Path(config.paths.logs), "prior", config.run)
     if config.best_of is not None:
         command_line.find_ranker(config, runs.load_config(run).choices.data)
-    prompts = [config.prompt] if isinstance(config.prompt, str) else list(config.prompt)
+    prompts = list(prompts)
 
     from hydra.utils import instantiate
 
@@ -34,6 +40,9 @@ def main(config: DictConfig) -> None:
         prompts = model.complete(prompts, sampling=sampling, seed=config.seed)
         print("\n".join(prompts))
     image_prompt = None if config.image_prompt is None else open_picture(config.image_prompt)
+    out = Path(config.out) if config.out else run / "samples"
+    if next(path for path in (out, *out.parents) if path.exists()).is_file():
+        raise UserError(f"out={out} is no folder: there is a file in its place")
     best = model.best(
         prompts,
         config.n,
@@ -45,7 +54,6 @@ def main(config: DictConfig) -> None:
         rows=config.rows,
         batch_size=config.batch_size,
     )
-    out = Path(config.out) if config.out else run / "samples"
     settings = {"run": str(run), "seed": config.seed, "sampling": vars(sampling)}
     names = {"run": run.name}  # for the pictures, which travel: paths are of use here only
     if image_prompt is not None:

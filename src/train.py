@@ -92,6 +92,7 @@ def begin(run: Path, config: DictConfig, data: Any, checkpoint: Path | None) -> 
     """What the first process does before the training: the run's folder, and what lies in it."""
     if checkpoint is not None:
         runs.check_unfinished(checkpoint, config.trainer.max_steps)
+    data.examples("train", 1)  # or no run is made for data of which nothing can be used
     runs.create(run, config)
     environment.record(run, checkpoint)
     if checkpoint is None and data.tokenizer is not None:

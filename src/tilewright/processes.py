@@ -80,8 +80,10 @@ def check_share(batch_size: int, processes: int) -> None:
     """Whether processes can share a batch.
 
     Raises:
-        UserError: it does not divide evenly.
+        UserError: it is no number, or does not divide evenly.
     """
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise UserError(f"data.batch_size={batch_size} has to be a number, 1 or more")
     if batch_size % processes:
         raise UserError(
             f"data.batch_size={batch_size} is that of all processes together and cannot be shared "

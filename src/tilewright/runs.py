@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
 from tilewright.errors import UserError
 
@@ -42,12 +43,17 @@ def load_config(run: Path) -> DictConfig:
     """The configuration that a run was trained with.
 
     Raises:
-        UserError: the folder is no run.
+        UserError: the folder is no run, or its configuration is broken.
     """
     if not (run / CONFIG).is_file():
         raise UserError(f"{run} is no run: it has no {CONFIG}")
-    config = OmegaConf.load(run / CONFIG)
-    assert isinstance(config, DictConfig)
+    try:
+        config = OmegaConf.load(run / CONFIG)
+    except (YAMLError, UnicodeDecodeError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{run / CONFIG} cannot be read: {reason}") from error
+    if not isinstance(config, DictConfig) or "stage" not in config:
+        raise UserError(f"{run / CONFIG} is no configuration of a run: it names no stage")
     return config
 
 
