@@ -55,6 +55,8 @@ def main(config: DictConfig) -> None:
     import pytorch_lightning as pl
     from hydra.utils import instantiate
 
+    from tilewright.sharding import building
+
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # they announce what is missing
     pl.seed_everything(config.seed, workers=True, verbose=False)
@@ -69,7 +71,9 @@ def main(config: DictConfig) -> None:
     data = instantiate(config.data)
     if trainer.is_global_zero:
         data.setup()
-    model = instantiate(config.model)
+    with building(trainer):
+        network = instantiate(config.model.network)
+    model = instantiate(config.model, network=network)
     if config.compile:
         model.network.compile()
     if trainer.is_global_zero:  # all that can be wrong has been found by now: the run begins

@@ -39,14 +39,16 @@ class Notes(pl.Callback):
 def process(rank, port, stage, folder, arguments):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank))
     torch.set_num_threads(1)
+    if callable(arguments.get("strategy")):
+        arguments["strategy"] = arguments["strategy"]()
     tiny.train(stage, folder, watch=[Notes()], **arguments)
 
 
-def train(stage, folder, count, **arguments):
+def train(stage, folder, count, strategy="ddp", **arguments):
     """Trains by so many processes; how each of them ended."""
     arguments |= {"default_root_dir": folder, "logger": CSVLogger(folder, "", "")}
-    if count > 1:
-        arguments |= {"strategy": "ddp", "devices": count}
+    if count > 1 or strategy != "ddp":
+        arguments |= {"strategy": strategy, "devices": count}
     with socket.socket() as free:
         free.bind(("", 0))
         port = free.getsockname()[1]

@@ -158,6 +158,8 @@ class DiscreteVAE(nn.Module):
         ValueError: the sides do not fit, or the quantiser has another number of tokens.
     """
 
+    block_types = (ResidualBlock,)
+
     def __init__(
         self,
         *,
