@@ -145,7 +145,9 @@ def rates(parts: tuple[tuple[str, Any], ...], precision: str) -> tuple[float, fl
     width = 64
     held = []
     for depth in (1, 2):
-        network = Transformer(stream, dim=width, depth=depth, heads=1, pattern="full", **dict(parts))
+        network = Transformer(
+            stream, dim=width, depth=depth, heads=1, pattern="full", **dict(parts)
+        )
         held.append(saved(network, stream, precision))
     of_block = (held[1] - held[0]) / (stream.length * width)
     return of_block, 3 * WORD

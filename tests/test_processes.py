@@ -41,7 +41,8 @@ def process(rank, port, stage, folder, arguments):
     torch.set_num_threads(1)
     if callable(arguments.get("strategy")):
         arguments["strategy"] = arguments["strategy"]()
-    tiny.train(stage, folder, watch=[Notes()], **arguments)
+    watch = [Notes(), *arguments.pop("watch", ())]
+    tiny.train(stage, folder, watch=watch, **arguments)
 
 
 def train(stage, folder, count, strategy="ddp", **arguments):

@@ -1,9 +1,18 @@
-"""Sharded weights: two processes train what one trains, and read what it writes."""
+"""Sharded weights: two processes train what one trains, and each reads what the others wrote."""
+
+from functools import partial
 
 import pytest
+import pytorch_lightning as pl
+import torch
+from torch.distributed.tensor import DTensor
 
 from test_processes import figures, train
+from tilewright import shards
+from tilewright.callbacks.ema import AveragedWeights
 from tilewright.sharding import FullyShardedStrategy
+
+IN_SHARDS = partial(FullyShardedStrategy, sharded_checkpoints=True)
 
 
 def same(one, other):
@@ -12,11 +21,67 @@ def same(one, other):
         assert other[key] == pytest.approx(value, rel=1e-5, abs=1e-6), key
 
 
+class Shares(pl.Callback):
+    """What share of the numbers a process holds, of weights, moments and averages."""
+
+    def on_train_end(self, trainer, module):
+        (averaged,) = (c for c in trainer.callbacks if isinstance(c, AveragedWeights))
+        average = averaged._average_model.module
+        moments = [s["exp_avg"] for s in trainer.optimizers[0].state.values()]
+        for tensors in (list(module.parameters()), list(average.parameters()), moments):
+            assert all(isinstance(tensor, DTensor) for tensor in tensors)
+            held = sum(tensor.to_local().numel() for tensor in tensors)
+            assert 0.4 < held / sum(tensor.numel() for tensor in tensors) < 0.6
+
+
 @pytest.mark.parametrize("stage", ["dvae", "prior", "ranker"])
 def test_shards_train_what_one_process_trains(stage, tmp_path):
     train(stage, tmp_path / "1", 1, steps=20, noise=False)
-    train(stage, tmp_path / "2", 2, FullyShardedStrategy, steps=20, noise=False)
+    train(stage, tmp_path / "2", 2, FullyShardedStrategy, steps=20, noise=False, watch=[Shares()])
     alone, together = figures(tmp_path / "1"), figures(tmp_path / "2")
     assert {step for step, name in alone if name == "train/loss"} == set(range(20))
     assert {step for step, name in alone if name == "validation/loss"} == {6, 13}
     same(alone, together)
+
+
+def states(folder):
+    """Weights, averages and moments of a run's last checkpoint."""
+    saved = shards.joined(shards.read(folder / "checkpoints" / "last.ckpt"))
+    for number, state in saved["optimizer_states"][0]["state"].items():
+        yield from ((f"moments {number} {name}", value) for name, value in state.items())
+    for kind in ("state_dict", "current_model_state"):
+        yield from ((f"{kind} {name}", value) for name, value in saved[kind].items())
+
+
+@pytest.mark.parametrize("stage", ["dvae", "prior"])  # the prior's optimiser has two groups
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ((1, "ddp"), (2, FullyShardedStrategy)),
+        ((2, FullyShardedStrategy), (1, "ddp")),
+        ((2, IN_SHARDS), (1, "ddp")),
+        ((2, IN_SHARDS), (1, FullyShardedStrategy)),
+    ],
+    ids=["one to two", "two to one", "shards to one", "shards to one shard"],
+)
+def test_a_checkpoint_is_read_by_any_number_of_processes(stage, first, second, tmp_path):
+    for folder, halves in (("mixed", (first, second)), ("alone", [(1, "ddp")] * 2)):
+        for steps, half in zip((9, 16), halves, strict=True):
+            train(stage, tmp_path / folder, *half, steps=steps, noise=False)
+    alone, mixed = dict(states(tmp_path / "alone")), dict(states(tmp_path / "mixed"))
+    assert alone.keys() == mixed.keys()
+    for name, value in alone.items():
+        torch.testing.assert_close(mixed[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("strategy", [FullyShardedStrategy, IN_SHARDS], ids=["whole", "in shards"])
+def test_shards_go_on_with_the_same_bits(strategy, tmp_path):
+    train("prior", tmp_path / "whole", 2, strategy, steps=16)
+    for steps in (9, 16):
+        train("prior", tmp_path / "stopped", 2, strategy, steps=steps)
+    whole, stopped = dict(states(tmp_path / "whole")), dict(states(tmp_path / "stopped"))
+    assert len(whole) > 100
+    for name, value in whole.items():
+        assert torch.equal(value, stopped[name]), name
+    files = list((tmp_path / "stopped" / "checkpoints").iterdir())
+    assert len(files) == (2 if strategy is IN_SHARDS else 1)  # of shards, a folder beside it

@@ -6,6 +6,7 @@ outside the blocks, the embeddings and heads, during the whole step.
 """
 
 import contextlib
+import uuid
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -25,6 +26,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map_only
 
+from tilewright import shards
 from tilewright.errors import UserError
 
 # In bf16 the weights of blocks are gathered, and so computed with, in bf16; the gradients of all
@@ -49,12 +51,15 @@ class FullyShardedStrategy(ModelParallelStrategy):
     Args:
         on_meta: build the network without memory for its weights, and draw them block by block: it
             then never exists whole on one process. They are other numbers than without.
+        sharded_checkpoints: each process writes its own shards (`shards.py`); otherwise the first
+            gathers and writes all, in its own memory.
         arguments: those of `ModelParallelStrategy`.
     """
 
-    def __init__(self, on_meta: bool = False, **arguments: Any):
+    def __init__(self, on_meta: bool = False, sharded_checkpoints: bool = False, **arguments: Any):
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False, **arguments)
         self.on_meta = on_meta
+        self.sharded_checkpoints = sharded_checkpoints
 
     @property
     def lightning_restore_optimizer(self) -> bool:
@@ -100,22 +105,47 @@ class FullyShardedStrategy(ModelParallelStrategy):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None
     ) -> None:
-        """Gathers a checkpoint's shards; the first process writes it."""
+        """Writes a checkpoint; all processes have to take part.
 
-        def gathered(shard: DTensor) -> Tensor | None:
-            tensor = shard.full_tensor()
-            return tensor.cpu() if self.is_global_zero else None
+        Raises:
+            UserError: some process cannot write its shards; the checkpoint before is still there.
+        """
+        path = Path(self.broadcast(filepath))
+        if self.sharded_checkpoints:
+            folder = self.broadcast(f"{path.name}-{uuid.uuid4().hex[:8]}")
+            checkpoint, own = shards.cut(checkpoint, folder)
+            self._write(own, path.parent / folder / f"{self.global_rank}.pt")
+        else:
+            folder = ""
+            checkpoint = tree_map_only(DTensor, self._gathered, checkpoint)
+        Strategy.save_checkpoint(self, checkpoint, path, storage_options)
+        if self.is_global_zero:
+            shards.remove_others(path, kept=[folder])
 
-        checkpoint = tree_map_only(DTensor, gathered, checkpoint)
-        Strategy.save_checkpoint(self, checkpoint, filepath, storage_options)
+    def _gathered(self, shard: DTensor) -> Tensor | None:
+        """A whole tensor on the first process, nothing on the others."""
+        tensor = shard.full_tensor()
+        return tensor.cpu() if self.is_global_zero else None
+
+    def _write(self, own: list[Tensor], file: Path) -> None:
+        reason = ""
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(own, file)
+        except (OSError, RuntimeError) as error:
+            reason = str(error.__context__ or error).splitlines()[0]
+        if not self.reduce_boolean_decision(not reason):
+            raise UserError(
+                f"the shards {file.parent} cannot be written ({reason or 'by another process'}); "
+                "the checkpoint before them is untouched"
+            )
 
     def load_checkpoint(
         self, checkpoint_path: str | Path, weights_only: bool | None = True
     ) -> dict[str, Any]:
         """Any strategy's checkpoint, of which each process has read its own shards."""
         assert self.lightning_module is not None
-        path = self.broadcast(checkpoint_path)
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint = shards.read(Path(self.broadcast(checkpoint_path)), mmap=True)
         own = self.lightning_module.state_dict()
         for states in ("state_dict", "current_model_state"):
             for name, value in checkpoint.get(states, {}).items():
@@ -125,10 +155,10 @@ class FullyShardedStrategy(ModelParallelStrategy):
             parameters = chain.from_iterable(group["params"] for group in optimiser.param_groups)
             numbers = chain.from_iterable(group["params"] for group in saved["param_groups"])
             for number, parameter in zip(numbers, parameters, strict=True):
-                state = saved["state"][number]
+                state = saved["state"].get(number, {})
                 for name, value in state.items():
-                    if value.shape == parameter.shape:
-                        state[name] = share_of(value, parameter)
+                    is_moment = value.shape == parameter.shape
+                    state[name] = share_of(value, parameter if is_moment else value)
         return checkpoint
 
     def load_model_state_dict(self, checkpoint: Any, strict: bool = True) -> None:
@@ -178,13 +208,18 @@ def whole(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def share_of(value: Tensor, like: Tensor) -> Tensor:
-    """This process's shard of a tensor that is cut as another one is; whole where that is whole."""
+def share_of(value: Tensor | shards.Shards, like: Tensor) -> Tensor:
+    """A copy of this process's shard of a tensor that is cut as another one is.
+
+    Where that one is whole, of all of it. A view would hold on to what it is cut from.
+    """
+    value = shards.joined(value)
+    assert isinstance(value, Tensor)
     if not isinstance(like, DTensor):
-        return value
-    mesh, placements = like.device_mesh, like.placements
-    shard = distribute_tensor(value.to(like.device), mesh, placements, src_data_rank=None)
-    return shard.clone()  # else a view, which holds on to all of it
+        return value.clone()
+    value = value.to(like.device).contiguous()
+    share = distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+    return share.clone()
 
 
 def _materialise(part: nn.Module, network: Any) -> None:

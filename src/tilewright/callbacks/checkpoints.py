@@ -12,6 +12,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins import TorchCheckpointIO
 
+from tilewright import shards
 from tilewright.errors import UserError
 
 
@@ -48,6 +49,12 @@ class WholeCheckpointIO(TorchCheckpointIO):
         finally:
             with contextlib.suppress(OSError):
                 beside.unlink(missing_ok=True)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """A whole checkpoint on the CPU, also of processes that have each written a part of it."""
+        return shards.joined(shards.read(Path(path)))
 
 
 class LastCheckpoint(ModelCheckpoint):

@@ -37,7 +37,7 @@ class AveragedWeights(WeightAveraging):
         """Makes the average, in shards where the weights are: FSDP2 copies no sharded module."""
         if stage == "fit":
             self._average_model = AveragedModel(pl_module, use_buffers=False, **self._kwargs)
-            shard(trainer, self._average_model.module)
+            shard(trainer, self._average_model.module)  # type: ignore[arg-type]
             self._average_model.to(trainer.strategy.root_device)
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:

@@ -81,15 +81,16 @@ class Transformer(nn.Module):
 
         Normal with deviation 0.02; the residual branches' last layers shrink with the depth.
         """
-        modules = [module for module in modules if isinstance(module, nn.Linear | nn.Embedding)]
-        last = {layer for block in self.blocks for layer in block.last_layers}
-        for module in modules:
-            nn.init.normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear):
-                nn.init.zeros_(module.bias)
-        for module in modules:
-            if module in last:
-                nn.init.normal_(module.weight, std=0.02 / (2 * len(self.blocks)) ** 0.5)
+        layers = [layer for layer in modules if isinstance(layer, nn.Linear | nn.Embedding)]
+        for layer in layers:
+            nn.init.normal_(layer.weight, std=0.02)
+            if isinstance(layer, nn.Linear):
+                nn.init.zeros_(layer.bias)
+        blocks = [block for block in self.blocks if isinstance(block, Block)]
+        last = {layer for block in blocks for layer in block.last_layers}
+        for layer in layers:
+            if layer in last:
+                nn.init.normal_(layer.weight, std=0.02 / (2 * len(blocks)) ** 0.5)
 
     def embed_text(self, text: Tensor) -> Tensor:
         """Text tokens [B, n], negative past their end, to states [B, 1 + n, dim], start first."""
