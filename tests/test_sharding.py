@@ -10,7 +10,8 @@ from torch.distributed.tensor import DTensor
 from test_processes import figures, train
 from tilewright import shards
 from tilewright.callbacks.ema import AveragedWeights
-from tilewright.sharding import FullyShardedStrategy
+from tilewright.pipeline import TextToImage
+from tilewright.sharding import FullyShardedStrategy, gathered
 
 IN_SHARDS = partial(FullyShardedStrategy, sharded_checkpoints=True)
 
@@ -74,8 +75,10 @@ def test_a_checkpoint_is_read_by_any_number_of_processes(stage, first, second, t
         torch.testing.assert_close(mixed[name], value, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("strategy", [FullyShardedStrategy, IN_SHARDS], ids=["whole", "in shards"])
-def test_shards_go_on_with_the_same_bits(strategy, tmp_path):
+@pytest.mark.parametrize(
+    "strategy", ["ddp", FullyShardedStrategy, IN_SHARDS], ids=["ddp", "whole", "in shards"]
+)
+def test_two_processes_go_on_with_the_same_bits(strategy, tmp_path):
     train("prior", tmp_path / "whole", 2, strategy, steps=16)
     for steps in (9, 16):
         train("prior", tmp_path / "stopped", 2, strategy, steps=steps)
@@ -85,3 +88,45 @@ def test_shards_go_on_with_the_same_bits(strategy, tmp_path):
         assert torch.equal(value, stopped[name]), name
     files = list((tmp_path / "stopped" / "checkpoints").iterdir())
     assert len(files) == (2 if strategy is IN_SHARDS else 1)  # of shards, a folder beside it
+
+
+class Parts(pl.Callback):
+    """Draws from the trained weights, on the first process alone."""
+
+    def on_validation_epoch_end(self, trainer, module):
+        with gathered(trainer, module):
+            if trainer.is_global_zero:
+                model = TextToImage.of_training(trainer, module)
+                tokens = model.tokens(["picture 3"], 2, seed=trainer.global_step)
+                path = trainer.default_root_dir / f"{trainer.global_step}.drawn"
+                torch.save(tokens, path)
+
+
+def test_one_process_draws_what_all_have_trained(tmp_path):
+    for name, count, strategy in (("1", 1, "ddp"), ("2", 2, FullyShardedStrategy)):
+        train("prior", tmp_path / name, count, strategy, steps=16, noise=False, watch=[Parts()])
+    drawn = [path.name for path in sorted((tmp_path / "1").glob("*.drawn"))]
+    assert len(drawn) == 2
+    for name in drawn:
+        one, other = (torch.load(tmp_path / count / name) for count in "12")
+        assert torch.equal(one, other)
+    same(figures(tmp_path / "1"), figures(tmp_path / "2"))  # and the training went on
+
+
+def test_bf16_in_shards_is_near_bf16_on_one(tmp_path):
+    """The blocks' gains are rounded to bf16 there and not here; all else is cast alike."""
+    for stage in ("dvae", "prior", "ranker"):
+        for name, count, strategy in (("1", 1, "ddp"), ("2", 2, FullyShardedStrategy)):
+            folder = tmp_path / stage / name
+            train(stage, folder, count, strategy, steps=8, noise=False, precision="bf16-mixed")
+        one, two = (figures(tmp_path / stage / name) for name in "12")
+        assert one.keys() == two.keys()
+        for step in range(8):
+            loss = (step, "train/loss")
+            assert two[loss] == pytest.approx(one[loss], rel=0.02), loss
+
+
+def test_a_precision_that_is_not_known_is_one_line(tmp_path, capfd):
+    with pytest.raises(AssertionError):
+        train("prior", tmp_path, 1, FullyShardedStrategy, steps=2, precision="bf16-true")
+    assert "trainer.precision=bf16-true" in capfd.readouterr().err

@@ -90,11 +90,17 @@ class FullyShardedStrategy(ModelParallelStrategy):
         for part in network.modules():
             if isinstance(part, network.block_types):
                 _materialise(part, network)
-                fully_shard(part, mesh=self._device_mesh, mp_policy=BLOCKS[precision])
+                policy = BLOCKS[precision if self._casts(part) else "32-true"]
+                fully_shard(part, mesh=self._device_mesh, mp_policy=policy)
         _materialise(network, network)
         fully_shard(module, mesh=self._device_mesh, mp_policy=OUTSIDE, reshard_after_forward=True)
         for step in ("training_step", "validation_step"):
             register_fsdp_forward_method(module, step)
+
+    def _casts(self, block: nn.Module) -> bool:
+        """Whether a block computes with weights in bf16: on a CPU, torch's LayerNorm does not."""
+        plain = any(type(part) is nn.LayerNorm for part in block.modules())
+        return not plain or self.root_device.type != "cpu"
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         return Strategy.lightning_module_state_dict(self)
