@@ -42,7 +42,11 @@ def prepare(config: DictConfig) -> tuple[DictConfig, Path | None]:
         config.run = str(logs / config.stage / name)
         command_line.check(config)
         processes.check(config)
-    if processes.is_first() and (Path(config.run) / runs.CONFIG).exists():
+    if processes.is_requeued():  # the same command line then goes on, once there is a checkpoint
+        if list((Path(config.run) / "checkpoints").glob("*.ckpt")):
+            run, checkpoint = runs.to_resume(logs, config.stage, config.run)
+            return runs.load_config(run), checkpoint
+    elif processes.is_first() and (Path(config.run) / runs.CONFIG).exists():
         raise UserError(f"{config.run} exists: resume={config.run} goes on with it")
     return config, None
 

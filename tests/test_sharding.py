@@ -1,13 +1,15 @@
 """Sharded weights: two processes train what one trains, and each reads what the others wrote."""
 
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
 import torch
 from torch.distributed.tensor import DTensor
 
-from test_processes import figures, train
+from test_processes import figures, run, train
 from tilewright import shards
 from tilewright.callbacks.ema import AveragedWeights
 from tilewright.pipeline import TextToImage
@@ -91,20 +93,25 @@ def test_two_processes_go_on_with_the_same_bits(strategy, tmp_path):
 
 
 class Parts(pl.Callback):
-    """Draws from the trained weights, on the first process alone."""
+    """Image tokens that the trained weights make, by the first process alone."""
 
     def on_validation_epoch_end(self, trainer, module):
         with gathered(trainer, module):
             if trainer.is_global_zero:
-                model = TextToImage.of_training(trainer, module)
-                tokens = model.tokens(["picture 3"], 2, seed=trainer.global_step)
-                path = trainer.default_root_dir / f"{trainer.global_step}.drawn"
-                torch.save(tokens, path)
+                path = Path(trainer.default_root_dir) / f"{trainer.global_step}.drawn"
+                torch.save(self.tokens(trainer, module), path)
+
+    def tokens(self, trainer, module):
+        if trainer.datamodule.image_tokenizer is None:
+            images, _ = zip(*trainer.datamodule.examples("validation", 4), strict=True)
+            return torch.cat([module.network.encode(image[None]) for image in images])
+        return TextToImage.of_training(trainer, module).tokens(["picture 3"], 2)
 
 
-def test_one_process_draws_what_all_have_trained(tmp_path):
+@pytest.mark.parametrize("stage", ["dvae", "prior"])
+def test_one_process_draws_what_all_have_trained(stage, tmp_path):
     for name, count, strategy in (("1", 1, "ddp"), ("2", 2, FullyShardedStrategy)):
-        train("prior", tmp_path / name, count, strategy, steps=16, noise=False, watch=[Parts()])
+        train(stage, tmp_path / name, count, strategy, steps=16, noise=False, watch=[Parts()])
     drawn = [path.name for path in sorted((tmp_path / "1").glob("*.drawn"))]
     assert len(drawn) == 2
     for name in drawn:
@@ -130,3 +137,43 @@ def test_a_precision_that_is_not_known_is_one_line(tmp_path, capfd):
     with pytest.raises(AssertionError):
         train("prior", tmp_path, 1, FullyShardedStrategy, steps=2, precision="bf16-true")
     assert "trainer.precision=bf16-true" in capfd.readouterr().err
+
+
+SMALL = [
+    "trainer=fsdp",
+    "trainer.accelerator=cpu",
+    "trainer.devices=2",
+    "trainer.strategy.sharded_checkpoints=true",
+    "trainer.max_steps=4",
+    "trainer.val_check_interval=2",
+    "data.source.train=40",
+    "data.source.validation=8",
+    "data.source.zeroshot=8",
+    "data.batch_size=8",
+    "callbacks.frechet.images=4",
+    "callbacks.frechet.every=1",
+]
+
+
+@pytest.mark.slow
+def test_the_commands_take_a_run_of_shards(tmp_path):
+    places = [f"paths.data={tmp_path / 'data'}", f"paths.logs={tmp_path / 'logs'}"]
+    python = sys.executable
+    run(python, "src/train.py", "stage=dvae", *SMALL, *places)
+    small = [*SMALL, "callbacks.samples.count=2", "callbacks.samples.candidates=1"]
+    on_meta = "trainer.strategy.on_meta=true"
+    run(python, "src/train.py", "stage=prior", "run_name=p", on_meta, *small, *places)
+    folder = tmp_path / "logs" / "prior" / "p"
+    files = {path.name.partition("-")[0] for path in (folder / "checkpoints").iterdir()}
+    assert files == {"best.ckpt", "last.ckpt"}
+    out = tmp_path / "out"
+    run(
+        python, "src/generate.py", "prompt=a red circle", "n=2", "device=cpu", f"out={out}", *places
+    )
+    assert len(list(out.glob("000-*.png"))) == 2
+    words = ["metric=reconstruction", "metric.images=8", "metric.frechet=false", "device=cpu"]
+    run(python, "src/eval.py", *words, *places)
+    on_one = ["resume=true", "trainer=cpu", "trainer.max_steps=6"]
+    said = run(python, "src/train.py", "stage=prior", *on_one, *places)
+    assert "step      6/6" in said
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}

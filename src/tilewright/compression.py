@@ -42,6 +42,7 @@ class PowerSGDStrategy(DDPStrategy):
             process_group=None,
             matrix_approximation_rank=self.rank,
             start_powerSGD_iter=self.start,
+            orthogonalization_epsilon=1e-8,  # a gradient of zeros would become one of nans
         )
         compressed = block_parameters(self.lightning_module.network)  # type: ignore[arg-type]
 

@@ -206,7 +206,9 @@ def gathered(trainer: pl.Trainer, module: nn.Module) -> Iterator[None]:
     finally:
         for part in parts:
             part.set_reshard_after_forward(True, recurse=False)
-            part.reshard()
+        # Reshards; and what this process has computed alone must not count as an order in which all
+        # gather weights ahead in the next backward pass, where they would wait for each other.
+        parts[0].reset_iter_state()
 
 
 def whole(value: Tensor) -> Tensor:

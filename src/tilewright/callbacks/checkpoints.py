@@ -12,7 +12,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins import TorchCheckpointIO
 
-from tilewright import shards
+from tilewright import processes, shards
 from tilewright.errors import UserError
 
 
@@ -60,6 +60,9 @@ class WholeCheckpointIO(TorchCheckpointIO):
 class LastCheckpoint(ModelCheckpoint):
     """Keeps `last.ckpt`: after every validation, at the last update, and on SIGTERM or SIGINT.
 
+    Under SLURM on SIGUSR1 as well, and the job is then queued again. Lightning would write a
+    checkpoint of its own in the midst of an update, each process at another place.
+
     All are inside the training loop. Lightning counts a checkpoint's unfinished step when a run
     resumes, so one that is saved after the training would shift every later figure by a step.
 
@@ -83,9 +86,10 @@ class LastCheckpoint(ModelCheckpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self._handlers = {
-            number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)
-        }
+        numbers = [signal.SIGTERM, signal.SIGINT]
+        if processes.under_slurm():
+            numbers.append(signal.SIGUSR1)
+        self._handlers = {number: signal.signal(number, self._note) for number in numbers}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._signal = signal.Signals(number)
@@ -131,6 +135,8 @@ class LastCheckpoint(ModelCheckpoint):
             f"Stopped by {name} after update {trainer.global_step}, which is saved: go on with "
             f"resume={run}"
         )
+        if trainer.is_global_zero and self._signal == signal.SIGUSR1:
+            processes.requeue()
         # The status that shells give to a signal. Another process's status other than 0 would be
         # taken for a crash by Lightning, which then kills the first.
         ended = 128 + (self._signal or signal.SIGTERM)
