@@ -2,15 +2,21 @@
 
 In bf16-mixed, as on GPUs: weights, gradients, Adam's moments and the average in fp32, what the
 backward pass needs of a block counted on a narrow one of the same parts. What PyTorch's allocator
-and libraries take comes on top. `docs/scale.md` has the table.
+and libraries take comes on top. `measured=[prior_medium]` trains that one, on a CPU and with dense
+attention, by one process and by two that share the weights. `docs/scale.md` has both tables.
 
     python benchmarks/memory.py [models=[prior_1b]] [gpus=[1,8]] [pictures=4] [any setting=value]
 """
 
+import multiprocessing
+import os
+import resource
+import socket
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
+import pytorch_lightning as pl
 import settings as command_line
 import timing
 import torch
@@ -18,9 +24,14 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
+from tilewright.callbacks.ema import AveragedWeights
 from tilewright.command_line import CONF
 from tilewright.prior import Stream, Transformer
+from tilewright.prior.module import PriorModule
+from tilewright.schedules import Constant
+from tilewright.sharding import FullyShardedStrategy
 
 DEFAULTS = {
     "models": [
@@ -35,6 +46,7 @@ DEFAULTS = {
     "gpus": [1, 8, 64],
     "pictures": 4,  # at once, on each GPU
     "precision": "bf16-mixed",  # or 32-true
+    "measured": [],  # models that are also trained, in fp32 on this CPU
     "out": "logs/benchmarks/memory.json",
 }
 WORD = 4  # bytes of a number in fp32
@@ -59,13 +71,13 @@ class Memory:
 
 
 @lru_cache
-def built(model: str) -> Transformer:
-    """A prior of the paper's stream, without memory for its weights."""
+def built(model: str, device: str = "meta", *overrides: str) -> Transformer:
+    """A prior of the paper's stream; on meta, without memory for its weights."""
     sizes = ["image_tokens.grid=32", "image_tokens.vocab=8192", "tokenizer.vocab_size=16384"]
     data = ["data=folder", "data.source.path=x", "tokenizer.length=256", "dvae=x", "run=x"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("train", ["stage=prior", f"model={model}", *sizes, *data])
-    with torch.device("meta"):
+        config = compose("train", ["stage=prior", f"model={model}", *sizes, *data, *overrides])
+    with torch.device(device):
         return instantiate(config.model.network)
 
 
@@ -162,7 +174,7 @@ def saved(network: Transformer, stream: Stream, precision: str) -> int:
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        own = tuple(tensor.shape) in shapes or tuple(tensor.T.shape) in shapes
+        own = {tuple(tensor.shape), tuple(tensor.shape)[::-1]} & shapes
         if storage.data_ptr() not in weights and not own:
             found[storage.data_ptr()] = storage.nbytes()
             kept.append(tensor)
@@ -177,6 +189,75 @@ def saved(network: Transformer, stream: Stream, precision: str) -> int:
     ):
         network(text, image)
     return sum(found.values())
+
+
+def train_briefly(
+    rank: int, processes: int, port: int, model: str, pictures: int, peaks: Any
+) -> None:
+    """Two updates by one of the processes; puts the bytes that they took at most."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank))
+    torch.set_num_threads(1)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    network = built(model, "cpu", "model.network.pattern=full", "model.network.checkpointing=false")
+    stream = network.stream
+    batch = {
+        "text_tokens": torch.zeros(pictures, stream.text_length, dtype=torch.long),
+        "image_tokens": torch.zeros(pictures, stream.grid, stream.grid, dtype=torch.long),
+    }
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=processes,
+        strategy=FullyShardedStrategy() if processes > 1 else "auto",
+        max_steps=2,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[AveragedWeights(0.99)],
+    )
+    trainer.fit(PriorModule(network, Constant(1e-4)), DataLoader([batch] * 2, batch_size=None))
+    peaks.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 2**10)
+
+
+def peak(model: str, processes: int, pictures: int) -> float:
+    """The most bytes that a process took, beyond those before it had a network."""
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    peaks = context.Queue()
+    ranks = [
+        context.Process(target=train_briefly, args=(rank, processes, port, model, pictures, peaks))
+        for rank in range(processes)
+    ]
+    for one in ranks:
+        one.start()
+    found = [peaks.get() for _ in ranks]
+    for one in ranks:
+        one.join()
+    return max(found)
+
+
+def check(models: list[str], pictures: int) -> list[dict[str, Any]]:
+    """Arithmetic against measurement, on this CPU."""
+    figures = []
+    for model in models:
+        for strategy, processes in (("ddp", 1), ("fsdp", 2)):
+            memory = per_gpu(built(model), strategy, processes, pictures, "32-true", False)
+            measured = peak(model, processes, pictures)
+            counted = {"model": model, "strategy": strategy, "processes": processes}
+            figures.append({**counted, "counted": memory.total, "measured": measured})
+    timing.show(
+        f"GiB of a process, {pictures} pictures at once, 32-true, on a CPU",
+        ["model", "strategy", "processes", "counted", "measured"],
+        [
+            [*map(str, (f["model"], f["strategy"], f["processes"]))]
+            + [f"{f[name] / GIB:.2f}" for name in ("counted", "measured")]
+            for f in figures
+        ],
+    )
+    return figures
 
 
 def main() -> None:
@@ -212,7 +293,13 @@ def main() -> None:
         ["model", "strategy", "GPUs", "all kept", "checkpointing"],
         rows,
     )
-    timing.write(settings.out, figures=figures, settings=OmegaConf.to_container(settings))
+    checked = check(list(settings.measured), settings.pictures) if settings.measured else []
+    timing.write(
+        settings.out,
+        figures=figures,
+        checked=checked,
+        settings=OmegaConf.to_container(settings),
+    )
 
 
 if __name__ == "__main__":
