@@ -160,13 +160,12 @@ def test_the_commands_take_a_run_of_shards(tmp_path):
     shared += [f"trainer.strategy.{key}=true" for key in ("sharded_checkpoints", "on_meta")]
     run(python, "src/train.py", "stage=prior", "run_name=p", *shared, *SMALL, *places)
     checkpoints = tmp_path / "logs" / "prior" / "p" / "checkpoints"
-    assert sorted(path.name.partition("-")[0] for path in checkpoints.iterdir()) == [
-        name for name in ("best.ckpt", "last.ckpt") for _ in ("file", "folder")
-    ]
+    files = sorted(path.name.partition("-")[0] for path in checkpoints.iterdir())
+    assert files == ["best.ckpt", "best.ckpt", "last.ckpt", "last.ckpt"]  # each with its folder
     words = ["prompt=a red circle", "n=2", "device=cpu", f"out={tmp_path / 'out'}"]
     run(python, "src/generate.py", *words, *places)
     assert len(list((tmp_path / "out").glob("000-*.png"))) == 2
     on_one = ["resume=true", "trainer=cpu", "trainer.max_steps=6"]
     said = run(python, "src/train.py", "stage=prior", *on_one, *places)
     assert "step      6/6" in said
-    assert {path.name for path in checkpoints.iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert [path.name for path in checkpoints.glob("last.ckpt*")] == ["last.ckpt"]

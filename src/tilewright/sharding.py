@@ -122,11 +122,8 @@ class FullyShardedStrategy(ModelParallelStrategy):
             checkpoint, own = shards.cut(checkpoint, folder)
             self._write(own, path.parent / folder / f"{self.global_rank}.pt")
         else:
-            folder = ""
             checkpoint = tree_map_only(DTensor, self._gathered, checkpoint)
         Strategy.save_checkpoint(self, checkpoint, path, storage_options)
-        if self.is_global_zero:
-            shards.remove_others(path, kept=[folder])
 
     def _gathered(self, shard: DTensor) -> Tensor | None:
         """A whole tensor on the first process, nothing on the others."""

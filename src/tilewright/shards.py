@@ -6,7 +6,6 @@ folder is whole before the file is there, so that the file is never without it.
 """
 
 import shutil
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,10 +69,10 @@ def joined(value: Any) -> Any:
     return tree_map_only(Shards, Shards.whole, value)
 
 
-def remove_others(file: Path, kept: Iterable[str] = ()) -> None:
-    """Removes the folders of earlier checkpoints of a file's name."""
+def remove_others(file: Path, checkpoint: dict[str, Any]) -> None:
+    """Removes the folders of the checkpoints that a file held before this one."""
     for folder in file.parent.glob(f"{file.name}-*"):
-        if folder.name not in kept:
+        if folder.name != checkpoint.get(FOLDER):
             shutil.rmtree(folder, ignore_errors=True)
 
 

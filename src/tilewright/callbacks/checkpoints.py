@@ -39,6 +39,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             beside.replace(path)
+            shards.remove_others(path, checkpoint)
         except (OSError, RuntimeError) as error:  # torch's writer has errors of its own
             reason = str(error.__context__ or error).splitlines()[0]
             kept = "the one before it is still there" if path.exists() else "there is none before"
