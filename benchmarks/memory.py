@@ -210,6 +210,7 @@ def train_briefly(
         strategy=FullyShardedStrategy() if processes > 1 else "auto",
         max_steps=2,
         limit_val_batches=0,
+        use_distributed_sampler=False,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -69,8 +69,9 @@ class FullyShardedStrategy(ModelParallelStrategy):
         """Joins the other processes; a process that waits for the first one calls it twice."""
         if self._device_mesh is None:
             self._setup_distributed()
-            mesh = (self.world_size,)
-            self._device_mesh = init_device_mesh(self.root_device.type, mesh)
+            self._device_mesh = init_device_mesh(
+                self.root_device.type, (self.world_size,), mesh_dim_names=("data_parallel",)
+            )
 
     def shard(self, module: pl.LightningModule) -> None:
         """Shards a module's network, and draws its weights where it was built on meta.
