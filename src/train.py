@@ -42,7 +42,11 @@ def prepare(config: DictConfig) -> tuple[DictConfig, Path | None]:
         config.run = str(logs / config.stage / name)
         command_line.check(config)
         processes.check(config)
-    if processes.is_first() and (Path(config.run) / runs.CONFIG).exists():
+    if processes.is_requeued():  # the same command line then goes on, once there is a checkpoint
+        if list((Path(config.run) / "checkpoints").glob("*.ckpt")):
+            run, checkpoint = runs.to_resume(logs, config.stage, config.run)
+            return runs.load_config(run), checkpoint
+    elif processes.is_first() and (Path(config.run) / runs.CONFIG).exists():
         raise UserError(f"{config.run} exists: resume={config.run} goes on with it")
     return config, None
 
@@ -54,6 +58,8 @@ def main(config: DictConfig) -> None:
 
     import pytorch_lightning as pl
     from hydra.utils import instantiate
+
+    from tilewright.sharding import building
 
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # they announce what is missing
@@ -69,7 +75,9 @@ def main(config: DictConfig) -> None:
     data = instantiate(config.data)
     if trainer.is_global_zero:
         data.setup()
-    model = instantiate(config.model)
+    with building(trainer):
+        network = instantiate(config.model.network)
+    model = instantiate(config.model, network=network)
     if config.compile:
         model.network.compile()
     if trainer.is_global_zero:  # all that can be wrong has been found by now: the run begins

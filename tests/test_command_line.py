@@ -163,7 +163,7 @@ def test_help(command):
     done = run(command, "--help")
     assert done.returncode == 0, done.stderr
     words = {
-        "train": ["stage: dvae, prior, ranker", "data: ", "shapes", "trainer: auto, cpu, ddp, gpu"],
+        "train": ["stage: dvae, prior, ranker", "data: ", "shapes", "trainer: auto, cpu, ddp, "],
         "eval": ["metric: ", "clip_score, fid, is, kid, reconstruction"],
         "generate": ["prompt=", "image_prompt=", "top_k=", "guidance="],
     }

@@ -158,10 +158,10 @@ def load_checkpoint(file: Path) -> dict[str, Any]:
     Raises:
         UserError: it is broken, or cut short.
     """
-    import torch
+    from tilewright import shards
 
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        return shards.read(file)
     except Exception as error:  # a broken archive raises errors of many classes
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{file} cannot be read, it may be cut short: {reason}") from error
@@ -234,6 +234,8 @@ def load_weights(run: Path) -> dict[str, Any]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    from tilewright.shards import joined
+
     if (run / WEIGHTS).is_file():
         try:
             return load_file(run / WEIGHTS)
@@ -241,7 +243,8 @@ def load_weights(run: Path) -> dict[str, Any]:
             raise UserError(f"{run / WEIGHTS} cannot be read: {error}") from error
     state = load_checkpoint(checkpoint(run))["state_dict"]
     prefix = "network."
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    network = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    return joined(network)
 
 
 def save_network(folder: Path, config: DictConfig, weights: dict[str, Any]) -> None:

@@ -164,6 +164,8 @@ class DiscreteVAE(nn.Module):
         ValueError: sides or patch do not fit, or the quantiser has another number of tokens.
     """
 
+    block_types = (ResidualBlock,)
+
     def __init__(
         self,
         *,

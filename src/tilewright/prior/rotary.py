@@ -27,10 +27,12 @@ class Rotary(nn.Module):
                 f"rotary positions need heads of a multiple of 4 channels, got {width}"
             )
         first, side = stream.first_image_position, stream.grid
-        text, image = torch.arange(first), torch.arange(stream.length - first)
+        # On the CPU also where the network is built on meta: a table has no weights to draw.
+        positions = torch.arange(stream.length, device="cpu")
+        text, image = positions[:first], positions[: stream.length - first]
         rows = torch.cat([text, first + image // side])
         columns = torch.cat([text, first + image % side])
-        speeds = base ** -torch.linspace(0, 1, width // 4)
+        speeds = base ** -torch.linspace(0, 1, width // 4, device="cpu")
         angles = torch.stack([rows, columns], dim=1)[:, :, None] * speeds  # [L, 2, D / 4]
         angles = angles.flatten(1).repeat(1, 2)  # [L, D]: channel i turns together with i + D / 2
         sign = torch.ones(width).index_fill(0, torch.arange(width // 2), -1.0)
