@@ -33,11 +33,11 @@ class Rotary(nn.Module):
         rows = torch.cat([text, first + image // side])
         columns = torch.cat([text, first + image % side])
         speeds = base ** -torch.linspace(0, 1, width // 4, device="cpu")
-        angles = torch.stack([rows, columns], dim=1)[:, :, None] * speeds  # [L, 2, D / 4]
-        angles = angles.flatten(1).repeat(1, 2)  # [L, D]: channel i turns together with i + D / 2
-        sign = torch.ones(width).index_fill(0, torch.arange(width // 2), -1.0)
-        self.register_buffer("cos", angles.cos(), persistent=False)
-        self.register_buffer("sin", angles.sin() * sign, persistent=False)
+        angles = torch.stack([rows, columns], dim=1)[:, :, None] * speeds
+        angles = angles.flatten(1)  # [L, D / 2]: channel i turns together with i + D / 2
+        cos, sin = angles.cos(), angles.sin()
+        self.register_buffer("cos", torch.cat([cos, cos], dim=1), persistent=False)
+        self.register_buffer("sin", torch.cat([-sin, sin], dim=1), persistent=False)
 
     def forward(self, x: Tensor, positions: slice | int = slice(None)) -> Tensor:
         """Queries or keys [..., n, D] of so many positions, or [..., D] of one, turned."""
