@@ -74,6 +74,7 @@ def test_one_line_of_hydras_errors():
             (["stage=nope"], "stage/nope"),
             (["stage=dvae", "trainer.nope=1"], "trainer.nope"),
             (["stage=dvae", "trainer.max_steps"], "trainer.max_steps"),
+            (["stage=dvae", "data.source.path={0..9}.tar"], "\"data.source.path='{0..9}.tar'\""),
         ):
             with pytest.raises(HydraException) as caught:
                 compose("train", overrides)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -91,6 +91,12 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, UserError):
         # One that a DataLoader's worker raised comes with the worker's traceback before it.
         return " ".join(str(error).rpartition("UserError: ")[2].split())
+    if isinstance(error, OverrideParseException) and "=" in error.override:
+        key, _, value = error.override.partition("=")
+        return (
+            f"{error.override} cannot be read: characters such as {{ }} ( ) : need Hydra's quotes "
+            f"within those of the shell, \"{key}='{value}'\""
+        )
     place = re.search(r"full_key: (\S+)", str(error))
     absent = _absent_package(error)
     if place and absent:
