@@ -12,7 +12,7 @@ env: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@echo "Making the environment $(VENV): 2 to 3 minutes, about 6 GB"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --constraint constraints.txt --editable '.[emoji,openai,quantisers,clip,dev]'
+	@$(BIN)/pip install --constraint constraints.txt --editable '.[emoji,openai,quantisers,clip,filters,demo,dev]'
 	@touch $@
 
 # Both stages on the embedded data set, then figures and pictures.
@@ -28,6 +28,7 @@ demo: $(STAMP)
 	@echo "Pictures:    logs/demo/grid.png"
 	@echo "Figures:     logs/dvae/latest/eval/ and logs/prior/latest/eval/"
 	@echo "TensorBoard: $(BIN)/tensorboard --logdir logs"
+	@echo "Playground:  $(BIN)/python src/demo.py"
 
 test: $(STAMP)
 	$(BIN)/pytest

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from tilewright import command_line, runs
 from tilewright.errors import UserError
@@ -13,13 +13,19 @@ from tilewright.errors import UserError
 def main(config: DictConfig) -> None:
     if OmegaConf.is_missing(config, "prompt"):
         raise UserError('say what to draw: prompt="a large red circle on the left"')
-    if config.n < 1 or len(config.prompt) == 0:
-        raise UserError(f"n={config.n} prompt={config.prompt!r} asks for no picture")
+    prompts = [config.prompt] if isinstance(config.prompt, str) else config.prompt
+    if not isinstance(prompts, (list, ListConfig)) or any(not isinstance(p, str) for p in prompts):
+        raise UserError(f"prompt={config.prompt} is no caption: in quotes it is, prompt='\"7\"'")
+    if config.n < 1 or config.batch_size < 1 or not config.prompt:
+        raise UserError(
+            f"n={config.n} batch_size={config.batch_size} prompt={config.prompt!r} asks for no "
+            "picture"
+        )
     command_line.check(config)
     run = runs.find(Path(config.paths.logs), "prior", config.run)
     if config.best_of is not None:
         command_line.find_ranker(config, runs.load_config(run).choices.data)
-    prompts = [config.prompt] if isinstance(config.prompt, str) else list(config.prompt)
+    prompts = list(prompts)
 
     from hydra.utils import instantiate
 
@@ -34,6 +40,9 @@ def main(config: DictConfig) -> None:
         prompts = model.complete(prompts, sampling=sampling, seed=config.seed)
         print("\n".join(prompts))
     image_prompt = None if config.image_prompt is None else open_picture(config.image_prompt)
+    out = Path(config.out) if config.out else run / "samples"
+    if next(path for path in (out, *out.parents) if path.exists()).is_file():
+        raise UserError(f"out={out} is no folder: there is a file in its place")
     best = model.best(
         prompts,
         config.n,
@@ -45,25 +54,26 @@ def main(config: DictConfig) -> None:
         rows=config.rows,
         batch_size=config.batch_size,
     )
-    out = Path(config.out) if config.out else run / "samples"
-    records = []
-    for caption, prompt in enumerate(prompts):
-        for place in range(config.n):
-            path = out / f"{caption:03}-{place:03}.png"
-            save_tensor(best.images[caption, place], path)
-            record = {"file": path.name, "prompt": prompt}
-            record["candidate"] = int(best.numbers[caption, place])
-            if best.scores is not None:
-                record["score"] = float(best.scores[caption, place])
-            records.append(record)
-    save(captioned_grid(prompts, best.images), out / "grid.png")
     settings = {"run": str(run), "seed": config.seed, "sampling": vars(sampling)}
+    names = {"run": run.name}  # for the pictures, which travel: paths are of use here only
+    if image_prompt is not None:
+        settings |= {"image_prompt": config.image_prompt, "rows": config.rows}
+        names["image_prompt"] = Path(config.image_prompt).name
     if best.scores is not None:
         settings |= {
             "best_of": config.best_of,
             "ranker": OmegaConf.to_container(config.ranker, resolve=True),
         }
-    (out / "pictures.json").write_text(json.dumps({**settings, "pictures": records}, indent=2))
+        names["ranker"] = command_line.choices()["ranker"]
+    records = []
+    for caption, row in enumerate(best.records(prompts)):
+        for place, record in enumerate(row):
+            path = out / f"{caption:03}-{place:03}.png"
+            save_tensor(best.images[caption, place], path, {**settings, **names, **record})
+            records.append({"file": path.name, **record})
+    pictures = {"pictures": records}
+    save(captioned_grid(prompts, best.images), out / "grid.png", {**settings, **names, **pictures})
+    (out / "pictures.json").write_text(json.dumps({**settings, **pictures}, indent=2))
     print(f"{len(records)} pictures are in {out}, all of them together in {out / 'grid.png'}")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from tilewright import command_line, processes, runs
+from tilewright import command_line, environment, processes, runs
 from tilewright.errors import UserError
 
 TOKENIZER_CAPTIONS = 1_000_000  # enough for any vocabulary, and a stream may have no end
@@ -42,7 +42,11 @@ def prepare(config: DictConfig) -> tuple[DictConfig, Path | None]:
         config.run = str(logs / config.stage / name)
         command_line.check(config)
         processes.check(config)
-    if processes.is_first() and (Path(config.run) / runs.CONFIG).exists():
+    if processes.is_requeued():  # the same command line then goes on, once there is a checkpoint
+        if list((Path(config.run) / "checkpoints").glob("*.ckpt")):
+            run, checkpoint = runs.to_resume(logs, config.stage, config.run)
+            return runs.load_config(run), checkpoint
+    elif processes.is_first() and (Path(config.run) / runs.CONFIG).exists():
         raise UserError(f"{config.run} exists: resume={config.run} goes on with it")
     return config, None
 
@@ -54,6 +58,8 @@ def main(config: DictConfig) -> None:
 
     import pytorch_lightning as pl
     from hydra.utils import instantiate
+
+    from tilewright.sharding import building
 
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # they announce what is missing
@@ -69,7 +75,9 @@ def main(config: DictConfig) -> None:
     data = instantiate(config.data)
     if trainer.is_global_zero:
         data.setup()
-    model = instantiate(config.model)
+    with building(trainer):
+        network = instantiate(config.model.network)
+    model = instantiate(config.model, network=network)
     if config.compile:
         model.network.compile()
     if trainer.is_global_zero:  # all that can be wrong has been found by now: the run begins
@@ -92,7 +100,9 @@ def begin(run: Path, config: DictConfig, data: Any, checkpoint: Path | None) -> 
     """What the first process does before the training: the run's folder, and what lies in it."""
     if checkpoint is not None:
         runs.check_unfinished(checkpoint, config.trainer.max_steps)
+    data.examples("train", 1)  # or no run is made for data of which nothing can be used
     runs.create(run, config)
+    environment.record(run, checkpoint)
     if checkpoint is None and data.tokenizer is not None:
         data.tokenizer.train(islice(data.captions("train"), TOKENIZER_CAPTIONS))
         data.tokenizer.save(run / runs.TOKENIZER)

@@ -74,6 +74,7 @@ def test_one_line_of_hydras_errors():
             (["stage=nope"], "stage/nope"),
             (["stage=dvae", "trainer.nope=1"], "trainer.nope"),
             (["stage=dvae", "trainer.max_steps"], "trainer.max_steps"),
+            (["stage=dvae", "data.source.path={0..9}.tar"], "\"data.source.path='{0..9}.tar'\""),
         ):
             with pytest.raises(HydraException) as caught:
                 compose("train", overrides)
@@ -163,7 +164,7 @@ def test_help(command):
     done = run(command, "--help")
     assert done.returncode == 0, done.stderr
     words = {
-        "train": ["stage: dvae, prior, ranker", "data: ", "shapes", "trainer: auto, cpu, ddp, gpu"],
+        "train": ["stage: dvae, prior, ranker", "data: ", "shapes", "trainer: auto, cpu, ddp, "],
         "eval": ["metric: ", "clip_score, fid, is, kid, reconstruction"],
         "generate": ["prompt=", "image_prompt=", "top_k=", "guidance="],
     }
@@ -171,11 +172,19 @@ def test_help(command):
         assert word in done.stdout
 
 
-def test_debug_shows_the_traceback(places):
-    done = run("train", *places, "stage=prior", "debug=default")
+@pytest.mark.parametrize(
+    ("command", "argument", "missing"),
+    [
+        ("train", "stage=prior", "dvae"),
+        ("eval", "metric=fid", "prior"),
+        ("generate", "prompt=a ring", "prior"),
+    ],
+)
+def test_debug_shows_the_traceback(places, command, argument, missing):
+    done = run(command, *places, argument, "debug=default")
     assert done.returncode == 1
     assert "Traceback" in done.stderr
-    assert "no trained dvae" in done.stderr
+    assert f"no trained {missing}" in done.stderr
 
 
 def test_precision_is_what_was_asked_for_unless_auto():

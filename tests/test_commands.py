@@ -240,6 +240,14 @@ def test_generate_draws_and_repeats(trained, home, tmp_path):
     assert record["sampling"]["temperature"] == 1.0
     assert [picture["file"] for picture in record["pictures"]] == ["000-000.png", "000-001.png"]
     assert {picture["prompt"] for picture in record["pictures"]} == {PROMPT}
+    with (
+        Image.open(folders[0] / "000-001.png") as picture,
+        Image.open(folders[0] / "grid.png") as grid,
+    ):
+        told = [json.loads(image.text["tilewright"]) for image in (picture, grid)]
+    shared = {"run": trained.prior.name, "seed": 1, "sampling": record["sampling"]}
+    assert told[0] == {**shared, "prompt": PROMPT, "candidate": 1}
+    assert told[1] == {**shared, "pictures": record["pictures"]}
 
 
 def test_generate_goes_on_with_a_picture(trained, home, tmp_path):
@@ -249,6 +257,9 @@ def test_generate_goes_on_with_a_picture(trained, home, tmp_path):
     prompts = 'prompt=["a small red circle","a large blue ring"]'
     run(home, "generate", prompts, "n=1", f"image_prompt={given}", "rows=3", f"out={out}")
     assert set(pictures(out)) == {"000-000.png", "001-000.png", "grid.png"}
+    with Image.open(out / "001-000.png") as picture:
+        told = json.loads(picture.text["tilewright"])
+    assert (told["image_prompt"], told["rows"]) == ("photo.png", 3)
 
     model = TextToImage.from_run(trained.prior)
     ((picture,),) = model([PROMPT], image_prompt=Image.open(given).convert("RGB"), rows=3)
@@ -294,8 +305,11 @@ def test_generate_keeps_the_best(trained, ranker, home, tmp_path, kind):
     first, second = record["pictures"]
     assert first["score"] >= second["score"]
     for chosen in (first, second):
-        candidate = tmp_path / "all" / f"000-{chosen['candidate']:03}.png"
-        assert (tmp_path / "best" / chosen["file"]).read_bytes() == candidate.read_bytes()
+        best = Image.open(tmp_path / "best" / chosen["file"])
+        candidate = Image.open(tmp_path / "all" / f"000-{chosen['candidate']:03}.png")
+        assert best.tobytes() == candidate.tobytes()
+        told = json.loads(best.text["tilewright"])
+        assert (told["score"], told["best_of"], told["ranker"]) == (chosen["score"], 6, kind)
 
 
 def test_best_of_without_a_ranker_is_one_line(trained, tmp_path, home):

@@ -1,5 +1,7 @@
 """Grids of pictures and pictures in files."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -46,6 +48,28 @@ def test_captioned_grid_takes_tensors_and_pictures():
     assert (width, height) == (480, 2 * (96 + 8 + 24))
     red = captioned_grid(captions, pictures)
     assert red.getpixel((50, 24 + 50)) == (255, 0, 0)
+
+
+def test_captioned_grid_of_so_many_columns():
+    pictures = [[Image.new("RGB", (96, 96), colour) for colour in ("red", "lime", "blue")]] * 2
+    grid = captioned_grid(["one", "two"], pictures, columns=2)
+    assert grid.size == (480, 2 * (2 * 100 + 4 + 24))
+    for top in (24, 204 + 2 * 24):
+        assert grid.getpixel((150, top + 50)) == (0, 255, 0)
+        assert grid.getpixel((50, top + 150)) == (0, 0, 255)
+
+
+def test_settings_travel_in_a_png(tmp_path):
+    settings = {"prompt": "un cercle 赤い", "seed": 3, "sampling": {"top_k": None}}
+    picture = Image.new("RGB", (8, 8), "red")
+    save(picture, tmp_path / "a.png", settings)
+    save_tensor(torch.rand(3, 8, 8), tmp_path / "b.png", settings)
+    for name in ("a.png", "b.png"):
+        with Image.open(tmp_path / name) as saved:
+            assert json.loads(saved.text["tilewright"]) == settings
+    save(picture, tmp_path / "c.png")
+    with Image.open(tmp_path / "c.png") as saved:
+        assert saved.text == {}
 
 
 def test_a_picture_comes_back(tmp_path):

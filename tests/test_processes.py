@@ -17,6 +17,7 @@ from pytorch_lightning.loggers import CSVLogger
 import tiny
 from tilewright import processes
 from tilewright.errors import UserError
+from tilewright.sharding import FullyShardedStrategy
 
 ROOT = Path(__file__).parents[1]
 
@@ -39,14 +40,17 @@ class Notes(pl.Callback):
 def process(rank, port, stage, folder, arguments):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank))
     torch.set_num_threads(1)
-    tiny.train(stage, folder, watch=[Notes()], **arguments)
+    if callable(arguments.get("strategy")):
+        arguments["strategy"] = arguments["strategy"]()
+    watch = [Notes(), *arguments.pop("watch", ())]
+    tiny.train(stage, folder, watch=watch, **arguments)
 
 
-def train(stage, folder, count, **arguments):
+def train(stage, folder, count, strategy="ddp", **arguments):
     """Trains by so many processes; how each of them ended."""
     arguments |= {"default_root_dir": folder, "logger": CSVLogger(folder, "", "")}
-    if count > 1:
-        arguments |= {"strategy": "ddp", "devices": count}
+    if count > 1 or strategy != "ddp":
+        arguments |= {"strategy": strategy, "devices": count}
     with socket.socket() as free:
         free.bind(("", 0))
         port = free.getsockname()[1]
@@ -112,6 +116,38 @@ def test_processes_share_an_epoch_and_draw_their_own_noise(tmp_path):
     for epoch in (captions[: tiny.ROWS], captions[tiny.ROWS :]):
         assert sorted(int(caption.split()[1]) for caption in epoch) == list(range(tiny.ROWS))
     assert not set(notes[0]["noise"]) & set(notes[1]["noise"])
+
+
+@pytest.mark.parametrize("strategy", ["ddp", FullyShardedStrategy], ids=["ddp", "fsdp"])
+def test_gathered_gradients_are_those_of_one_process(strategy, tmp_path):
+    arguments = {"steps": 10, "noise": False, "accumulate_grad_batches": 2}
+    train("prior", tmp_path / "1", 1, **arguments)
+    train("prior", tmp_path / "2", 2, strategy, **arguments)
+    alone, together = figures(tmp_path / "1"), figures(tmp_path / "2")
+    assert alone.keys() == together.keys()
+    assert (9, "train/loss") in alone
+    for key, value in alone.items():
+        assert together[key] == pytest.approx(value, rel=1e-5, abs=1e-6), key
+
+
+@pytest.mark.parametrize("strategy", ["ddp", FullyShardedStrategy], ids=["ddp", "fsdp"])
+def test_patchworks_of_all_processes_are_told_apart(strategy, tmp_path, monkeypatch):
+    """Patchworks without their noise, and of each picture alone: a process has others to mix."""
+
+    def patchwork(images):
+        half = images.shape[-1] // 2
+        return torch.cat([images.flip(-1)[..., :half], images[..., half:]], dim=-1)
+
+    monkeypatch.setattr("tilewright.ranker.module.patchwork", patchwork)
+    train("ranker", tmp_path / "1", 1, steps=20)
+    train("ranker", tmp_path / "2", 2, strategy, steps=20)
+    train("ranker", tmp_path / "without", 1, steps=20, noise=False)
+    alone, together = figures(tmp_path / "1"), figures(tmp_path / "2")
+    assert alone.keys() == together.keys()
+    for key, value in alone.items():
+        assert together[key] == pytest.approx(value, rel=1e-5, abs=1e-6), key
+    first = (0, "train/loss")
+    assert alone[first] > figures(tmp_path / "without")[first] + 0.1
 
 
 def configuration(**trainer):

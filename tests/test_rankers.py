@@ -1,5 +1,7 @@
 """Rankers and the choice of the best of N, on models without training."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -77,6 +79,19 @@ def test_pictures_are_the_same_however_they_are_batched(model):
     assert whole.shape == (3, 10, 2, 2)
     for batch_size in (1, 4, 10, 25):
         assert torch.equal(model.tokens(CAPTIONS, 10, batch_size=batch_size), whole)
+
+
+def test_a_drawing_fills_up(model):
+    whole = model.tokens(CAPTIONS, 5)
+    drawn = [tokens.clone() for tokens in model.drawing(CAPTIONS, 5, batch_size=4)]
+    assert len(drawn) == 3 * 2 * 2  # captions, batches of a caption's candidates, rows
+    for before, after in pairwise(drawn):
+        assert torch.equal(after[before >= 0], before[before >= 0])
+        assert (before < 0).sum() > (after < 0).sum()
+    row = whole.clone()
+    row[1:], row[0, 4:], row[0, :, 1:] = -1, -1, -1
+    assert torch.equal(drawn[0], row)
+    assert torch.equal(drawn[-1], whole)
 
 
 def test_scores_come_in_batches_that_fit(model):

@@ -99,3 +99,26 @@ def test_a_signal_saves_what_has_been_trained(number, tmp_path, capfd):
     (line,) = (line for line in capfd.readouterr().out.splitlines() if "Stopped" in line)
     assert f"{number.name} after update {step}" in line
     assert f"resume={tmp_path}" in line
+
+
+def test_slurms_signal_saves_and_queues_the_job_again(tmp_path, monkeypatch, capfd):
+    asked = tmp_path / "asked"
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" > {asked}\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", str(scontrol.parent), prepend=os.pathsep)
+    names = {"JOB_ID": "17", "JOB_NAME": "prior", "NTASKS": "1", "PROCID": "0", "LOCALID": "0"}
+    for name, value in {**names, "NODEID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    process = start("prior", tmp_path)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    while not last.exists() and process.is_alive():
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGUSR1)
+    process.join()
+    assert process.exitcode == 128 + signal.SIGUSR1
+    assert asked.read_text() == "requeue 17\n"
+    assert 7 <= torch.load(last, weights_only=True)["global_step"] < tiny.STEPS
+    assert not list(tmp_path.glob("**/hpc_ckpt*"))
+    assert "SIGUSR1 after update" in capfd.readouterr().out

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -33,6 +33,8 @@ NOISE = (
 
 # Groups that a resumed run may choose anew: what is trained does not depend on them.
 EXCHANGEABLE = {"trainer", "logger"}
+# Settings of a trainer that are of no use to another one.
+OF_ONE_TRAINER = re.compile(r"trainer\.(accelerator|devices|num_nodes|strategy)\b")
 
 # ${share:0.6,${trainer.max_steps}} in a config: so many of the run's steps.
 OmegaConf.register_new_resolver("share", lambda share, total: round(share * total), replace=True)
@@ -89,6 +91,12 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, UserError):
         # One that a DataLoader's worker raised comes with the worker's traceback before it.
         return " ".join(str(error).rpartition("UserError: ")[2].split())
+    if isinstance(error, OverrideParseException) and "=" in error.override:
+        key, _, value = error.override.partition("=")
+        return (
+            f"{error.override} cannot be read: characters such as {{ }} ( ) : need Hydra's quotes "
+            f"within those of the shell, \"{key}='{value}'\""
+        )
     place = re.search(r"full_key: (\S+)", str(error))
     absent = _absent_package(error)
     if place and absent:
@@ -190,7 +198,10 @@ def resumed(saved: DictConfig) -> DictConfig:
         if key in EXCHANGEABLE:
             config.choices[key] = value
     recorded = list(saved.get("overrides", [f"stage={saved.stage}"]))
-    settings = {_key(text): text for text in [*recorded, *overrides()]}  # the later one counts
+    kept = recorded
+    if config.choices.get("trainer") != saved.choices.get("trainer"):
+        kept = [text for text in recorded if not OF_ONE_TRAINER.match(_key(text))]
+    settings = {_key(text): text for text in [*kept, *overrides()]}  # the later one counts
     # The difference of two compositions, so that all else stays as it was saved.
     config.overrides = list(settings.values())
     _carry_over(config, _composed(saved, recorded), _composed(saved, config.overrides))

@@ -1,12 +1,16 @@
 """Grids of pictures: for TensorBoard, for files, for people."""
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.nn import functional as F
@@ -51,13 +55,16 @@ def comparison(originals: Tensor, reconstructions: Tensor, columns: int = 8) -> 
 
 
 def captioned_grid(
-    captions: Sequence[str], images: Tensor | Sequence[Sequence[Image.Image]]
+    captions: Sequence[str],
+    images: Tensor | Sequence[Sequence[Image.Image]],
+    columns: int | None = None,
 ) -> Image.Image:
-    """A row of pictures for each caption, which stands above it.
+    """Rows of pictures for each caption, which stands above them.
 
     Args:
         captions: C of them.
         images: [C, n, 3, H, W] in [0, 1], or C lists of n PIL pictures.
+        columns: pictures in a row; None puts all of a caption in one.
     """
     font = ImageFont.load_default(size=16)
     strips = []
@@ -65,7 +72,9 @@ def captioned_grid(
         if not isinstance(row, Tensor):
             row = torch.stack([to_tensor(picture) for picture in row])
         tiles = enlarged(row.cpu().float())
-        strips.append(to_picture(make_grid(tiles, nrow=len(row), padding=4, pad_value=0.5)))
+        strips.append(
+            to_picture(make_grid(tiles, nrow=columns or len(row), padding=4, pad_value=0.5))
+        )
     width, height = strips[0].size
     line = 24
     grid = Image.new("RGB", (max(width, 480), (height + line) * len(strips)), "white")
@@ -89,15 +98,25 @@ def open_picture(path: str | Path) -> Image.Image:
         raise UserError(f"no picture can be read from {error}") from error
 
 
-def save(image: Image.Image, path: Path) -> None:
-    """Writes a picture, making its folder."""
+def to_png(image: Image.Image, settings: Mapping[str, Any] | None = None) -> bytes:
+    """A picture as a PNG file, with settings as JSON in its text `tilewright`."""
+    text = PngInfo()
+    if settings is not None:
+        text.add_itxt("tilewright", json.dumps(settings, ensure_ascii=False))
+    file = BytesIO()
+    image.save(file, "PNG", pnginfo=text)
+    return file.getvalue()
+
+
+def save(image: Image.Image, path: Path, settings: Mapping[str, Any] | None = None) -> None:
+    """Writes a picture as a PNG, making its folder; what it was drawn with stands in its text."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path)
+    path.write_bytes(to_png(image, settings))
 
 
-def save_tensor(image: Tensor, path: Path) -> None:
-    """Writes a picture [3, H, W] in [0, 1], making its folder."""
-    save(to_picture(image), path)
+def save_tensor(image: Tensor, path: Path, settings: Mapping[str, Any] | None = None) -> None:
+    """Writes a picture [3, H, W] in [0, 1] likewise."""
+    save(to_picture(image), path, settings)
 
 
 def show(trainer: pl.Trainer, tag: str, image: Tensor) -> None:

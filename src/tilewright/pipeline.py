@@ -1,6 +1,6 @@
 """Captions in, pictures out: what generate, eval and the callbacks all call."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from tilewright.data.tokenizer import BytePairTokenizer
 from tilewright.data.transforms import CenterCrop
 from tilewright.errors import UserError
 from tilewright.pictures import to_picture
-from tilewright.prior import Sampling, Transformer, complete, log_likelihood, sample
-from tilewright.rankers import Ranker
+from tilewright.prior import Sampling, Transformer, complete, log_likelihood, sample_rows
+from tilewright.rankers import Ranker, candidates_of
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,19 @@ class Ranked:
     images: Tensor
     numbers: Tensor
     scores: Tensor | None
+
+    def records(self, captions: Sequence[str]) -> list[list[dict[str, Any]]]:
+        """What there is to say of each picture, for each of the C captions: what it was drawn for,
+        which candidate it is, and its score."""
+        records: list[list[dict[str, Any]]] = [
+            [{"prompt": caption, "candidate": number} for number in numbers]
+            for caption, numbers in zip(captions, self.numbers.tolist(), strict=True)
+        ]
+        if self.scores is not None:
+            for row, scores in zip(records, self.scores.tolist(), strict=True):
+                for record, score in zip(row, scores, strict=True):
+                    record["score"] = score
+        return records
 
 
 class TextToImage:
@@ -81,13 +94,25 @@ class TextToImage:
         """`n` pictures for each caption.
 
         Args:
-            how: as for `best`: `best_of` and `ranker`, and what `tokens` takes.
+            how: as for `best`: `best_of` and `ranker`, and what `drawing` takes.
         """
         images = self.best(captions, n, **how).images
         return [[to_picture(image) for image in row] for row in images]
 
+    def tokens(self, captions: Sequence[str], n: int = 1, **how: Any) -> Tensor:
+        """Image tokens [C, n, h, w] of `n` candidates for each of C captions.
+
+        A candidate depends on the seed, its caption's number and its own, and on nothing else.
+
+        Args:
+            how: as for `drawing`.
+        """
+        for tokens in self.drawing(captions, n, **how):  # noqa: B007  (the last one)
+            pass
+        return tokens
+
     @torch.inference_mode()
-    def tokens(
+    def drawing(
         self,
         captions: Sequence[str],
         n: int = 1,
@@ -97,39 +122,41 @@ class TextToImage:
         image_prompt: Image.Image | None = None,
         rows: int = 0,
         batch_size: int = 128,
-    ) -> Tensor:
-        """Image tokens [C, n, h, w] of `n` candidates for each of C captions.
-
-        A candidate depends on the seed, its caption's number and its own, and on nothing else.
+    ) -> Iterator[Tensor]:
+        """The same while they are drawn, row by row.
 
         Args:
             sampling: how tokens are drawn.
             image_prompt: a picture whose top the new ones begin with.
             rows: how many rows of its image tokens are kept.
             batch_size: pictures that are drawn at once.
+
+        Yields:
+            After each row of each batch one and the same [C, n, h, w], in which tokens that are not
+            drawn yet are -1.
         """
         text = self.tokenizer.encode(captions).to(self.device)
         first_rows = self._first_rows(image_prompt, rows)
+        grid = self.image_tokenizer.grid
+        tokens = torch.full((len(text), n, grid, grid), -1, device=self.device)
         at_once = min(n, batch_size)
-        drawn = []
         for first in range(0, len(text), batch_size // at_once):
             part = text[first : first + batch_size // at_once]
             given = None if first_rows is None else first_rows.expand(len(part), -1, -1)
-            candidates = [
-                sample(
+            for number in range(0, n, at_once):
+                batch = tokens[first : first + len(part), number : number + at_once]
+                for drawn in sample_rows(
                     self.prior,
                     part,
-                    min(at_once, n - number),
+                    batch.shape[1],
                     sampling=sampling,
                     seed=seed,
                     first=first,
                     first_candidate=number,
                     first_rows=given,
-                )
-                for number in range(0, n, at_once)
-            ]
-            drawn.append(torch.cat(candidates, dim=1))
-        return torch.cat(drawn)
+                ):
+                    batch[:, :, : drawn.shape[2]] = drawn
+                    yield tokens
 
     @torch.inference_mode()
     def decode(self, tokens: Tensor, batch_size: int = 128) -> Tensor:
@@ -138,9 +165,9 @@ class TextToImage:
         images = torch.cat([self.image_tokenizer.decode(part) for part in parts])
         return images.unflatten(0, tokens.shape[:2])
 
-    def images(self, captions: Sequence[str], n: int = 1, **drawing: Any) -> Tensor:
-        """Images [C, n, 3, H, W] in [0, 1] for C captions; the arguments are those of `tokens`."""
-        return self.decode(self.tokens(captions, n, **drawing))
+    def images(self, captions: Sequence[str], n: int = 1, **how: Any) -> Tensor:
+        """Images [C, n, 3, H, W] in [0, 1] for C captions; the arguments are those of `drawing`."""
+        return self.decode(self.tokens(captions, n, **how))
 
     def best(
         self,
@@ -149,27 +176,28 @@ class TextToImage:
         *,
         best_of: int | None = None,
         ranker: Ranker | None = None,
-        **drawing: Any,
+        **how: Any,
     ) -> Ranked:
         """The best `n` of `best_of` candidates for each caption, the best first (section 2.6).
 
         Args:
             best_of: how many are drawn; None draws `n`, which then need no ranker.
             ranker: what scores them; without one the candidates come in the order of their numbers.
-            drawing: as for `tokens`.
+            how: as for `drawing`.
 
         Raises:
             UserError: best_of is less than n, or more with nothing to rank by.
         """
-        best_of = best_of or n
-        if best_of < n:
-            raise UserError(f"the best {n} of {best_of} cannot be had: raise best_of, or lower n")
-        if best_of > n and ranker is None:
-            raise UserError(f"best_of={best_of} needs a ranker to choose {n} with")
-        tokens = self.tokens(captions, best_of, **drawing)
+        candidates = candidates_of(n, best_of, ranker)
+        return self.choose(captions, self.tokens(captions, candidates, **how), n, ranker)
+
+    def choose(
+        self, captions: Sequence[str], tokens: Tensor, n: int, ranker: Ranker | None
+    ) -> Ranked:
+        """The best `n` of drawn candidates, [C, best_of, h, w], as `best` does."""
         if ranker is None:
             numbers = torch.arange(n).expand(len(tokens), n)
-            return Ranked(self.decode(tokens), numbers, None)
+            return Ranked(self.decode(tokens[:, :n]), numbers, None)
         scores = self.scores(ranker, captions, tokens)
         scores, numbers = scores.sort(dim=1, descending=True, stable=True)
         numbers = numbers[:, :n]

@@ -7,8 +7,10 @@ for the first. The first process alone writes the folder.
 """
 
 import contextlib
+import logging
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +23,8 @@ from tilewright.errors import UserError
 
 if TYPE_CHECKING:  # nothing heavy is imported before it is needed
     import pytorch_lightning as pl
+
+log = logging.getLogger(__name__)
 
 LEAST_SHARE = 8  # pictures of a batch below which one more process on a CPU is no gain
 
@@ -55,6 +59,27 @@ def check(config: DictConfig) -> None:
         )
 
 
+def under_slurm() -> bool:
+    """Whether SLURM has started this process, and can start it again."""
+    return "SLURM_JOB_ID" in os.environ and "SLURM_NTASKS" in os.environ
+
+
+def is_requeued() -> bool:
+    """Whether SLURM has started this job before: the same command then goes on with its run."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
+
+
+def requeue() -> None:
+    """Has SLURM start this job again."""
+    job = os.environ["SLURM_JOB_ID"]
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError) as error:
+        log.warning("SLURM did not take job %s back (%s): start it again by hand", job, error)
+
+
 def devices(config: DictConfig) -> int | str:
     """Lightning's devices; "auto" is every GPU, and on a CPU a process for each core.
 
@@ -80,8 +105,10 @@ def check_share(batch_size: int, processes: int) -> None:
     """Whether processes can share a batch.
 
     Raises:
-        UserError: it does not divide evenly.
+        UserError: it is no number, or does not divide evenly.
     """
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise UserError(f"data.batch_size={batch_size} has to be a number, 1 or more")
     if batch_size % processes:
         raise UserError(
             f"data.batch_size={batch_size} is that of all processes together and cannot be shared "

@@ -130,3 +130,17 @@ def cosines(text: Tensor, images: Tensor) -> Tensor:
     """Vectors [C, D] of captions and [C * n, D] of their candidates to cosines [C, n]."""
     text, images = F.normalize(text, dim=-1), F.normalize(images, dim=-1)
     return torch.einsum("cd,cnd->cn", text, images.unflatten(0, (len(text), -1)))
+
+
+def candidates_of(n: int, best_of: int | None, ranker: Ranker | None) -> int:
+    """How many candidates are drawn for each caption, of which the best `n` are kept.
+
+    Raises:
+        UserError: best_of is less than n, or more with nothing to rank by.
+    """
+    best_of = best_of or n
+    if best_of < n:
+        raise UserError(f"the best {n} of {best_of} cannot be had: raise best_of, or lower n")
+    if best_of > n and ranker is None:
+        raise UserError(f"best_of={best_of} needs a ranker to choose {n} with")
+    return best_of

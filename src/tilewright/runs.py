@@ -1,8 +1,9 @@
 """Where a run lives, how one is found, and how its trained network is loaded.
 
 A run is a folder `<logs>/<stage>/<name>/` with `config.yaml` (resolved), `checkpoints/`
-(`last.ckpt` and `best.ckpt`), TensorBoard events and `metrics.csv`; a prior's also holds
-`tokenizer.json` and the frozen dVAE under `dvae/`, so that it draws wherever it is copied to.
+(`last.ckpt` and `best.ckpt`), TensorBoard events, `metrics.csv` and `environment.json`; a prior's
+also holds `tokenizer.json` and the frozen dVAE under `dvae/`, so that it draws wherever it is
+copied to.
 
 A model that is only to be used, as that dVAE or one that is shared, is a folder with `config.json`
 and `model.safetensors` in the place of `config.yaml` and `checkpoints/`, and otherwise the same.
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
 from tilewright import untrusted
 from tilewright.errors import UserError
@@ -50,17 +52,20 @@ def load_config(run: Path) -> DictConfig:
     """The configuration that a run was trained with; of a model, the part that came with it.
 
     Raises:
-        UserError: the folder is neither, or its configuration cannot be read.
+        UserError: the folder is neither, or its configuration is broken.
     """
     file = run / (CONFIG if (run / CONFIG).is_file() else MODEL)
     if not file.is_file():
         raise UserError(f"{run} is no run: it has no {CONFIG}, and no {MODEL} as a model has")
     try:
         config = OmegaConf.load(file)  # JSON is YAML
-    except Exception as error:  # YAML's and OmegaConf's are of many classes
-        raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+    except (YAMLError, ValueError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{file} cannot be read: {reason}") from error
     if not isinstance(config, DictConfig) or config.get("stage") not in STAGES:
-        raise UserError(f"{file} does not say what it is: stage is one of {', '.join(STAGES)}")
+        raise UserError(
+            f"{file} is no configuration of a run: its stage is none of {', '.join(STAGES)}"
+        )
     return config
 
 
@@ -167,10 +172,10 @@ def load_checkpoint(file: Path) -> dict[str, Any]:
     Raises:
         UserError: it is broken, or cut short.
     """
-    import torch
+    from tilewright import shards
 
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        return shards.read(file)
     except Exception as error:  # a broken archive raises errors of many classes
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{file} cannot be read, it may be cut short: {reason}") from error
@@ -265,6 +270,8 @@ def load_weights(run: Path) -> dict[str, Any]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    from tilewright.shards import joined
+
     if (run / WEIGHTS).is_file():
         try:
             return load_file(run / WEIGHTS)
@@ -272,7 +279,8 @@ def load_weights(run: Path) -> dict[str, Any]:
             raise UserError(f"{run / WEIGHTS} cannot be read: {error}") from error
     state = load_checkpoint(checkpoint(run))["state_dict"]
     prefix = "network."
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    network = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    return joined(network)
 
 
 def save_model(folder: Path, run: Path) -> None:

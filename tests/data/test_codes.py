@@ -1,13 +1,19 @@
 """Image tokens on disk: encoded once, resumed, never torn."""
 
-import contextlib
-import json
+import multiprocessing
+import os
+import signal
+import time
+from itertools import chain
 
 import numpy as np
 import pytest
 import torch
 
-from tilewright.data.codes import UNREADABLE, encode_rows, weights_digest
+from tilewright.data import codes
+from tilewright.data.codes import encode_rows, kind_of, weights_digest
+from tilewright.data.images import KINDS
+from tilewright.errors import UserError
 
 
 class Brightness:
@@ -31,99 +37,149 @@ class Reader:
     """Row i is of brightness i / 100; `bad` rows cannot be read; at row `fails_at` it breaks."""
 
     def __init__(self, bad=(), fails_at=None):
-        self.bad, self.fails_at = bad, fails_at
+        self.bad, self.fails_at = dict(bad), fails_at
         self.rows = []
 
     def __call__(self, rows):
         if self.fails_at is not None and self.fails_at in rows:
             raise KeyboardInterrupt
         self.rows += rows
-        return [None if i in self.bad else torch.full((3, 4, 4), i / 100) for i in rows]
+        return [self.bad.get(i, torch.full((3, 4, 4), i / 100)) for i in rows]
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(codes, "SHARD", 40)
 
 
 def level(tokens):
-    return tokens[:, 0, 0].tolist()
+    return [int(row[0, 0]) for row in tokens]
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
 
 
 def test_encodes_every_row_once(tmp_path):
     tokenizer, reader = Brightness(), Reader()
-    tokens = encode_rows(10, reader, tokenizer, tmp_path / "a" / "b", batch_size=4)
-    assert tokens.shape == (10, 2, 2)
-    assert tokens.dtype == np.uint16
-    assert level(tokens) == list(range(10))
-    assert reader.rows == list(range(10))
-    again = encode_rows(10, Reader(fails_at=0), tokenizer, tmp_path / "a" / "b", batch_size=4)
-    assert np.array_equal(again, tokens)
-    assert tokenizer.encoded == 10
+    folder = tmp_path / "a" / "b"
+    tokens = encode_rows(100, reader, tokenizer, folder, batch_size=16)
+    assert len(tokens) == 100
+    assert tokens[99].shape == (2, 2)
+    assert tokens[99].dtype == np.uint16
+    assert level(tokens) == list(range(100))
+    assert reader.rows == list(range(100))
+    assert names(folder) == ["00000.npy", "00001.npy", "00002.npy"]
+    again = encode_rows(100, Reader(fails_at=0), tokenizer, folder, batch_size=16)
+    assert level(again) == list(range(100))
+    assert tokenizer.encoded == 100
 
 
 def test_tokens_cannot_be_written(tmp_path):
     tokens = encode_rows(3, Reader(), Brightness(), tmp_path)
     with pytest.raises(ValueError, match="read-only"):
-        tokens[0] = 1
+        tokens[0][0] = 1
 
 
-def test_unreadable_rows_are_marked(tmp_path):
-    tokens = encode_rows(5, Reader(bad={1, 2, 3}), Brightness(), tmp_path, batch_size=2)
-    assert level(tokens) == [0, UNREADABLE, UNREADABLE, UNREADABLE, 4]
-    assert (tokens[1:4] == UNREADABLE).all()
+def test_a_row_that_cannot_be_used_tells_why(tmp_path):
+    bad = {1: KINDS[2], 2: KINDS[0], 3: KINDS[2]}
+    tokens = encode_rows(5, Reader(bad), Brightness(), tmp_path, batch_size=2)
+    assert [kind_of(row) for row in tokens] == [None, KINDS[2], KINDS[0], KINDS[2], None]
+    assert level(tokens)[::4] == [0, 4]
+    assert tokens.wrong() == {KINDS[2]: 2, KINDS[0]: 1}
 
 
-def test_interrupted_encoding_goes_on(tmp_path):
-    tokenizer = Brightness()
+def test_interrupted_encoding_goes_on_where_it_was(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        encode_rows(110, Reader(fails_at=57), tokenizer, tmp_path, batch_size=1)
+        encode_rows(110, Reader(fails_at=57), Brightness(), tmp_path, batch_size=1)
     rest = Reader()
-    tokens = encode_rows(110, rest, tokenizer, tmp_path, batch_size=1)
+    tokens = encode_rows(110, rest, Brightness(), tmp_path, batch_size=1)
     assert level(tokens) == list(range(110))
-    # Progress is written every 50 batches, so a few rows are read again, and no more than that.
-    assert rest.rows == list(range(51, 110))
+    assert rest.rows == list(range(57, 110))
 
 
-def test_every_interruption_makes_progress(tmp_path):
-    read = []
-    for fails_at in (60, 120, 180, None):
-        reader = Reader(fails_at=fails_at)
-        with contextlib.suppress(KeyboardInterrupt):
-            tokens = encode_rows(200, reader, Brightness(), tmp_path, batch_size=1)
-        read.append(reader.rows[0])
-    assert read[0] == 0
-    assert read == sorted(set(read))
-    assert level(tokens) == list(range(200))
+def kill(folder, after):
+    """A process that ends itself, as by SIGKILL, when it has been asked for row `after`."""
+
+    def read(rows):
+        if after in rows:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return Reader()(rows)
+
+    torch.set_num_threads(1)
+    codes.SAVE_EVERY = 0.0
+    encode_rows(110, read, Brightness(), folder, batch_size=1)
 
 
-def test_last_batch_that_is_not_full_is_kept(tmp_path):
-    encode_rows(7, Reader(), Brightness(), tmp_path, batch_size=3)
-    assert json.loads((tmp_path / "progress.json").read_text()) == {"rows": 7}
+def test_killed_encoding_goes_on_where_it_was_saved(tmp_path):
+    for after in (13, 14, 57, 109):
+        process = multiprocessing.get_context("fork").Process(target=kill, args=(tmp_path, after))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    rest = Reader()
+    tokens = encode_rows(110, rest, Brightness(), tmp_path, batch_size=1)
+    assert rest.rows == [109]
+    assert level(tokens) == list(range(110))
+    assert names(tmp_path) == ["00000.npy", "00001.npy", "00002.npy"]
 
 
-def test_progress_is_replaced_whole(tmp_path, monkeypatch):
-    """A process killed while it writes leaves the old progress, or none; never half a file."""
-    with pytest.raises(KeyboardInterrupt):
-        encode_rows(60, Reader(fails_at=55), Brightness(), tmp_path, batch_size=1)
-    before = (tmp_path / "progress.json").read_text()
+def encode_slowly(folder, notes):
+    def read(rows):
+        with notes.open("a") as file:
+            file.write("".join(f"{row}\n" for row in rows))
+        time.sleep(0.01)
+        return Reader()(rows)
 
-    def killed(self, text, *args, **kwargs):
-        with self.open("w") as file:
-            file.write(text[: len(text) // 2])
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("pathlib.Path.write_text", killed)
-        with pytest.raises(KeyboardInterrupt):
-            encode_rows(60, Reader(), Brightness(), tmp_path, batch_size=1)
-    assert (tmp_path / "progress.json").read_text() == before
-    assert level(encode_rows(60, Reader(), Brightness(), tmp_path, batch_size=1)) == list(range(60))
+    torch.set_num_threads(1)
+    encode_rows(200, read, Brightness(), folder, batch_size=5)
 
 
-@pytest.mark.parametrize("content", ["", '{"ro', '{"rows"', "[]", "null"])
-def test_torn_progress_is_never_taken_for_whole(tmp_path, content):
-    encode_rows(5, Reader(), Brightness(), tmp_path)
-    (tmp_path / "progress.json").write_text(content)
-    reader = Reader()
-    tokens = encode_rows(5, reader, Brightness(), tmp_path)
-    assert reader.rows == list(range(5))
-    assert level(tokens) == list(range(5))
+def test_processes_share_the_shards(tmp_path):
+    notes = [tmp_path / name for name in ("a", "b", "c")]
+    context = multiprocessing.get_context("fork")
+    everyone = [
+        context.Process(target=encode_slowly, args=(tmp_path / "codes", note)) for note in notes
+    ]
+    for one in everyone:
+        one.start()
+    for one in everyone:
+        one.join()
+        assert one.exitcode == 0
+    read = [[int(row) for row in note.read_text().split()] for note in notes]
+    assert sorted(chain(*read)) == list(range(200))  # nothing twice
+    assert all(read)
+    assert level(encode_rows(200, Reader(fails_at=0), Brightness(), tmp_path / "codes")) == list(
+        range(200)
+    )
+
+
+def test_what_is_not_whole_is_never_taken_for_whole(tmp_path):
+    encode_rows(50, Reader(), Brightness(), tmp_path)
+    whole = (tmp_path / "00001.npy").read_bytes()
+    (tmp_path / "00001.npy").unlink()
+    for content in (b"", whole[:100], whole[:-3]):
+        (tmp_path / ".00001.npy.part").write_bytes(content)
+        reader = Reader()
+        tokens = encode_rows(50, reader, Brightness(), tmp_path)
+        assert reader.rows == list(range(40, 50))
+        assert level(tokens) == list(range(50))
+        (tmp_path / "00001.npy").unlink()
+
+
+@pytest.mark.parametrize("cut", [0, 40, 200])
+def test_a_shard_that_a_disk_has_cut_is_told_of(tmp_path, cut):
+    encode_rows(50, Reader(), Brightness(), tmp_path)
+    file = tmp_path / "00000.npy"
+    file.write_bytes(file.read_bytes()[:cut])
+    with pytest.raises(UserError, match=r"00000\.npy cannot be read: remove it"):
+        encode_rows(50, Reader(), Brightness(), tmp_path)[3]
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"image tokens cannot be written to .*: mend that"):
+        encode_rows(5, Reader(), Brightness(), tmp_path / "file" / "codes")
 
 
 def test_codebook_must_fit_16_bits(tmp_path):

@@ -67,7 +67,9 @@ def test_palette_with_a_transparent_entry():
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr"])
 def test_other_modes_become_rgb(mode):
     form = "TIFF" if mode in ("CMYK", "YCbCr") else "PNG"
-    image = decode(encode(Image.new("RGB", (5, 7), "white").convert(mode), form))
+    # Pillow 12 writes YCbCr that it cannot read, unless it is compressed.
+    packed = {"compression": "tiff_lzw"} if mode == "YCbCr" else {}
+    image = decode(encode(Image.new("RGB", (5, 7), "white").convert(mode), form, **packed))
     assert (image.mode, image.size) == ("RGB", (5, 7))
     assert min(image.getpixel((2, 2))) >= 254
 

@@ -42,6 +42,22 @@ def test_shapes_and_dtypes(grid, likelihood):
     assert maps.shape == (2, network.likelihood.maps, 32, 32)
 
 
+@pytest.mark.parametrize("patch", [2, 4, 8])
+def test_patches_leave_the_finest_blocks_out_and_nothing_else_changes_its_face(patch):
+    network = tiny(patch=patch)
+    tokens = network.encode(pictures())
+    assert tokens.shape == (2, 4, 4)
+    assert network.decode(tokens).shape == (2, 3, 32, 32)
+    blocks = [name for name, _ in network.encoder.named_modules() if name.endswith("branch")]
+    assert len(blocks) == {2: 3, 4: 2, 8: 1}[patch]
+
+
+@pytest.mark.parametrize("patch", [0, 3, 16])
+def test_a_patch_that_does_not_fit_is_refused(patch):
+    with pytest.raises(ValueError, match=f"must divide image_size / grid = 8, got {patch}"):
+        tiny(patch=patch)
+
+
 @pytest.mark.parametrize(
     "shape", [(2, 3, 16, 16), (2, 3, 32, 16), (2, 1, 32, 32), (3, 32, 32)], ids=str
 )

@@ -44,7 +44,8 @@ def test_turning_keeps_the_length():
 def test_a_part_of_the_stream_is_turned_as_in_the_whole():
     x = torch.randn(1, 2, STREAM.length, 8)
     rotary = Rotary(STREAM, 8)
-    torch.testing.assert_close(rotary(x[:, :, 7:9], first=7), rotary(x)[:, :, 7:9])
+    torch.testing.assert_close(rotary(x[:, :, 7:9], slice(7, 9)), rotary(x)[:, :, 7:9])
+    torch.testing.assert_close(rotary(x[:, :, 7], 7), rotary(x)[:, :, 7])
 
 
 def test_a_width_that_does_not_fit_is_refused():

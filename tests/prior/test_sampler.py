@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tilewright.prior import Sampling, Stream, Transformer, sample
+from tilewright.prior import Sampling, Stream, Transformer, sample, sample_rows
 from tilewright.prior.sampler import candidate_noise, draw
 
 STREAM = Stream(text_length=3, text_vocab=5, grid=3, image_vocab=8)
@@ -46,6 +46,23 @@ def test_captions_may_be_split_between_calls(network, guidance):
     whole = sample(network, TEXT, 2, sampling=sampling)
     parts = [sample(network, TEXT[i : i + 1], 2, sampling=sampling, first=i) for i in range(3)]
     assert torch.equal(torch.cat(parts), whole)
+
+
+@pytest.mark.parametrize("given", [0, 1, 3])
+def test_rows_come_as_they_are_drawn(network, given):
+    rows = torch.randint(8, (3, given, 3), generator=torch.Generator().manual_seed(5))
+    whole = sample(network, TEXT, 2, first_rows=rows)
+    drawn = list(sample_rows(network, TEXT, 2, first_rows=rows))
+    assert len(drawn) == 3
+    for number, tokens in enumerate(drawn, start=1):
+        assert torch.equal(tokens, whole[:, :, :number])
+
+
+def test_a_row_is_given_before_the_next_is_computed(network, monkeypatch):
+    steps, step = [], network.step
+    monkeypatch.setattr(network, "step", lambda *of: (steps.append(of[1]), step(*of))[1])
+    for number, _ in enumerate(sample_rows(network, TEXT), start=1):
+        assert len(steps) == 3 * number - 1
 
 
 def test_noise_differs_between_captions_candidates_and_seeds():

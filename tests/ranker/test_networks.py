@@ -107,3 +107,9 @@ def test_a_patchwork_has_a_rectangle_of_the_next():
             assert len(at) == 0 or at[-1] - at[0] + 1 == len(at)
         areas.append(foreign.float().mean())
     assert 0.05 < torch.stack(areas).mean() < 0.2  # (1/3)^2 in the mean
+
+
+def test_a_scale_that_was_saved_as_a_number_is_read(network):
+    state = network.state_dict()
+    network.load_state_dict(state | {"log_scale": torch.tensor(1.5)})
+    assert network.scale.item() == pytest.approx(math.exp(1.5))

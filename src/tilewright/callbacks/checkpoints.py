@@ -12,6 +12,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins import TorchCheckpointIO
 
+from tilewright import processes, shards
 from tilewright.errors import UserError
 
 
@@ -38,6 +39,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             beside.replace(path)
+            shards.remove_others(path, checkpoint)
         except (OSError, RuntimeError) as error:  # torch's writer has errors of its own
             reason = str(error.__context__ or error).splitlines()[0]
             kept = "the one before it is still there" if path.exists() else "there is none before"
@@ -49,9 +51,18 @@ class WholeCheckpointIO(TorchCheckpointIO):
             with contextlib.suppress(OSError):
                 beside.unlink(missing_ok=True)
 
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """A whole checkpoint on the CPU, also of processes that have each written a part of it."""
+        return shards.joined(shards.read(Path(path)))
+
 
 class LastCheckpoint(ModelCheckpoint):
     """Keeps `last.ckpt`: after every validation, at the last update, and on SIGTERM or SIGINT.
+
+    Under SLURM on SIGUSR1 as well, and the job is then queued again. Lightning would write a
+    checkpoint of its own in the midst of an update, each process at another place.
 
     All are inside the training loop. Lightning counts a checkpoint's unfinished step when a run
     resumes, so one that is saved after the training would shift every later figure by a step.
@@ -76,9 +87,10 @@ class LastCheckpoint(ModelCheckpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self._handlers = {
-            number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)
-        }
+        numbers = [signal.SIGTERM, signal.SIGINT]
+        if processes.under_slurm():
+            numbers.append(signal.SIGUSR1)
+        self._handlers = {number: signal.signal(number, self._note) for number in numbers}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._signal = signal.Signals(number)
@@ -124,6 +136,8 @@ class LastCheckpoint(ModelCheckpoint):
             f"Stopped by {name} after update {trainer.global_step}, which is saved: go on with "
             f"resume={run}"
         )
+        if trainer.is_global_zero and self._signal == signal.SIGUSR1:
+            processes.requeue()
         # The status that shells give to a signal. Another process's status other than 0 would be
         # taken for a crash by Lightning, which then kills the first.
         ended = 128 + (self._signal or signal.SIGTERM)

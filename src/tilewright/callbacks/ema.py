@@ -1,8 +1,12 @@
 """The average of the weights, which validation, checkpoints and every later use take."""
 
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+from tilewright.sharding import shard
 
 
 class AveragedWeights(WeightAveraging):
@@ -28,6 +32,13 @@ class AveragedWeights(WeightAveraging):
 
         super().__init__(use_buffers=False, multi_avg_fn=average)
         self.every = every
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Makes the average, in shards where the weights are: FSDP2 copies no sharded module."""
+        if stage == "fit":
+            self._average_model = AveragedModel(pl_module, use_buffers=False, **self._kwargs)
+            shard(trainer, self._average_model.module)  # type: ignore[arg-type]
+            self._average_model.to(trainer.strategy.root_device)
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         """Whether the average moves after this update of the weights; after the first it does."""

@@ -13,6 +13,7 @@ from tilewright.metrics.distances import frechet_distance
 from tilewright.metrics.extractors import Extractor, find_extractor
 from tilewright.metrics.features import folder_features, save_images
 from tilewright.pipeline import TextToImage
+from tilewright.sharding import gathered
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,8 @@ class FrechetDistance(pl.Callback):
         real, captions = zip(*mine, strict=True)
         if self._real is None:
             self._real = self._features(torch.stack(real), trainer.world_size)
-        made = self._made(trainer, pl_module, torch.stack(real), captions)
+        with gathered(trainer, pl_module):
+            made = self._made(trainer, pl_module, torch.stack(real), captions)
         generated = self._features(made, trainer.world_size)
         return self._extractor.figure("fid"), frechet_distance(self._real, generated)
 

@@ -7,6 +7,8 @@ import pytorch_lightning as pl
 import torch
 from torch.nn.utils import get_total_norm
 
+from tilewright.sharding import whole
+
 log = logging.getLogger(__name__)
 
 
@@ -32,7 +34,7 @@ class Health(pl.Callback):
         if trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-        pl_module.log("train/gradient_norm", get_total_norm(gradients))
+        pl_module.log("train/gradient_norm", whole(get_total_norm(gradients)))
 
     def on_train_batch_end(
         self,

@@ -6,6 +6,7 @@ from torchvision.transforms.functional import to_tensor
 from tilewright.pictures import captioned_grid, show
 from tilewright.pipeline import TextToImage
 from tilewright.prior import Sampling
+from tilewright.sharding import gathered
 
 
 class Samples(pl.Callback):
@@ -31,8 +32,13 @@ class Samples(pl.Callback):
         self.sampling = sampling
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.sanity_checking or not trainer.is_global_zero:
+        if trainer.sanity_checking:
             return
+        with gathered(trainer, pl_module):  # all processes have a part in that
+            if trainer.is_global_zero:
+                self._draw(trainer, pl_module)
+
+    def _draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
         if self.captions is None:
             self.captions = [caption for _, caption in data.examples("validation", self.count)]

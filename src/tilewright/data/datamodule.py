@@ -1,8 +1,10 @@
 """`CaptionedImages`: the one LightningDataModule that every stage shares."""
 
-import hashlib
+import contextlib
 import logging
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +12,19 @@ import datasets
 import pytorch_lightning as pl
 import torch
 from datasets import Dataset, IterableDataset
-from datasets.distributed import split_dataset_by_node
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from tilewright.data.codes import ImageTokenizer, encode_rows, weights_digest
+from tilewright.data.codes import Codes, ImageTokenizer
+from tilewright.data.filters import Filter, apply, captions_of
+from tilewright.data.images import MAX_PIXELS
 from tilewright.data.order import EvaluationBatches, TrainingBatches
-from tilewright.data.rows import (
-    RowReader,
-    Rows,
-    StreamedRows,
-    Transform,
-    collate,
-    first_caption,
-    read_image,
-)
+from tilewright.data.rows import RowReader, Rows, Transform, collate
+from tilewright.data.skips import Skips, Unusable, listed
 from tilewright.data.sources import Source
+from tilewright.data.stream import Place, StreamedRows
 from tilewright.data.tokenizer import BytePairTokenizer
+from tilewright.data.views import encode_view
 from tilewright.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -40,11 +38,12 @@ class CaptionedImages(pl.LightningDataModule):
     Image tokens come from disk, encoded once for the whole split, and then a batch holds no
     `image`; where the data streams, or with `augmented_tokens`, they are made as batches go by.
 
-    A picture that cannot be read is skipped, with one warning that counts them.
+    Rows that cannot be used are skipped: `skips` counts them by kind.
 
     Processes that train together share each batch: its rows, and so the training, are the same on
     any number of them. The order of the rows, and what is random about each, follow from the seed
     and the epoch, so that a training that resumes goes on with the batch that would have been next.
+    Of a stream each process reads its own rows, and a checkpoint holds how far each has come.
 
     Args:
         source: where the pairs come from.
@@ -55,6 +54,10 @@ class CaptionedImages(pl.LightningDataModule):
         image_tokenizer: a frozen model with `encode`; it makes this the prior's data.
         augmented_tokens: encode freshly augmented pictures at every step, as the paper does,
             rather than each picture once.
+        views: encode so many augmented crops of each training picture once, and train on another
+            of them in each epoch; 0 encodes the plain crop.
+        filters: which pairs are used, by any names.
+        max_pixels: a picture of more is skipped.
         cache: folder for image tokens.
         num_workers: processes that read pictures beside each that trains.
         seed: of the training's order, captions, crops and spellings.
@@ -70,6 +73,9 @@ class CaptionedImages(pl.LightningDataModule):
         tokenizer: BytePairTokenizer | None = None,
         image_tokenizer: ImageTokenizer | None = None,
         augmented_tokens: bool = False,
+        views: int = 0,
+        filters: Mapping[str, Filter] | None = None,
+        max_pixels: int = MAX_PIXELS,
         cache: str | Path = "data/codes",
         num_workers: int = 0,
         seed: int = 0,
@@ -82,6 +88,13 @@ class CaptionedImages(pl.LightningDataModule):
                 f"this dVAE reads pictures of {side}x{side} and the data gives {image_size}x"
                 f"{image_size}: set data.image_size={side}, or train a dVAE on this data"
             )
+        if batch_size < 1 or num_workers < 0 or views < 0:
+            raise UserError(
+                f"data.batch_size={batch_size} has to be 1 or more, data.num_workers={num_workers} "
+                f"and data.views={views} 0 or more"
+            )
+        if views and augmented_tokens:
+            raise UserError("data.views and data.augmented_tokens exclude each other: set one")
         self.source = source
         self.image_size = image_size
         self.batch_size = batch_size
@@ -90,12 +103,16 @@ class CaptionedImages(pl.LightningDataModule):
         self.tokenizer = tokenizer
         self.image_tokenizer = image_tokenizer
         self.augmented_tokens = augmented_tokens
+        self.views = views
+        self.filters = list((filters or {}).values())
+        self.max_pixels = max_pixels
         self.cache = Path(cache)
         self.num_workers = num_workers
         self.seed = seed
-        self.skipped = 0
+        self.skips = Skips()
         self._splits: dict[str, Any] = {}
         self._rows: dict[str, Rows | StreamedRows] = {}
+        self._positions: dict[int, dict[str, Any]] = {}  # how far each part of a stream has come
 
     def prepare_data(self) -> None:
         """Brings to disk what training reads; the first process does it, and the others wait."""
@@ -109,7 +126,7 @@ class CaptionedImages(pl.LightningDataModule):
             self.image_tokenizer.to(self.trainer.strategy.root_device)
         if not self._splits:
             for name, split in self.source.load().items():
-                self._splits[name] = split.cast_column("image", datasets.Image(decode=False))
+                self._splits[name] = self._used(name, split)
 
     @property
     def splits(self) -> list[str]:
@@ -119,21 +136,25 @@ class CaptionedImages(pl.LightningDataModule):
 
     def captions(self, split: str = "train") -> Iterator[str]:
         """All captions of a split, one after the other; of several to a picture, every one."""
-        for caption in self._split(split).select_columns("caption"):
-            value = caption["caption"]
-            yield from [value] if isinstance(value, str) else value
+        for row in self._split(split).select_columns("caption"):
+            with contextlib.suppress(Unusable):
+                yield from captions_of(row["caption"], self.filters)
 
     def examples(self, split: str, count: int) -> list[tuple[Tensor, str]]:
         """The first `count` readable images [3, H, W] of a split, each with its first caption."""
         found: list[tuple[Tensor, str]] = []
-        for row in self._split(split):
+        wrong: Counter[str] = Counter()
+        read = RowReader(self.eval_transform, None, False, self.filters, self.max_pixels)
+        for record in self._split(split):
             if len(found) == count:
                 break
-            image = read_image(row["image"], self.eval_transform)
-            if image is not None:
-                found.append((image, first_caption(row["caption"])))
+            row = read(record["image"], record["caption"])
+            if isinstance(row, dict):
+                found.append((row["image"], row["caption"]))
+            elif not found:
+                wrong[row] += 1
         if not found:
-            raise UserError(f"no picture of the split {split} can be read")
+            raise UserError(f"no picture of the split {split} can be used: {listed(wrong)}")
         return found
 
     def train_dataloader(self) -> DataLoader:
@@ -149,12 +170,14 @@ class CaptionedImages(pl.LightningDataModule):
         image, and begin with the one after those that the trainer has seen.
         """
         rows = self.rows(split, training)
-        rank, processes = self._place
+        rank, processes, _ = self._place
+        start = self.trainer.fit_loop.total_batch_idx + 1 if training and self.trainer else 0
         batches: dict[str, Any]
         if isinstance(rows, StreamedRows):
+            if training:
+                rows.go_on(start, self._positions)
             batches = {"batch_size": self.batch_size // processes}
         elif training:
-            start = self.trainer.fit_loop.total_batch_idx + 1 if self.trainer is not None else 0
             batches = {
                 "batch_sampler": TrainingBatches(
                     len(rows), self.batch_size, self.seed, start, rank, processes
@@ -183,19 +206,49 @@ class CaptionedImages(pl.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
         """Tokens that no disk holds are made here, on the device; skipped rows are counted."""
-        skipped = batch.pop("skipped", 0)
-        if skipped:
-            first = not self.skipped
-            self.skipped += skipped
-            if first:
-                log.warning("Pictures that cannot be read are skipped; %d so far", self.skipped)
+        skipped, position = batch.pop("skipped", {}), batch.pop("position", None)
+        if position is not None:
+            self._positions[position["part"]] = position
+        if self.trainer is None or self.trainer.training:
+            if skipped and not self.skips.total:
+                log.warning("Rows that cannot be used are skipped: %s so far", listed(skipped))
+            self.skips.add(len(batch["caption"]) + sum(skipped.values()), skipped)
         if self.image_tokenizer is not None and "image_tokens" not in batch:
             batch["image_tokens"] = self.image_tokenizer.encode(batch.pop("image"))
         return batch
 
+    def state_dict(self) -> dict[str, Any]:
+        """How far the processes have come in their parts of a stream, and what was skipped.
+
+        All processes that train together have to call it.
+        """
+        mine: dict[str, Any] = {"positions": self._positions, "skips": self.skips.state_dict()}
+        states = [mine]
+        if self._place.processes > 1:
+            states = [mine] * self._place.processes
+            torch.distributed.all_gather_object(states, mine)
+        skips = Skips()
+        for state in states:
+            skips.add(state["skips"]["read"], state["skips"]["kinds"])
+        positions = {part: at for state in states for part, at in state["positions"].items()}
+        return {"parts": self._place.parts, "positions": positions, "skips": skips.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self._place.rank == 0:  # the counts of all processes go on with the first
+            self.skips.load_state_dict(state["skips"])
+        self._positions = state["positions"]
+        if self._positions and state["parts"] != self._place.parts:
+            epoch = 1 + max(at["epoch"] for at in self._positions.values())
+            log.warning(
+                "The stream was read in %d parts and is now in %d: it goes on with its next epoch",
+                state["parts"],
+                self._place.parts,
+            )
+            self._positions = {part: {"epoch": epoch} for part in range(self._place.parts)}
+
     def teardown(self, stage: str) -> None:
-        if self.skipped:
-            log.warning("%d pictures could not be read and were skipped", self.skipped)
+        if self.skips.total:
+            log.warning("%s", self.skips)
         if self.tokenizer is not None and self.tokenizer.truncated:
             log.warning(
                 "%d captions were longer than tokenizer.length=%d and were cut",
@@ -204,11 +257,28 @@ class CaptionedImages(pl.LightningDataModule):
             )
 
     @property
-    def _place(self) -> tuple[int, int]:
-        """The rank of this process, and how many share each batch."""
-        return (
-            (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
-        )
+    def _place(self) -> Place:
+        """Which of the processes that share each batch this is, and how many read for each."""
+        workers = max(1, self.num_workers)
+        if self.trainer is None:
+            return Place(workers=workers)
+        return Place(self.trainer.global_rank, self.trainer.world_size, workers)
+
+    def _used(self, name: str, split: Any) -> Any:
+        """A split as it is loaded, with its pictures encoded, less what the filters drop."""
+        if isinstance(split, IterableDataset):  # they are, and filters look at rows as they come
+            return split
+        encoded = split.cast_column("image", datasets.Image(decode=False))
+        if not self.filters:
+            return encoded
+        kept, dropped = apply(encoded, self.filters)
+        if dropped:
+            log.info(
+                "%s: %d of %d rows dropped: %s", name, dropped.total(), len(split), listed(dropped)
+            )
+        if not len(kept):
+            raise UserError(f"the filters keep no row of {name}: {listed(dropped)}")
+        return kept
 
     def _split(self, name: str) -> Any:
         if name not in self.splits:
@@ -218,26 +288,39 @@ class CaptionedImages(pl.LightningDataModule):
     def _make_rows(self, split: str, training: bool) -> Rows | StreamedRows:
         data = self._split(split)
         transform = self.train_transform if training else self.eval_transform
-        read = RowReader(transform, self.tokenizer, training)
+        read = RowReader(transform, self.tokenizer, training, self.filters, self.max_pixels)
         if isinstance(data, IterableDataset):
-            rank, processes = self._place
-            order = data.shuffle(self.seed, buffer_size=1000) if training else data
-            part = split_dataset_by_node(order, rank, processes)
-            return StreamedRows(part, read, (self.seed, rank) if training else None)
-        on_the_fly = training and self.augmented_tokens
-        if self.image_tokenizer is None or on_the_fly:
+            return StreamedRows(data, read, self._place, self.seed if training else None)
+        if self.image_tokenizer is None or (training and self.augmented_tokens):
             return Rows(data, read)
-        return Rows(data, read, self._encode(split, data, self.image_tokenizer))
+        return Rows(data, read, self.encode(split, training))
 
-    def _encode(self, split: str, data: Dataset, tokenizer: ImageTokenizer) -> Any:
-        """Image tokens of a split, keyed by the dVAE's weights, the data and the crop."""
-        assert isinstance(tokenizer, torch.nn.Module)
-        parts = (weights_digest(tokenizer), data._fingerprint, repr(self.eval_transform))
-        key = hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
+    def check_table(self, split: str) -> Dataset:
+        """A split that can be encoded ahead.
 
-        def read(rows: range) -> list[Tensor | None]:
-            records = data.select_columns("image")[rows.start : rows.stop]["image"]
-            return [read_image(record, self.eval_transform) for record in records]
+        Raises:
+            UserError: there is no such split, or it streams.
+        """
+        data = self._split(split)
+        if isinstance(data, IterableDataset):
+            raise UserError("a stream cannot be encoded ahead: set data.source.streaming=false")
+        return data
 
-        device = next(tokenizer.parameters()).device
-        return encode_rows(len(data), read, tokenizer, self.cache / key, device=device, label=split)
+    def encode(self, split: str, training: bool = False, quiet: bool = False) -> list[Codes]:
+        """Image tokens of a split, from disk or made now: of each view, or of the plain crop.
+
+        Raises:
+            UserError: the split streams, or the tokens cannot be written.
+        """
+        data = self.check_table(split)
+        assert self.image_tokenizer is not None
+        encode = partial(
+            encode_view, data, self.image_tokenizer, self.cache, max_pixels=self.max_pixels
+        )
+        label = None if quiet else split
+        if not (training and self.views):
+            return [encode(self.eval_transform, label=label)]
+        return [
+            encode(self.train_transform, (self.seed, view), label=label and f"{split}, view {view}")
+            for view in range(self.views)
+        ]

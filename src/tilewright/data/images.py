@@ -1,23 +1,39 @@
 """From an encoded picture, as it lies in a data set, to pixels."""
 
 import contextlib
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from io import BytesIO
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from tilewright.data.skips import Unusable
+
 WHITE = (255, 255, 255)
+MAX_PIXELS = 89_478_485  # as many as Pillow opens without a warning
+
+# Those of pictures. Pillow knows more: one of them starts Ghostscript on what a stranger wrote.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO")
+
+# What is wrong with a picture that cannot be used. Codes on disk are made of their order.
+NO_PICTURE = "no picture"
+NO_FILE = "picture file is missing"
+NO_FORMAT = "not a picture"
+CUT_SHORT = "picture is cut short"
+BROKEN = "picture is broken"
+TOO_LARGE = "picture has too many pixels"
+KINDS = (NO_PICTURE, NO_FILE, NO_FORMAT, CUT_SHORT, BROKEN, TOO_LARGE)
 
 
-class UnreadableImage(Exception):  # noqa: N818
-    """These bytes are no picture, or only a part of one."""
+class UnreadableImage(Unusable):
+    """These bytes are no picture, or only a part of one; `kind` is one of `KINDS`."""
 
 
-def decode(record: Mapping[str, Any] | None) -> Image.Image:
+def decode(record: Mapping[str, Any] | None, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode an encoded picture to RGB.
 
     The picture is turned upright as its EXIF says; transparent parts lie on white; CMYK, palette,
@@ -25,27 +41,65 @@ def decode(record: Mapping[str, Any] | None) -> Image.Image:
 
     Args:
         record: what `datasets.Image(decode=False)` gives: `bytes`, or else `path`.
+        max_pixels: a picture of more is not decoded: a small file can hold gigabytes of one colour.
 
     Raises:
-        UnreadableImage: there is no picture, or it is broken or cut short.
+        UnreadableImage: there is no picture, or it is broken, cut short or too large.
     """
-    record = record or {}
-    data, path = record.get("bytes"), record.get("path")
-    if data is None and not path:
-        raise UnreadableImage("no picture: neither bytes nor a path")
-    file: Any = path if data is None else BytesIO(data)
-    try:
-        with Image.open(file) as image:
-            image.load()
-            return _to_rgb(_upright(image))
-    except Exception as error:  # broken bytes make the codecs raise classes of every kind
-        raise UnreadableImage(f"{path or 'picture'}: {error}") from error
+    with _opened(record, max_pixels) as image:
+        image.load()
+        return _to_rgb(_upright(image))
+
+
+def size(record: Mapping[str, Any] | None, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Width and height of an encoded picture, from its header; no pixel is decoded.
+
+    Raises:
+        UnreadableImage: there is no picture, or it has no header, or one of too many pixels.
+    """
+    with _opened(record, max_pixels) as image:
+        return image.size
 
 
 def to_tensor(image: Image.Image) -> Tensor:
     """Convert an RGB picture to a float tensor, `[3, H, W]` in [0, 1]."""
     pixels = torch.from_numpy(np.array(image))  # a copy: the picture's own buffer is read-only
     return pixels.permute(2, 0, 1).contiguous().float() / 255
+
+
+@contextlib.contextmanager
+def _opened(record: Mapping[str, Any] | None, max_pixels: int) -> Iterator[Image.Image]:
+    """An encoded picture whose header has been read; what is wrong with it in one exception."""
+    record = record if isinstance(record, Mapping) else {}
+    data, path = record.get("bytes"), record.get("path")
+    if not data and (data is not None or not path):
+        raise UnreadableImage(NO_PICTURE, "neither bytes nor a path")
+    file: Any = path if data is None else BytesIO(data)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pixels, which are counted here, and of odd tags
+            with Image.open(file, formats=FORMATS) as image:
+                width, height = image.size
+                if width * height > max_pixels:
+                    raise UnreadableImage(TOO_LARGE, f"{path or 'picture'}: {width}x{height}")
+                yield image
+    except UnreadableImage:
+        raise
+    except Exception as error:  # broken bytes make the codecs raise classes of every kind
+        raise UnreadableImage(_kind(error), f"{path or 'picture'}: {error}") from error
+
+
+def _kind(error: Exception) -> str:
+    if isinstance(error, Image.DecompressionBombError):
+        return TOO_LARGE
+    if isinstance(error, UnidentifiedImageError):
+        return NO_FORMAT
+    if isinstance(error, FileNotFoundError):
+        return NO_FILE
+    words = str(error).lower()
+    if isinstance(error, EOFError) or any(word in words for word in ("truncated", "end of file")):
+        return CUT_SHORT
+    return BROKEN
 
 
 def _upright(image: Image.Image) -> Image.Image:

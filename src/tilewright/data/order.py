@@ -4,6 +4,7 @@ Each process takes its share of every batch, so that a training on several proce
 batches of one process's, and one that resumes goes on with the batch that would have come next.
 """
 
+import contextlib
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import count
@@ -24,6 +25,15 @@ class Draw(NamedTuple):
 def seed_of(*numbers: int) -> int:
     """One seed of several numbers, each from 0 up; close numbers give unrelated seeds."""
     return int(SeedSequence(numbers).generate_state(1)[0])
+
+
+@contextlib.contextmanager
+def drawn_from(*seed: int) -> Iterator[None]:
+    """Torch's random numbers on the CPU follow from `seed` in here, and then go on as before."""
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would seed every device as well, which takes longer than the rest.
+        torch.default_generator.manual_seed(seed_of(*seed))
+        yield
 
 
 class TrainingBatches(Sampler[list[Draw]]):

@@ -1,167 +1,166 @@
 """From a split's records to the rows of a batch."""
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import count
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from PIL import Image
 from torch import Tensor
 
-from tilewright.data.codes import UNREADABLE
-from tilewright.data.images import UnreadableImage, decode, to_tensor
-from tilewright.data.order import Draw, seed_of
+from tilewright.data.codes import Codes, kind_of
+from tilewright.data.filters import Filter, captions_of, check_picture
+from tilewright.data.images import MAX_PIXELS, decode, to_tensor
+from tilewright.data.order import Draw, drawn_from, seed_of
+from tilewright.data.skips import Unusable, listed
 from tilewright.data.tokenizer import BytePairTokenizer
 from tilewright.errors import UserError
 
 Transform = Callable[[Image.Image], Image.Image]
 
 
-def first_caption(caption: str | Sequence[str]) -> str:
-    """The caption that evaluation uses, of one or several."""
-    return caption if isinstance(caption, str) else caption[0]
-
-
-def random_caption(caption: str | Sequence[str]) -> str:
-    """The caption that training uses, of one or several."""
-    if isinstance(caption, str):
-        return caption
-    return caption[int(torch.randint(len(caption), ()))]
-
-
-def read_image(record: Any, transform: Transform) -> Tensor | None:
-    """An encoded picture to [3, H, W] in [0, 1]; None where it cannot be read."""
-    try:
-        return to_tensor(transform(decode(record)))
-    except UnreadableImage:
-        return None
-
-
 class RowReader:
-    """Makes a batch's row of a record; one whose picture cannot be read becomes None.
+    """Makes a batch's row of a record; of one that cannot be used, what is wrong with it.
 
     In training all that is random about a row (its caption, its crop, the spelling of its words)
     follows from the seed that it is drawn with, whichever process reads it.
+
+    Args:
+        training: any of several captions, spelled in any way; else the first, spelled in one.
+        filters: which captions and pictures are to be used.
+        max_pixels: a picture of more is not to be used.
     """
 
-    def __init__(self, transform: Transform, tokenizer: BytePairTokenizer | None, training: bool):
+    def __init__(
+        self,
+        transform: Transform,
+        tokenizer: BytePairTokenizer | None,
+        training: bool,
+        filters: Sequence[Filter] = (),
+        max_pixels: int = MAX_PIXELS,
+    ):
         self.transform = transform
         self.tokenizer = tokenizer
         self.training = training
+        self.filters = filters
+        self.max_pixels = max_pixels
 
     def __call__(
         self,
         record: Any,
-        caption: str | Sequence[str],
+        caption: Any,
         tokens: Any | None = None,
         seed: tuple[int, ...] | None = None,
-    ) -> dict | None:
+    ) -> dict | str:
         """The row of an encoded picture `record`, or of ready image tokens [h, w]."""
-        if seed is None:
-            return self._row(record, caption, tokens)
-        with torch.random.fork_rng(devices=[]):
-            # torch.manual_seed would seed every device as well, which takes longer than the rest.
-            torch.default_generator.manual_seed(seed_of(*seed))
-            return self._row(record, caption, tokens)
+        try:
+            if seed is None:
+                return self._row(record, caption, tokens)
+            with drawn_from(*seed):
+                return self._row(record, caption, tokens)
+        except Unusable as unusable:
+            return unusable.kind
 
-    def _row(self, record: Any, caption: str | Sequence[str], tokens: Any | None) -> dict | None:
-        chosen = random_caption(caption) if self.training else first_caption(caption)
+    def image(self, record: Any) -> Tensor:
+        """An encoded picture to [3, H, W] in [0, 1].
+
+        Raises:
+            Unusable: it cannot be read, or is filtered out.
+        """
+        picture = decode(record, self.max_pixels)
+        check_picture(*picture.size, self.filters)
+        return to_tensor(self.transform(picture))
+
+    def _row(self, record: Any, caption: Any, tokens: Any | None) -> dict:
+        captions = captions_of(caption, self.filters)
+        several = self.training and len(captions) > 1
+        chosen = captions[int(torch.randint(len(captions), ())) if several else 0]
         row: dict[str, Any] = {"caption": chosen}
         if self.tokenizer is not None:
             row["text_tokens"] = self.tokenizer.encode([chosen], dropout=self.training)[0]
-        if tokens is not None:
-            row["image_tokens"] = torch.from_numpy(tokens.astype("int64"))
-            return row if tokens.flat[0] != UNREADABLE else None
-        row["image"] = read_image(record, self.transform)
-        return row if row["image"] is not None else None
+        if tokens is None:
+            row["image"] = self.image(record)
+            return row
+        if kind := kind_of(tokens):
+            raise Unusable(kind)
+        row["image_tokens"] = torch.from_numpy(tokens.astype("int64"))
+        return row
 
 
 class Rows(torch.utils.data.Dataset):
-    """A split with random access. With `tokens` [rows, h, w] no picture is opened."""
+    """A split with random access.
 
-    def __init__(self, data: Dataset, read: RowReader, tokens: Any | None = None):
-        self.data = data if tokens is None else data.select_columns("caption")
+    Args:
+        views: image tokens of all rows, and then no picture is opened; of several such encodings,
+            each of other crops, a row's is another one in each epoch.
+    """
+
+    def __init__(self, data: Dataset, read: RowReader, views: Sequence[Codes] = ()):
+        self.data = data.select_columns("caption") if views else data
         self.read = read
-        self.tokens = tokens
+        self.views = views
 
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, item: int | Draw) -> dict | None:
+    def __getitem__(self, item: int | Draw) -> dict | str:
         return self._read([item])[0]
 
-    def __getitems__(self, items: list[int | Draw]) -> list[dict | None]:
+    def __getitems__(self, items: list[int | Draw]) -> list[dict | str]:
         rows = self._read(items)
-        if all(row is None for row in rows):  # a batch needs one row: the next that can be read
-            rows.append(self._next_readable(items[-1]))
+        if all(isinstance(row, str) for row in rows):  # a batch needs one: the next that will do
+            rows.append(self._next_usable(items[-1]))
         return rows
 
-    def _read(self, items: Sequence[int | Draw]) -> list[dict | None]:
+    def _read(self, items: Sequence[int | Draw]) -> list[dict | str]:
         draws = [item if isinstance(item, Draw) else Draw(item, None) for item in items]
         columns = self.data[[draw.row for draw in draws]]
         pictures = columns.get("image", [None] * len(draws))
         return [
-            self.read(
-                picture,
-                caption,
-                None if self.tokens is None else self.tokens[draw.row],
-                draw.seed,
-            )
+            self.read(picture, caption, self._tokens(draw), draw.seed)
             for draw, picture, caption in zip(draws, pictures, columns["caption"], strict=True)
         ]
 
-    def _next_readable(self, item: int | Draw) -> dict:
+    def _tokens(self, draw: Draw) -> Any | None:
+        if not self.views:
+            return None
+        if draw.seed is None or len(self.views) == 1:
+            return self.views[0][draw.row]
+        seed, epoch, row = draw.seed
+        return self.views[(seed_of(seed, row) + epoch) % len(self.views)][row]
+
+    def _next_usable(self, item: int | Draw) -> dict:
         draw = item if isinstance(item, Draw) else Draw(item, None)
-        for step in range(1, len(self)):
+        wrong: Counter[str] = Counter()
+        for step in range(1, len(self) + 1):
             row = self[draw._replace(row=(draw.row + step) % len(self))]
-            if row is not None:
+            if not isinstance(row, str):
                 return row
-        raise UserError("none of the data's pictures can be read")
+            wrong[row] += 1
+        raise unusable_data(wrong)
 
 
-class StreamedRows(torch.utils.data.IterableDataset):
-    """A split that streams by; a row that cannot be read is counted on the one that follows it.
+def unusable_data(wrong: Counter[str]) -> UserError:
+    """What is said where no row can be used."""
+    return UserError(f"none of the data's rows can be used: {listed(wrong)}")
 
-    Args:
-        seed: what the rows' random numbers follow from, beside their place in the stream. With one
-            the stream has no end: an epoch follows on another, each in an order of its own.
+
+def collate(rows: list[dict | str]) -> dict[str, Any]:
+    """Stacks the usable rows of a batch and counts the others, by kind, as `skipped`.
+
+    Of a stream's rows, the last one's `position` is the batch's.
     """
-
-    def __init__(self, data: IterableDataset, read: RowReader, seed: tuple[int, ...] | None = None):
-        self.data = data
-        self.read = read
-        self.seed = seed
-
-    def __iter__(self) -> Iterator[dict]:
-        if self.seed is None:
-            yield from self._epoch(None)
-            return
-        info = torch.utils.data.get_worker_info()
-        for epoch in count():
-            self.data.set_epoch(epoch)
-            yield from self._epoch((*self.seed, epoch, info.id if info else 0))
-
-    def _epoch(self, seed: tuple[int, ...] | None) -> Iterator[dict]:
-        skipped, found = 0, False
-        for place, record in enumerate(self.data):
-            drawn = None if seed is None else (*seed, place)
-            row = self.read(record["image"], record["caption"], seed=drawn)
-            if row is None:
-                skipped += 1
-            else:
-                yield {**row, "skipped": skipped}
-                skipped, found = 0, True
-        if not found and (skipped or seed is not None):  # an epoch of nothing would go on for ever
-            raise UserError("none of the data's pictures can be read")
-
-
-def collate(rows: list[dict | None]) -> dict[str, Any]:
-    """Stacks the readable rows of a batch and counts the others as `skipped`."""
-    readable = [row for row in rows if row is not None]
-    skipped = len(rows) - len(readable) + sum(row.pop("skipped", 0) for row in readable)
-    batch: dict[str, Any] = {"skipped": skipped}
-    for key in readable[0]:
-        values = [row[key] for row in readable]
+    usable = [row for row in rows if isinstance(row, dict)]
+    skipped = Counter(row for row in rows if isinstance(row, str))
+    position = None
+    for row in usable:
+        skipped.update(row.pop("skipped", {}))
+        position = row.pop("position", None)
+    batch: dict[str, Any] = {"skipped": dict(skipped)}
+    if position is not None:
+        batch["position"] = position
+    for key in usable[0]:
+        values = [row[key] for row in usable]
         batch[key] = torch.stack(values) if isinstance(values[0], Tensor) else values
     return batch

@@ -6,7 +6,6 @@ a folder are in `folder.py`, emoji in `emoji.py`.
 """
 
 import logging
-import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from datasets import (
     load_from_disk,
 )
 
-from tilewright.data.splits import CANONICAL, halve_rows, settle
+from tilewright.data.splits import halve_rows, settle, split_in_name
 from tilewright.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -45,9 +44,10 @@ class Source(Protocol):
         """Load the splits: `train` and `validation`, and perhaps `test` and `zeroshot`.
 
         Every split has exactly two columns: `image`, a `datasets.Image`, and `caption`, a string
-        or a list of strings that say the same picture in different words; neither is empty. No
-        picture is decoded yet, and some will turn out to be broken: read them by casting the
-        column to `Image(decode=False)`, as that of a stream is already, and `images.decode`.
+        or a list of strings that say the same picture in different words. No picture is decoded
+        yet, and some will turn out to be broken: read them by casting the column to
+        `Image(decode=False)`, as that of a stream is already, and `images.decode`. A table has no
+        row without a caption; a stream may have some, and captions that are no text.
 
         Raises:
             UserError: there is no such data, or it lacks a column.
@@ -160,7 +160,7 @@ class ParquetSource:
         groups: dict[str, dict[Path, list[Path]]] = defaultdict(lambda: defaultdict(list))
         root = commonpath([file.parent for file in files])
         for file in files:
-            groups[_split_in_name(file.relative_to(root))][file.parent].append(file)
+            groups[split_in_name(file.relative_to(root))][file.parent].append(file)
         splits = {
             split: concatenate_datasets([self._load_folder(*group) for group in folders.items()])
             for split, folders in groups.items()
@@ -193,7 +193,9 @@ _BYTES = ("binary", "large_binary")
 
 
 def as_pairs(rows: Rows, image_column: str, caption_column: str, what: str) -> Rows:
-    """Reduce rows of any data set to the columns `image` (encoded) and `caption` (not empty).
+    """Reduce rows of any data set to the columns `image` (encoded) and `caption`.
+
+    Rows of a table that have no caption are left out, with one warning that counts them.
 
     Raises:
         UserError: a column is not there, or holds something else; the message opens with `what`.
@@ -209,13 +211,14 @@ def as_pairs(rows: Rows, image_column: str, caption_column: str, what: str) -> R
         if not _holds_text(rows.features[caption_column]):
             raise UserError(f"{what} has no text in column {caption_column!r}: set caption_column")
     # Cast before all else: a stream decodes its pictures in any later step, a renaming even.
-    rows = rows.cast_column(image_column, Image(decode=False))
+    if rows.features is not None:
+        rows = rows.cast_column(image_column, Image(decode=False))
     rows = rows.select_columns([image_column, caption_column])
     names = {image_column: "image", caption_column: "caption"}
     rows = rows.rename_columns({old: new for old, new in names.items() if old != new})
+    if isinstance(rows, IterableDataset):  # rows without a caption are counted as they come
+        return rows
     captioned = rows.filter(_has_caption)
-    if isinstance(rows, IterableDataset):  # a later cast would be a lie: filtered rows stay encoded
-        return captioned
     if missing := len(rows) - len(captioned):
         log.warning("%d of %d rows of %s have no caption and are skipped", missing, len(rows), what)
     return (captioned if missing else rows).cast_column("image", Image())
@@ -238,12 +241,6 @@ def _holds_text(feature: Any) -> bool:
 
 def _is_value(feature: Any, dtypes: tuple[str, ...]) -> bool:
     return isinstance(feature, Value) and feature.dtype in dtypes
-
-
-def _split_in_name(file: Path) -> str:
-    words = re.split(r"[^a-z]+", str(file).lower())
-    # The last word counts: that of the file goes before that of its folder.
-    return next((CANONICAL[word] for word in reversed(words) if word in CANONICAL), "train")
 
 
 def _absolute(row: dict[str, Any], folder: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ added around it, in whatever order they come, on every machine.
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +26,14 @@ SPLIT_NAMES = {
     "zeroshot": ("zeroshot",),
 }
 CANONICAL = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+
+
+def split_in_name(file: Path | str) -> str:
+    """The split that a file belongs to by its name: `train` unless it has the name of another."""
+    words = re.split(r"[^a-z]+", str(file).lower())
+    # The last word counts: that of the file goes before that of its folder.
+    return next((CANONICAL[word] for word in reversed(words) if word in CANONICAL), "train")
+
 
 PEEK = 100  # rows of a stream that are read ahead, to see whether it is a tiny one
 
@@ -92,7 +101,8 @@ def halve_rows(
     with any map. An IterableDataset is filtered as it streams, so its validation split reads the
     whole stream to find its share.
     """
-    encoded = rows.cast_column("image", Image(decode=False))
+    # A stream that does not say what its columns are has its pictures encoded.
+    encoded = rows if rows.features is None else rows.cast_column("image", Image(decode=False))
     if isinstance(encoded, Dataset):
         table = encoded.select_columns("image").map(
             _positions,

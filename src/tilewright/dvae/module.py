@@ -1,6 +1,5 @@
 """Stage 1 as a LightningModule: the loss, what is logged, the optimiser."""
 
-import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -8,9 +7,10 @@ from torch import Tensor
 from tilewright.dvae.networks import DiscreteVAE
 from tilewright.optimisers import scheduled
 from tilewright.schedules import Schedule
+from tilewright.stage import StageModule
 
 
-class DiscreteVAEModule(pl.LightningModule):
+class DiscreteVAEModule(StageModule):
     """Trains a `DiscreteVAE` on the negative evidence lower bound (section 2.1).
 
     Args:

@@ -73,8 +73,8 @@ class InFloat32(nn.Module):
 def group_widths(factor: int, n_hid: int) -> list[int]:
     """Widths of the groups of blocks at full resolution, half, a quarter, ...: 1, 2, 4 ... n_hid.
 
-    There is one group for each resolution from the picture's to the grid's, so a picture `factor`
-    times finer than its grid has log2(factor) + 1 groups (the paper: 8, so 4).
+    There is one group for each resolution from the first's to the grid's, so a first resolution
+    `factor` times as fine as the grid has log2(factor) + 1 groups (the paper: 8, so 4).
     """
     return [2**i * n_hid for i in range(int(math.log2(factor)) + 1)]
 
@@ -91,11 +91,13 @@ class Encoder(nn.Sequential):
         kernel: int,
         stem_kernel: int,
         padding_mode: PaddingMode,
+        patch: int,
     ):
-        widths = group_widths(factor, n_hid)
+        widths = group_widths(factor // patch, n_hid)
         gain = 1 / (len(widths) * blocks_per_group) ** 2
         kernels = (kernel, kernel, kernel, 1)
-        layers: list[nn.Module] = [conv(3, n_hid, stem_kernel, padding_mode)]
+        layers: list[nn.Module] = [nn.PixelUnshuffle(patch)] if patch > 1 else []
+        layers.append(conv(3 * patch**2, n_hid, stem_kernel, padding_mode))
         previous = n_hid
         for i, width in enumerate(widths):
             if i > 0:
@@ -118,8 +120,9 @@ class Decoder(nn.Sequential):
         blocks_per_group: int,
         kernel: int,
         maps: int,
+        patch: int,
     ):
-        widths = group_widths(factor, n_hid)[::-1]
+        widths = group_widths(factor // patch, n_hid)[::-1]
         gain = 1 / (len(widths) * blocks_per_group) ** 2
         kernels = (1, kernel, kernel, kernel)
         layers: list[nn.Module] = [InFloat32(conv(channels, n_init, 1))]
@@ -130,7 +133,8 @@ class Decoder(nn.Sequential):
             for _ in range(blocks_per_group):
                 layers.append(ResidualBlock(previous, width, kernels, gain))
                 previous = width
-        super().__init__(*layers, nn.ReLU(), conv(previous, maps, 1))
+        layers += [nn.ReLU(), conv(previous, maps * patch**2, 1)]
+        super().__init__(*layers, *([nn.PixelShuffle(patch)] if patch > 1 else []))
 
 
 class DiscreteVAE(nn.Module):
@@ -142,7 +146,9 @@ class DiscreteVAE(nn.Module):
         image_size: side of the pictures in pixels.
         grid: side of the grid of image tokens; image_size / grid is a power of two.
         num_tokens: K, the size of the codebook.
-        n_hid: width of the blocks at full resolution; it doubles with each halving.
+        patch: side of the squares of pixels that the networks begin and end with; blocks of finer
+            resolution are left out. 1, as in the paper, begins with single pixels.
+        n_hid: width of the blocks at the first resolution; it doubles with each halving.
         n_init: width of the decoder's input convolution.
         blocks_per_group: residual blocks at each resolution.
         encoder_kernel: kernel of the encoder's blocks. With 1, a token sees its own tile and the
@@ -155,8 +161,10 @@ class DiscreteVAE(nn.Module):
         quantiser: what makes tokens of the encoder's output; the paper's by default.
 
     Raises:
-        ValueError: the sides do not fit, or the quantiser has another number of tokens.
+        ValueError: sides or patch do not fit, or the quantiser has another number of tokens.
     """
+
+    block_types = (ResidualBlock,)
 
     def __init__(
         self,
@@ -164,6 +172,7 @@ class DiscreteVAE(nn.Module):
         image_size: int = 256,
         grid: int = 32,
         num_tokens: int = 8192,
+        patch: int = 1,
         n_hid: int = 256,
         n_init: int = 128,
         blocks_per_group: int = 2,
@@ -178,6 +187,8 @@ class DiscreteVAE(nn.Module):
         factor, rest = divmod(image_size, grid)
         if rest or factor < 1 or factor & (factor - 1):
             raise ValueError(f"image_size / grid must be a power of two, got {image_size} / {grid}")
+        if patch < 1 or factor % patch:
+            raise ValueError(f"patch must divide image_size / grid = {factor}, got {patch}")
         self.image_size = image_size
         self.grid = grid
         self.num_tokens = num_tokens
@@ -189,7 +200,14 @@ class DiscreteVAE(nn.Module):
             )
         channels = self.quantiser.channels
         self.encoder = Encoder(
-            factor, channels, n_hid, blocks_per_group, encoder_kernel, stem_kernel, padding_mode
+            factor,
+            channels,
+            n_hid,
+            blocks_per_group,
+            encoder_kernel,
+            stem_kernel,
+            padding_mode,
+            patch,
         )
         self.decoder = Decoder(
             factor,
@@ -199,6 +217,7 @@ class DiscreteVAE(nn.Module):
             blocks_per_group,
             decoder_kernel,
             self.likelihood.maps,
+            patch,
         )
         # Convolutions on CPU and tensor cores alike are faster with the channels innermost.
         self.to(memory_format=torch.channels_last)

@@ -1,8 +1,16 @@
 """Stage 2: the prior, an autoregressive transformer over text and image tokens."""
 
 from tilewright.prior.likelihood import complete, log_likelihood
-from tilewright.prior.sampler import Sampling, sample
+from tilewright.prior.sampler import Sampling, sample, sample_rows
 from tilewright.prior.stream import Stream
 from tilewright.prior.transformer import Transformer
 
-__all__ = ["Sampling", "Stream", "Transformer", "complete", "log_likelihood", "sample"]
+__all__ = [
+    "Sampling",
+    "Stream",
+    "Transformer",
+    "complete",
+    "log_likelihood",
+    "sample",
+    "sample_rows",
+]

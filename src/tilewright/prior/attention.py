@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from tilewright.prior.masks import CachePlan, cache_plan, dense_mask, sees
+from tilewright.prior.cache import LayerCache
+from tilewright.prior.masks import cache_plan, dense_mask, sees
 from tilewright.prior.norms import RMSNorm
 from tilewright.prior.rotary import Rotary
 from tilewright.prior.stream import Stream
@@ -79,53 +80,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor, pattern: str, stream: Stream) -> Ten
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
-class LayerCache:
-    """One layer's keys and values while `candidates` pictures are drawn for each caption.
-
-    The start and text positions are held once a caption and shared by its candidates; each
-    candidate's image positions are held in as few slots as the pattern allows.
-
-    Args:
-        text_kv: keys and values of start and text, each [C, H, 1 + T, D].
-        candidates: n, pictures drawn for each caption.
-    """
-
-    def __init__(self, text_kv: tuple[Tensor, Tensor], candidates: int, plan: CachePlan):
-        # Contiguous: they are read at every step, and every read of a part would copy it.
-        self.text_k, self.text_v = (part.contiguous() for part in text_kv)
-        captions, heads, _, width = self.text_k.shape
-        self.plan = plan
-        self.candidates = candidates
-        shape = (captions * candidates, heads, plan.slots, width)
-        self.image_k, self.image_v = self.text_k.new_zeros(shape), self.text_k.new_zeros(shape)
-        device = self.text_k.device
-        self._read = [s if isinstance(s, slice) else s.to(device) for s in plan.read]
-
-    def store(self, token: int, k: Tensor, v: Tensor) -> None:
-        """Keys and values [C * n, H, D] of image token number `token`."""
-        slot = self.plan.write[token]
-        self.image_k[:, :, slot], self.image_v[:, :, slot] = k, v
-
-    def attend(self, token: int, q: Tensor) -> Tensor:
-        """Attention [C * n, H, D] of image token number `token` to the text and to its mask."""
-        slots = self._read[token]
-        k, v = self.image_k[:, :, slots], self.image_v[:, :, slots]
-        captions, heads, text, width = self.text_k.shape
-        q = q * width**-0.5
-        # A caption's candidates are so many queries to the same text keys.
-        by_caption = q.view(captions, self.candidates, heads, width).transpose(1, 2)
-        to_text = (
-            (by_caption @ self.text_k.transpose(-1, -2)).transpose(1, 2).reshape(-1, heads, text)
-        )
-        to_image = (q.unsqueeze(2) @ k.transpose(-1, -2)).squeeze(2)
-        # Text and image keys share one softmax (appendix B.1).
-        weights = torch.cat([to_text, to_image], dim=-1).float().softmax(dim=-1).to(v.dtype)
-        text_weights, image_weights = weights.split([text, k.shape[2]], dim=-1)
-        from_text = text_weights.view(captions, self.candidates, heads, text).transpose(1, 2)
-        from_text = (from_text @ self.text_v).transpose(1, 2).reshape(-1, heads, width)
-        return from_text + (image_weights.unsqueeze(2) @ v).squeeze(2)
-
-
 class SelfAttention(nn.Module):
     """Multi-head attention under one pattern's mask, with fused projections.
 
@@ -157,29 +111,37 @@ class SelfAttention(nn.Module):
         self.q_norm = RMSNorm(dim // heads) if qk_norm else nn.Identity()
         self.k_norm = RMSNorm(dim // heads) if qk_norm else nn.Identity()
 
-    def _project(self, x: Tensor, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        """States [B, n, dim] of positions `first` and on to queries, keys, values [B, H, n, D]."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+    def _project(self, x: Tensor) -> Tensor:
+        """States [..., dim] to their queries, keys and values [..., 3, H, D]."""
+        return self.qkv(x).unflatten(-1, (3, self.heads, -1))
+
+    def _placed(self, qkv: Tensor, positions: slice | int) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [3, ..., D], normalised and turned as the positions ask."""
+        q, k, v = qkv
         q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
         if self.rotary is not None:
-            q, k = self.rotary(q, first), self.rotary(k, first)
+            q, k = self.rotary(q, positions), self.rotary(k, positions)
         return q, k, v
+
+    def _whole(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """States [B, n, dim] of the stream's first n positions to q, k, v [B, H, n, D]."""
+        return self._placed(self._project(x).permute(2, 0, 3, 1, 4), slice(x.shape[1]))
 
     def forward(self, x: Tensor) -> Tensor:
         """States [B, L, dim] of the whole stream."""
-        y = attend(*self._project(x), self.pattern, self.stream)
+        y = attend(*self._whole(x), self.pattern, self.stream)
         return self.out(y.transpose(1, 2).flatten(2))
 
     def prefill(self, x: Tensor, candidates: int) -> tuple[Tensor, LayerCache]:
         """States [C, 1 + T, dim] of start and text, which are causal in every pattern."""
-        q, k, v = self._project(x)
+        q, k, v = self._whole(x)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        plan = cache_plan(self.pattern, self.stream)
-        return self.out(y.transpose(1, 2).flatten(2)), LayerCache((k, v), candidates, plan)
+        cache = LayerCache(k, v, candidates, cache_plan(self.pattern, self.stream))
+        return self.out(y.transpose(1, 2).flatten(2)), cache
 
     def step(self, x: Tensor, token: int, cache: LayerCache) -> Tensor:
-        """State [B, dim] of image token number `token`, the cache holding all before it."""
-        position = self.stream.first_image_position + token
-        q, k, v = (part.squeeze(2) for part in self._project(x.unsqueeze(1), position))
+        """State [C * n, dim] of image token number `token`, the cache holding all before it."""
+        qkv = self._project(x).unflatten(0, (-1, cache.candidates)).permute(2, 0, 3, 1, 4)
+        q, k, v = self._placed(qkv, self.stream.first_image_position + token)
         cache.store(token, k, v)
-        return self.out(cache.attend(token, q).flatten(1))
+        return self.out(cache.attend(token, q).transpose(1, 2).reshape(x.shape))

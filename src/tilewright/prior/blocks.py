@@ -46,6 +46,11 @@ class Block(nn.Module):
         self.norm_mlp = NORMS[norm](dim)
         self.mlp = MLPS[mlp](dim)
 
+    @property
+    def last_layers(self) -> tuple[nn.Module, nn.Module]:
+        """The layers whose outputs are added to the residual path."""
+        return self.attention.out, self.mlp.down  # type: ignore[return-value]
+
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.norm_attention(x))
         return x + self.mlp(self.norm_mlp(x))

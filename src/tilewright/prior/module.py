@@ -1,6 +1,5 @@
 """Stage 2 as a LightningModule: the loss, what is logged, the optimiser."""
 
-import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, distributed
@@ -9,9 +8,10 @@ from torchmetrics import MeanMetric
 from tilewright.optimisers import clip_variance, decay_matrices_only, scheduled
 from tilewright.prior.transformer import Transformer
 from tilewright.schedules import Schedule
+from tilewright.stage import StageModule
 
 
-class PriorModule(pl.LightningModule):
+class PriorModule(StageModule):
     """Trains a `Transformer` to predict each next token of the stream.
 
     Args:

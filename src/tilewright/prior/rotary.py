@@ -27,16 +27,20 @@ class Rotary(nn.Module):
                 f"rotary positions need heads of a multiple of 4 channels, got {width}"
             )
         first, side = stream.first_image_position, stream.grid
-        text, image = torch.arange(first), torch.arange(stream.length - first)
+        # On the CPU also where the network is built on meta: a table has no weights to draw.
+        positions = torch.arange(stream.length, device="cpu")
+        text, image = positions[:first], positions[: stream.length - first]
         rows = torch.cat([text, first + image // side])
         columns = torch.cat([text, first + image % side])
-        speeds = base ** -torch.linspace(0, 1, width // 4)
-        angles = torch.stack([rows, columns], dim=1)[:, :, None] * speeds  # [L, 2, D / 4]
-        self.register_buffer("cos", angles.cos().flatten(1), persistent=False)
-        self.register_buffer("sin", angles.sin().flatten(1), persistent=False)
+        speeds = base ** -torch.linspace(0, 1, width // 4, device="cpu")
+        angles = torch.stack([rows, columns], dim=1)[:, :, None] * speeds
+        angles = angles.flatten(1)  # [L, D / 2]: channel i turns together with i + D / 2
+        cos, sin = angles.cos(), angles.sin()
+        self.register_buffer("cos", torch.cat([cos, cos], dim=1), persistent=False)
+        self.register_buffer("sin", torch.cat([-sin, sin], dim=1), persistent=False)
 
-    def forward(self, x: Tensor, first: int = 0) -> Tensor:
-        """Queries or keys [B, H, n, D] of positions `first` and on, turned."""
-        cos, sin = (table[first : first + x.shape[2]] for table in (self.cos, self.sin))
-        a, b = x.float().chunk(2, dim=-1)
-        return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)
+    def forward(self, x: Tensor, positions: slice | int = slice(None)) -> Tensor:
+        """Queries or keys [..., n, D] of so many positions, or [..., D] of one, turned."""
+        y = x.float()
+        other = y.roll(y.shape[-1] // 2, dims=-1)
+        return torch.addcmul(y * self.cos[positions], other, self.sin[positions]).to(x.dtype)

@@ -1,6 +1,8 @@
 """Draws image tokens for captions, one position at a time, each computed once."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,8 +76,15 @@ def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
     return tokens.gather(1, rank.minimum(last)).squeeze(1)
 
 
+def sample(network: Transformer, text: Tensor, candidates: int = 1, **how: Any) -> Tensor:
+    """Image tokens [C, n, h, w] for captions [C, T]; the arguments are those of `sample_rows`."""
+    for tokens in sample_rows(network, text, candidates, **how):  # noqa: B007  (the last one)
+        pass
+    return tokens
+
+
 @torch.inference_mode()
-def sample(
+def sample_rows(
     network: Transformer,
     text: Tensor,
     candidates: int = 1,
@@ -85,8 +94,8 @@ def sample(
     first: int = 0,
     first_candidate: int = 0,
     first_rows: Tensor | None = None,
-) -> Tensor:
-    """Image tokens for captions.
+) -> Iterator[Tensor]:
+    """Image tokens for captions, as they are drawn.
 
     Args:
         text: text tokens [C, T], negative past their end.
@@ -96,8 +105,8 @@ def sample(
         first_candidate: number of the first candidate, likewise.
         first_rows: image tokens [C, R, w] that every picture of the caption begins with.
 
-    Returns:
-        Image tokens [C, n, h, w].
+    Yields:
+        After each row, those of all rows so far: [C, n, 1, w] to [C, n, h, w].
 
     Raises:
         ValueError: first_rows do not fit the captions or the grid.
@@ -128,11 +137,12 @@ def sample(
             logits = network.step(torch.cat([last, last]) if guided else last, number - 1, caches)
         if number < given.shape[1]:
             drawn.append(given[:, number])
-            continue
-        if guided:
-            conditional, empty = logits.chunk(2)
-            steered = empty + sampling.guidance * (conditional - empty)
         else:
-            steered = logits
-        drawn.append(draw(steered, uniform[:, number], sampling))
-    return torch.stack(drawn, dim=1).view(captions, candidates, stream.grid, stream.grid)
+            if guided:
+                conditional, empty = logits.chunk(2)
+                steered = empty + sampling.guidance * (conditional - empty)
+            else:
+                steered = logits
+            drawn.append(draw(steered, uniform[:, number], sampling))
+        if len(drawn) % stream.grid == 0:
+            yield torch.stack(drawn, dim=1).view(captions, candidates, -1, stream.grid)

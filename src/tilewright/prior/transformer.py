@@ -1,5 +1,6 @@
 """The prior's network: a decoder-only transformer over the stream (section 2.2)."""
 
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -36,6 +37,8 @@ class Transformer(nn.Module):
         ValueError: the pattern is unknown, or dim is no multiple of heads.
     """
 
+    block_types = (Block,)
+
     def __init__(
         self,
         stream: Stream,
@@ -71,18 +74,23 @@ class Transformer(nn.Module):
         self.norm = NORMS[norm](dim)
         self.text_head = nn.Linear(dim, stream.text_classes)
         self.image_head = nn.Linear(dim, stream.image_vocab)
-        self._initialise(depth)
+        self.initialise(self.modules())
 
-    def _initialise(self, depth: int) -> None:
-        """Normal with deviation 0.02; the residual branches' last layers shrink with the depth."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear):
-                nn.init.zeros_(module.bias)
-        for name, weight in self.blocks.named_parameters():
-            if name.endswith(("attention.out.weight", "mlp.down.weight")):
-                nn.init.normal_(weight, std=0.02 / (2 * depth) ** 0.5)
+    def initialise(self, modules: Iterable[nn.Module]) -> None:
+        """Draws the weights of some of its layers, or of all.
+
+        Normal with deviation 0.02; the residual branches' last layers shrink with the depth.
+        """
+        layers = [layer for layer in modules if isinstance(layer, nn.Linear | nn.Embedding)]
+        for layer in layers:
+            nn.init.normal_(layer.weight, std=0.02)
+            if isinstance(layer, nn.Linear):
+                nn.init.zeros_(layer.bias)
+        blocks = [block for block in self.blocks if isinstance(block, Block)]
+        last = {layer for block in blocks for layer in block.last_layers}
+        for layer in layers:
+            if layer in last:
+                nn.init.normal_(layer.weight, std=0.02 / (2 * len(blocks)) ** 0.5)
 
     def embed_text(self, text: Tensor) -> Tensor:
         """Text tokens [B, n], negative past their end, to states [B, 1 + n, dim], start first."""

@@ -1,17 +1,17 @@
 """Stage 3 as a LightningModule: the loss, what is logged, the optimiser."""
 
-import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torchmetrics import CatMetric
+from torchmetrics import CatMetric, MeanMetric
 
 from tilewright.optimisers import decay_matrices_only, scheduled
 from tilewright.ranker.networks import DualEncoder, contrastive_loss, patchwork
 from tilewright.schedules import Schedule
+from tilewright.stage import StageModule
 
 
-class RankerModule(pl.LightningModule):
+class RankerModule(StageModule):
     """Trains a `DualEncoder` to find each caption's picture in its batch, and the reverse.
 
     Args:
@@ -41,6 +41,7 @@ class RankerModule(pl.LightningModule):
         # All vectors of a validation, of all processes: its loss does not depend on batches.
         self.texts = CatMetric(nan_strategy="disable")
         self.images = CatMetric(nan_strategy="disable")
+        self.scale = MeanMetric(nan_strategy="disable")  # that of the weights that are validated
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         images, pairs = batch["image"], len(batch["image"])
@@ -65,13 +66,16 @@ class RankerModule(pl.LightningModule):
         images = self.network.encode_images(batch["image"])
         self.texts.update(text)
         self.images.update(images)
+        self.scale.update(self.network.scale)
         return {"text": text, "images": images}
 
     def on_validation_epoch_end(self) -> None:
-        loss = contrastive_loss(self.texts.compute(), self.images.compute(), self.network.scale)
+        texts, images, scale = (x.compute() for x in (self.texts, self.images, self.scale))
+        loss = contrastive_loss(texts, images, scale)
         self.log("validation/loss", loss)
         self.texts.reset()
         self.images.reset()
+        self.scale.reset()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         groups = decay_matrices_only(self.network, self.weight_decay)

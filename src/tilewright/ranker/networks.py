@@ -90,6 +90,8 @@ class DualEncoder(nn.Module):
         text_depth, image_depth: their blocks.
     """
 
+    block_types = (nn.TransformerEncoderLayer,)
+
     def __init__(
         self,
         *,
@@ -109,7 +111,9 @@ class DualEncoder(nn.Module):
         self.image = ImageEncoder(image_size, grid, dim=dim, depth=image_depth, heads=heads)
         self.text_out = nn.Linear(dim, embedding, bias=False)
         self.image_out = nn.Linear(dim, embedding, bias=False)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # CLIP's beginning
+        # CLIP's beginning; a vector, because a number cannot be sharded.
+        self.log_scale = nn.Parameter(torch.tensor([math.log(1 / 0.07)]))
+        self.register_load_state_dict_pre_hook(_read_scale)
 
     def encode_text(self, text: Tensor) -> Tensor:
         """Text tokens [B, T], negative past their end, to unit vectors [B, D]."""
@@ -122,7 +126,13 @@ class DualEncoder(nn.Module):
     @property
     def scale(self) -> Tensor:
         """What cosines are multiplied with before the softmax: one over the temperature."""
-        return self.log_scale.clamp(max=math.log(MOST_SCALE)).exp()
+        return self.log_scale.clamp(max=math.log(MOST_SCALE)).exp().squeeze()
+
+
+def _read_scale(network: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """The scale was a number in earlier checkpoints."""
+    if f"{prefix}log_scale" in state:
+        state[f"{prefix}log_scale"] = state[f"{prefix}log_scale"].reshape(1)
 
 
 def contrastive_loss(

@@ -1,0 +1,54 @@
+"""One encoding of a split: its plain crops, or its pictures as an augmentation shows them once."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from tilewright.data.codes import Codes, ImageTokenizer, encode_rows, weights_digest
+from tilewright.data.images import UnreadableImage
+from tilewright.data.order import drawn_from
+from tilewright.data.rows import RowReader, Transform
+
+
+def encode_view(
+    data: Dataset,
+    tokenizer: ImageTokenizer,
+    cache: Path,
+    transform: Transform,
+    drawn: tuple[int, int] | None = None,
+    *,
+    max_pixels: int,
+    label: str | None,
+) -> Codes:
+    """Image tokens of all rows, from disk or made now.
+
+    Their folder is named after the dVAE's weights, the data and the crop, whoever asks for them.
+
+    Args:
+        drawn: what a random crop follows from, with the row: a seed, and the number of the view.
+    """
+    assert isinstance(tokenizer, torch.nn.Module)
+    parts = [weights_digest(tokenizer), data._fingerprint, repr(transform), str(max_pixels)]
+    if drawn is not None:
+        parts.append(repr(drawn))
+    folder = cache / hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
+    reader = RowReader(transform, None, training=False, max_pixels=max_pixels)
+
+    def read(rows: range) -> list[Tensor | str]:
+        records = data.select_columns("image")[rows.start : rows.stop]["image"]
+        return [image(row, record) for row, record in zip(rows, records, strict=True)]
+
+    def image(row: int, record: object) -> Tensor | str:
+        try:
+            if drawn is None:
+                return reader.image(record)
+            with drawn_from(*drawn, row):
+                return reader.image(record)
+        except UnreadableImage as wrong:
+            return wrong.kind
+
+    device = next(tokenizer.parameters()).device
+    return encode_rows(len(data), read, tokenizer, folder, device=device, label=label)

@@ -1,0 +1,1 @@
+"""The page on which one types a caption and sees pictures: `python src/demo.py`."""

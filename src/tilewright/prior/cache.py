@@ -1,0 +1,67 @@
+"""What a sampled layer remembers: keys and values of the caption and of the picture so far."""
+
+import torch
+from torch import Tensor
+
+from tilewright.prior.masks import CachePlan
+
+
+class LayerCache:
+    """One layer's keys and values while `candidates` pictures are drawn for each caption.
+
+    The start and text positions are held once a caption and shared by its candidates; each
+    candidate's image positions are held in as few slots as the pattern allows.
+
+    Args:
+        text_k, text_v: keys and values of start and text, each [C, H, 1 + T, D].
+        candidates: n, pictures drawn for each caption.
+        plan: where image keys are kept and which of them a token reads.
+    """
+
+    def __init__(self, text_k: Tensor, text_v: Tensor, candidates: int, plan: CachePlan):
+        captions, heads, text, width = text_k.shape
+        self.candidates = candidates
+        self.plan = plan
+        self.text = text
+        # A picture that shares its caption with none has text and image in one tensor: what it
+        # reads of both is then mostly one slice, and attention half as many products.
+        self._alone = candidates == 1
+        slots = text + plan.slots if self._alone else plan.slots
+        self._kv = text_k.new_zeros(2, captions, heads, candidates, slots, width)
+        text_kv = torch.stack([text_k, text_v])
+        if self._alone:
+            self._kv[:, :, :, 0, :text] = text_kv
+            text_kv, self._image_kv = self._kv.split([text, plan.slots], dim=-2)
+        else:
+            self._image_kv = self._kv
+        self._text_kv = text_kv.reshape(2, captions * heads, text, width)
+        self._read = [s if isinstance(s, slice) else s.to(text_k.device) for s in plan.read]
+
+    def store(self, token: int, k: Tensor, v: Tensor) -> None:
+        """Keys and values [C, H, n, D] of image token number `token`."""
+        slot = self.plan.write[token]
+        self._image_kv[0, ..., slot, :], self._image_kv[1, ..., slot, :] = k, v
+
+    def attend(self, token: int, q: Tensor) -> Tensor:
+        """Attention [C, H, n, D] of image token number `token` to the text and to its mask."""
+        slots = self._read[token]
+        alone = q.reshape(-1, 1, q.shape[-1])  # a query to keys of its own, [C * H * n, 1, D]
+        if self._alone and isinstance(slots, slice) and (slots.start, slots.step) == (0, 1):
+            k, v = self._kv[..., : self.text + slots.stop, :].flatten(1, 3)
+            return torch.bmm(_softmax(torch.bmm(alone, k.mT), q), v).view(q.shape)
+        k, v = self._image_kv[..., slots, :].flatten(1, 3)
+        text_k, text_v = self._text_kv
+        # A caption's candidates are so many queries to the same text keys.
+        together = alone.view(len(text_k), -1, q.shape[-1])
+        to_text, to_image = torch.bmm(together, text_k.mT), torch.bmm(alone, k.mT)
+        # Text and image keys share one softmax (appendix B.1).
+        scores = torch.cat([to_text.view(len(alone), 1, -1), to_image], dim=-1)
+        weights = _softmax(scores, q)
+        from_text = torch.bmm(weights[..., : self.text].view(*together.shape[:2], -1), text_v)
+        from_both = torch.baddbmm(from_text.view_as(alone), weights[..., self.text :], v)
+        return from_both.view(q.shape)
+
+
+def _softmax(scores: Tensor, q: Tensor) -> Tensor:
+    """The weights of scores, in fp32, of queries that are not scaled."""
+    return (scores.float() * q.shape[-1] ** -0.5).softmax(dim=-1).to(q.dtype)

@@ -1,0 +1,15 @@
+"""What the LightningModules of all stages have in common."""
+
+import pytorch_lightning as pl
+
+from tilewright.sharding import shard
+
+
+class StageModule(pl.LightningModule):
+    """A network that is trained, in shards where the trainer's strategy wants them.
+
+    The network has `block_types`: the classes of the blocks that it is a stack of.
+    """
+
+    def configure_model(self) -> None:
+        shard(self.trainer, self)

@@ -1,0 +1,71 @@
+"""A tiny model that draws, and a run of it on disk."""
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+import tiny
+from tilewright import runs
+from tilewright.pipeline import TextToImage
+from tilewright.playground.drawing import Playground
+
+
+class Brightest:
+    """Prefers light pictures."""
+
+    def __call__(self, model, captions, tokens):
+        return model.decode(tokens).mean(dim=(2, 3, 4))
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    module, data, _ = tiny.make("prior", tmp_path_factory.mktemp("tiny"))
+    network = module.network.eval()
+    with torch.no_grad():  # as at 0.02 captions hardly matter
+        for parameter in network.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return TextToImage(network, data.image_tokenizer, data.tokenizer)
+
+
+@pytest.fixture
+def playground(model):
+    """Shows every row, and ranks."""
+    return Playground(model, Brightest(), names={"run": "tiny", "ranker": "brightest"}, looking=1)
+
+
+@pytest.fixture(scope="session")
+def run(model, tmp_path_factory):
+    """A folder that `TextToImage.from_run` loads the same model from."""
+    run = tmp_path_factory.mktemp("logs") / "prior" / "tiny"
+    stream = {"text_length": 12, "text_vocab": 280, "grid": 4, "image_vocab": 8}
+    prior = {
+        "_target_": "tilewright.prior.Transformer",
+        "stream": {"_target_": "tilewright.prior.Stream", **stream},
+        "dim": 16,
+        "depth": 2,
+        "heads": 2,
+        "positions": "rotary",
+    }
+    dvae = {
+        "_target_": "tilewright.dvae.DiscreteVAE",
+        "image_size": tiny.SIZE,
+        "grid": 4,
+        "num_tokens": 8,
+        "n_hid": 8,
+        "n_init": 8,
+        "blocks_per_group": 1,
+    }
+    tokenizer = {
+        "_target_": "tilewright.data.BytePairTokenizer",
+        "vocab_size": 280,
+        "length": 12,
+    }
+    config = {"stage": "prior", "choices": {"data": "shapes"}, "tokenizer": tokenizer}
+    for folder, network, weights in (
+        (run, prior, model.prior),
+        (run / runs.DVAE, dvae, model.image_tokenizer),
+    ):
+        described = OmegaConf.create({**config, "model": {"network": network}})
+        runs.save_network(folder, described, weights.state_dict())
+    model.tokenizer.save(run / runs.TOKENIZER)
+    return run
