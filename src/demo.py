@@ -19,7 +19,7 @@ def main(config: DictConfig) -> None:
     run = runs.find(Path(config.paths.logs), "prior", config.run)
     data = runs.load_config(run).choices.data
     names = {"run": run.name}
-    if ranks(config, data):
+    if ranks(config, run):
         names["ranker"] = command_line.choices()["ranker"]
 
     from hydra.utils import instantiate
@@ -41,13 +41,13 @@ def main(config: DictConfig) -> None:
     serve(page, config.host, config.port)
 
 
-def ranks(config: DictConfig, data: str) -> bool:
+def ranks(config: DictConfig, run: Path) -> bool:
     """Whether there is a ranker: the page does without where none is asked for and none found."""
     asked = config.best_of is not None or config.ranker.get("run") is not None
     if config.ranker._target_ is None and not asked:
         return False
     try:
-        command_line.find_ranker(config, data)
+        command_line.find_ranker(config, run)
     except UserError:
         if asked:
             raise

@@ -17,14 +17,12 @@ def main(config: DictConfig) -> None:
         options = ", ".join(f"metric={name}" for name in metrics())
         raise UserError(f"say what to measure: {options}")
     chosen = command_line.choices()
-    with open_dict(config):
-        config.pop("data", None)  # its name says which run; the run itself knows its data
-    command_line.check(config)
     name = chosen["metric"]
     run = runs.find(Path(config.paths.logs), config.stage, config.run, data=chosen.get("data"))
-    trained_on = runs.load_config(run).choices.data
+    data, data_name = data_settings(config, run)
+    command_line.check(config)
     if "ranker" in config.metric:
-        command_line.find_ranker(config, trained_on)
+        command_line.find_ranker(config, run)
 
     from hydra.utils import instantiate
 
@@ -35,19 +33,36 @@ def main(config: DictConfig) -> None:
     evaluation = instantiate(config.metric)
     shutil.rmtree(folder, ignore_errors=True)  # nothing of an earlier evaluation beside this one's
     how = {"seed": config.seed, "device": config.device, "folder": folder}
-    figures = evaluation(run, data_of(run), **how)
-    path = results.write(figures, folder, run=str(run), data=trained_on, seed=config.seed)
+    figures = evaluation(run, build_data(data), **how)
+    path = results.write(figures, folder, run=str(run), data=data_name, seed=config.seed)
     results.log(figures, run, runs.steps(run))
     results.show(figures, f"{name} of {run}")
     print(f"Figures and pictures are in {path.parent}")
 
 
-@functools.lru_cache(maxsize=1)  # the metrics of one command share it, and what is drawn for it
-def data_of(run: Path) -> Any:
-    """A run's own data, as pictures and captions: no training, so neither tokens nor tokenizers."""
-    from hydra.utils import instantiate
+def data_settings(config: DictConfig, run: Path) -> tuple[str, str]:
+    """What a run is measured on, as YAML, and its name: the data that it was trained on.
 
-    return instantiate(runs.load_config(run).data, tokenizer=None, image_tokenizer=None)
+    A model without its run has no data with it; `data=` then says on what it is measured.
+    """
+    saved = runs.load_config(run)
+    with open_dict(config):
+        if "data" in saved:  # `data=` has said which run
+            config.data, name = saved.data, saved.choices.data
+        elif config.get("data") is None:
+            raise UserError(f"{run} has no data with it: say on which to measure it, data=NAME")
+        else:
+            name = command_line.choices()["data"]
+            config.data.image_size = runs.image_size(run)
+        # Of these, there is nothing in a configuration that trains nothing.
+        config.data.update(tokenizer=None, image_tokenizer=None, train_transform=None)
+    return OmegaConf.to_yaml(config.data, resolve=True), name
+
+
+@functools.lru_cache(maxsize=1)  # the metrics of one command share it, and what is drawn for it
+def build_data(settings: str) -> Any:
+    """Pictures and captions by their settings, which may be those of a stranger's run."""
+    return runs.load_data(DictConfig(OmegaConf.create(settings)))
 
 
 def metrics() -> list[str]:

@@ -24,7 +24,7 @@ def main(config: DictConfig) -> None:
     command_line.check(config)
     run = runs.find(Path(config.paths.logs), "prior", config.run)
     if config.best_of is not None:
-        command_line.find_ranker(config, runs.load_config(run).choices.data)
+        command_line.find_ranker(config, run)
     prompts = list(prompts)
 
     from hydra.utils import instantiate

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from tilewright import command_line, environment, processes, runs
+from tilewright import command_line, environment, finetuning, processes, runs
 from tilewright.errors import UserError
 
 TOKENIZER_CAPTIONS = 1_000_000  # enough for any vocabulary, and a stream may have no end
@@ -26,6 +26,8 @@ def prepare(config: DictConfig) -> tuple[DictConfig, Path | None]:
         raise UserError("say what to train: stage=dvae, then stage=prior, then stage=ranker")
     logs = Path(config.paths.logs)
     if config.resume:
+        if config.init and "init" in map(command_line.key_of, command_line.overrides()):
+            raise UserError("resume= goes on with a run and init= begins one: say one of them")
         wanted = None if config.resume is True else config.resume
         run, checkpoint = runs.to_resume(logs, config.stage, wanted)
         return command_line.resumed(runs.moved(runs.load_config(run), run)), checkpoint
@@ -33,6 +35,10 @@ def prepare(config: DictConfig) -> tuple[DictConfig, Path | None]:
     with open_dict(config):
         config.choices = command_line.choices()
         config.overrides = command_line.overrides()
+        if config.init:
+            wanted = None if config.init is True else config.init
+            source = runs.find(logs, config.stage, wanted)
+            finetuning.begin_with(config, source, map(command_line.key_of, config.overrides))
         if config.stage == "prior":
             dvae = runs.find(logs, "dvae", config.dvae, data=config.choices["data"])
             network = runs.load_config(dvae).model.network
@@ -78,6 +84,10 @@ def main(config: DictConfig) -> None:
     with building(trainer):
         network = instantiate(config.model.network)
     model = instantiate(config.model, network=network)
+    if checkpoint is None and config.get("init"):
+        if next(network.parameters()).is_meta:
+            raise UserError("init= gives weights to a network that is there: leave on_meta out")
+        runs.fill(network, Path(config.init))
     if config.compile:
         model.network.compile()
     if trainer.is_global_zero:  # all that can be wrong has been found by now: the run begins
@@ -104,7 +114,10 @@ def begin(run: Path, config: DictConfig, data: Any, checkpoint: Path | None) -> 
     runs.create(run, config)
     environment.record(run, checkpoint)
     if checkpoint is None and data.tokenizer is not None:
-        data.tokenizer.train(islice(data.captions("train"), TOKENIZER_CAPTIONS))
+        if config.get("init"):
+            data.tokenizer.load(Path(config.init) / runs.TOKENIZER)
+        else:
+            data.tokenizer.train(islice(data.captions("train"), TOKENIZER_CAPTIONS))
         data.tokenizer.save(run / runs.TOKENIZER)
     if checkpoint is None and config.stage == "prior":
         runs.keep_dvae(run, Path(config.dvae))

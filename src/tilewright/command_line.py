@@ -142,8 +142,10 @@ def job_name(name: str) -> str:
     return f"{name}_{config.job.num}" if sweeping else name
 
 
-def find_ranker(config: DictConfig, data: str) -> None:
-    """Fills in which run of stage=ranker is meant: the newest on that data unless one is named.
+def find_ranker(config: DictConfig, prior: Path) -> None:
+    """Fills in which run of stage=ranker is meant, unless one is named.
+
+    It is the one that came with the prior, else the newest on the data that the prior is of.
 
     Raises:
         UserError: there is none, or `best_of` is asked for with no ranker at all.
@@ -152,6 +154,9 @@ def find_ranker(config: DictConfig, data: str) -> None:
         raise UserError("ranker=none cannot choose: name a ranker, or leave best_of out")
     if "run" in config.ranker:
         logs, wanted = Path(config.paths.logs), config.ranker.run
+        if wanted is None and (prior / runs.RANKER).is_dir():
+            wanted = str(prior / runs.RANKER)
+        data = runs.load_config(prior).choices.data
         config.ranker.run = str(runs.find(logs, "ranker", wanted, data=data))
 
 
@@ -171,10 +176,10 @@ def check(config: DictConfig) -> None:
 def overrides() -> list[str]:
     """The settings of this command line, `key=value`, less those that say which run it is."""
     given = HydraConfig.get().overrides.task
-    return [text for text in given if _key(text) not in {"resume", "run_name", "run"}]
+    return [text for text in given if key_of(text) not in {"resume", "run_name", "run"}]
 
 
-def _key(override: str) -> str:
+def key_of(override: str) -> str:
     return override.lstrip("+~").partition("=")[0]
 
 
@@ -200,8 +205,8 @@ def resumed(saved: DictConfig) -> DictConfig:
     recorded = list(saved.get("overrides", [f"stage={saved.stage}"]))
     kept = recorded
     if config.choices.get("trainer") != saved.choices.get("trainer"):
-        kept = [text for text in recorded if not OF_ONE_TRAINER.match(_key(text))]
-    settings = {_key(text): text for text in [*kept, *overrides()]}  # the later one counts
+        kept = [text for text in recorded if not OF_ONE_TRAINER.match(key_of(text))]
+    settings = {key_of(text): text for text in [*kept, *overrides()]}  # the later one counts
     # The difference of two compositions, so that all else stays as it was saved.
     config.overrides = list(settings.values())
     _carry_over(config, _composed(saved, recorded), _composed(saved, config.overrides))

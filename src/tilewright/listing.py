@@ -98,7 +98,12 @@ def read(run: Path) -> Record:
     if (run / "metrics.csv").is_file():
         with (run / "metrics.csv").open() as table:
             rows = list(csv.DictReader(table))
-    signs = [run / runs.CONFIG, run / "metrics.csv", *(run / "checkpoints").glob("*.ckpt")]
+    signs = [
+        run / runs.CONFIG,
+        run / runs.MODEL,
+        run / "metrics.csv",
+        *(run / "checkpoints").glob("*.ckpt"),
+    ]
     written = max(file.stat().st_mtime for file in signs if file.is_file())
     name = f"{config.stage}/{run.name}"
     return Record(run, name, config, rows, results, environment.load(run), written)

@@ -86,6 +86,21 @@ def captioned_grid(
     return grid
 
 
+def side_by_side(pictures: Mapping[str, Image.Image]) -> Image.Image:
+    """Pictures of one height beside each other, each under its title."""
+    line, gap = 28, 16
+    width = sum(picture.width for picture in pictures.values()) + gap * (len(pictures) - 1)
+    height = line + max(picture.height for picture in pictures.values())
+    sheet = Image.new("RGB", (width, height), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=20)
+    left = 0
+    for title, picture in pictures.items():
+        draw.text((left + 4, 2), title, fill="black", font=font)
+        sheet.paste(picture, (left, line))
+        left += picture.width + gap
+    return sheet
+
+
 def open_picture(path: str | Path) -> Image.Image:
     """A picture from a file, as RGB.
 

@@ -10,15 +10,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tilewright import runs
+from tilewright import hub, runs
 from tilewright.data.codes import ImageTokenizer
 from tilewright.data.images import to_tensor
 from tilewright.data.tokenizer import BytePairTokenizer
 from tilewright.data.transforms import CenterCrop
 from tilewright.errors import UserError
 from tilewright.pictures import to_picture
-from tilewright.prior import Sampling, Transformer, complete, log_likelihood, sample_rows
-from tilewright.rankers import Ranker, candidates_of
+from tilewright.prior import Sampling, Stream, Transformer, complete, log_likelihood, sample_rows
+from tilewright.rankers import ContrastiveRanker, Ranker, candidates_of
 
 
 @dataclass(frozen=True)
@@ -56,28 +56,57 @@ class TextToImage:
         prior: the transformer over the stream.
         image_tokenizer: what turns its image tokens into pictures.
         tokenizer: what turns captions into its text tokens.
+        ranker: what came with it to choose by, if anything did.
+
+    Raises:
+        UserError: they do not belong together.
     """
 
     def __init__(
-        self, prior: Transformer, image_tokenizer: ImageTokenizer, tokenizer: BytePairTokenizer
+        self,
+        prior: Transformer,
+        image_tokenizer: ImageTokenizer,
+        tokenizer: BytePairTokenizer,
+        ranker: Ranker | None = None,
     ):
+        check_fit(prior, image_tokenizer, tokenizer)
         self.prior = prior
         self.image_tokenizer = image_tokenizer
         self.tokenizer = tokenizer
+        self.ranker = ranker
 
     @classmethod
     def from_run(cls, run: str | Path, device: str = "cpu") -> "TextToImage":
-        """The model that a run of stage=prior trained.
+        """The model that a run of stage=prior trained, or that was exported from one.
 
         Raises:
-            UserError: there is no such run, or it is not whole.
+            UserError: there is no such run, or it is not whole, or its parts are of different ones.
         """
         run = Path(run)
         config = runs.load_config(run)
         if config.stage != "prior":
             raise UserError(f"{run} is a run of stage={config.stage}; pictures come from a prior")
         dvae = runs.load_network(run / runs.DVAE, device)
-        return cls(runs.load_network(run, device), dvae, runs.load_tokenizer(run))
+        ranker = None
+        if (run / runs.RANKER).is_dir():
+            ranker = ContrastiveRanker.from_run(run / runs.RANKER, device)
+        return cls(runs.load_network(run, device), dvae, runs.load_tokenizer(run), ranker)
+
+    @classmethod
+    def from_pretrained(
+        cls, model: str | Path, device: str = "cpu", revision: str | None = None
+    ) -> "TextToImage":
+        """A model that somebody shares: its folder, or its name on the Hugging Face Hub.
+
+        None of its code is run: there is none, and `untrusted` says what its settings may build.
+
+        Args:
+            revision: of the Hub's: a branch, a tag or a commit.
+
+        Raises:
+            UserError: there is no such model, or it is not whole or not harmless.
+        """
+        return cls.from_run(hub.folder_of(model, revision), device)
 
     @classmethod
     def of_training(cls, trainer: pl.Trainer, module: pl.LightningModule) -> "TextToImage":
@@ -94,8 +123,11 @@ class TextToImage:
         """`n` pictures for each caption.
 
         Args:
-            how: as for `best`: `best_of` and `ranker`, and what `drawing` takes.
+            how: as for `best`: `best_of` and `ranker`, by default the one that came with the model,
+                and what `drawing` takes.
         """
+        if how.get("best_of") is not None:
+            how = {"ranker": self.ranker, **how}
         images = self.best(captions, n, **how).images
         return [[to_picture(image) for image in row] for row in images]
 
@@ -245,3 +277,28 @@ class TextToImage:
             raise UserError(f"rows must be from 1 to {grid - 1}, got {rows}")
         image = to_tensor(CenterCrop(self.image_tokenizer.image_size)(image_prompt))
         return self.image_tokenizer.encode(image[None].to(self.device))[:, :rows]
+
+
+def check_fit(
+    prior: Transformer, image_tokenizer: ImageTokenizer, tokenizer: BytePairTokenizer
+) -> None:
+    """Whether a prior's two vocabularies are those of the tokenizers beside it.
+
+    Raises:
+        UserError: they are not.
+    """
+    stream = getattr(prior, "stream", None)
+    if not isinstance(stream, Stream):
+        raise UserError(f"a {type(prior).__name__} is no prior: it has no stream")
+    if tokenizer.length != stream.text_length or tokenizer.vocab_size > stream.text_vocab:
+        raise UserError(
+            f"the prior reads {stream.text_length} text tokens of {stream.text_vocab}, and the "
+            f"tokenizer makes {tokenizer.length} of {tokenizer.vocab_size}: they do not belong "
+            "together"
+        )
+    grid, tokens = (getattr(image_tokenizer, name, None) for name in ("grid", "num_tokens"))
+    if (grid, tokens) != (stream.grid, stream.image_vocab):
+        raise UserError(
+            f"the prior draws a grid of {stream.grid}x{stream.grid} of {stream.image_vocab} image "
+            f"tokens, and the dVAE has {grid}x{grid} of {tokens}: they do not belong together"
+        )

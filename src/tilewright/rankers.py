@@ -48,7 +48,7 @@ class ContrastiveRanker:
 
     @classmethod
     def from_run(cls, run: str | Path, device: str = "cpu") -> "ContrastiveRanker":
-        """The model that a run of stage=ranker trained.
+        """The model that a run of stage=ranker trained, or that was exported from one.
 
         Raises:
             UserError: there is no such run, or it is not whole.
@@ -57,7 +57,14 @@ class ContrastiveRanker:
         config = runs.load_config(run)
         if config.stage != "ranker":
             raise UserError(f"{run} is a run of stage={config.stage}, not of stage=ranker")
-        return cls(runs.load_network(run, device), runs.load_tokenizer(run))
+        network, tokenizer = runs.load_network(run, device), runs.load_tokenizer(run)
+        text = getattr(network, "text_length", None), getattr(network, "text_vocab", None)
+        if text != (tokenizer.length, tokenizer.vocab_size):
+            raise UserError(
+                f"the ranker in {run} reads {text[0]} text tokens of {text[1]}, and its tokenizer "
+                f"makes {tokenizer.length} of {tokenizer.vocab_size}: they do not belong together"
+            )
+        return cls(network, tokenizer)
 
     @torch.inference_mode()
     def __call__(self, model: "TextToImage", captions: Sequence[str], tokens: Tensor) -> Tensor:

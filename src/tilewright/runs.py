@@ -16,6 +16,7 @@ torch.
 import json
 import os
 import shutil
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -107,10 +108,11 @@ def checkpoint(run: Path, kind: str = "best") -> Path:
     raise UserError(f"{run} has no checkpoint yet: let it train, or name another run")
 
 
-def find(logs: Path, stage: str, wanted: str | None = None, data: str | None = None) -> Path:
+def find(logs: Path, stage: str | None, wanted: str | None = None, data: str | None = None) -> Path:
     """A run that has weights: the one at the path `wanted`, or model there, else the newest run.
 
     Args:
+        stage: of the run; None takes one of any stage, by its path.
         data: with no path, only runs that were trained on this data set.
 
     Raises:
@@ -119,15 +121,16 @@ def find(logs: Path, stage: str, wanted: str | None = None, data: str | None = N
     if wanted is not None:
         run = Path(wanted)
         if not run.is_dir():
-            raise UserError(f"there is no run {run}: name one under {logs / stage}/")
+            raise UserError(f"there is no run {run}: name one under {logs / (stage or '')}/")
         trained = load_config(run).stage
-        if trained != stage:
+        if stage not in {None, trained}:
             raise UserError(
                 f"{run} is a run of stage={trained}, and one of stage={stage} is needed"
             )
         if not (run / WEIGHTS).is_file():
             checkpoint(run)
         return run.resolve()
+    assert stage is not None
     for run in _newest_first(logs / stage):
         if data is None or OmegaConf.select(load_config(run), "choices.data") == data:
             return run
@@ -243,22 +246,34 @@ def image_size(run: Path) -> int:
     return config.model.network.image_size
 
 
+def load_data(settings: DictConfig) -> Any:
+    """The pictures and captions of a run's data: no training, so neither tokens nor tokenizers.
+
+    Args:
+        settings: its configuration's `data`.
+
+    Raises:
+        UserError: they are not harmless.
+    """
+    none = {"tokenizer": None, "image_tokenizer": None, "train_transform": None}
+    plain = {**OmegaConf.to_container(settings, resolve=True), **none}  # type: ignore[dict-item]
+    return untrusted.build(plain, "tilewright.data", "the run's data")
+
+
 def fill(network: Any, run: Path) -> None:
     """Gives a network the weights of a run.
 
     Raises:
         UserError: there are none, their file is broken, or they are another network's.
     """
-    weights = load_weights(run)
-    needed = {name: list(value.shape) for name, value in network.state_dict().items()}
-    there = {name: list(value.shape) for name, value in weights.items()}
-    for name in sorted(needed.keys() | there.keys()):
-        if there.get(name) != needed.get(name):
-            raise UserError(
-                f"what {run} holds does not fit the network of its configuration: {name} is "
-                f"{there.get(name, 'absent')} and should be {needed.get(name, 'absent')}"
-            )
-    network.load_state_dict(weights)
+    try:
+        network.load_state_dict(load_weights(run))
+    except RuntimeError as error:
+        _, _, reasons = str(error).partition("\n")  # the first line names the class alone
+        raise UserError(
+            f"what {run} holds does not fit the network of its configuration: "
+            f"{textwrap.shorten(reasons, 200)}"
+        ) from error
 
 
 def load_weights(run: Path) -> dict[str, Any]:
@@ -291,9 +306,7 @@ def save_model(folder: Path, run: Path) -> None:
         shutil.copyfile(run / TOKENIZER, folder / TOKENIZER)
 
 
-def save_network(
-    folder: Path, config: DictConfig, weights: dict[str, Any], steps: int = 0
-) -> None:
+def save_network(folder: Path, config: DictConfig, weights: dict[str, Any], steps: int = 0) -> None:
     """Makes a folder from which `load_network` loads: `config.json` and `model.safetensors`.
 
     Args:

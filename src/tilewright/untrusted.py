@@ -1,7 +1,7 @@
 """What may be built of a saved configuration, which a stranger may have written.
 
-Hydra's `instantiate` calls whatever a `_target_` names, `os.system` as well, so that to load a run or
-a shared model from elsewhere would be to run its code. Here a target has to be a class that is
+Hydra's `instantiate` calls whatever a `_target_` names, `os.system` as well, so that to load a run
+or a shared model from elsewhere would be to run its code. Here a target has to be a class that is
 defined in the one package of this project whose things are wanted: their constructors keep what
 they are given, and do no more.
 
@@ -51,7 +51,7 @@ def check(settings: Any, package: str, where: str) -> dict[str, Any]:
     Raises:
         UserError: a target is none, a key is unknown to its class, or a value is no plain one.
     """
-    plain = OmegaConf.to_container(settings) if OmegaConf.is_config(settings) else settings
+    plain: Any = OmegaConf.to_container(settings) if OmegaConf.is_config(settings) else settings
     if not isinstance(plain, dict) or "_target_" not in plain:
         raise UserError(f"{where} has no _target_, the class that it is to be")
     _check(plain, package, where)
@@ -69,7 +69,8 @@ def _check(value: Any, package: str, where: str) -> None:
     if "_target_" in value:
         kind = _class(value["_target_"], package, where)
         parameters = inspect.signature(kind).parameters.values()
-        unknown = value.keys() - {parameter.name for parameter in parameters} - {"_target_"}
+        known = {"_target_", "_convert_", *(parameter.name for parameter in parameters)}
+        unknown = value.keys() - known
         if unknown and not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
             raise UserError(f"{where} has {min(unknown)}, which {kind.__name__} does not know")
     for key, item in value.items():
@@ -95,7 +96,8 @@ def _class(target: Any, package: str, where: str) -> type:
                 ) from error
     if not isinstance(found, type) or not is_within(found.__module__):
         raise UserError(
-            f"{where} is to be {target!r}, which is no class of {package}, and is not built: a "
-            f"stranger's could run any code. If it is your own, {TRUST}={module or target} lets it in"
+            f"{where} is to be {target!r}, which is no class of {package} and is not built: a "
+            f"stranger's could run any code. If it is your own, {TRUST}={module or target} lets it "
+            "in"
         )
     return found

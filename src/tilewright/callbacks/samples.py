@@ -1,9 +1,13 @@
 """Pictures drawn for fixed captions while a prior trains."""
 
+from pathlib import Path
+from typing import Any
+
 import pytorch_lightning as pl
+from torch import Tensor
 from torchvision.transforms.functional import to_tensor
 
-from tilewright.pictures import captioned_grid, show
+from tilewright.pictures import captioned_grid, save, show, side_by_side, to_levels
 from tilewright.pipeline import TextToImage
 from tilewright.prior import Sampling
 from tilewright.sharding import gathered
@@ -12,11 +16,15 @@ from tilewright.sharding import gathered
 class Samples(pl.Callback):
     """At each validation, the same captions drawn with the same random numbers.
 
+    A training that begins with weights of its own kind draws them before it as well.
+
     Args:
         captions: what to draw; None takes the first captions of the validation split.
         count: how many of those.
         candidates: pictures for each caption.
         sampling: temperature and the like; None draws as the paper does.
+        before_after: a PNG of what is drawn before the training, beside what is drawn now; None
+            draws nothing before it.
     """
 
     def __init__(
@@ -25,15 +33,30 @@ class Samples(pl.Callback):
         count: int = 8,
         candidates: int = 4,
         sampling: Sampling | None = None,
+        before_after: str | None = None,
     ):
         self.captions = list(captions) if captions else None
         self.count = count
         self.candidates = candidates
         self.sampling = sampling
+        self.before_after = before_after
+        self._before: Tensor | None = None  # [C, n, 3, H, W], uint8
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.before_after is not None and trainer.global_step == 0:
+            self._show(trainer, pl_module)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.sanity_checking:
-            return
+        if not trainer.sanity_checking:
+            self._show(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self._before is None else {"before": self._before}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._before = state_dict.get("before")
+
+    def _show(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         with gathered(trainer, pl_module):  # all processes have a part in that
             if trainer.is_global_zero:
                 self._draw(trainer, pl_module)
@@ -44,4 +67,11 @@ class Samples(pl.Callback):
             self.captions = [caption for _, caption in data.examples("validation", self.count)]
         model = TextToImage.of_training(trainer, pl_module)
         images = model.images(self.captions, self.candidates, sampling=self.sampling)
-        show(trainer, "samples", to_tensor(captioned_grid(self.captions, images)))
+        grid = captioned_grid(self.captions, images)
+        show(trainer, "samples", to_tensor(grid))
+        if self.before_after is not None and trainer.global_step == 0:
+            self._before = to_levels(images).cpu()
+        elif self.before_after is not None and self._before is not None:
+            before = captioned_grid(self.captions, self._before / 255)
+            after = f"after {trainer.global_step} updates"
+            save(side_by_side({"before": before, after: grid}), Path(self.before_after))

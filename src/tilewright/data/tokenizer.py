@@ -57,17 +57,23 @@ class BytePairTokenizer:
         """Reads a saved `tokenizer.json`.
 
         Raises:
-            UserError: there is none, it is no tokenizer, or it has more tokens than `vocab_size`.
+            UserError: there is none, it is no byte-level BPE, or it has tokens that are none of
+                `vocab_size`.
         """
         try:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exceptions
             raise UserError(f"no tokenizer can be read from {path}: {error}") from error
-        if tokenizer.get_vocab_size() > self.vocab_size:
+        is_bpe = isinstance(tokenizer.model, models.BPE)
+        if not is_bpe or tokenizer.normalizer is None or tokenizer.pre_tokenizer is None:
+            raise UserError(f"{path} is no byte-level BPE of lowercased captions, which is needed")
+        tokens = 1 + max(tokenizer.get_vocab().values(), default=-1)  # numbers may leave gaps
+        if tokens > self.vocab_size:
             raise UserError(
-                f"{path} has {tokenizer.get_vocab_size()} tokens, more than "
-                f"tokenizer.vocab_size={self.vocab_size}"
+                f"{path} has {tokens} tokens, more than tokenizer.vocab_size={self.vocab_size}"
             )
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
         tokenizer.model.dropout = None  # one that others have saved with it
         self._tokenizer = tokenizer
         self.__dict__.pop("_ranks", None)

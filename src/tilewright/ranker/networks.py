@@ -106,6 +106,7 @@ class DualEncoder(nn.Module):
         image_depth: int = 4,
     ):
         super().__init__()
+        self.text_vocab, self.text_length = text_vocab, text_length
         self.image_size = image_size
         self.text = TextEncoder(text_vocab, text_length, dim=dim, depth=text_depth, heads=heads)
         self.image = ImageEncoder(image_size, grid, dim=dim, depth=image_depth, heads=heads)
