@@ -4,22 +4,20 @@ The commands run in this process, so that a case takes a fraction of a second; w
 prints is in test_command_line.py.
 """
 
-import importlib.util
 import io
 import json
 import shutil
 import tarfile
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from datasets import Dataset
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from PIL import Image
 
-ROOT = Path(__file__).parents[1]
+from command import command
+
 DVAE = ["stage=dvae", "trainer=cpu"]
 PRIOR = ["stage=prior", "trainer=cpu"]
 RED = "prompt=a red circle"
@@ -33,23 +31,6 @@ SMALL = [
     "trainer.val_check_interval=1",
     "~callbacks.frechet",
 ]
-
-
-def command(name, words, home):
-    """Runs a command in this process; the line with which it ends, None if it ends well."""
-    spec = importlib.util.spec_from_file_location(f"command_{name}", ROOT / "src" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    with pytest.MonkeyPatch.context() as patch:
-        places = [f"paths.data={home.data}", f"paths.logs={home.logs}"]
-        patch.setattr("sys.argv", [f"{name}.py", *places, *words])
-        try:
-            module.main()
-        except SystemExit as end:
-            return end.code
-        finally:
-            GlobalHydra.instance().clear()
-    return None
 
 
 @pytest.fixture(scope="module")
@@ -281,6 +262,34 @@ CASES = {
     ),
     "configuration of a list": (
         "generate", [RED], lambda h: (h.prior / "config.yaml").write_text("- 1"), ["config.yaml"],
+    ),
+    "run that would run code": (
+        "generate",
+        [RED],
+        lambda h: change(h.prior / "config.yaml", model__network___target_="os.system"),
+        ["os.system", "TILEWRIGHT_TRUST"],
+    ),
+    "data that would run code": (
+        "eval",
+        ["metric=reconstruction", "device=cpu"],
+        lambda h: change(h.dvae / "config.yaml", data__source={"_target_": "os.system"}),
+        ["data.source", "os.system"],
+    ),
+    "dVAE of another codebook": (
+        "generate",
+        [RED],
+        lambda h: change(h.prior / "config.yaml", model__network__stream__image_vocab=9),
+        ["does not fit"],
+    ),
+    # exporting
+    "exporting without a place": ("export", [], None, ["out has no value"]),
+    "exporting to where something is": ("export", ["out={files}"], None, ["exists"]),
+    "exporting what is not there": ("export", ["out={cache}/m", "run=/no"], None, ["no run /no"]),
+    "exporting with no ranker": (
+        "export", ["out={cache}/m", "with_ranker=true"], None, ["no trained ranker"],
+    ),
+    "a ranker for a dVAE": (
+        "export", ["out={cache}/m", "run={dvae}", "with_ranker=true"], None, ["stage=dvae"],
     ),
     # prompts
     "no prompt": ("generate", [], None, ["prompt="]),

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tilewright.pipeline import TextToImage
@@ -100,7 +101,7 @@ def test_a_run_is_a_folder(trained, stage):
 
 def test_a_prior_has_all_that_it_needs(trained):
     assert (trained.prior / "tokenizer.json").is_file()
-    assert (trained.prior / "dvae" / "config.yaml").is_file()
+    assert (trained.prior / "dvae" / "config.json").is_file()
     assert (trained.prior / "dvae" / "model.safetensors").is_file()
 
 
@@ -384,3 +385,35 @@ def test_all_commands_take_any_quantiser(quantiser, tmp_path):
     }
     run(tmp_path, "generate", f"prompt={PROMPT}", "n=2", f"out={tmp_path / 'out'}", "device=cpu")
     assert set(pictures(tmp_path / "out")) == {"000-000.png", "000-001.png", "grid.png"}
+
+
+def test_an_exported_model_goes_wherever_a_run_does(trained, ranker, home, tmp_path):
+    model, dvae, chooser = (tmp_path / name for name in ("model", "dvae", "ranker"))
+    words = [f"run={trained.prior}", f"with_ranker={ranker}", "captions=2", "n=1"]
+    done = run(home, "export", *words, f"out={model}", "license=mit")
+    assert str(model / "README.md") in done.stdout
+    run(home, "export", f"run={trained.dvae}", f"out={dvae}")
+    run(home, "export", f"run={ranker}", f"out={chooser}")
+
+    words = [f"prompt={PROMPT}", "n=2", "best_of=4", "device=cpu"]
+    run(home, "generate", *words, f"run={trained.prior}", f"out={tmp_path / 'a'}")
+    run(tmp_path, "generate", *words, f"run={model}", f"out={tmp_path / 'b'}")  # no runs there
+    run(home, "generate", *words, f"run={model}", f"ranker.run={chooser}", f"out={tmp_path / 'c'}")
+    drawn = [
+        [Image.open(tmp_path / out / f"000-00{n}.png").tobytes() for n in (0, 1)] for out in "abc"
+    ]
+    assert drawn[0] == drawn[1] == drawn[2]
+
+    words = ["metric=alignment", "metric.captions=8", "device=cpu"]
+    (line,) = run(home, "eval", *words, f"run={model}", status=1).stderr.splitlines()
+    assert "data=NAME" in line
+    run(home, "eval", *words, f"run={trained.prior}")
+    run(home, "eval", *words, f"run={model}", "data=shapes", *SMALL[1:4])
+    own, shared = (figures(folder, "alignment") for folder in (trained.prior, model))
+    assert [row["value"] for row in own] == [row["value"] for row in shared]
+    assert {row["data"] for row in shared} == {"shapes"}
+
+    words = [f"dvae={dvae}", "run_name=on_shared", *SMALL, "~callbacks.frechet"]
+    run(home, "train", "stage=prior", *words)
+    kept = home / "logs" / "prior" / "on_shared" / "dvae" / "model.safetensors"
+    assert load_file(kept).keys() == load_file(dvae / "model.safetensors").keys()

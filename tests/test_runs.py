@@ -10,6 +10,12 @@ from tilewright import runs
 from tilewright.errors import UserError
 
 
+@pytest.fixture(autouse=True)
+def trusted(monkeypatch):
+    """The networks of these runs are torch's own."""
+    monkeypatch.setenv("TILEWRIGHT_TRUST", "torch")
+
+
 def config(stage="dvae", data="shapes", **more):
     network = {"_target_": "torch.nn.Linear", "in_features": 3, "out_features": 2}
     return OmegaConf.create(
@@ -28,7 +34,7 @@ def trained(logs, name, *, at=0, stage="dvae", data="shapes", kinds=("best", "la
     (run / "checkpoints").mkdir()
     for kind in kinds:
         file = run / "checkpoints" / f"{kind}.ckpt"
-        torch.save({"state_dict": weights(), "optimizer": [1]}, file)
+        torch.save({"state_dict": weights(), "optimizer": [1], "global_step": 3}, file)
         os.utime(file, (at, at))
     return run
 
@@ -156,7 +162,8 @@ def test_kept_dvae_is_all_that_a_prior_needs(tmp_path):
     kept = runs.load_network(prior / runs.DVAE)
     assert torch.equal(kept.weight, runs.load_network(dvae).weight)
     files = {path.name for path in (prior / runs.DVAE).iterdir()}
-    assert files == {"config.yaml", "model.safetensors"}  # no optimiser travels along
+    assert files == {"config.json", "model.safetensors"}  # no optimiser travels along
+    assert runs.steps(prior / runs.DVAE) == 3
 
 
 def test_broken_weights_are_one_line(tmp_path):

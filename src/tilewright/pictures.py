@@ -9,6 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from matplotlib import get_data_path
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -66,7 +67,7 @@ def captioned_grid(
         images: [C, n, 3, H, W] in [0, 1], or C lists of n PIL pictures.
         columns: pictures in a row; None puts all of a caption in one.
     """
-    font = ImageFont.load_default(size=16)
+    font = _font(16)
     strips = []
     for row in images:
         if not isinstance(row, Tensor):
@@ -92,13 +93,18 @@ def side_by_side(pictures: Mapping[str, Image.Image]) -> Image.Image:
     width = sum(picture.width for picture in pictures.values()) + gap * (len(pictures) - 1)
     height = line + max(picture.height for picture in pictures.values())
     sheet = Image.new("RGB", (width, height), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=20)
+    draw, font = ImageDraw.Draw(sheet), _font(18)
     left = 0
     for title, picture in pictures.items():
         draw.text((left + 4, 2), title, fill="black", font=font)
         sheet.paste(picture, (left, line))
         left += picture.width + gap
     return sheet
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which has the letters of most of Europe; Pillow's own lacks even umlauts."""
+    return ImageFont.truetype(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
 
 def open_picture(path: str | Path) -> Image.Image:

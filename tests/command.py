@@ -1,0 +1,26 @@
+"""A command in this process, where it takes a fraction of a second to begin."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+ROOT = Path(__file__).parents[1]
+
+
+def command(name, words, home):
+    """Runs a command in this process; the line with which it ends, None if it ends well."""
+    spec = importlib.util.spec_from_file_location(f"command_{name}", ROOT / "src" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        places = [f"paths.data={home.data}", f"paths.logs={home.logs}"]
+        patch.setattr("sys.argv", [f"{name}.py", *places, *words])
+        try:
+            module.main()
+        except SystemExit as end:
+            return end.code
+        finally:
+            GlobalHydra.instance().clear()
+    return None
