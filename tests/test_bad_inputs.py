@@ -240,7 +240,7 @@ CASES = {
         "generate",
         [RED],
         lambda h: (h.prior / "dvae" / "model.safetensors").unlink(),
-        ["no checkpoint"],
+        ["no model.safetensors"],
     ),
     "tokenizer that is cut": (
         "generate", [RED], lambda h: cut(h.prior / "tokenizer.json"), ["tokenizer.json"],

@@ -195,6 +195,7 @@ def gathered(trainer: pl.Trainer, module: nn.Module) -> Iterator[None]:
     if not parts:
         yield
         return
+    parts[0]._get_fsdp_state()._lazy_init()  # as the first step does, before which this may be
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()
