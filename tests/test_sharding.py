@@ -93,7 +93,10 @@ def test_two_processes_go_on_with_the_same_bits(strategy, tmp_path):
 
 
 class Parts(pl.Callback):
-    """Image tokens that the trained weights make, by the first process alone."""
+    """Image tokens that the weights make, trained or not yet, by the first process alone."""
+
+    def on_train_start(self, trainer, module):
+        self.on_validation_epoch_end(trainer, module)
 
     def on_validation_epoch_end(self, trainer, module):
         with gathered(trainer, module):
@@ -113,7 +116,7 @@ def test_one_process_draws_what_all_have_trained(stage, tmp_path):
     for name, count, strategy in (("1", 1, "ddp"), ("2", 2, FullyShardedStrategy)):
         train(stage, tmp_path / name, count, strategy, steps=16, noise=False, watch=[Parts()])
     drawn = [path.name for path in sorted((tmp_path / "1").glob("*.drawn"))]
-    assert len(drawn) == 2
+    assert len(drawn) == 3
     for name in drawn:
         one, other = (torch.load(tmp_path / count / name) for count in "12")
         assert torch.equal(one, other)
