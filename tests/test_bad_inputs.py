@@ -281,6 +281,7 @@ CASES = {
         lambda h: change(h.prior / "config.yaml", model__network__stream__image_vocab=9),
         ["does not fit"],
     ),
+    "resume of a model": ("train", [*DVAE, "resume={prior}/dvae"], None, ["no run", "init="]),
     # exporting
     "exporting without a place": ("export", [], None, ["out has no value"]),
     "exporting to where something is": ("export", ["out={files}"], None, ["exists"]),

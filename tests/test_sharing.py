@@ -202,7 +202,7 @@ def test_a_model_with_a_part_missing_is_refused_by_name(model):
 @pytest.mark.parametrize("values", [{"stage": "os"}, {"stage": None}, {"stage": ["prior"]}])
 def test_a_model_of_no_stage_is_refused(model, values):
     change(model, **values)
-    assert "stage is none of dvae, prior, ranker" in refused(model)
+    assert "names no stage of dvae, prior, ranker" in refused(model)
 
 
 def test_a_dvae_is_no_model_that_draws(model):

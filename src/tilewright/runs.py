@@ -65,7 +65,7 @@ def load_config(run: Path) -> DictConfig:
         raise UserError(f"{file} cannot be read: {reason}") from error
     if not isinstance(config, DictConfig) or config.get("stage") not in STAGES:
         raise UserError(
-            f"{file} is no configuration of a run: its stage is none of {', '.join(STAGES)}"
+            f"{file} is no configuration of a run: it names no stage of {', '.join(STAGES)}"
         )
     return config
 
@@ -103,6 +103,8 @@ def checkpoint(run: Path, kind: str = "best") -> Path:
     for name in (kind, "best", "last"):
         if (folder / f"{name}.ckpt").is_file():
             return folder / f"{name}.ckpt"
+    if (run / WEIGHTS).is_file():
+        raise UserError(f"{run} is a model and no run to go on with: init={run} begins one")
     if not (run / CONFIG).is_file():
         raise UserError(f"{run} is not whole: it has no {WEIGHTS}")
     raise UserError(f"{run} has no checkpoint yet: let it train, or name another run")
