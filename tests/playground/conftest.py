@@ -60,12 +60,13 @@ def run(model, tmp_path_factory):
         "vocab_size": 280,
         "length": 12,
     }
-    config = {"stage": "prior", "choices": {"data": "shapes"}, "tokenizer": tokenizer}
-    for folder, network, weights in (
-        (run, prior, model.prior),
-        (run / runs.DVAE, dvae, model.image_tokenizer),
-    ):
-        described = OmegaConf.create({**config, "model": {"network": network}})
+    kinds = {
+        "prior": (run, {"network": prior}, model.prior, {"tokenizer": tokenizer}),
+        "dvae": (run / runs.DVAE, {"network": dvae}, model.image_tokenizer, {}),
+    }
+    for stage, (folder, settings, weights, more) in kinds.items():
+        config = {"stage": stage, "choices": {"data": "shapes"}, "model": settings, **more}
+        described = OmegaConf.create(config)
         runs.save_network(folder, described, weights.state_dict())
     model.tokenizer.save(run / runs.TOKENIZER)
     return run
