@@ -50,6 +50,16 @@ def test_captioned_grid_takes_tensors_and_pictures():
     assert red.getpixel((50, 24 + 50)) == (255, 0, 0)
 
 
+def test_captioned_grid_shows_a_long_caption_whole():
+    captions = ["there is a large yellow ring to the right of a small green star", "short"]
+    narrow = captioned_grid(captions, torch.ones(2, 1, 3, 8, 8))
+    wide = captioned_grid(captions, torch.ones(2, 99, 3, 8, 8))
+    ink = [np.argwhere(np.array(grid)[:24].min(axis=(0, 2)) < 128).max() for grid in (narrow, wide)]
+    assert ink[0] == ink[1]
+    lines = captioned_grid(["two\nlines", "short"], torch.ones(2, 1, 3, 8, 8))
+    assert lines.size == captioned_grid(["two lines", "short"], torch.ones(2, 1, 3, 8, 8)).size
+
+
 def test_captioned_grid_of_so_many_columns():
     pictures = [[Image.new("RGB", (96, 96), colour) for colour in ("red", "lime", "blue")]] * 2
     grid = captioned_grid(["one", "two"], pictures, columns=2)

@@ -22,6 +22,7 @@ from tilewright.data.images import UnreadableImage, decode
 from tilewright.errors import UserError
 
 SMALLEST = 96  # pixels of a picture's side below which it is enlarged to be looked at
+WIDTHS = (480, 1200)  # of a grid of few pictures: the least, and the most for a caption's sake
 
 
 def to_levels(images: Tensor) -> Tensor:
@@ -77,12 +78,15 @@ def captioned_grid(
             to_picture(make_grid(tiles, nrow=columns or len(row), padding=4, pad_value=0.5))
         )
     width, height = strips[0].size
-    line = 24
-    grid = Image.new("RGB", (max(width, 480), (height + line) * len(strips)), "white")
+    line, margin = 24, 4
+    captions = [" ".join(caption.split()) for caption in captions]  # on one line
+    longest = max(font.getlength(caption) for caption in captions) + 2 * margin
+    width = max(width, min(max(math.ceil(longest), WIDTHS[0]), WIDTHS[1]))
+    grid = Image.new("RGB", (width, (height + line) * len(strips)), "white")
     draw = ImageDraw.Draw(grid)
     for number, (caption, strip) in enumerate(zip(captions, strips, strict=True)):
         top = number * (height + line)
-        draw.text((4, top + 2), caption, fill="black", font=font)
+        draw.text((margin, top + 2), caption, fill="black", font=font)
         grid.paste(strip, (0, top + line))
     return grid
 
