@@ -337,15 +337,8 @@ def test_workers_read_the_same(make):
     assert data.skips.total == 1
 
 
-class Speckles(torch.nn.Module):
-    """An image tokenizer that shows which crop it was given: the level of its first pixel."""
-
-    image_size, grid, num_tokens = SIZE, 2, 256
-
-    def __init__(self):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.ones(1))
-        self.encoded = 0
+class Speckles(Levels):
+    """An image tokenizer that shows which crop it was given: the levels of its first pixels."""
 
     def encode(self, images):
         self.encoded += len(images)
