@@ -36,6 +36,7 @@ def main(config: DictConfig) -> None:
         names=names,
         batch_size=config.batch_size,
         most=config.most,
+        weights=config.weights,
     )
     page = build(playground, config, config.examples.get(data, []))
     serve(page, config.host, config.port)

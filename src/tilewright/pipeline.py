@@ -17,7 +17,15 @@ from tilewright.data.tokenizer import BytePairTokenizer
 from tilewright.data.transforms import CenterCrop
 from tilewright.errors import UserError
 from tilewright.pictures import to_picture
-from tilewright.prior import Sampling, Stream, Transformer, complete, log_likelihood, sample_rows
+from tilewright.prior import (
+    Sampling,
+    Stream,
+    Transformer,
+    complete,
+    lightened,
+    log_likelihood,
+    sample_rows,
+)
 from tilewright.rankers import ContrastiveRanker, Ranker, candidates_of
 
 
@@ -168,6 +176,7 @@ class TextToImage:
             drawn yet are -1.
         """
         text = self.tokenizer.encode(captions).to(self.device)
+        prior = self.prior if sampling is None else lightened(self.prior, sampling.weights)
         first_rows = self._first_rows(image_prompt, rows)
         grid = self.image_tokenizer.grid
         tokens = torch.full((len(text), n, grid, grid), -1, device=self.device)
@@ -178,7 +187,7 @@ class TextToImage:
             for number in range(0, n, at_once):
                 batch = tokens[first : first + len(part), number : number + at_once]
                 for drawn in sample_rows(
-                    self.prior,
+                    prior,
                     part,
                     batch.shape[1],
                     sampling=sampling,

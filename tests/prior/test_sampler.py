@@ -194,6 +194,7 @@ def test_each_position_is_computed_once(network, monkeypatch, guidance, captions
         ({"top_k": 0}, "top_k .* 0"),
         ({"top_p": 0.0}, "top_p .* 0"),
         ({"top_p": 1.1}, r"top_p .* 1\.1"),
+        ({"weights": "int4"}, "weights .* int4"),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(settings, named):

@@ -12,7 +12,7 @@ from torch import Tensor
 from tilewright.errors import UserError
 from tilewright.pictures import open_picture, to_picture
 from tilewright.pipeline import TextToImage
-from tilewright.prior import Sampling
+from tilewright.prior import Sampling, Weights
 from tilewright.rankers import Ranker, candidates_of
 
 
@@ -70,6 +70,7 @@ class Playground:
         names: of the model and the ranker, for the record: {"run": …, "ranker": …}.
         batch_size: pictures that are drawn at once.
         most: candidates that one request may ask for.
+        weights: number format to draw in, as of `Sampling`.
         looking: the fraction of the time that may go into views of a drawing; 1 shows every row.
     """
 
@@ -81,6 +82,7 @@ class Playground:
         names: Mapping[str, str] | None = None,
         batch_size: int = 128,
         most: int = 1024,
+        weights: Weights = "float32",
         looking: float = 0.25,
     ):
         self.model = model
@@ -88,6 +90,7 @@ class Playground:
         self.names = names or {}
         self.batch_size = batch_size
         self.most = most
+        self.weights = weights
         self.looking = looking
 
     def draw(self, request: Request) -> Iterator[View]:
@@ -135,6 +138,7 @@ class Playground:
                 top_k=request.top_k or None,
                 top_p=None if request.top_p == 1 else request.top_p,
                 guidance=request.guidance,
+                weights=self.weights,
             )
         except ValueError as error:
             raise UserError(str(error)) from error

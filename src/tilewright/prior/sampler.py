@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tilewright.prior.lightening import WEIGHTS, Weights, lightened
 from tilewright.prior.transformer import Transformer
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is drawn from its logits.
+    """How image tokens are drawn.
 
     Args:
         temperature: divides the logits (the paper draws at 1); 0 takes the likeliest token.
@@ -20,12 +21,15 @@ class Sampling:
         top_p: only the likeliest tokens that together hold this probability, or None for all.
         guidance: how far to move from the logits of an empty caption to those of the caption and
             beyond; 1 is no guidance. Needs a prior trained with caption dropout.
+        weights: number format of the network's linear layers while it draws: float32, or the
+            lighter bfloat16 or int8 (`lightened`), which draw nearly the same pictures faster.
     """
 
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
     guidance: float = 1.0
+    weights: Weights = "float32"
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
@@ -34,6 +38,8 @@ class Sampling:
             raise ValueError(f"top_k must be 1 or more, got {self.top_k}")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
+        if self.weights not in WEIGHTS:
+            raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, got {self.weights}")
 
 
 def candidate_noise(captions: range, candidates: range, length: int, seed: int) -> Tensor:
@@ -126,6 +132,7 @@ def sample_rows(
         given = first_rows.flatten(1).to(text.device)
     given = given.repeat_interleave(candidates, dim=0)
 
+    network = lightened(network, sampling.weights)
     guided = sampling.guidance != 1
     if guided:  # the same pictures once more, under empty captions
         text = torch.cat([text, stream.empty_captions(captions, text.device)])
