@@ -58,7 +58,33 @@ class WholeCheckpointIO(TorchCheckpointIO):
         return shards.joined(shards.read(Path(path)))
 
 
-class LastCheckpoint(ModelCheckpoint):
+class WholeUpdateCheckpoint(ModelCheckpoint):
+    """Lightning's, after every validation, for a run that is to go on from any checkpoint exactly.
+
+    None holds a gradient, so one that falls between the batches of an update waits for the update.
+    """
+
+    _due = False
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._due = _accumulates(trainer)
+        if not self._due:
+            super().on_validation_end(trainer, pl_module)
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if self._due and not _accumulates(trainer):
+            self.on_validation_end(trainer, pl_module)
+
+
+class LastCheckpoint(WholeUpdateCheckpoint):
     """Keeps `last.ckpt`: after every validation, at the last update, and on SIGTERM or SIGINT.
 
     Under SLURM on SIGUSR1 as well, and the job is then queued again. Lightning would write a
@@ -83,7 +109,6 @@ class LastCheckpoint(ModelCheckpoint):
         )
         self._signal: signal.Signals | None = None
         self._handlers: dict[signal.Signals, Any] = {}
-        self._due = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
@@ -104,11 +129,6 @@ class LastCheckpoint(ModelCheckpoint):
         self._restore_handlers()
         super().teardown(trainer, pl_module, stage)
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._due = _accumulates(trainer)
-        if not self._due:
-            super().on_validation_end(trainer, pl_module)
-
     def on_train_batch_end(
         self,
         trainer: pl.Trainer,
@@ -118,14 +138,13 @@ class LastCheckpoint(ModelCheckpoint):
         batch_idx: int,
     ) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if _accumulates(trainer):  # no checkpoint holds a gradient
+        if _accumulates(trainer):
             return
         # Any process may have been told, and all of them have to leave after the same update.
         told = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
         finished = trainer.global_step == trainer.max_steps  # no validation may follow on this one
-        if told or finished or self._due:
+        if told or finished:
             trainer.save_checkpoint(f"{self.dirpath}/last.ckpt")
-            self._due = False
         if told and not finished:
             self._leave(trainer)
 
