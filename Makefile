@@ -34,10 +34,14 @@ test: $(STAMP)
 	$(BIN)/pytest
 
 # Speed and quality side by side with others, where these are installed: benchmarks/README.md.
-# prior_quality needs a dVAE that was trained on shapes (make demo).
-BENCHMARKS := attention sampling sampling_cost dvae_step prior_step fid_profile dvae_quality prior_quality
+# BENCH="sampling prior_step" names some. prior_quality needs a dVAE that was trained on shapes
+# (make demo).
+BENCH ?= attention sampling sampling_cost best_of dvae_step prior_step reading encoding fid_profile dvae_quality prior_quality
 bench: $(STAMP)
-	@for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	@for name in $(BENCH); do \
+		test -f benchmarks/$$name.py || { echo "error: no benchmark $$name; benchmarks/README.md lists them"; exit 1; }; \
+		$(BIN)/python benchmarks/$$name.py || exit 1; \
+	done
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

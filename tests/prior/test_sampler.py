@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tilewright.prior import Sampling, Stream, Transformer, sample, sample_rows
+from tilewright.prior.masks import cache_plan
 from tilewright.prior.sampler import candidate_noise, draw
 
 STREAM = Stream(text_length=3, text_vocab=5, grid=3, image_vocab=8)
@@ -80,6 +81,14 @@ def greedy(network):
             logits = network(TEXT, image.view(3, 3, 3))[1]
             image[:, number] = logits[:, number].argmax(dim=-1)
     return image.view(3, 1, 3, 3)
+
+
+@pytest.mark.parametrize("candidates", [1, 4])
+def test_the_caches_hold_the_caption_once_and_what_each_layer_sees(network, candidates):
+    _, caches = network.prefill(TEXT, candidates)
+    for block, cache in zip(network.blocks, caches, strict=True):
+        slots = cache_plan(block.attention.pattern, STREAM).slots
+        assert cache.nbytes == 3 * (4 + candidates * slots) * 2 * 16 * 4
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,12 @@ class LayerCache:
         self._text_kv = text_kv.reshape(2, captions * heads, text, width)
         self._read = [s if isinstance(s, slice) else s.to(text_k.device) for s in plan.read]
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of its keys and values."""
+        held = {t.untyped_storage().data_ptr(): t for t in (self._kv, self._text_kv)}
+        return sum(t.untyped_storage().nbytes() for t in held.values())
+
     def store(self, token: int, k: Tensor, v: Tensor) -> None:
         """Keys and values [C, H, n, D] of image token number `token`."""
         slot = self.plan.write[token]
