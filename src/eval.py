@@ -14,7 +14,7 @@ from tilewright.errors import UserError
 @command_line.command("eval")
 def main(config: DictConfig) -> None:
     if OmegaConf.is_missing(config, "metric"):
-        options = ", ".join(f"metric={name}" for name in metrics())
+        options = ", ".join(f"metric={name}" for name in command_line.options("metric"))
         raise UserError(f"say what to measure: {options}")
     chosen = command_line.choices()
     name = chosen["metric"]
@@ -63,12 +63,6 @@ def data_settings(config: DictConfig, run: Path) -> tuple[str, str]:
 def build_data(settings: str) -> Any:
     """Pictures and captions by their settings, which may be those of a stranger's run."""
     return runs.load_data(DictConfig(OmegaConf.create(settings)))
-
-
-def metrics() -> list[str]:
-    """Names of all metrics."""
-    files = (command_line.CONF / "metric").glob("*.yaml")
-    return sorted(file.stem for file in files if not file.stem.startswith("_"))
 
 
 if __name__ == "__main__":

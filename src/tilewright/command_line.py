@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -133,6 +134,12 @@ def choices() -> dict[str, str]:
         for group, option in chosen.items()
         if option and not group.startswith(("hydra/", "_"))
     }
+
+
+def options(group: str) -> list[str]:
+    """All options of a config group, also those of --config-dir."""
+    found = GlobalHydra.instance().config_loader().get_group_options(group)
+    return sorted(name for name in found if not name.startswith("_"))
 
 
 def job_name(name: str) -> str:

@@ -37,7 +37,7 @@ class Transformer(nn.Module):
         ValueError: the pattern is unknown, or dim is no multiple of heads.
     """
 
-    block_types = (Block,)
+    block_types: tuple[type[Block]] = (Block,)  # a subclass may be a stack of others
 
     def __init__(
         self,
@@ -67,8 +67,9 @@ class Transformer(nn.Module):
             self.row_position = nn.Embedding(stream.grid, dim)
             self.column_position = nn.Embedding(stream.grid, dim)
         rotary = None if self.learned_positions else Rotary(stream, dim // heads)
+        (block_type,) = self.block_types
         self.blocks = nn.ModuleList(
-            Block(dim, norm, mlp, SelfAttention(dim, heads, pattern, stream, rotary, qk_norm))
+            block_type(dim, norm, mlp, SelfAttention(dim, heads, pattern, stream, rotary, qk_norm))
             for pattern in patterns
         )
         self.norm = NORMS[norm](dim)
