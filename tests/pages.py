@@ -1,0 +1,61 @@
+"""The documentation's pages: the code in them, and the commands that they name."""
+
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+# A block of code, with the name of its file where that stands in the line before.
+BLOCK = re.compile(
+    r"^(?:`(?P<file>[^`\n]+)`\n)?(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^ *```$",
+    re.M | re.S,
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of code: its page, the line it begins in, its language, its file's name if any."""
+
+    page: str
+    line: int
+    language: str
+    file: str | None
+    text: str
+
+    def __str__(self):
+        return f"{self.page}:{self.line}"
+
+    @property
+    def commands(self):
+        """The commands of a block without a language, as lists of words; comments are none."""
+        lines = self.text.replace("\\\n", " ").splitlines()
+        return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def name(page):
+    return page.relative_to(ROOT).as_posix()
+
+
+def blocks(page):
+    """All blocks of code of a page, in their order."""
+    text = page.read_text()
+    return [
+        Block(
+            page=name(page),
+            line=text.count("\n", 0, found.start("text")),
+            language=found["language"],
+            file=found["file"],
+            text=re.sub(f"^{found['indent']}", "", found["text"], flags=re.M),
+        )
+        for found in BLOCK.finditer(text)
+    ]
+
+
+def named_in_prose(page):
+    """The commands that stand in a sentence or a table, as lists of words: `python … key=value`."""
+    prose = BLOCK.sub("", page.read_text())
+    spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)]
+    return [shlex.split(span) for span in spans if re.match(r"python |torchrun |make ", span)]
