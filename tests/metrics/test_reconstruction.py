@@ -65,6 +65,15 @@ def test_channels_last_pictures_are_measured_alike() -> None:
         torch.testing.assert_close(figures[1][name], figure)
 
 
+def test_what_a_network_gives_in_bf16_is_measured_in_fp32() -> None:
+    images = 0.85 + 0.1 * torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    made = (images + 0.01).bfloat16()
+    lower, full = ReconstructionMetrics(), ReconstructionMetrics()
+    lower.update(made, images)
+    full.update(made.float(), images)
+    assert lower.compute() == full.compute()
+
+
 def test_an_exact_reconstruction() -> None:
     images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     metrics = ReconstructionMetrics()
