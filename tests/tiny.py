@@ -49,8 +49,8 @@ class Noiseless(GumbelSoftmax):
         return (latents / temperature).softmax(dim=1), {"kl": categorical_kl(latents).mean()}
 
 
-def make(stage, folder, noise=True):
-    """A module, its data, and the callbacks that watch it."""
+def make(stage, folder, noise=True, source=None, workers=0):
+    """A module, its data, by default of `Noises`, and the callbacks that watch it."""
     torch.manual_seed(0)
     network = DiscreteVAE(
         image_size=SIZE,
@@ -81,7 +81,7 @@ def make(stage, folder, noise=True):
         module = PriorModule(transformer, rate, caption_dropout=0.3 if noise else 0.0)
         callbacks = []
     data = CaptionedImages(
-        Noises(),
+        source or Noises(),
         image_size=SIZE,
         batch_size=4,
         train_transform=StageOneCrop(SIZE),
@@ -90,13 +90,14 @@ def make(stage, folder, noise=True):
         image_tokenizer=image_tokenizer,
         augmented_tokens=True,
         cache=folder / "codes",
+        num_workers=workers,
     )
     return module, data, callbacks
 
 
-def train(stage, folder, steps=STEPS, noise=True, watch=(), **arguments):
+def train(stage, folder, steps=STEPS, noise=True, watch=(), source=None, workers=0, **arguments):
     """Trains a run to its end, from `last.ckpt` where it has one."""
-    module, data, callbacks = make(stage, folder, noise)
+    module, data, callbacks = make(stage, folder, noise, source, workers)
     trainer = pl.Trainer(
         **{
             "accelerator": "cpu",

@@ -116,7 +116,7 @@ def test_every_epoch_has_every_row_once_in_a_new_order(make, form):
     assert epochs[0] != epochs[1]
     assert epochs[0] != rows
     skipped = data.skips.total
-    assert skipped in (11, 12)  # of two epochs; those after the last good row come with the next
+    assert skipped == 12 or (form == "filtered" and skipped in (10, 11, 12))  # it is not at its end
     assert data.skips.read == skipped + len(seen)
 
 

@@ -7,7 +7,7 @@ again and shuffled again by the same seed, and its rows that have been used are 
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from itertools import count, islice
 from typing import Any, NamedTuple
 
@@ -37,7 +37,7 @@ class Place(NamedTuple):
 
 
 class StreamedRows(torch.utils.data.IterableDataset):
-    """A split that streams by; a row that cannot be used is counted on the one that follows it.
+    """A split that streams by; a row that cannot be used is counted on one beside it.
 
     Args:
         seed: of the order, and of the rows' random numbers. With one the stream has no end: an
@@ -71,47 +71,47 @@ class StreamedRows(torch.utils.data.IterableDataset):
             yield from self._for_ever(part, self.seed)
 
     def _once(self, part: int) -> Iterator[dict]:
-        skipped: Counter[str] = Counter()
-        found = False
-        for record in Part(self.data, range(self.data.num_shards), part, self.place.parts, 1):
-            row = self.read(record["image"], record["caption"])
-            if isinstance(row, str):
-                skipped[row] += 1
-            else:
-                yield {**row, "skipped": skipped}
-                skipped, found = Counter(), True
+        records = Part(self.data, range(self.data.num_shards), part, self.place.parts, 1)
+        rows = (self.read(record["image"], record["caption"]) for record in records)
+        found, skipped = yield from _counted(rows)
         if skipped and not found and self.place.parts == 1:
             raise unusable_data(skipped)
 
     def _for_ever(self, part: int, seed: int) -> Iterator[dict]:
         position = self.positions.get(part, {})
-        first_epoch, number = position.get("epoch", 0), position.get("block", 0)
-        used, state = position.get("used", 0), position.get("state")
+        found = position.get("block", 0) > 0 or position.get("used", 0) > 0
         skipped: Counter[str] = Counter()
-        for epoch in count(first_epoch):
-            generator = torch.Generator().manual_seed(seed_of(seed, epoch))  # for all parts alike
-            shards = torch.randperm(self.data.num_shards, generator=generator).tolist()
-            records = Part(self.data, shards, part, self.place.parts, OPEN, state)
-            rows = iter(records)
-            found = number > 0 or used > 0
-            while block := list(islice(rows, BLOCK)):
-                following = records.state_dict()
-                generator = torch.Generator().manual_seed(seed_of(seed, part, epoch, number))
-                order = torch.randperm(len(block), generator=generator).tolist()
-                for place in range(used, len(order)):
-                    record = block[order[place]]
-                    drawn = (seed, part, epoch, number, place)
-                    row = self.read(record["image"], record["caption"], seed=drawn)
-                    if isinstance(row, str):
-                        skipped[row] += 1
-                        continue
-                    reached = {"part": part, "epoch": epoch, "block": number, "used": place + 1}
-                    yield {**row, "skipped": skipped, "position": {**reached, "state": state}}
-                    skipped, found = Counter(), True
-                number, used, state = number + 1, 0, following
-            if not found:
+        for epoch in count(position.get("epoch", 0)):
+            end = {"part": part, "epoch": epoch + 1, "block": 0, "used": 0, "state": None}
+            rows = self._epoch(part, seed, epoch, position)
+            more, skipped = yield from _counted(rows, skipped, {"position": end})
+            if not (found or more):
                 raise self._nothing(skipped)
-            number, used, state = 0, 0, None
+            position, found = {}, False
+
+    def _epoch(
+        self, part: int, seed: int, epoch: int, position: Mapping[str, Any]
+    ) -> Iterator[dict | str]:
+        """A part's rows in one epoch, each with its position, from a position in it on."""
+        number, used = position.get("block", 0), position.get("used", 0)
+        state = position.get("state")
+        generator = torch.Generator().manual_seed(seed_of(seed, epoch))  # for all parts alike
+        shards = torch.randperm(self.data.num_shards, generator=generator).tolist()
+        records = Part(self.data, shards, part, self.place.parts, OPEN, state)
+        rows = iter(records)
+        while block := list(islice(rows, BLOCK)):
+            following = records.state_dict()
+            generator = torch.Generator().manual_seed(seed_of(seed, part, epoch, number))
+            order = torch.randperm(len(block), generator=generator).tolist()
+            for place in range(used, len(order)):
+                record = block[order[place]]
+                drawn = (seed, part, epoch, number, place)
+                row = self.read(record["image"], record["caption"], seed=drawn)
+                reached = {"part": part, "epoch": epoch, "block": number, "used": place + 1}
+                if isinstance(row, dict):
+                    row["position"] = {**reached, "state": state}
+                yield row
+            number, used, state = number + 1, 0, following
 
     def _nothing(self, skipped: Counter[str]) -> UserError:
         if skipped:
@@ -120,6 +120,35 @@ class StreamedRows(torch.utils.data.IterableDataset):
             f"the stream has too few rows for its {self.place.parts} parts, one for each process "
             "and each of its workers: lower trainer.devices or data.num_workers"
         )
+
+
+def _counted(
+    rows: Iterator[dict | str],
+    skipped: Mapping[str, int] | None = None,
+    end: Mapping[str, Any] | None = None,
+) -> Generator[dict, None, tuple[bool, Counter[str]]]:
+    """Usable rows, each with the kinds of those skipped before it; the last, of those after it too.
+
+    Args:
+        skipped: kinds that no row has been given yet.
+        end: what else the last row gets, which is read when all after it have been looked at.
+
+    Returns:
+        Whether there was a row, and the kinds that none has been given.
+    """
+    last = None
+    waiting = Counter(skipped or {})
+    for row in rows:
+        if isinstance(row, str):
+            waiting[row] += 1
+            continue
+        if last is not None:
+            yield last
+        last, waiting = {**row, "skipped": waiting}, Counter()
+    if last is None:
+        return False, waiting
+    yield {**last, **(end or {}), "skipped": last["skipped"] + waiting}
+    return True, Counter()
 
 
 class Part:
