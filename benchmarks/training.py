@@ -11,7 +11,7 @@ from tilewright import command_line
 
 # Callbacks that take time and change nothing.
 WATCHING = {
-    "bar", "line", "learning_rate", "throughput", "health", "best", "last", "reconstructions",
+    "bar", "line", "board", "throughput", "health", "best", "last", "reconstructions",
     "codebook", "samples", "frechet",
 }  # fmt: skip
 

@@ -26,7 +26,7 @@ def prepare(config: DictConfig) -> tuple[DictConfig, Path | None]:
         raise UserError("say what to train: stage=dvae, then stage=prior, then stage=ranker")
     logs = Path(config.paths.logs)
     if config.resume:
-        if config.init and "init" in map(command_line.key_of, command_line.overrides()):
+        if config.init and "init" in map(runs.key_of, command_line.overrides()):
             raise UserError("resume= goes on with a run and init= begins one: say one of them")
         wanted = None if config.resume is True else config.resume
         run, checkpoint = runs.to_resume(logs, config.stage, wanted)
@@ -38,7 +38,7 @@ def prepare(config: DictConfig) -> tuple[DictConfig, Path | None]:
         if config.init:
             wanted = None if config.init is True else config.init
             source = runs.find(logs, config.stage, wanted)
-            finetuning.begin_with(config, source, map(command_line.key_of, config.overrides))
+            finetuning.begin_with(config, source, map(runs.key_of, config.overrides))
         if config.stage == "prior":
             dvae = runs.find(logs, "dvae", config.dvae, data=config.choices["data"])
             network = runs.load_config(dvae).model.network

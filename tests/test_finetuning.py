@@ -90,7 +90,7 @@ def test_it_learns_and_shows_what_was_before(home):
     with Image.open(run / "before_after.png") as sheet:
         assert sheet.width > 960
     events = EventAccumulator(str(run), size_guidance={"images": 0}).Reload()
-    assert [image.step for image in events.Images("samples")] == [0, 10, 20]
+    assert [image.step for image in events.Images("samples/drawn")] == [0, 10, 20]
 
 
 def test_it_resumes_with_the_same_bits_and_without_its_source(home, tmp_path):
@@ -174,7 +174,7 @@ def test_a_source_that_would_run_code_is_refused_before_anything_is_built(home, 
 def test_what_may_differ_is_kept(home):
     words = ["tokenizer.dropout=0.2", "model.network.checkpointing=true"]
     config = composed(*words)
-    finetuning.begin_with(config, home.folder / "model", map(command_line.key_of, words))
+    finetuning.begin_with(config, home.folder / "model", map(runs.key_of, words))
     assert config.tokenizer == {**untrained.TOKENIZER, "dropout": 0.2}
     network = {**untrained.NETWORKS["prior"], "checkpointing": True}
     assert OmegaConf.to_container(config.model.network) == network

@@ -183,11 +183,7 @@ def check(config: DictConfig) -> None:
 def overrides() -> list[str]:
     """The settings of this command line, `key=value`, less those that say which run it is."""
     given = HydraConfig.get().overrides.task
-    return [text for text in given if key_of(text) not in {"resume", "run_name", "run"}]
-
-
-def key_of(override: str) -> str:
-    return override.lstrip("+~").partition("=")[0]
+    return [text for text in given if runs.key_of(text) not in {"resume", "run_name", "run"}]
 
 
 def resumed(saved: DictConfig) -> DictConfig:
@@ -212,8 +208,8 @@ def resumed(saved: DictConfig) -> DictConfig:
     recorded = list(saved.get("overrides", [f"stage={saved.stage}"]))
     kept = recorded
     if config.choices.get("trainer") != saved.choices.get("trainer"):
-        kept = [text for text in recorded if not OF_ONE_TRAINER.match(key_of(text))]
-    settings = {key_of(text): text for text in [*kept, *overrides()]}  # the later one counts
+        kept = [text for text in recorded if not OF_ONE_TRAINER.match(runs.key_of(text))]
+    settings = {runs.key_of(text): text for text in [*kept, *overrides()]}  # the later one counts
     # The difference of two compositions, so that all else stays as it was saved.
     config.overrides = list(settings.values())
     _carry_over(config, _composed(saved, recorded), _composed(saved, config.overrides))

@@ -188,11 +188,7 @@ def _one_at_a_time(before: Record, after: Record) -> list[str]:
 
 def _overrides(record: Record) -> dict[str, str]:
     """The settings of a run's command lines by their keys."""
-    return {_key(text): text for text in record.config.get("overrides", [])}
-
-
-def _key(override: str) -> str:
-    return override.lstrip("+~").partition("=")[0]
+    return {runs.key_of(text): text for text in record.config.get("overrides", [])}
 
 
 def _shown(value: Any) -> str:

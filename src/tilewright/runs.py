@@ -70,6 +70,11 @@ def load_config(run: Path) -> DictConfig:
     return config
 
 
+def key_of(override: str) -> str:
+    """The key, or group, that a setting of the command line is about."""
+    return override.lstrip("+~").partition("=")[0]
+
+
 def moved(config: DictConfig, run: Path) -> DictConfig:
     """A saved configuration whose paths into the run, and to its dVAE, lead to where it is now.
 

@@ -1,6 +1,7 @@
 """What the LightningModules of all stages have in common."""
 
 import pytorch_lightning as pl
+from torch.optim import Optimizer
 
 from tilewright.sharding import shard
 
@@ -13,3 +14,7 @@ class StageModule(pl.LightningModule):
 
     def configure_model(self) -> None:
         shard(self.trainer, self)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        # Of the optimiser and not of the schedule, which callbacks may scale.
+        self.log("schedule/learning_rate", optimizer.param_groups[0]["lr"])

@@ -39,7 +39,7 @@ class Reconstructions(pl.Callback):
         self._metrics.update(reconstructions, images)
         if batch_idx == 0:
             picture = comparison(images[: self.count], reconstructions[: self.count])
-            show(trainer, "reconstructions", picture)
+            show(trainer, "samples/reconstructions", picture)
 
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

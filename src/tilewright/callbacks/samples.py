@@ -68,7 +68,7 @@ class Samples(pl.Callback):
         model = TextToImage.of_training(trainer, pl_module)
         images = model.images(self.captions, self.candidates, sampling=self.sampling)
         grid = captioned_grid(self.captions, images)
-        show(trainer, "samples", to_tensor(grid))
+        show(trainer, "samples/drawn", to_tensor(grid))
         if self.before_after is not None and trainer.global_step == 0:
             self._before = to_levels(images).cpu()
         elif self.before_after is not None and self._before is not None:

@@ -1,0 +1,147 @@
+"""What a run puts on its TensorBoard page."""
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.plugins.hparams import metadata, plugin_data_pb2
+from torch.utils.data import DataLoader
+
+from tilewright import runs
+from tilewright.callbacks.board import Board
+from tilewright.loggers import ContinuedCSVLogger, StepTensorBoardLogger
+from tilewright.optimisers import scheduled
+from tilewright.schedules import Cosine
+from tilewright.stage import StageModule
+
+FIGURES = [3.0, 1.0, 2.0]  # of its validations
+CONFIG = {
+    "stage": "dvae",
+    "choices": {"stage": "dvae", "data": "shapes", "model": "dvae_small"},
+    "overrides": [
+        "stage=dvae",
+        "model.beta.start=5e-1",
+        "~metric",
+        "paths.logs=x",
+        "+a=[1]",
+    ],
+    "model": {"beta": {"start": 0.5, "end": 1.0}},
+    "data": {"batch_size": 8},
+    "seed": 0,
+    "compile": True,
+    "a": [1],
+}
+
+
+class Falls(StageModule):
+    def __init__(self):
+        super().__init__()
+        self.network = torch.nn.Linear(1, 1)
+        self.network.block_types = ()
+
+    def training_step(self, batch, index):
+        loss = self.network(batch[:, None].float()).mean()
+        self.log("train/loss", loss)
+        return loss
+
+    def validation_step(self, batch, index):
+        self.log("validation/loss", FIGURES[self.global_step // 2 - 1])
+
+    def configure_optimizers(self):
+        groups = [{"params": [p]} for p in self.network.parameters()]  # as of decay and none
+        return scheduled(torch.optim.SGD(groups, lr=1.0), Cosine(0.5, 0.1, 6))
+
+
+def train(folder, mode="min", logger=StepTensorBoardLogger):
+    """A run that is called `a`."""
+    folder = folder / "dvae" / "a"
+    runs.create(folder, OmegaConf.create(CONFIG))
+    keys = ["stage", "data", "model", "seed", "compile", "data.batch_size"]
+    board = Board(str(folder), keys, {"loss": ["train/loss", "validation/loss"]})
+    best = pl.callbacks.ModelCheckpoint(folder / "x", monitor="validation/loss", mode=mode)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=6,
+        val_check_interval=2,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        logger=logger(folder, name="", version=""),
+        callbacks=[board, best],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Falls(), DataLoader(range(20)), DataLoader([0]))
+    return folder
+
+
+def read(folder):
+    return EventAccumulator(str(folder)).Reload()
+
+
+@pytest.fixture
+def page(tmp_path):
+    return read(train(tmp_path))
+
+
+def values(page, tag):
+    return [event.value for event in page.Scalars(tag)]
+
+
+def test_the_figures_and_no_epoch(page):
+    assert set(page.Tags()["scalars"]) == {
+        *("best/validation/loss", "schedule/learning_rate", "train/loss", "validation/loss"),
+    }
+
+
+def test_one_learning_rate_for_all_groups(page):
+    schedule = Cosine(0.5, 0.1, 6)
+    assert values(page, "schedule/learning_rate") == pytest.approx([schedule(n) for n in range(6)])
+
+
+def test_the_best_figure_so_far_at_the_step_of_its_validation(page):
+    assert values(page, "validation/loss") == FIGURES
+    assert values(page, "best/validation/loss") == [3.0, 1.0, 1.0]
+    steps = [
+        [event.step for event in page.Scalars(f"{tag}validation/loss")] for tag in ("", "best/")
+    ]
+    assert steps == [[1, 3, 5]] * 2
+
+
+def test_the_highest_where_that_is_best(tmp_path):
+    page = read(train(tmp_path, mode="max"))
+    assert values(page, "best/validation/loss") == [3.0, 3.0, 3.0]
+
+
+def session(page, tag):
+    plugin = page.SummaryMetadata(tag).plugin_data
+    assert plugin.plugin_name == metadata.PLUGIN_NAME
+    return plugin_data_pb2.HParamsPluginData.FromString(plugin.content)
+
+
+def test_its_settings_and_those_of_the_command_line(page):
+    begun = session(page, metadata.SESSION_START_INFO_TAG).session_start_info
+    found = {name: getattr(v, v.WhichOneof("kind")) for name, v in begun.hparams.items()}
+    assert found == {
+        **{"stage": "dvae", "data": "shapes", "model": "dvae_small", "seed": 0, "compile": True},
+        **{"data.batch_size": 8, "model.beta.start": 0.5, "metric": "None", "a": "[1]"},
+    }
+    assert begun.group_name == "dvae/a"
+    assert session(page, metadata.SESSION_END_INFO_TAG).session_end_info.status == 1  # success
+    assert metadata.EXPERIMENT_TAG not in page.Tags()["tensors"]
+
+
+def test_its_charts(page):
+    (event,) = page.Tensors("custom_scalars__config__")
+    (category,) = Layout.FromString(event.tensor_proto.string_val[0]).category
+    (chart,) = category.chart
+    assert (category.title, chart.title) == ("dvae", "loss")
+    assert list(chart.multiline.tag) == ["train/loss", "validation/loss"]
+
+
+def test_a_logger_of_another_kind_is_left_alone(tmp_path):
+    table = train(tmp_path, logger=ContinuedCSVLogger) / "metrics.csv"
+    header = table.read_text().splitlines()[0].split(",")
+    assert set(header) == {"step", "train/loss", "validation/loss", "schedule/learning_rate"}
