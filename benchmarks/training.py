@@ -11,8 +11,8 @@ from tilewright import command_line
 
 # Callbacks that take time and change nothing.
 WATCHING = {
-    "bar", "line", "board", "throughput", "health", "best", "last", "reconstructions",
-    "codebook", "samples", "frechet",
+    "bar", "line", "board", "throughput", "skipped", "health", "best", "last",
+    "reconstructions", "codebook", "samples", "frechet",
 }  # fmt: skip
 
 

@@ -66,6 +66,9 @@ def train(stage, folder, count, strategy="ddp", **arguments):
     assert [one.exitcode for one in ranks] == [0] * count
 
 
+KINDS = {"train", "validation", "codebook", "retrieval", "skipped"}  # of figures; not of seconds
+
+
 def figures(folder):
     """What was logged: {(step, name): value}."""
     with (folder / "metrics.csv").open() as file:
@@ -73,7 +76,7 @@ def figures(folder):
             (int(row["step"]), name): float(value)
             for row in csv.DictReader(file)
             for name, value in row.items()
-            if value and name.startswith(("train/", "validation/", "codebook/", "retrieval/"))
+            if value and name.partition("/")[0] in KINDS
         }
 
 

@@ -10,7 +10,8 @@ from PIL import Image
 
 import killing
 import tiny
-from test_processes import train
+from test_processes import figures, train
+from tilewright.callbacks.skipped import Skipped
 from tilewright.data.sources import HubSource
 from tilewright.data.webdataset import WebDatasetSource
 
@@ -71,7 +72,7 @@ def captions(folder):
 def test_two_processes_share_a_stream_and_go_on_in_the_middle_of_an_epoch(
     source, workers, tmp_path
 ):
-    shared = {"source": source, "workers": workers}
+    shared = {"source": source, "workers": workers, "watch": [Skipped()]}
     train("dvae", tmp_path / "whole", 2, steps=2 * EPOCH, **shared)
     whole = captions(tmp_path / "whole")
     good = sorted(f"picture {n}" for n in range(SHARDS * (GOOD + 1)) if n % (GOOD + 1) != GOOD)
@@ -81,6 +82,10 @@ def test_two_processes_share_a_stream_and_go_on_in_the_middle_of_an_epoch(
     saved = torch.load(tmp_path / "whole" / killing.LAST, weights_only=True)
     skips = saved["CaptionedImages"]["skips"]
     assert skips == {"read": 2 * SHARDS * (GOOD + 1), "kinds": {"not a picture": 2 * SHARDS}}
+
+    logged = figures(tmp_path / "whole")
+    assert logged[6, "skipped/not_a_picture"] >= SHARDS  # of one epoch, and a step
+    assert logged[6, "skipped/not_a_picture"] <= SHARDS + 2
 
     middle = EPOCH + EPOCH // 2
     train("dvae", tmp_path / "stopped", 2, steps=middle, **shared)

@@ -222,16 +222,23 @@ class CaptionedImages(pl.LightningDataModule):
 
         All processes that train together have to call it.
         """
-        mine: dict[str, Any] = {"positions": self._positions, "skips": self.skips.state_dict()}
-        states = [mine]
-        if self._place.processes > 1:
-            states = [mine] * self._place.processes
-            torch.distributed.all_gather_object(states, mine)
+        positions = {part: at for of in self._of_all(self._positions) for part, at in of.items()}
+        skips = self.all_skips().state_dict()
+        return {"parts": self._place.parts, "positions": positions, "skips": skips}
+
+    def all_skips(self) -> Skips:
+        """What was skipped by all processes that train together; all of them have to call it."""
         skips = Skips()
-        for state in states:
-            skips.add(state["skips"]["read"], state["skips"]["kinds"])
-        positions = {part: at for state in states for part, at in state["positions"].items()}
-        return {"parts": self._place.parts, "positions": positions, "skips": skips.state_dict()}
+        for state in self._of_all(self.skips.state_dict()):
+            skips.add(state["read"], state["kinds"])
+        return skips
+
+    def _of_all(self, mine: Any) -> list[Any]:
+        """A value of each process."""
+        values = [mine] * self._place.processes
+        if len(values) > 1:
+            torch.distributed.all_gather_object(values, mine)
+        return values
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self._place.rank == 0:  # the counts of all processes go on with the first
