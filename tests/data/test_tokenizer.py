@@ -1,5 +1,10 @@
 """Captions to text tokens and back, in any script; what a broken tokenizer file says."""
 
+import json
+import random
+import re
+from itertools import pairwise
+
 import pytest
 import torch
 from tokenizers import Tokenizer
@@ -77,6 +82,30 @@ def test_a_dropout_of_next_to_nothing_spells_as_without(tokenizer):
     plain = tokenizer.encode(CAPTIONS)
     tokenizer.dropout = 1e-12
     assert torch.equal(tokenizer.encode(CAPTIONS, dropout=True), plain)
+
+
+def test_dropout_is_that_of_its_definition(tokenizer):
+    """Of the pairs that may be merged, each is skipped by a number of its own; the first goes."""
+    bpe = json.loads(tokenizer._tokenizer.to_str())["model"]
+    ranks = {tuple(pair): rank for rank, pair in enumerate(bpe["merges"])}
+    tokenizer.dropout = 0.4
+    for seed, caption in enumerate(["a red circle", "blue", "red red red"] * 5):
+        torch.manual_seed(seed)
+        found = tokenizer.encode([caption], dropout=True)[0]
+        torch.manual_seed(seed)
+        draw = random.Random(int(torch.randint(2**31, ()))).random
+        expected = []
+        for word in re.findall(" ?[^ ]+", caption):
+            parts = list(word.replace(" ", "Ġ"))
+            while True:
+                pairs = [(ranks[p], i) for i, p in enumerate(pairwise(parts)) if p in ranks]
+                kept = [pair for pair in pairs if draw() >= 0.4]
+                if not kept:
+                    break
+                _, i = min(kept)
+                parts[i : i + 2] = [parts[i] + parts[i + 1]]
+            expected += [bpe["vocab"][part] for part in parts]
+        assert found[found >= 0].tolist() == expected
 
 
 def test_dropout_skips_merges_at_its_share(tokenizer):

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from tilewright.data.codes import Codes, ImageTokenizer
 from tilewright.data.filters import Filter, apply, captions_of
-from tilewright.data.images import MAX_PIXELS
+from tilewright.data.images import MAX_PIXELS, to_floats
 from tilewright.data.order import EvaluationBatches, TrainingBatches
 from tilewright.data.rows import RowReader, Rows, Transform, collate
 from tilewright.data.skips import Skips, Unusable, listed
@@ -150,7 +150,7 @@ class CaptionedImages(pl.LightningDataModule):
                 break
             row = read(record["image"], record["caption"])
             if isinstance(row, dict):
-                found.append((row["image"], row["caption"]))
+                found.append((to_floats(row["pixels"]), row["caption"]))
             elif not found:
                 wrong[row] += 1
         if not found:

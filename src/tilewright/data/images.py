@@ -63,8 +63,17 @@ def size(record: Mapping[str, Any] | None, max_pixels: int = MAX_PIXELS) -> tupl
 
 def to_tensor(image: Image.Image) -> Tensor:
     """Convert an RGB picture to a float tensor, `[3, H, W]` in [0, 1]."""
-    pixels = torch.from_numpy(np.array(image))  # a copy: the picture's own buffer is read-only
-    return pixels.permute(2, 0, 1).contiguous().float() / 255
+    return to_floats(to_bytes(image))
+
+
+def to_bytes(image: Image.Image) -> Tensor:
+    """Convert an RGB picture to bytes, `[H, W, 3]`."""
+    return torch.from_numpy(np.array(image))  # a copy: the picture's own buffer is read-only
+
+
+def to_floats(pixels: Tensor) -> Tensor:
+    """Convert bytes, `[..., H, W, 3]`, to floats, `[..., 3, H, W]` in [0, 1]."""
+    return pixels.movedim(-1, -3).contiguous().float() / 255
 
 
 @contextlib.contextmanager

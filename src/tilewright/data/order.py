@@ -30,10 +30,14 @@ def seed_of(*numbers: int) -> int:
 @contextlib.contextmanager
 def drawn_from(*seed: int) -> Iterator[None]:
     """Torch's random numbers on the CPU follow from `seed` in here, and then go on as before."""
-    with torch.random.fork_rng(devices=[]):
-        # torch.manual_seed would seed every device as well, which takes longer than the rest.
-        torch.default_generator.manual_seed(seed_of(*seed))
+    # torch's fork_rng and manual_seed look after every device, which takes longer than the rest.
+    generator = torch.default_generator
+    state = generator.get_state()
+    generator.manual_seed(seed_of(*seed))
+    try:
         yield
+    finally:
+        generator.set_state(state)
 
 
 class TrainingBatches(Sampler[list[Draw]]):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tilewright.data.codes import Codes, kind_of
 from tilewright.data.filters import Filter, captions_of, check_picture
-from tilewright.data.images import MAX_PIXELS, decode, to_tensor
+from tilewright.data.images import MAX_PIXELS, decode, to_bytes, to_floats
 from tilewright.data.order import Draw, drawn_from, seed_of
 from tilewright.data.skips import Unusable, listed
 from tilewright.data.tokenizer import BytePairTokenizer
@@ -53,7 +53,7 @@ class RowReader:
         tokens: Any | None = None,
         seed: tuple[int, ...] | None = None,
     ) -> dict | str:
-        """The row of an encoded picture `record`, or of ready image tokens [h, w]."""
+        """The row of an encoded picture `record`, as bytes, or of ready image tokens [h, w]."""
         try:
             if seed is None:
                 return self._row(record, caption, tokens)
@@ -68,9 +68,12 @@ class RowReader:
         Raises:
             Unusable: it cannot be read, or is filtered out.
         """
+        return to_floats(self._pixels(record))
+
+    def _pixels(self, record: Any) -> Tensor:
         picture = decode(record, self.max_pixels)
         check_picture(*picture.size, self.filters)
-        return to_tensor(self.transform(picture))
+        return to_bytes(self.transform(picture))
 
     def _row(self, record: Any, caption: Any, tokens: Any | None) -> dict:
         captions = captions_of(caption, self.filters)
@@ -80,7 +83,7 @@ class RowReader:
         if self.tokenizer is not None:
             row["text_tokens"] = self.tokenizer.encode([chosen], dropout=self.training)[0]
         if tokens is None:
-            row["image"] = self.image(record)
+            row["pixels"] = self._pixels(record)
             return row
         if kind := kind_of(tokens):
             raise Unusable(kind)
@@ -149,7 +152,8 @@ def unusable_data(wrong: Counter[str]) -> UserError:
 def collate(rows: list[dict | str]) -> dict[str, Any]:
     """Stacks the usable rows of a batch and counts the others, by kind, as `skipped`.
 
-    Of a stream's rows, the last one's `position` is the batch's.
+    Pixels become floats here, all at once. Of a stream's rows, the last one's `position` is the
+    batch's.
     """
     usable = [row for row in rows if isinstance(row, dict)]
     skipped = Counter(row for row in rows if isinstance(row, str))
@@ -163,4 +167,6 @@ def collate(rows: list[dict | str]) -> dict[str, Any]:
     for key in usable[0]:
         values = [row[key] for row in usable]
         batch[key] = torch.stack(values) if isinstance(values[0], Tensor) else values
+    if "pixels" in batch:
+        batch["image"] = to_floats(batch.pop("pixels"))
     return batch

@@ -6,13 +6,14 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
 from tilewright.errors import UserError
+
+REMEMBERED = 2**16  # parts of words, in training with dropout
 
 
 class BytePairTokenizer:
@@ -47,7 +48,7 @@ class BytePairTokenizer:
             show_progress=False,
         )
         self._tokenizer.train_from_iterator(captions, trainer)
-        self.__dict__.pop("_ranks", None)
+        self.__dict__.pop("_spelling", None)
 
     def save(self, path: str | Path) -> None:
         """Writes `tokenizer.json`, which Hugging Face tools open as it is."""
@@ -76,7 +77,7 @@ class BytePairTokenizer:
         tokenizer.no_truncation()
         tokenizer.model.dropout = None  # one that others have saved with it
         self._tokenizer = tokenizer
-        self.__dict__.pop("_ranks", None)
+        self.__dict__.pop("_spelling", None)
 
     def encode(self, captions: Sequence[str], dropout: bool = False) -> Tensor:
         """Captions to text tokens [B, T], -1 past their end.
@@ -88,11 +89,9 @@ class BytePairTokenizer:
             found = [self._spell(caption) for caption in captions]
         else:
             found = [encoding.ids for encoding in self._tokenizer.encode_batch(list(captions))]
-        tokens = torch.full((len(captions), self.length), -1)
-        for row, ids in zip(tokens, found, strict=True):
-            self.truncated += len(ids) > self.length
-            row[: len(ids)] = torch.tensor(ids[: self.length], dtype=torch.long)
-        return tokens
+        self.truncated += sum(len(ids) > self.length for ids in found)
+        padding = [-1] * self.length
+        return torch.tensor([(ids + padding)[: self.length] for ids in found])
 
     def decode(self, tokens: Tensor) -> list[str]:
         """Text tokens [B, T] to captions; whatever is no BPE token is left out."""
@@ -109,25 +108,42 @@ class BytePairTokenizer:
         resumes has to see what it would have seen.
         """
         draw = random.Random(int(torch.randint(2**31, ()))).random
-        ids: list[Any] = []
+        dropout, spelling = self.dropout, self._spelling
+        ids: list[int] = []
         text = self._tokenizer.normalizer.normalize_str(caption)
         for word, _ in self._tokenizer.pre_tokenizer.pre_tokenize_str(text):
-            parts = list(word)
-            while True:
-                merges = [
-                    (rank, place)
-                    for place, pair in enumerate(pairwise(parts))
-                    if (rank := self._ranks.get(pair)) is not None and draw() >= self.dropout
-                ]
-                if not merges:
-                    break
-                _, place = min(merges)
-                parts[place : place + 2] = [parts[place] + parts[place + 1]]
-            ids += [self._tokenizer.token_to_id(part) for part in parts]
+            parts = tuple(word)
+            while kept := [merge for merge in spelling.merges(parts) if draw() >= dropout]:
+                _, _, parts = min(kept)
+            ids += [spelling.ids[part] for part in parts]
         return ids
 
     @cached_property
-    def _ranks(self) -> dict[tuple[str, str], int]:
-        """The merges, with their order: the earlier go first."""
-        merges = json.loads(self._tokenizer.to_str())["model"]["merges"]
-        return {tuple(pair): rank for rank, pair in enumerate(merges)}
+    def _spelling(self) -> "_Spelling":
+        return _Spelling(self._tokenizer)
+
+
+Parts = tuple[str, ...]
+
+
+class _Spelling:
+    """What a word's parts can be merged to, remembered, for the same words come again and again."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        merges = json.loads(tokenizer.to_str())["model"]["merges"]
+        self.ids = tokenizer.get_vocab()
+        self._ranks = {tuple(pair): rank for rank, pair in enumerate(merges)}
+        self._known: dict[Parts, list[tuple[int, int, Parts]]] = {}
+
+    def merges(self, parts: Parts) -> list[tuple[int, int, Parts]]:
+        """Each possible merge from left to right: its rank, its place, the parts after it."""
+        found = self._known.get(parts)
+        if found is None:
+            found = [
+                (self._ranks[pair], i, (*parts[:i], "".join(pair), *parts[i + 2 :]))
+                for i, pair in enumerate(pairwise(parts))
+                if pair in self._ranks
+            ]
+            if len(self._known) < REMEMBERED:
+                self._known[parts] = found
+        return found
