@@ -58,13 +58,15 @@ def prepare(config: DictConfig) -> tuple[DictConfig, Path | None]:
 
 
 @command_line.command("train")
-def main(config: DictConfig) -> None:
+def main(config: DictConfig) -> float | None:
+    """Trains a run; the best value of its monitored figure, which a sweep looks for."""
     config, checkpoint = prepare(config)
     run = Path(config.run)
 
     import pytorch_lightning as pl
     from hydra.utils import instantiate
 
+    from tilewright.callbacks.checkpoints import best_score
     from tilewright.sharding import building
 
     for name in ("pytorch_lightning", "lightning_fabric"):
@@ -104,6 +106,7 @@ def main(config: DictConfig) -> None:
         trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
     if trainer.is_global_zero:
         print(f"Trained {run}")
+    return best_score(trainer)
 
 
 def begin(run: Path, config: DictConfig, data: Any, checkpoint: Path | None) -> None:

@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -37,22 +38,25 @@ EXCHANGEABLE = {"trainer", "logger"}
 # Settings of a trainer that are of no use to another one.
 OF_ONE_TRAINER = re.compile(r"trainer\.(accelerator|devices|num_nodes|strategy)\b")
 
+# What says which run it is, or that it is one of several: no settings of it.
+IDENTITY = {"resume", "run_name", "run", "sweep"}
+
 # ${share:0.6,${trainer.max_steps}} in a config: so many of the run's steps.
 OmegaConf.register_new_resolver("share", lambda share, total: round(share * total), replace=True)
 
 
-def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
+def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
     """Makes a function of a configuration a command: `hydra.main` with errors in one line.
 
     A mistake of the user ends the program with one line on stderr and status 1. With any `debug=`
     setting the traceback is shown.
     """
 
-    def decorate(main: Callable[[DictConfig], None]) -> Callable[[], None]:
+    def decorate(main: Callable[[DictConfig], Any]) -> Callable[[], None]:
         @functools.wraps(main)
-        def job(config: DictConfig) -> None:
+        def job(config: DictConfig) -> Any:
             with mistakes_in_one_line():  # in here too: Hydra announces what leaves a job
-                main(config)
+                return main(config)
 
         def run() -> None:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would have printed
@@ -98,6 +102,8 @@ def one_line(error: BaseException) -> str:
             f"{error.override} cannot be read: characters such as {{ }} ( ) : need Hydra's quotes "
             f"within those of the shell, \"{key}='{value}'\""
         )
+    if "hydra/sweeper/optuna" in str(error):
+        return "a sweep needs Optuna, which is not installed: pip install 'tilewright[sweep]'"
     place = re.search(r"full_key: (\S+)", str(error))
     absent = _absent_package(error)
     if place and absent:
@@ -132,7 +138,7 @@ def choices() -> dict[str, str]:
     return {
         group: option
         for group, option in chosen.items()
-        if option and not group.startswith(("hydra/", "_"))
+        if option and group not in IDENTITY and not group.startswith(("hydra/", "_"))
     }
 
 
@@ -183,7 +189,7 @@ def check(config: DictConfig) -> None:
 def overrides() -> list[str]:
     """The settings of this command line, `key=value`, less those that say which run it is."""
     given = HydraConfig.get().overrides.task
-    return [text for text in given if runs.key_of(text) not in {"resume", "run_name", "run"}]
+    return [text for text in given if runs.key_of(text) not in IDENTITY]
 
 
 def resumed(saved: DictConfig) -> DictConfig:

@@ -163,6 +163,13 @@ class LastCheckpoint(WholeUpdateCheckpoint):
         raise SystemExit(ended if trainer.is_global_zero else 0)
 
 
+def best_score(trainer: pl.Trainer) -> float | None:
+    """The best value so far of the figure of which the best checkpoint is kept; None of none."""
+    checkpoint = trainer.checkpoint_callback  # the first of them
+    score = checkpoint.best_model_score if isinstance(checkpoint, ModelCheckpoint) else None
+    return None if score is None else float(score)
+
+
 def _accumulates(trainer: pl.Trainer) -> bool:
     """Whether the gradient of the next update has been gathered in part."""
     return bool((trainer.fit_loop.total_batch_idx + 1) % trainer.accumulate_grad_batches)
