@@ -79,4 +79,6 @@ def run(words):
     name = Path(script).stem
     short, more = settings(name, words)
     kept = [word for word in words if word.partition("=")[0] not in short]
-    return command(name, [*kept, *(f"{key}={value}" for key, value in short.items()), *more])
+    place = next((i for i, word in enumerate(kept) if not word.startswith("-") and "=" in word), 0)
+    added = [*(f"{key}={value}" for key, value in short.items()), *more]
+    return command(name, kept[:place] + added + kept[place:])  # flags are not to come between

@@ -46,6 +46,7 @@ def latest(home, stage):
 
 
 def test_the_page_lists_the_files_that_it_shows():
+    assert len(COMMANDS) == len(FILES) / 2 == 4
     (listed,) = (block.text for block in BLOCKS if block.language == "text")
     named = {word for word in listed.split() if word.startswith("mine/")}
     assert named == {block.file for block in FILES}
