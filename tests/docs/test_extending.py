@@ -95,7 +95,7 @@ def test_a_prior(home):
 
 def test_a_metric(home):
     run(COMMANDS[3])
-    (path,) = home.glob("logs/prior/*/eval/variety/results.json")
+    path = latest(home, "prior") / "eval" / "variety" / "results.json"
     (result,) = json.loads(path.read_text())
     assert (result["metric"], result["temperature"], result["n"]) == ("variety", 1, 4)
     assert 0 < result["value"] < 1
