@@ -1,11 +1,19 @@
 """The recipes under conf/experiment say what they promise."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from tilewright import command_line
+import untrained
+from command import command
+from tilewright import command_line, listing
+from tilewright.callbacks.throughput import Throughput
+
+TOKENS = ["image_tokens.grid=16", "image_tokens.vocab=1024", "dvae=x"]
+RECIPES = sorted(file.stem for file in (command_line.CONF / "experiment").glob("*.yaml"))
 
 
 def composed(*overrides):
@@ -101,3 +109,54 @@ def test_the_sizes_of_priors(size, millions):
         network = instantiate(config.model).network
     blocks = sum(p.numel() for p in network.blocks.parameters() if p.ndim == 2)
     assert blocks / 1e6 == pytest.approx(millions, rel=0.01)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_composes_and_builds(recipe):
+    """The data set is the user's; the rest fits together."""
+    config = composed(f"experiment={recipe}", *(f"++{text}" for text in TOKENS))
+    with torch.device("meta"):
+        module = instantiate(config.model)
+    rate, steps = module.learning_rate, config.trainer.max_steps
+    assert rate(steps // 2) >= rate(steps - 1) > 0
+    callbacks = instantiate(config.callbacks).values()
+    assert any(isinstance(one, Throughput) for one in callbacks)
+    assert None not in list(callbacks)
+    devices = config.trainer.devices
+    processes = config.trainer.num_nodes * (devices if isinstance(devices, int) else 1)
+    assert config.data.batch_size % processes == 0
+
+
+@pytest.mark.parametrize(
+    ("recipe", "pictures"),
+    [("prior_gpu", 256), ("prior_modern", 1024), ("prior_cluster", 1024), ("prior_paper", 1024)],
+)
+def test_pictures_of_an_update(recipe, pictures):
+    config = composed(f"experiment={recipe}", *TOKENS)
+    assert config.data.batch_size * config.trainer.accumulate_grad_batches == pictures
+
+
+def test_the_cluster_shares_the_modern_recipes_stream_out():
+    config, modern = (composed(f"experiment=prior_{x}", *TOKENS) for x in ("cluster", "modern"))
+    assert config.trainer.strategy._target_.endswith("FullyShardedStrategy")
+    assert (config.trainer.num_nodes, config.trainer.devices) == (4, 8)
+    assert config.model.network.dim == 2048
+    assert config.tokenizer == modern.tokenizer
+    assert config.model.network.stream == modern.model.network.stream
+    assert config.model.caption_dropout > 0  # or there is no guidance
+
+
+@pytest.mark.slow
+def test_a_laptop_trains_its_recipes(tmp_path):
+    """Both stages, on pictures of one's own and for a few steps; all else is as it stands."""
+    home = SimpleNamespace(data=tmp_path / "data", logs=tmp_path / "logs")
+    pictures = untrained.pictures(tmp_path / "pictures")
+    words = ["data=folder", f"data.source.path={pictures}", "data.source.validation_fraction=0.3"]
+    words += ["trainer=cpu", "trainer.max_steps=2", "trainer.val_check_interval=2"]
+    for recipe, stage in (("dvae_laptop", "dvae"), ("prior_laptop", "prior")):
+        assert command("train", [f"experiment={recipe}", "run_name=a", *words], home) is None
+        (run,) = listing.records(home.logs, stage)
+        assert run.steps == run.config.trainer.max_steps == 2
+        assert run.best() is not None
+    assert (run.config.image_tokens.grid, run.config.image_tokens.vocab) == (16, 256)
+    assert len(list(home.data.glob("codes/*"))) >= 4  # views
