@@ -12,6 +12,8 @@ from datasets import Dataset, DatasetDict, Features, Image, IterableDatasetDict,
 from PIL import Image as PILImage
 
 from tilewright.data import BytePairTokenizer, CaptionedImages
+from tilewright.data.folder import FolderSource
+from tilewright.data.sources import ParquetSource
 from tilewright.data.transforms import CenterCrop
 from tilewright.errors import UserError
 
@@ -291,6 +293,33 @@ def test_tokens_are_encoded_once(make):
     other.weight.data += 1
     batches(data, make(image_tokenizer=other).train_dataloader(), 2)
     assert other.encoded == 8
+
+
+@pytest.mark.parametrize("form", ["folder", "parquet"])
+def test_a_picture_that_is_exchanged_is_encoded_again(make, form, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    files = [tmp_path / "pictures" / f"{level}.png" for level in range(8)]
+    files[0].parent.mkdir()
+    for level, file in enumerate(files):
+        PILImage.new("L", (SIZE, SIZE), level).save(file)
+        file.with_suffix(".txt").write_text(f"grey {level}")
+    source = FolderSource(str(files[0].parent), validation_fraction=0.3)
+    if form == "parquet":
+        rows = {"image": [file.name for file in files], "caption": ["grey"] * len(files)}
+        Dataset.from_dict(rows).to_parquet(files[0].parent / "a.parquet")
+        source = ParquetSource(str(files[0].parent), validation_fraction=0.3)
+
+    def tokens():
+        data = make(source, image_tokenizer=Levels())
+        splits = [data.encode(split, quiet=True)[0] for split in ("train", "validation")]
+        return sorted(int(row[0, 0]) for codes in splits for row in codes)
+
+    assert tokens() == list(range(8))
+    made = len(list((tmp_path / "codes").iterdir()))
+    assert tokens() == list(range(8))
+    assert len(list((tmp_path / "codes").iterdir())) == made  # they were there
+    PILImage.new("L", (SIZE, SIZE), 200).save(files[3])
+    assert tokens() == [0, 1, 2, 4, 5, 6, 7, 200]
 
 
 def test_augmented_tokens_are_encoded_at_every_step(make):

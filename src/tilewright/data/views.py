@@ -1,5 +1,6 @@
 """One encoding of a split: its plain crops, or its pictures as an augmentation shows them once."""
 
+import contextlib
 import hashlib
 from pathlib import Path
 
@@ -26,6 +27,7 @@ def encode_view(
     """Image tokens of all rows, from disk or made now.
 
     Their folder is named after the dVAE's weights, the data and the crop, whoever asks for them.
+    Pictures that are files of their own count by their sizes and times.
 
     Args:
         drawn: what a random crop follows from, with the row: a seed, and the number of the view.
@@ -34,6 +36,7 @@ def encode_view(
     parts = [weights_digest(tokenizer), data._fingerprint, repr(transform), str(max_pixels)]
     if drawn is not None:
         parts.append(repr(drawn))
+    parts += _files_digest(data)
     folder = cache / hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
     reader = RowReader(transform, None, training=False, max_pixels=max_pixels)
 
@@ -52,3 +55,19 @@ def encode_view(
 
     device = next(tokenizer.parameters()).device
     return encode_rows(len(data), read, tokenizer, folder, device=device, label=label)
+
+
+def _files_digest(data: Dataset) -> list[str]:
+    """A hash of the sizes and times of the files in which the pictures lie; none if none does."""
+    digest, found = hashlib.sha256(), False
+    for batch in data.select_columns("image").with_format("arrow").iter(1000):
+        pictures = batch.column("image").combine_chunks()
+        paths = pictures.field("path").filter(pictures.field("bytes").is_null()).drop_null()
+        if not len(paths) and not found:  # they lie in the table, which is not to be read for this
+            return []
+        found = True
+        for path in paths.to_pylist():
+            with contextlib.suppress(OSError):
+                status = Path(path).stat()
+                digest.update(f"{path}\0{status.st_size} {status.st_mtime_ns}\0".encode())
+    return [digest.hexdigest()]
