@@ -1,10 +1,11 @@
-"""R@k against counts by hand."""
+"""R@k and ranks against counts by hand."""
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from tilewright.metrics.retrieval import RetrievalRecall
+from tilewright.metrics.retrieval import RetrievalRecall, identification_ranks
 
 
 def test_by_hand():
@@ -39,3 +40,26 @@ def test_chance():
     text, images = (F.normalize(torch.randn(1000, 64), dim=1) for _ in range(2))
     figures = RetrievalRecall()(text, images)
     assert float(figures["image_to_caption_r@10"]) == pytest.approx(0.01, abs=0.01)
+
+
+def test_identification_by_hand():
+    originals = np.array([[1.0, 0.0], [0.0, 1.0], [0.9, 0.1], [0.5, 0.5]])
+    pictures = np.array([[5.0, 0.1], [3.0, 1.0]])  # the second is nearer to all but its own
+    ranks = identification_ranks(pictures, originals, np.zeros(4), among=4, seed=0)
+    assert ranks.tolist() == [0, 3]
+
+
+def test_identification_is_among_the_own_group():
+    originals = np.array([[1.0, 0.0], [0.0, 1.0], [0.9, 0.1], [0.5, 0.5]])
+    groups = np.array(["a", "b", "a", "b"])
+    ranks = identification_ranks(np.array([[0.6, 0.4]]), originals, groups, among=2, seed=0)
+    assert ranks.tolist() == [1]  # behind the third alone; the fourth is nearer still, of group b
+
+
+def test_identification_by_chance():
+    generator = np.random.default_rng(0)
+    pictures, originals = generator.normal(size=(2, 2000, 64))
+    ranks = identification_ranks(pictures, originals, np.zeros(2000), among=100, seed=0)
+    assert (ranks < 5).mean() == pytest.approx(0.05, abs=0.015)
+    same = identification_ranks(np.ones((9, 4)), np.ones((9, 4)), np.zeros(9), among=9, seed=0)
+    assert same.tolist() == [4] * 9

@@ -97,6 +97,17 @@ class EmojiSource:
                 shutil.rmtree(partial, ignore_errors=True)
         return DatasetDict(load_from_disk(str(folder)))
 
+    @staticmethod
+    def style(caption: str) -> str:
+        """The style that a caption asks for."""
+        return caption.partition(" of ")[0]
+
+    def in_other_style(self, caption: str) -> str:
+        """Of two styles, the caption of the same emoji in the other one."""
+        style = self.style(caption)
+        (other,) = set(self.styles) - {style}
+        return other + caption.removeprefix(style)
+
     def _key(self) -> str:
         arguments = {name: value for name, value in vars(self).items() if name != "root"}
         packages = ["emoji", "resvg_py", *(STYLES[style][0] for style in self.styles)]

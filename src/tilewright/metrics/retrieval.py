@@ -1,7 +1,8 @@
-"""How often a caption finds its picture among many, and a picture its caption."""
+"""How often the one is found among many: pictures, captions, and both by each other."""
 
 from collections.abc import Sequence
 
+import numpy as np
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
@@ -48,3 +49,31 @@ def _ranks(similarity: Tensor) -> Tensor:
     own = similarity.diagonal()[:, None]
     nearer, equal = (similarity > own).sum(dim=1), (similarity == own).sum(dim=1) - 1
     return nearer + equal / 2
+
+
+def identification_ranks(
+    pictures: np.ndarray, originals: np.ndarray, groups: np.ndarray, among: int, seed: int
+) -> np.ndarray:
+    """How many of `among` - 1 other originals are nearer to each picture than its own, by cosine.
+
+    Of equally near ones half are counted.
+
+    Args:
+        pictures: features [N, D].
+        originals: features [M, D], M >= N, the pictures' own first and in their order. The others
+            are drawn by lot from all of the same group.
+        groups: [M], labels.
+        among: originals, the own one too.
+
+    Returns:
+        Ranks [N], 0 the best.
+    """
+    generator = np.random.default_rng(seed)
+    originals = originals / np.linalg.norm(originals, axis=1, keepdims=True)
+    ranks = []
+    for number, picture in enumerate(pictures):
+        fellows = np.flatnonzero(groups == groups[number])
+        others = generator.permutation(fellows[fellows != number])[: among - 1]
+        nearness, own = originals[others] @ picture, originals[number] @ picture
+        ranks.append((nearness > own).sum() + (nearness == own).sum() / 2)
+    return np.array(ranks)

@@ -1,0 +1,101 @@
+"""Pictures that are to be found by their captions, among those of other captions."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from tilewright.data.emoji import EmojiSource
+from tilewright.errors import UserError
+from tilewright.evaluations import drawing, identification
+from tilewright.evaluations.identification import Identification
+from tilewright.pictures import open_picture
+
+STYLES = ("twemoji", "openmoji")
+SPLITS = {  # what each emoji's picture shows, by split
+    "train": [("openmoji", 0), ("twemoji", 1), ("twemoji", 2), ("openmoji", 3)],
+    "validation": [(style, number) for number in (4, 5) for style in STYLES],
+    "zeroshot": [("twemoji", 0), ("openmoji", 1), ("openmoji", 2), ("twemoji", 3)],
+}
+
+
+def picture(style, number):
+    """A grey for the number, and a red for the style."""
+    image = torch.full((3, 8, 8), number / 8)
+    image[0] = STYLES.index(style)
+    return image
+
+
+class Data:
+    splits = tuple(SPLITS)
+
+    def __init__(self, source, folder):
+        self.source = source
+        self.cache = folder / "codes"
+
+    def examples(self, split, count):
+        pairs = [(picture(*key), f"{key[0]} of number {key[1]}") for key in SPLITS[split]]
+        return pairs[:count]
+
+
+class Model:
+    """Draws what the caption says, but that it takes each 3 for a 5; its tokens are pictures."""
+
+    image_tokenizer = SimpleNamespace(encode=lambda images: images)
+
+    def images(self, captions, **how):
+        keys = [caption.split(" of number ") for caption in captions]
+        numbers = [(style, 5 if number == "3" else int(number)) for style, number in keys]
+        return torch.stack([picture(*key) for key in numbers])[:, None]
+
+    def decode(self, tokens):
+        return tokens
+
+
+@pytest.fixture
+def measure(monkeypatch, tmp_path):
+    for module in (drawing, identification):
+        monkeypatch.setattr(module.TextToImage, "from_run", lambda run, device: Model())
+    eye = SimpleNamespace(name="eye", digest="0")
+    monkeypatch.setattr(identification, "find_extractor", lambda device, weights: eye)
+
+    def features(folder, *how, **more):
+        """An angle for the number and a lift for the style."""
+        pixels = [open_picture(path).getpixel((0, 0)) for path in sorted(folder.iterdir())]
+        red, grey = np.array([pixel[:2] for pixel in pixels]).T / 255
+        return np.stack([np.cos(grey), np.sin(grey), red], axis=1)
+
+    monkeypatch.setattr(identification, "folder_features", features)
+    drawing.draw.cache_clear()
+
+    def measure(among, styles=STYLES):
+        data = Data(EmojiSource("", styles=styles), tmp_path)
+        how = {"seed": 0, "device": "cpu", "folder": tmp_path / "out"}
+        results = Identification(among=among)(tmp_path, data, **how)
+        assert (tmp_path / "out" / "zeroshot.png").is_file()
+        return {(r.metric[-4:], r.settings["pictures"]): r.value for r in results}
+
+    return measure
+
+
+def test_shares_by_hand(measure):
+    assert measure(among=4) == {
+        ("top1", "drawn"): 3 / 4,  # the 3 is drawn as a 5, which is in the validation split
+        ("top5", "drawn"): 1,
+        ("top1", "reconstructed"): 1,
+        ("top5", "reconstructed"): 1,
+        # The same number in the other style, among pictures of this one's style.
+        ("top1", "other style"): 1,
+        ("top5", "other style"): 1,
+    }
+
+
+def test_too_few_pictures_are_told_with_the_way_out(measure):
+    with pytest.raises(UserError, match=r"4 held-out pictures of the style .* metric\.among=4"):
+        measure(among=100)
+
+
+def test_one_style_has_no_other(measure):
+    figures = measure(among=4, styles=("twemoji",))
+    assert {pictures for _, pictures in figures} == {"drawn", "reconstructed"}
