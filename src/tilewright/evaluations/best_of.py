@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tilewright.data import CaptionedImages
 from tilewright.data.shapes.source import ShapesSource
-from tilewright.evaluations.alignment import alignment
+from tilewright.evaluations.alignment import results_of
 from tilewright.evaluations.drawing import write_folder
 from tilewright.evaluations.results import Result
 from tilewright.metrics.distances import frechet_distance
@@ -85,7 +85,7 @@ class BestOf:
                 settings = {"best_of": count, "ranker": _name(self.ranker), **vars(self.sampling)}
                 chosen_ones = images[:, number]
                 if isinstance(data.source, ShapesSource):
-                    results += alignment(captions, chosen_ones, split, settings)
+                    results += results_of(captions, chosen_ones, split, settings)
                 else:
                     pair = torch.stack(real), chosen_ones
                     cache = data.cache.parent / "features"

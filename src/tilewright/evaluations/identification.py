@@ -11,9 +11,9 @@ from torch import Tensor
 from tilewright.data import CaptionedImages
 from tilewright.data.emoji import EmojiSource
 from tilewright.errors import UserError
-from tilewright.evaluations.alignment import wilson_interval
 from tilewright.evaluations.drawing import draw, write_folder
 from tilewright.evaluations.results import Result
+from tilewright.metrics.alignment import Share
 from tilewright.metrics.extractors import find_extractor
 from tilewright.metrics.features import folder_features
 from tilewright.metrics.retrieval import identification_ranks
@@ -76,27 +76,25 @@ class Identification:
             cache = data.cache.parent / "features"
             return folder_features(written, extractor, self.resize, cache=cache)
 
-        images, captions = zip(*held_out, strict=True)
-        originals = features(torch.stack(images), "true")
-        groups = np.array([_style(data, caption) for caption in captions])
+        originals = features(torch.stack([image for image, _ in held_out]), "true")
+        groups = np.array([_style(data, caption) for _, caption in held_out])
         results = []
         for name, images in shown.items():
             seen = features(images, name)
             ranks = identification_ranks(seen, originals, groups, self.among, seed)
             for k in (1, 5):
-                found = int((ranks < k).sum())
-                low, high = wilson_interval(found, len(ranks))
+                share = Share(int((ranks < k).sum()), len(ranks))
                 settings = {
                     "pictures": name,
                     "among": self.among,
-                    "interval": [round(low, 4), round(high, 4)],
+                    "interval": share.interval,
                     "extractor": extractor.name,
                     "extractor_digest": extractor.digest,
                     "resize": self.resize,
                     **vars(self.sampling),
                 }
                 figure = f"identification_top{k}"
-                results.append(Result(figure, found / len(ranks), self.split, len(ranks), settings))
+                results.append(Result(figure, share.value, self.split, share.trials, settings))
         return results
 
     def _held_out(self, data: CaptionedImages) -> list[tuple[Tensor, str]]:

@@ -1,0 +1,61 @@
+"""How many pictures show what their captions say, while a prior trains on shapes."""
+
+import pytorch_lightning as pl
+
+from tilewright.data.shapes.source import ShapesSource
+from tilewright.errors import UserError
+from tilewright.metrics.alignment import alignment
+from tilewright.pipeline import TextToImage
+from tilewright.sharding import gathered
+
+
+class Alignment(pl.Callback):
+    """At each validation, the share of single samples that the checker passes.
+
+    Logged as `alignment/<split>/<kind of caption>`: what `metric=alignment` measures after a
+    training, on fewer captions.
+
+    Args:
+        captions: so many of each split that the data has beside the training's, the first ones.
+        every: validations between two measurements.
+    """
+
+    def __init__(self, captions: int = 200, every: int = 1):
+        self.captions = captions
+        self.every = every
+        self._validations = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"validations": self._validations}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self._validations = state_dict["validations"]
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data.source, ShapesSource):
+            raise UserError(
+                "callbacks.alignment needs pictures that the checker reads: data=shapes"
+            )
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        self._validations += 1
+        if self._validations % self.every:
+            return
+        figures: dict[str, float] = {}
+        with gathered(trainer, pl_module):  # all processes have a part in that
+            if trainer.is_global_zero:
+                figures = self._measure(trainer, pl_module)
+        pl_module.log_dict(figures, rank_zero_only=True)
+
+    def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, float]:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        model = TextToImage.of_training(trainer, pl_module)
+        figures: dict[str, float] = {}
+        for split in [split for split in data.splits if split != "train"]:
+            captions = [caption for _, caption in data.examples(split, self.captions)]
+            shares = alignment(captions, model.images(captions).squeeze(1).cpu())
+            figures |= {f"alignment/{split}/{kind}": share.value for kind, share in shares.items()}
+        return figures
