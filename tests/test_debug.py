@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from command import command
+from tilewright import listing
 
 SMALL = [
     "data.source.train=16",
@@ -40,3 +41,21 @@ def test_profile_says_where_the_time_goes(trains):
 def test_anomaly_stops_at_the_gradient_that_is_no_number(trains):
     with pytest.raises(RuntimeError, match="returned nan values"):
         trains("debug=anomaly", "model.beta.start=nan")
+
+
+def test_overfit_learns_its_batch_by_heart(trains):
+    """And nothing else: the pictures of its validation are the eight that it is trained on."""
+    run = trains(
+        "debug=overfit",
+        "trainer.max_steps=40",
+        "trainer.val_check_interval=20",
+        "data.batch_size=4",
+    )
+    record = listing.read(run)
+    assert record.config.data.overfit_batches == 1
+    first, last = (
+        listing.figure(row, "validation/psnr") for row in record.rows if row["validation/psnr"]
+    )
+    assert last > first + 3
+    losses = [listing.figure(row, "train/loss") for row in record.rows if row["train/loss"]]
+    assert losses[-1] < losses[0] / 3

@@ -403,3 +403,30 @@ def test_views_are_of_training_only(make):
     for batch in batches(data, data.val_dataloader()):
         assert (batch["image_tokens"][:, 0, 0] // 10).tolist() == numbers(batch)
     assert tokenizer.encoded == 8
+
+
+def test_overfitting_repeats_the_first_batches_to_the_bit(make, tokenizer):
+    plain, data = make(tokenizer=tokenizer), make(tokenizer=tokenizer, overfit_batches=2)
+    first = batches(plain, plain.train_dataloader(), 2)
+    assert set(flat(map(numbers, first))) == set(range(8))
+    for number, batch in enumerate(batches(data, data.train_dataloader(), 6)):
+        assert batch["caption"] == first[number % 2]["caption"]  # of two, and not by turns
+        for name in ("image", "text_tokens"):  # spelt at random, the same way each time
+            torch.testing.assert_close(batch[name], first[number % 2][name], rtol=0, atol=0)
+
+
+def test_overfitting_validates_on_its_rows(make, tokenizer):
+    data = make(TinySource(rows=30), tokenizer=tokenizer, overfit_batches=1)
+    (trained,) = batches(data, data.train_dataloader(), 1)
+    (validated,) = batches(data, data.val_dataloader())
+    assert numbers(validated) == numbers(trained)
+    assert [int(caption.split()[1]) for _, caption in data.examples("validation", 4)] == (
+        numbers(trained)
+    )
+
+
+def test_what_cannot_be_overfitted(make):
+    with pytest.raises(UserError, match=r"data\.source\.streaming=false"):
+        make(TinySource(stream=True), overfit_batches=1).setup()
+    with pytest.raises(UserError, match=r"data\.overfit_batches=-1"):
+        make(overfit_batches=-1)

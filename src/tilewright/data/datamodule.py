@@ -5,6 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,8 @@ class CaptionedImages(pl.LightningDataModule):
             rather than each picture once.
         views: encode so many augmented crops of each training picture once, and train on another
             of them in each epoch; 0 encodes the plain crop.
+        overfit_batches: train on the first so many batches alone, each time the same to the bit;
+            their rows are the validation too. 0 for all.
         filters: which pairs are used, by any names.
         max_pixels: a picture of more is skipped.
         cache: folder for image tokens.
@@ -74,6 +77,7 @@ class CaptionedImages(pl.LightningDataModule):
         image_tokenizer: ImageTokenizer | None = None,
         augmented_tokens: bool = False,
         views: int = 0,
+        overfit_batches: int = 0,
         filters: Mapping[str, Filter] | None = None,
         max_pixels: int = MAX_PIXELS,
         cache: str | Path = "data/codes",
@@ -88,10 +92,11 @@ class CaptionedImages(pl.LightningDataModule):
                 f"this dVAE reads pictures of {side}x{side} and the data gives {image_size}x"
                 f"{image_size}: set data.image_size={side}, or train a dVAE on this data"
             )
-        if batch_size < 1 or num_workers < 0 or views < 0:
+        counts = {"num_workers": num_workers, "views": views, "overfit_batches": overfit_batches}
+        if batch_size < 1 or min(counts.values()) < 0:
+            others = ", ".join(f"data.{name}={count}" for name, count in counts.items())
             raise UserError(
-                f"data.batch_size={batch_size} has to be 1 or more, data.num_workers={num_workers} "
-                f"and data.views={views} 0 or more"
+                f"data.batch_size={batch_size} has to be 1 or more, and {others} 0 or more"
             )
         if views and augmented_tokens:
             raise UserError("data.views and data.augmented_tokens exclude each other: set one")
@@ -104,6 +109,7 @@ class CaptionedImages(pl.LightningDataModule):
         self.image_tokenizer = image_tokenizer
         self.augmented_tokens = augmented_tokens
         self.views = views
+        self.overfit_batches = overfit_batches
         self.filters = list((filters or {}).values())
         self.max_pixels = max_pixels
         self.cache = Path(cache)
@@ -127,6 +133,8 @@ class CaptionedImages(pl.LightningDataModule):
         if not self._splits:
             for name, split in self.source.load().items():
                 self._splits[name] = self._used(name, split)
+            if self.overfit_batches:
+                self._splits["validation"] = self._overfitted()
 
     @property
     def splits(self) -> list[str]:
@@ -180,7 +188,13 @@ class CaptionedImages(pl.LightningDataModule):
         elif training:
             batches = {
                 "batch_sampler": TrainingBatches(
-                    len(rows), self.batch_size, self.seed, start, rank, processes
+                    len(rows),
+                    self.batch_size,
+                    self.seed,
+                    start,
+                    rank,
+                    processes,
+                    self.overfit_batches,
                 )
             }
         else:
@@ -286,6 +300,19 @@ class CaptionedImages(pl.LightningDataModule):
         if not len(kept):
             raise UserError(f"the filters keep no row of {name}: {listed(dropped)}")
         return kept
+
+    def _overfitted(self) -> Dataset:
+        """The rows of the batches that training repeats, in their order."""
+        data = self._splits["train"]
+        if isinstance(data, IterableDataset):
+            raise UserError(
+                "data.overfit_batches repeats the rows of a table, and this is a stream: set "
+                "data.source.streaming=false"
+            )
+        batches = TrainingBatches(len(data), self.batch_size, self.seed)
+        return data.select(
+            [draw.row for batch in islice(batches, self.overfit_batches) for draw in batch]
+        )
 
     def _split(self, name: str) -> Any:
         if name not in self.splits:

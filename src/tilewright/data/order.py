@@ -51,6 +51,7 @@ class TrainingBatches(Sampler[list[Draw]]):
         seed: of the order.
         start: number of the first batch.
         rank, processes: this process among those that share each batch.
+        repeated: the first so many batches come again and again, as they were; 0 for all.
     """
 
     def __init__(
@@ -61,17 +62,21 @@ class TrainingBatches(Sampler[list[Draw]]):
         start: int = 0,
         rank: int = 0,
         processes: int = 1,
+        repeated: int = 0,
     ):
         self.rows = rows
         self.batch_size = batch_size
         self.seed = seed
         self.start = start
+        self.repeated = repeated
         self.share = batch_size // processes
         self.first = rank * self.share
         self._order = lru_cache(maxsize=2)(self._shuffled)
 
     def __iter__(self) -> Iterator[list[Draw]]:
         for number in count(self.start):
+            if self.repeated:
+                number %= self.repeated
             first = number * self.batch_size + self.first
             yield [self._draw(position) for position in range(first, first + self.share)]
 
