@@ -78,12 +78,16 @@ class TrainingBatches(Sampler[list[Draw]]):
             if self.repeated:
                 number %= self.repeated
             first = number * self.batch_size + self.first
-            yield [self._draw(position) for position in range(first, first + self.share)]
+            yield self._draws(first, first + self.share)
 
-    def _draw(self, position: int) -> Draw:
-        epoch, place = divmod(position, self.rows)
-        row = int(self._order(epoch)[place])
-        return Draw(row, (self.seed, epoch, row))
+    def _draws(self, position: int, end: int) -> list[Draw]:
+        drawn: list[Draw] = []
+        while position < end:
+            epoch, place = divmod(position, self.rows)
+            rows = self._order(epoch)[place : place + end - position].tolist()
+            drawn += [Draw(row, (self.seed, epoch, row)) for row in rows]
+            position += len(rows)
+        return drawn
 
     def _shuffled(self, epoch: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(seed_of(self.seed, epoch))

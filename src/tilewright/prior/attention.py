@@ -115,7 +115,9 @@ class SelfAttention(nn.Module):
         """States [..., dim] to their queries, keys and values [..., 3, H, D]."""
         return self.qkv(x).unflatten(-1, (3, self.heads, -1))
 
-    def _placed(self, qkv: Tensor, positions: slice | int) -> tuple[Tensor, Tensor, Tensor]:
+    def _placed(
+        self, qkv: Tensor, positions: slice | int | Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values [3, ..., D], normalised and turned as the positions ask."""
         q, k, v = qkv
         q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
@@ -139,7 +141,7 @@ class SelfAttention(nn.Module):
         cache = LayerCache(k, v, candidates, cache_plan(self.pattern, self.stream))
         return self.out(y.transpose(1, 2).flatten(2)), cache
 
-    def step(self, x: Tensor, token: int, cache: LayerCache) -> Tensor:
+    def step(self, x: Tensor, token: int | Tensor, cache: LayerCache) -> Tensor:
         """State [C * n, dim] of image token number `token`, the cache holding all before it."""
         qkv = self._project(x).unflatten(0, (-1, cache.candidates)).permute(2, 0, 3, 1, 4)
         q, k, v = self._placed(qkv, self.stream.first_image_position + token)

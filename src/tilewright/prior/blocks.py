@@ -60,6 +60,6 @@ class Block(nn.Module):
         x = x + y
         return x + self.mlp(self.norm_mlp(x)), cache
 
-    def step(self, x: Tensor, token: int, cache: LayerCache) -> Tensor:
+    def step(self, x: Tensor, token: int | Tensor, cache: LayerCache) -> Tensor:
         x = x + self.attention.step(self.norm_attention(x), token, cache)
         return x + self.mlp(self.norm_mlp(x))

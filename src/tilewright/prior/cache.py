@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from tilewright.prior.masks import CachePlan
 
@@ -35,7 +36,9 @@ class LayerCache:
         else:
             self._image_kv = self._kv
         self._text_kv = text_kv.reshape(2, captions * heads, text, width)
-        self._read = [s if isinstance(s, slice) else s.to(text_k.device) for s in plan.read]
+        # For tokens whose numbers are tensors: one and the same step then does for all of them.
+        self._write = torch.tensor(plan.write, device=text_k.device)
+        self._slots, self._seen = (t.to(text_k.device) for t in plan.table)
 
     @property
     def nbytes(self) -> int:
@@ -43,29 +46,48 @@ class LayerCache:
         held = {t.untyped_storage().data_ptr(): t for t in (self._kv, self._text_kv)}
         return sum(t.untyped_storage().nbytes() for t in held.values())
 
-    def store(self, token: int, k: Tensor, v: Tensor) -> None:
+    def store(self, token: int | Tensor, k: Tensor, v: Tensor) -> None:
         """Keys and values [C, H, n, D] of image token number `token`."""
+        if isinstance(token, Tensor):
+            slots = self._write.index_select(0, token)
+            self._image_kv.index_copy_(-2, slots, torch.stack([k, v]).unsqueeze(-2))
+            return
         slot = self.plan.write[token]
         self._image_kv[0, ..., slot, :], self._image_kv[1, ..., slot, :] = k, v
 
-    def attend(self, token: int, q: Tensor) -> Tensor:
+    def attend(self, token: int | Tensor, q: Tensor) -> Tensor:
         """Attention [C, H, n, D] of image token number `token` to the text and to its mask."""
-        slots = self._read[token]
+        slots, seen = self._reads(token)
         alone = q.reshape(-1, 1, q.shape[-1])  # a query to keys of its own, [C * H * n, 1, D]
         if self._alone and isinstance(slots, slice) and (slots.start, slots.step) == (0, 1):
             k, v = self._kv[..., : self.text + slots.stop, :].flatten(1, 3)
-            return torch.bmm(_softmax(torch.bmm(alone, k.mT), q), v).view(q.shape)
+            scores = torch.bmm(alone, k.mT)
+            if seen is not None:
+                scores = scores.masked_fill(~F.pad(seen, (self.text, 0), value=True), -torch.inf)
+            return torch.bmm(_softmax(scores, q), v).view(q.shape)
         k, v = self._image_kv[..., slots, :].flatten(1, 3)
         text_k, text_v = self._text_kv
         # A caption's candidates are so many queries to the same text keys.
         together = alone.view(len(text_k), -1, q.shape[-1])
         to_text, to_image = torch.bmm(together, text_k.mT), torch.bmm(alone, k.mT)
+        if seen is not None:
+            to_image = to_image.masked_fill(~seen, -torch.inf)
         # Text and image keys share one softmax (appendix B.1).
         scores = torch.cat([to_text.view(len(alone), 1, -1), to_image], dim=-1)
         weights = _softmax(scores, q)
         from_text = torch.bmm(weights[..., : self.text].view(*together.shape[:2], -1), text_v)
         from_both = torch.baddbmm(from_text.view_as(alone), weights[..., self.text :], v)
         return from_both.view(q.shape)
+
+    def _reads(self, token: int | Tensor) -> tuple[slice | Tensor, Tensor | None]:
+        """The slots that a token reads, and which of them it sees; None is all."""
+        if not isinstance(token, Tensor):
+            slots = self.plan.read[token]
+            return slots if isinstance(slots, slice) else slots.to(self._kv.device), None
+        seen = self._seen.index_select(0, token)
+        if self._slots.shape[1] == self.plan.slots:
+            return slice(0, self.plan.slots, 1), seen
+        return self._slots.index_select(0, token).squeeze(0), seen
 
 
 def _softmax(scores: Tensor, q: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ cached decoding step stores and reads keys all come from it (section 2.2, append
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -102,6 +102,24 @@ class CachePlan:
         """How many image keys each image token reads."""
         every = range(self.slots)
         return [len(every[s]) if isinstance(s, slice) else len(s) for s in self.read]
+
+    @cached_property
+    def table(self) -> tuple[Tensor, Tensor]:
+        """The same reads in equal shapes: slots [N, R], and which of them are meant, [N, R].
+
+        Where R is `slots`, they are all of them in order.
+        """
+        read = [torch.arange(self.slots)[s] for s in self.read]
+        most = max(map(len, read))
+        if 2 * most > self.slots:  # then what is not seen costs less than picking out the rest
+            seen = torch.zeros(len(read), self.slots, dtype=torch.bool)
+            for token, slots in enumerate(read):
+                seen[token, slots] = True
+            return torch.arange(self.slots).expand(len(read), -1), seen
+        padded = torch.zeros(len(read), most, dtype=torch.long)
+        for token, slots in enumerate(read):
+            padded[token, : len(slots)] = slots
+        return padded, torch.arange(most) < torch.tensor([[len(slots)] for slots in read])
 
 
 @lru_cache(maxsize=64)

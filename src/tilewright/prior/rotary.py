@@ -39,7 +39,7 @@ class Rotary(nn.Module):
         self.register_buffer("cos", torch.cat([cos, cos], dim=1), persistent=False)
         self.register_buffer("sin", torch.cat([-sin, sin], dim=1), persistent=False)
 
-    def forward(self, x: Tensor, positions: slice | int = slice(None)) -> Tensor:
+    def forward(self, x: Tensor, positions: slice | int | Tensor = slice(None)) -> Tensor:
         """Queries or keys [..., n, D] of so many positions, or [..., D] of one, turned."""
         y = x.float()
         other = y.roll(y.shape[-1] // 2, dims=-1)

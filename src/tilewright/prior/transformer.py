@@ -101,12 +101,12 @@ class Transformer(nn.Module):
             return states
         return states + self.text_position.weight[: states.shape[1]]
 
-    def embed_image(self, image: Tensor, first: int = 0) -> Tensor:
+    def embed_image(self, image: Tensor, first: int | Tensor = 0) -> Tensor:
         """Image tokens [B, n], numbers `first` and on in raster order, to states [B, n, dim]."""
         states = self.image_embedding(image)
         if not self.learned_positions:
             return states
-        index = torch.arange(first, first + image.shape[1], device=image.device)
+        index = first + torch.arange(image.shape[1], device=image.device)
         grid = self.stream.grid
         return states + self.row_position(index // grid) + self.column_position(index % grid)
 
@@ -155,8 +155,11 @@ class Transformer(nn.Module):
             x, _ = block.prefill(x, candidates=0)
         return self.text_head(self.norm(x[:, -1])).float()
 
-    def step(self, tokens: Tensor, number: int, caches: list[LayerCache]) -> Tensor:
-        """Reads image token `number` [B]; the logits [B, K] of the next one."""
+    def step(self, tokens: Tensor, number: int | Tensor, caches: list[LayerCache]) -> Tensor:
+        """Reads image token `number` [B]; the logits [B, K] of the next one.
+
+        A number in a tensor [1] costs some more, and makes every step the same to a compiler.
+        """
         x = self.embed_image(tokens[:, None], number).squeeze(1)
         for block, cache in zip(self.blocks, caches, strict=True):
             assert isinstance(block, Block)
