@@ -61,7 +61,11 @@ def random_pairs(shape: DictConfig, count: int, device: str) -> tuple[Tensor, Te
 def ours(shape: DictConfig, device: str, pattern: str) -> Prior:
     """This project's, trained as its LightningModule says, with every caption."""
     sizes = {name: shape[name] for name in ("dim", "depth", "heads")}
-    network = Transformer(stream_of(shape), **sizes, pattern=pattern).to(device)
+    return of_network(Transformer(stream_of(shape), **sizes, pattern=pattern).to(device))
+
+
+def of_network(network: Transformer) -> Prior:
+    """A network of this project's with the loss of its LightningModule."""
     module = PriorModule(network, Constant(3e-4), caption_dropout=0.0)
     module.log_dict = lambda *_, **__: None  # there is no trainer to log to
 

@@ -1,0 +1,272 @@
+"""What a GPU makes of it: training, drawing and the dVAE, against what the hardware allows.
+
+    python benchmarks/gpu.py [parts=[decoding]] [any setting=value]
+    python benchmarks/gpu.py dry=true  # in tiny sizes, anywhere, to see that it runs
+
+Peaks are those of the card's data sheet where it is known, else of one large product and one large
+copy, measured. A part that does not fit the memory says so, and the others go on.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import memory
+import priors
+import settings as command_line
+import timing
+import torch
+import training
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+from torch.nn import functional as F
+
+from tilewright.prior import Sampling, Transformer, attention, lightened, sample
+from tilewright.prior.masks import cache_plan, dense_mask
+
+DEFAULTS = {
+    "parts": ["attention", "utilisation", "checkpointing", "decoding", "candidates", "dvae"],
+    "dry": False,
+    "attention": {"model": "prior_300m", "batch_size": 8},
+    "utilisation": {"models": ["prior_300m", "prior_1b"], "batch_size": 8},
+    "checkpointing": {"model": "prior_1b", "batch_size": 4},
+    "decoding": {"model": "prior_1b", "weights": ["float32", "bfloat16"]},
+    "candidates": {"model": "prior_300m", "numbers": [64, 512], "weights": "bfloat16"},
+    "dvae": {"model": "dvae_paper", "image_size": 256, "batch_size": 8},
+    "compile": True,
+    "rounds": 5,
+    "warmup": 3,
+    "out": "logs/benchmarks/gpu.json",
+}
+DRY = {
+    "attention": {"batch_size": 2},
+    "utilisation": {"batch_size": 2},
+    "checkpointing": {"batch_size": 2},
+    "candidates": {"numbers": [2, 3]},
+    "dvae": {"model": "dvae_small", "image_size": 16, "batch_size": 2},
+    "compile": False,
+    "rounds": 1,
+    "warmup": 0,
+}
+DRY_PRIOR = [
+    "model.network.dim=32", "model.network.depth=3", "model.network.heads=2",
+    "image_tokens.grid=4", "image_tokens.vocab=8", "tokenizer.length=4", "tokenizer.vocab_size=300",
+]  # fmt: skip
+# By a word of the card's name: bf16 products without sparsity, in flop/s, and bytes/s.
+PEAKS = {"H200": (989e12, 4.8e12), "H100": (989e12, 3.35e12), "A100": (312e12, 2.04e12)}
+SEED = 0
+
+
+def peaks(device: str) -> tuple[float, float]:
+    """Flop/s in bf16 and bytes/s of memory."""
+    if device == "cuda":
+        name = torch.cuda.get_device_name()
+        for word, known in PEAKS.items():
+            if word in name:
+                return known
+    side = 8192 if device == "cuda" else 512
+    square = torch.randn(side, side, dtype=torch.bfloat16, device=device)
+    source, target = torch.empty(2, side**2 * 4, device=device)
+    steps = {"product": lambda: square @ square, "copy": lambda: target.copy_(source)}
+    product, copy = (min(speed.seconds) for speed in timing.compare(steps, rounds=5))
+    return 2 * side**3 / product, 2 * source.nbytes / copy
+
+
+def prior(settings: DictConfig, model: str, device: str, *overrides: str) -> Transformer:
+    """A model of `conf/model` over the paper's stream."""
+    torch.manual_seed(SEED)
+    return memory.built(model, device, *overrides, *(DRY_PRIOR if settings.dry else []))
+
+
+def training_step(
+    settings: DictConfig, network: Transformer, batch_size: int, device: str
+) -> Callable[[], None]:
+    """Forward, loss, backward and AdamW on random tokens, under autocast to bf16."""
+    if settings.compile:
+        network.compile()
+    stream = network.stream
+    text = torch.randint(stream.text_vocab, (batch_size, stream.text_length), device=device)
+    image = torch.randint(stream.image_vocab, (batch_size, stream.grid, stream.grid), device=device)
+    return priors.training_step(priors.of_network(network.train()), text, image, bf16=True)
+
+
+def flops(network: Transformer) -> float:
+    """Of a training step, for each picture: products forward and backward, nothing twice."""
+    stream, dim = network.stream, network.image_head.in_features
+    blocks = memory.count(network.blocks) * stream.length
+    heads = memory.count(network.text_head) * stream.text_length
+    heads += memory.count(network.image_head) * stream.image_length
+    patterns = [block.attention.pattern for block in network.blocks]
+    pairs = sum(int(dense_mask(pattern, stream).sum()) for pattern in patterns)
+    return 6.0 * (blocks + heads) + 12.0 * dim * pairs
+
+
+def dense(q: Tensor, k: Tensor, v: Tensor, pattern: str, stream: Any) -> Tensor:
+    """What a prior without sparse attention would run."""
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def time_of(settings: DictConfig, step: Callable[[], Any]) -> float:
+    """Seconds, the median of the rounds."""
+    (speed,) = timing.compare({"step": step}, settings.rounds, settings.warmup)
+    return sorted(speed.seconds)[len(speed.seconds) // 2]
+
+
+def measure_attention(settings: DictConfig, device: str) -> dict[str, Any]:
+    """Tokens/s of training: the paper's patterns by FlexAttention, and dense attention."""
+    model, batch_size = settings.attention.model, settings.attention.batch_size
+    figures = {}
+    for name, replaced in (("the paper's patterns", attention.attend), ("dense", dense)):
+        with mock.patch.object(attention, "attend", replaced):
+            network = prior(settings, model, device)
+            step = training_step(settings, network, batch_size, device)
+            seconds = time_of(settings, step)
+        figures[f"{name}, tokens/s"] = batch_size * network.stream.length / seconds
+        memory.built.cache_clear()
+    rates = list(figures.values())
+    return {**figures, "times as fast as dense": rates[0] / rates[1]}
+
+
+def measure_utilisation(settings: DictConfig, device: str) -> dict[str, Any]:
+    """Model flops of training against the peak of the hardware."""
+    peak, _ = peaks(device)
+    figures = {}
+    for model in settings.utilisation.models:
+        memory.built.cache_clear()
+        network = prior(settings, model, device, "model.network.checkpointing=false")
+        batch_size = settings.utilisation.batch_size
+        seconds = time_of(settings, training_step(settings, network, batch_size, device))
+        figures[f"{model}, tokens/s"] = batch_size * network.stream.length / seconds
+        figures[f"{model}, share of peak"] = batch_size * flops(network) / seconds / peak
+    return figures
+
+
+def measure_checkpointing(settings: DictConfig, device: str) -> dict[str, Any]:
+    """Most memory of a training step, and its time, with and without activation checkpointing."""
+    model, batch_size = settings.checkpointing.model, settings.checkpointing.batch_size
+    figures = {}
+    for on in (False, True):
+        memory.built.cache_clear()
+        network = prior(settings, model, device, f"model.network.checkpointing={str(on).lower()}")
+        step = training_step(settings, network, batch_size, device)
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        name = "checkpointing" if on else "no checkpointing"
+        figures[f"{name}, seconds"] = time_of(settings, step)
+        if device == "cuda":
+            figures[f"{name}, GiB"] = torch.cuda.max_memory_allocated() / memory.GIB
+        del network, step
+    return figures
+
+
+def bytes_read(network: Transformer) -> float:
+    """By one step for one picture, on average: weights, and the keys and values that it sees."""
+    weights = [*network.blocks.parameters(), *network.blocks.buffers()]
+    weights += [*network.image_head.parameters(), *network.image_head.buffers()]
+    stream, dim = network.stream, network.image_embedding.weight.shape[1]
+    light = network.image_head.weight.dtype == torch.bfloat16
+    keys = 0.0
+    for block in network.blocks:
+        read = cache_plan(block.attention.pattern, stream).keys_read
+        keys += stream.first_image_position + sum(read) / len(read)
+    return sum(weight.nbytes for weight in weights) + keys * 2 * dim * (2 if light else 4)
+
+
+def measure_decoding(settings: DictConfig, device: str) -> dict[str, Any]:
+    """Tokens/s of one picture, and the share of the memory's peak that it reads at."""
+    _, peak = peaks(device)
+    network = prior(settings, settings.decoding.model, device).eval()
+    text = torch.randint(network.stream.text_vocab, (1, network.stream.text_length), device=device)
+    figures = {}
+    for weights in settings.decoding.weights:
+        light = lightened(network, weights)
+        for compile_ in (False, True) if settings.compile else (False,):
+            draw = partial(sample, light, text, sampling=Sampling(compile=compile_))
+            rate = network.stream.image_length / time_of(settings, draw)
+            name = f"{weights}{', compiled' if compile_ else ''}"
+            figures[f"{name}, tokens/s"] = rate
+            figures[f"{name}, share of peak bandwidth"] = rate * bytes_read(light) / peak
+    return figures
+
+
+def measure_candidates(settings: DictConfig, device: str) -> dict[str, Any]:
+    """Images/s of so many candidates of one caption."""
+    network = prior(settings, settings.candidates.model, device).eval()
+    light = lightened(network, settings.candidates.weights)
+    text = torch.randint(network.stream.text_vocab, (1, network.stream.text_length), device=device)
+    sampling = Sampling(compile=settings.compile)
+    figures = {}
+    for number in settings.candidates.numbers:
+        draw = partial(sample, light, text, number, sampling=sampling)
+        figures[f"{number} candidates, images/s"] = number / time_of(settings, draw)
+    return figures
+
+
+def measure_dvae(settings: DictConfig, device: str) -> dict[str, Any]:
+    """Images/s of a training step in bf16, of encoding and of decoding."""
+    chosen = settings.dvae
+    size = f"data.image_size={chosen.image_size}"
+    config = training.configuration(["stage=dvae", f"model={chosen.model}", size])
+    torch.manual_seed(SEED)
+    network = instantiate(config.model.network).to(device)
+    module = instantiate(config.model, network=network)
+    module.log_dict = module.log = lambda *_, **__: None
+    images = torch.rand(chosen.batch_size, 3, chosen.image_size, chosen.image_size, device=device)
+    if settings.compile:
+        network.compile()
+    optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4)
+
+    def train() -> None:
+        optimiser.zero_grad(set_to_none=True)
+        with torch.autocast(device, torch.bfloat16):
+            loss = module.training_step({"image": images, "caption": [""]}, 0)
+        loss.backward()
+        optimiser.step()
+
+    seconds = {"training": time_of(settings, train)}
+    network.eval()
+    with torch.inference_mode():
+        tokens = network.encode(images)
+        seconds["encoding"] = time_of(settings, lambda: network.encode(images))
+        seconds["decoding"] = time_of(settings, lambda: network.decode(tokens))
+    return {f"{name}, images/s": chosen.batch_size / s for name, s in seconds.items()}
+
+
+PARTS: dict[str, Callable[[DictConfig, str], dict[str, Any]]] = {
+    "attention": measure_attention,
+    "utilisation": measure_utilisation,
+    "checkpointing": measure_checkpointing,
+    "decoding": measure_decoding,
+    "candidates": measure_candidates,
+    "dvae": measure_dvae,
+}
+
+
+def main() -> None:
+    settings = command_line.read_own(DEFAULTS, __doc__)
+    device = timing.prepare(None, SEED)
+    if settings.dry:
+        settings = OmegaConf.merge(settings, DRY)
+    elif device != "cuda":
+        raise SystemExit("error: no GPU here; dry=true tries the script on a CPU, in tiny sizes")
+    figures: dict[str, dict[str, Any]] = {}
+    for name in settings.parts:
+        memory.built.cache_clear()
+        try:
+            figures[name] = PARTS[name](settings, device)
+        except torch.OutOfMemoryError as error:
+            figures[name] = {"failed": str(error).splitlines()[0]}
+        if device == "cuda":
+            torch.cuda.empty_cache()
+        rows = [
+            [key, value if isinstance(value, str) else f"{value:.4g}"]
+            for key, value in figures[name].items()
+        ]
+        timing.show(f"{name}: {PARTS[name].__doc__}", ["figure", "value"], rows)
+        timing.write(settings.out, figures=figures, settings=OmegaConf.to_container(settings))
+
+
+if __name__ == "__main__":
+    main()

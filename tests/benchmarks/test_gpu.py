@@ -1,0 +1,28 @@
+"""The benchmark that needs a GPU runs in tiny sizes without one, and is whole when it gets one."""
+
+import json
+import subprocess
+import sys
+from math import isfinite
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments):
+    words = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), *arguments]
+    return subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=600)
+
+
+@pytest.mark.slow
+def test_every_part_gives_its_figures(tmp_path):
+    done = run("dry=true", f"out={tmp_path / 'gpu.json'}")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "gpu.json").read_text())["figures"]
+    parts = {"attention", "utilisation", "checkpointing", "decoding", "candidates", "dvae"}
+    assert set(figures) == parts
+    for name, part in figures.items():
+        assert all(isfinite(value) and value > 0 for value in part.values()), name
+    assert figures["utilisation"]["prior_1b, share of peak"] < 1
