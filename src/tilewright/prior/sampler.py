@@ -167,7 +167,7 @@ def sample_rows(
         text = torch.cat([text, stream.empty_captions(captions, text.device)])
     logits, caches = network.prefill(text, candidates)
     function = compiled(advance) if sampling.compile else advance
-    step: Callable[[Tensor, int], Tensor] = partial(function, network, caches, uniform, sampling)
+    step: Callable[..., Tensor] = partial(function, network, caches, uniform, sampling)
     if sampling.compile:
         step = CompiledSteps(step, uniform[:, 0].long())
     drawn: list[Tensor] = []
