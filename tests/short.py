@@ -43,7 +43,7 @@ OTHERS = {
     "demo": {"device": "cpu"},
 }
 OF_OTHER_KEYS = {"dvae_patches"}  # models whose sizes go by other names
-STAGES = {"dvae_paper": "dvae", "finetune": "prior"}  # of experiments
+STAGES = {"finetune": "prior"}  # of experiments whose names do not begin with it
 
 
 def given(words):
@@ -57,11 +57,14 @@ def settings(name, words):
     if name != "train":
         short, more = OTHERS.get(name, {}), []
     else:
-        stage = asked.get("stage") or STAGES[asked["experiment"]]
+        recipe = asked.get("experiment", "")
+        stage = asked.get("stage") or STAGES.get(recipe) or recipe.partition("_")[0]
         keeps = "init" in asked or asked.get("model") in OF_OTHER_KEYS
         network = {} if keeps else NETWORKS[stage]
         short = {"trainer": "cpu", **TRAINING, **WATCHING[stage], **network, **SHAPES}
-        if asked.get("experiment") == "dvae_paper":
+        if "sweep" in asked:
+            short["hydra.sweeper.n_trials"] = 2
+        if recipe == "dvae_paper":
             short["data.image_size"] = 32
         more = LEFT_OUT[stage]
     if asked.get("data", "shapes") != "shapes":
