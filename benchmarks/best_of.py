@@ -18,8 +18,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from tilewright.prior import Transformer, sample
-from tilewright.prior.lightening import lightened
+from tilewright.prior import Transformer, lightened, sample
 
 DEFAULTS = {
     "candidates": 64,

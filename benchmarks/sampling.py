@@ -1,11 +1,13 @@
 """Speed of drawing image tokens, without the dVAE, against other samplers of equal shape.
 
-Every implementation draws one picture for each of so many captions, in fp32, with random weights.
+Every implementation draws one picture for each of so many captions, in fp32, with random weights;
+ours on request in the lighter weights too, and compiled.
 DALLE-pytorch 1.6.6 is measured as it comes, where `use_cache=True` does nothing without guidance,
 and with its cache handed on. A chain of the matrix products that our sampler needs, timed in the
 same rounds, says what is left to win: no sampler that multiplies these shapes is faster.
 
-    python benchmarks/sampling.py [batches=[1,16,64]] [rounds=5] [any setting=value]
+    python benchmarks/sampling.py [batches=[1,16,64]] [weights=[bfloat16,int8]] [compile=true]
+        [any setting=value]
 """
 
 from collections.abc import Callable, Iterator
@@ -20,12 +22,14 @@ import timing
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from tilewright.prior import Transformer, sample
+from tilewright.prior import Sampling, Transformer, lightened, sample
 from tilewright.prior.masks import cache_plan
 
 DEFAULTS = {
     **priors.SHAPE,
     "batches": [1, 16, 64],
+    "weights": [],  # other number formats of ours, beside fp32: bfloat16, int8 (CPU)
+    "compile": False,  # ours by one compiled step too; compiling takes a minute for each
     "uncached_up_to": 16,  # the largest batch for samplers that have no working cache
     "rounds": 5,
     "warmup": 1,
@@ -117,10 +121,17 @@ def measure(settings: DictConfig, batch: int, device: str) -> dict[str, Any]:
         for name, pattern in ((OURS, "paper"), ("ours, full attention", "full"))
     }
     steps = {name: partial(sample, network, text) for name, network in ours.items()}
+    network = ours[OURS]
+    lights = {weights: lightened(network, weights) for weights in settings.weights}
+    for weights, light in lights.items():
+        steps[f"{OURS}, {weights}"] = partial(sample, light, text)
+    if settings.compile:
+        for weights, light in {"float32": network, **lights}.items():
+            compiled = partial(sample, light, text, sampling=Sampling(compile=True))
+            steps[f"{OURS}, {weights}, compiled"] = compiled
     if batch > 1:
-        network = ours[OURS]
         steps[f"{OURS}, candidates of one caption"] = partial(sample, network, text[:1], batch)
-    products = Products(ours[OURS], batch)
+    products = Products(network, batch)
     steps[PRODUCTS] = products
     rivals = {name: partial(draw, text) for name, draw in of_peers(settings, device, batch)}
     speeds = timing.compare(steps | rivals, settings.rounds, settings.warmup)
