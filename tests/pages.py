@@ -59,3 +59,17 @@ def named_in_prose(page):
     prose = BLOCK.sub("", page.read_text())
     spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)]
     return [shlex.split(span) for span in spans if re.match(r"python |torchrun |make ", span)]
+
+
+def links(page):
+    """What a page links to or shows that is not on the internet, as (path, anchor)."""
+    prose = BLOCK.sub("", page.read_text())
+    targets = re.findall(r"\]\(([^)\s]+)\)", prose) + re.findall(r'src="([^"]+)"', prose)
+    parts = [target.partition("#") for target in targets if not re.match(r"\w+:", target)]
+    return [((page.parent / path) if path else page, anchor) for path, _, anchor in parts]
+
+
+def anchors(page):
+    """The headings of a page as links name them."""
+    headings = re.findall(r"^#+ (.*)$", BLOCK.sub("", page.read_text()), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

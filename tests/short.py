@@ -78,7 +78,7 @@ def run(words):
     Returns the line with which it ends, None if it ends well.
     """
     python, script, *words = words
-    assert python == "python"
+    assert Path(python).name == "python"
     name = Path(script).stem
     short, more = settings(name, words)
     kept = [word for word in words if word.partition("=")[0] not in short]

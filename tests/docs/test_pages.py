@@ -1,5 +1,5 @@
 """Every command of the README and of docs/ is run, in a size that takes seconds, or stands in the
-table of those that are not, with the reason. Every piece of Python is run.
+table of those that are not, with the reason. Every piece of Python is run; links lead somewhere.
 
 A block of code without a language is a list of commands, run one after the other in a folder of its
 own. Other text than that is a block of the language `text`.
@@ -20,11 +20,10 @@ import pages
 import short
 from tilewright import command_line
 
-pytestmark = pytest.mark.slow
-
 ELSEWHERE = {"docs/extending.md"}  # tests/docs/test_extending.py runs it, with the files in it
 PAGES = [page for page in pages.PAGES if pages.name(page) not in ELSEWHERE]
 BLOCKS = [block for page in PAGES for block in pages.blocks(page)]
+LINKING = [*pages.PAGES, pages.ROOT / "CONTRIBUTING.md", pages.ROOT / "benchmarks" / "README.md"]
 
 
 def composed(words):
@@ -42,12 +41,11 @@ def training(words):
 
 def targets(value):
     """All `_target_`s of a configuration."""
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    found = [target for item in items for target in targets(item)]
-    return [
-        *found,
-        *([value["_target_"]] if isinstance(value, dict) and "_target_" in value else []),
-    ]
+    if isinstance(value, list):
+        return [target for item in value for target in targets(item)]
+    if not isinstance(value, dict):
+        return []
+    return [value["_target_"]] * ("_target_" in value) + targets(list(value.values()))
 
 
 def benchmarks(words):
@@ -89,16 +87,10 @@ NOT_RUN = {
         "starts a process for each core or GPU: tests/test_processes.py and test_sharding.py do",
         composed,
     ),
-    r"torchrun ": (
-        "starts processes, on several nodes too: tests/test_processes.py does",
-        composed,
-    ),
+    r"torchrun ": ("starts processes: tests/test_processes.py does", composed),
     r"srun ": ("needs SLURM", composed),
     r"python benchmarks/": ("takes minutes, for figures that a busy machine spoils", benchmarks),
-    r"make ": (
-        "takes minutes: the demo's and the tests' commands are themselves tested",
-        is_a_target,
-    ),
+    r"make ": ("takes minutes", is_a_target),
     r"pip install ": ("needs the network", is_an_extra),
     r"hf (down|up)load ": ("needs the network", is_a_dependency),
     r"tensorboard ": ("serves until it is interrupted", is_a_dependency),
@@ -152,6 +144,7 @@ def run(words):
     assert short.run(words) is None, " ".join(words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("commands", GROUPS.values(), ids=GROUPS)
 def test_commands(commands, home):
     for words in commands:
@@ -178,6 +171,13 @@ def test_languages_of_blocks():
     assert {block.language for block in BLOCKS} <= {"", "text", "python", "mermaid"}
 
 
+@pytest.mark.parametrize("page", LINKING, ids=map(pages.name, LINKING))
+def test_links(page):
+    for path, anchor in pages.links(page):
+        assert path.exists(), path
+        assert not anchor or anchor in pages.anchors(path), anchor
+
+
 @functools.lru_cache(maxsize=1)
 def python():
     """Pieces of Python by page, those of one page to be run one after the other."""
@@ -188,6 +188,7 @@ def python():
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", python())
 def test_python(page, home):
     names = {}
