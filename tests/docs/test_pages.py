@@ -102,7 +102,6 @@ STANDS_FOR = {
     "{0000..0099}": "{0000..0001}",
     "metric=NAME": "metric=fid",
     "metric.clip=PATH": "metric.clip=clip",
-    "data=…": "data=shapes",
 }
 
 
