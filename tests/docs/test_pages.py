@@ -45,7 +45,8 @@ def targets(value):
         return [target for item in value for target in targets(item)]
     if not isinstance(value, dict):
         return []
-    return [value["_target_"]] * ("_target_" in value) + targets(list(value.values()))
+    own = [value["_target_"]] if "_target_" in value else []
+    return own + targets(list(value.values()))
 
 
 def benchmarks(words):
