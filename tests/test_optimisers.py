@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tilewright.optimisers import clip_variance, decay_matrices_only, scheduled
+from tilewright.optimisers import MuonAdamW, clip_variance, decay_matrices_only, scheduled
 from tilewright.prior import Stream, Transformer
 from tilewright.schedules import Cosine, WarmUp
 
@@ -93,3 +93,75 @@ def test_the_running_variance_is_clipped_by_value():
     torch.testing.assert_close(
         optimiser.state[weight]["exp_avg_sq"], torch.tensor([5.0, 1.0]), rtol=1e-3, atol=0
     )
+
+
+def muon():
+    torch.manual_seed(0)
+    module = Mixed()
+    return module, MuonAdamW(*decay_matrices_only(module, 0.3), lr=0.1)
+
+
+def loss(module):
+    states = module.layers(
+        module.norm(module.embedding(torch.arange(5))) @ module.gain.repeat(2, 2)
+    )
+    return states.square().sum()
+
+
+def descend(module, optimiser, updates):
+    for _ in range(updates):
+        optimiser.zero_grad()
+        optimiser.step(lambda: loss(module).backward())
+
+
+def test_muon_moves_matrices_along_orthogonal_ones():
+    module, optimiser = muon()
+    weight = module.layers[0].weight
+    before = weight.detach().clone()
+    weight.grad = torch.randn(4, 4) * torch.tensor([[1.0], [1.0], [1e-2], [1e-2]])
+    optimiser.step()
+    # lr * 0.2 * sqrt(4) times singular values near 1, beside the decay
+    moved = torch.linalg.svdvals((before * (1 - 0.1 * 0.3) - weight.detach()) / (0.1 * 0.2 * 2))
+    assert moved.min() > 0.6
+    assert moved.max() < 1.3
+
+
+def test_muon_leaves_the_rest_to_adamw():
+    module, optimiser = muon()
+    torch.manual_seed(0)
+    other = Mixed()
+    groups = decay_matrices_only(other, 0.3)
+    plain = torch.optim.AdamW(groups, lr=0.1, betas=(0.9, 0.96))
+    descend(module, optimiser, 1)
+    descend(other, plain, 1)
+    for name in ("embedding.weight", "norm.weight", "layers.0.bias", "gain"):
+        assert torch.equal(module.get_parameter(name), other.get_parameter(name))
+    for name in ("layers.0.weight", "layers.1.weight"):
+        assert not torch.equal(module.get_parameter(name), other.get_parameter(name))
+
+
+def test_muon_resumes_to_the_same_bits():
+    whole, optimiser = muon()
+    descend(whole, optimiser, 5)
+
+    first, optimiser = muon()
+    descend(first, optimiser, 2)
+    file = io.BytesIO()
+    torch.save({"module": first.state_dict(), "optimiser": optimiser.state_dict()}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    second, optimiser = muon()
+    second.load_state_dict(saved["module"])
+    optimiser.load_state_dict(saved["optimiser"])
+    descend(second, optimiser, 3)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+
+
+def test_one_schedule_moves_the_rates_of_both():
+    module, optimiser = muon()
+    for group in optimiser.param_groups:
+        group["lr"] = 0.0
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    descend(module, optimiser, 1)
+    assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())

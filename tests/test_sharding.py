@@ -18,10 +18,10 @@ from tilewright.sharding import FullyShardedStrategy, gathered
 IN_SHARDS = partial(FullyShardedStrategy, sharded_checkpoints=True)
 
 
-def same(one, other):
+def same(one, other, rel=1e-5):
     assert one.keys() == other.keys()
     for key, value in one.items():
-        assert other[key] == pytest.approx(value, rel=1e-5, abs=1e-6), key
+        assert other[key] == pytest.approx(value, rel=rel, abs=1e-6), key
 
 
 class Shares(pl.Callback):
@@ -30,21 +30,23 @@ class Shares(pl.Callback):
     def on_train_end(self, trainer, module):
         (averaged,) = (c for c in trainer.callbacks if isinstance(c, AveragedWeights))
         average = averaged._average_model.module
-        moments = [s["exp_avg"] for s in trainer.optimizers[0].state.values()]
+        states = trainer.optimizers[0].state.values()
+        moments = [s.get("exp_avg", s.get("momentum_buffer")) for s in states]
         for tensors in (list(module.parameters()), list(average.parameters()), moments):
             assert all(isinstance(tensor, DTensor) for tensor in tensors)
             held = sum(tensor.to_local().numel() for tensor in tensors)
             assert 0.4 < held / sum(tensor.numel() for tensor in tensors) < 0.6
 
 
-@pytest.mark.parametrize("stage", ["dvae", "prior", "ranker"])
+@pytest.mark.parametrize("stage", ["dvae", "prior", "muon", "ranker"])
 def test_shards_train_what_one_process_trains(stage, tmp_path):
     train(stage, tmp_path / "1", 1, steps=20, noise=False)
     train(stage, tmp_path / "2", 2, FullyShardedStrategy, steps=20, noise=False, watch=[Shares()])
     alone, together = figures(tmp_path / "1"), figures(tmp_path / "2")
     assert {step for step, name in alone if name == "train/loss"} == set(range(20))
     assert {step for step, name in alone if name == "validation/loss"} == {6, 13}
-    same(alone, together)
+    # Muon makes matrices orthogonal in bf16, whose sums depend on how they are cut.
+    same(alone, together, rel=2e-3 if stage == "muon" else 1e-5)
 
 
 def states(folder):

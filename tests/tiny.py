@@ -50,7 +50,10 @@ class Noiseless(GumbelSoftmax):
 
 
 def make(stage, folder, noise=True, source=None, workers=0):
-    """A module, its data, by default of `Noises`, and the callbacks that watch it."""
+    """A module, its data, by default of `Noises`, and the callbacks that watch it.
+
+    The stages are dvae, prior, ranker, and muon, a prior that is trained by Muon.
+    """
     torch.manual_seed(0)
     network = DiscreteVAE(
         image_size=SIZE,
@@ -78,7 +81,8 @@ def make(stage, folder, noise=True, source=None, workers=0):
         stream = Stream(text_length=12, text_vocab=280, grid=4, image_vocab=8)
         transformer = Transformer(stream, dim=16, depth=2, heads=2, positions="rotary")
         rate = Cosine(1e-2, 1e-3, STEPS)
-        module = PriorModule(transformer, rate, caption_dropout=0.3 if noise else 0.0)
+        dropout = 0.3 if noise else 0.0
+        module = PriorModule(transformer, rate, muon=stage == "muon", caption_dropout=dropout)
         callbacks = []
     data = CaptionedImages(
         source or Noises(),

@@ -1,4 +1,7 @@
-"""How both stages set up their optimisers."""
+"""How the stages set up their optimisers."""
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
@@ -39,6 +42,52 @@ def decay_matrices_only(module: nn.Module, weight_decay: float) -> list[dict]:
         {"params": matrices, "weight_decay": weight_decay},
         {"params": rest, "weight_decay": 0.0},
     ]
+
+
+class MuonAdamW(Optimizer):
+    """Muon (Jordan et al. 2024) for the linear layers' matrices, AdamW for all the rest.
+
+    Muon moves a matrix by its momentum's nearest orthogonal one, so that no direction of it waits
+    for another. Its updates are scaled to the size of AdamW's (Liu et al. 2025): one learning rate
+    serves both.
+
+    Args:
+        matrices, rest: two parameter groups, as of `decay_matrices_only`.
+        lr: of both.
+        betas, eps: AdamW's.
+    """
+
+    def __init__(
+        self,
+        matrices: dict[str, Any],
+        rest: dict[str, Any],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.96),
+        eps: float = 1e-8,
+    ):
+        self._muon = torch.optim.Muon([matrices], lr, adjust_lr_fn="match_rms_adamw")
+        self._adamw = torch.optim.AdamW([rest], lr, betas, eps)
+        super().__init__([*self._muon.param_groups, *self._adamw.param_groups], {})
+        self._share()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # a loaded state brings new groups
+        self._share()
+
+    def _share(self) -> None:
+        """Makes the two work on this one's groups and state: they have none of their own."""
+        for number, part in enumerate((self._muon, self._adamw)):
+            part.param_groups = self.param_groups[number : number + 1]
+            part.state = self.state
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._muon.step()
+        self._adamw.step()
+        return loss
 
 
 def clip_variance(optimiser: Optimizer, most: float) -> None:

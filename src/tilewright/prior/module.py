@@ -5,7 +5,8 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, distributed
 from torchmetrics import MeanMetric
 
-from tilewright.optimisers import clip_variance, decay_matrices_only, scheduled
+from tilewright.errors import UserError
+from tilewright.optimisers import MuonAdamW, clip_variance, decay_matrices_only, scheduled
 from tilewright.prior.transformer import Transformer
 from tilewright.schedules import Schedule
 from tilewright.stage import StageModule
@@ -20,6 +21,7 @@ class PriorModule(StageModule):
         weight_decay, betas, eps: AdamW's; only matrices decay.
         variance_clip: most that AdamW's running variance of a gradient may be (the paper: 5); None
             for no bound.
+        muon: Muon updates the matrices, AdamW the rest; the paper has AdamW for all.
         caption_dropout: share of captions that are emptied in training, which is what guidance in
             sampling needs; the paper has none.
         image_dropout: up to this share of a picture's image tokens are not shown in training, each
@@ -35,16 +37,20 @@ class PriorModule(StageModule):
         betas: tuple[float, float] = (0.9, 0.96),
         eps: float = 1e-8,
         variance_clip: float | None = None,
+        muon: bool = False,
         caption_dropout: float = 0.1,
         image_dropout: float = 0.0,
     ):
         super().__init__()
+        if muon and variance_clip is not None:
+            raise UserError("Muon has no variance to clip: set model.variance_clip=null")
         self.network = network
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.betas = (betas[0], betas[1])
         self.eps = eps
         self.variance_clip = variance_clip
+        self.muon = muon
         self.caption_dropout = caption_dropout
         self.image_dropout = image_dropout
         # Over all tokens of a validation, and over all processes.
@@ -96,6 +102,9 @@ class PriorModule(StageModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         groups = decay_matrices_only(self.network, self.weight_decay)
+        if self.muon:
+            optimiser = MuonAdamW(*groups, lr=1.0, betas=self.betas, eps=self.eps)
+            return scheduled(optimiser, self.learning_rate)
         optimiser = torch.optim.AdamW(groups, lr=1.0, betas=self.betas, eps=self.eps)
         if self.variance_clip is not None:
             clip_variance(optimiser, self.variance_clip)
