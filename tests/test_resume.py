@@ -23,7 +23,7 @@ def training(stage):
     return lambda folder: tiny.train(stage, folder, **accumulate)
 
 
-@pytest.mark.parametrize("stage", ["dvae", "prior"])
+@pytest.mark.parametrize("stage", ["dvae", "prior", "muon"])
 def test_a_killed_training_ends_with_the_same_bits(stage, tmp_path):
     train = training(stage)
     took = killing.whole(train, tmp_path / "whole")
