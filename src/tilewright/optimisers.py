@@ -26,7 +26,7 @@ def scheduled(optimiser: Optimizer, learning_rate: Schedule) -> OptimizerLRSched
     }
 
 
-def decay_matrices_only(module: nn.Module, weight_decay: float) -> list[dict]:
+def decay_matrices_only(module: nn.Module, weight_decay: float) -> tuple[dict, dict]:
     """Two parameter groups: the linear layers' matrices, which decay, and all the rest.
 
     Embeddings, gains and biases do not decay: decaying them gave other implementations' users
@@ -38,10 +38,10 @@ def decay_matrices_only(module: nn.Module, weight_decay: float) -> list[dict]:
         for name, parameter in layer.named_parameters(recurse=False):
             is_matrix = isinstance(layer, nn.Linear) and name == "weight"
             (matrices if is_matrix else rest).append(parameter)
-    return [
+    return (
         {"params": matrices, "weight_decay": weight_decay},
         {"params": rest, "weight_decay": 0.0},
-    ]
+    )
 
 
 class MuonAdamW(Optimizer):
@@ -80,7 +80,7 @@ class MuonAdamW(Optimizer):
             part.param_groups = self.param_groups[number : number + 1]
             part.state = self.state
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -103,8 +103,8 @@ class PriorModule(StageModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         groups = decay_matrices_only(self.network, self.weight_decay)
         if self.muon:
-            optimiser = MuonAdamW(*groups, lr=1.0, betas=self.betas, eps=self.eps)
-            return scheduled(optimiser, self.learning_rate)
+            muon = MuonAdamW(*groups, lr=1.0, betas=self.betas, eps=self.eps)
+            return scheduled(muon, self.learning_rate)
         optimiser = torch.optim.AdamW(groups, lr=1.0, betas=self.betas, eps=self.eps)
         if self.variance_clip is not None:
             clip_variance(optimiser, self.variance_clip)
