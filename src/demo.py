@@ -37,6 +37,7 @@ def main(config: DictConfig) -> None:
         batch_size=config.batch_size,
         most=config.most,
         weights=config.weights,
+        compile=config.compile,
     )
     page = build(playground, config, config.examples.get(data, []))
     serve(page, config.host, config.port)

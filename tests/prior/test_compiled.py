@@ -61,8 +61,9 @@ def test_a_step_gets_its_tokens_and_its_number():
 
 
 @pytest.mark.slow
-def test_compiled_steps_draw_the_same_pictures():
+def test_compiled_steps_draw_the_same_pictures_however_many():
     prior, text = network(depth=1, pattern="row", **MODERN), torch.randint(9, (2, 4))
-    expected = sample(prior, text, 2, sampling=Sampling(guidance=2.0))
-    drawn = sample(prior, text, 2, sampling=Sampling(guidance=2.0, compile=True))
-    assert torch.equal(drawn, expected)
+    for candidates in (2, 3):
+        expected = sample(prior, text, candidates, sampling=Sampling(guidance=2.0))
+        compiled = Sampling(guidance=2.0, compile=True)
+        assert torch.equal(sample(prior, text, candidates, sampling=compiled), expected)

@@ -70,7 +70,7 @@ class Playground:
         names: of the model and the ranker, for the record: {"run": …, "ranker": …}.
         batch_size: pictures that are drawn at once.
         most: candidates that one request may ask for.
-        weights: number format to draw in, as of `Sampling`.
+        weights, compile: number format to draw in, and whether by compiled steps: as of `Sampling`.
         looking: the fraction of the time that may go into views of a drawing; 1 shows every row.
     """
 
@@ -83,6 +83,7 @@ class Playground:
         batch_size: int = 128,
         most: int = 1024,
         weights: Weights = "float32",
+        compile: bool = False,
         looking: float = 0.25,
     ):
         self.model = model
@@ -91,6 +92,7 @@ class Playground:
         self.batch_size = batch_size
         self.most = most
         self.weights = weights
+        self.compile = compile
         self.looking = looking
 
     def draw(self, request: Request) -> Iterator[View]:
@@ -139,6 +141,7 @@ class Playground:
                 top_p=None if request.top_p == 1 else request.top_p,
                 guidance=request.guidance,
                 weights=self.weights,
+                compile=self.compile,
             )
         except ValueError as error:
             raise UserError(str(error)) from error

@@ -49,5 +49,6 @@ class CompiledSteps:
 
 @lru_cache(maxsize=8)
 def compiled(function: Callable) -> Callable:
-    """The function compiled, once for all calls."""
-    return torch.compile(function)
+    """The function compiled, once for each number of pictures at a time."""
+    # Of a batch of any size inductor ends in a RecursionError.
+    return torch.compile(function, dynamic=False)
