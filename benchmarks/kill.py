@@ -135,23 +135,32 @@ def main() -> None:
     settings = command_line.read_own(DEFAULTS, __doc__)
     place = Path(tempfile.mkdtemp(prefix="kill-"))
     if "prior" in settings.stages and "dvae" not in settings.stages:
-        killing.whole(Command("dvae", settings.steps, place), place / "logs" / "dvae" / "whole")
-    figures = [check(stage, settings, place) for stage in runs.STAGES if stage in settings.stages]
+        (place / "logs").mkdir()
+        dvae = Command("dvae", settings.steps, place)
+        killing.whole(dvae, dvae.folder("whole"))
+    figures = []
+    for stage in runs.STAGES:
+        if stage in settings.stages:
+            figures.append(check(stage, settings, place))
+            show(figures, settings)
+    if any(f["wrong"] for f in figures):
+        sys.exit(f"the runs that differ are in {place}")
+    shutil.rmtree(place)
+
+
+def show(figures: list[dict[str, Any]], settings: Any) -> None:
     rows = [
         [f["stage"], str(f["trainings"]), str(sum(f["kills"].values()))]
         + [str(f["kills"].get(name, 0)) for name in killing.MOMENTS]
-        + [str(f["identical"]), f"{f['seconds']:.0f}"]
+        + [str(f["identical"])]
         for f in figures
     ]
     timing.show(
         f"Trainings of {settings.steps} updates that were killed and resumed",
-        ["stage", "trainings", "kills", *killing.MOMENTS, "identical", "seconds"],
+        ["stage", "trainings", "kills", *killing.MOMENTS, "identical"],
         rows,
     )
     timing.write(settings.out, figures=figures, settings=OmegaConf.to_container(settings))
-    if any(f["wrong"] for f in figures):
-        sys.exit(f"the runs that differ are in {place}")
-    shutil.rmtree(place)
 
 
 if __name__ == "__main__":
