@@ -206,7 +206,13 @@ CASES = {
         "train",
         [*DVAE, "resume=true", "trainer.max_steps=2"],
         lambda h: cut(h.dvae / LAST),
-        ["last.ckpt", "resume=", "best.ckpt"],
+        ["last.ckpt cannot be read", "after 1 updates", "resume={dvae}/checkpoints/best.ckpt"],
+    ),
+    "resume where all checkpoints are cut": (
+        "train",
+        [*DVAE, "resume=true", "trainer.max_steps=2"],
+        lambda h: (cut(h.dvae / LAST), cut(h.dvae / BEST)),
+        ["last.ckpt cannot be read"],
     ),
     "resume without a checkpoint": (
         "train",
@@ -292,6 +298,19 @@ CASES = {
     "a ranker for a dVAE": (
         "export", ["out={cache}/m", "run={dvae}", "with_ranker=true"], None, ["stage=dvae"],
     ),
+    # places
+    "runs where a file is": (
+        "train",
+        [*DVAE, *SMALL, "paths.logs={files}/0.txt"],
+        folder,
+        ["0.txt", "cannot be written", "paths.logs"],
+    ),
+    "data where a file is": (
+        "train",
+        [*DVAE, *SMALL, "paths.data={files}/0.txt"],
+        folder,
+        ["0.txt", "cannot be written", "paths.data"],
+    ),
     # prompts
     "no prompt": ("generate", [], None, ["prompt="]),
     "no pictures": ("generate", [RED, "n=0"], None, ["n=0"]),
@@ -366,5 +385,5 @@ def test_bad_input_is_one_line(case, home):
     assert said.startswith("error: ")
     assert "\n" not in said
     for word in expected:
-        assert word in said
+        assert word.format(**vars(home)) in said
     assert listing(home.logs) == before  # nothing that could be taken for a run or its pictures

@@ -35,6 +35,20 @@ def fails_in_one_line(command, *arguments):
     return lines[0]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has this device")
+def test_a_full_disk_is_one_line():
+    with pytest.raises(SystemExit) as caught, command_line.mistakes_in_one_line():
+        Path("/dev/full").write_text("figures" * 10_000)
+    assert "No space left" in caught.value.code
+    assert "resume=" in caught.value.code
+    assert "\n" not in caught.value.code
+
+
+def test_another_error_of_the_system_keeps_its_traceback(tmp_path):
+    with pytest.raises(FileNotFoundError), command_line.mistakes_in_one_line():
+        (tmp_path / "nothing").read_text()
+
+
 @pytest.fixture
 def places(tmp_path):
     return [f"paths.data={tmp_path / 'data'}", f"paths.logs={tmp_path / 'logs'}"]

@@ -5,6 +5,7 @@
 
 import os
 import random
+import resource
 import signal
 import time
 
@@ -14,6 +15,7 @@ import torch
 import killing
 import tiny
 from tilewright.callbacks.checkpoints import WholeUpdateCheckpoint
+from tilewright.errors import UserError
 
 KILLS = int(os.environ.get("KILLS", "3"))
 
@@ -46,6 +48,21 @@ def test_the_best_checkpoint_is_one_to_go_on_from(tmp_path):
     assert torch.load(last, weights_only=True)["global_step"] == 4
     tiny.train("dvae", tmp_path / "again", steps=5, accumulate_grad_batches=2)
     assert killing.differences(tmp_path / "whole", tmp_path / "again") == []
+
+
+def test_a_training_goes_on_when_a_full_disk_has_room_again(tmp_path):
+    tiny.train("prior", tmp_path / "whole", steps=16)
+    tiny.train("prior", tmp_path / "stopped", steps=9)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))  # bytes of a file
+    try:
+        with pytest.raises(UserError, match=r"cannot be written .* the one before it is still"):
+            tiny.train("prior", tmp_path / "stopped", steps=16)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert torch.load(tmp_path / "stopped" / killing.LAST, weights_only=True)["global_step"] == 9
+    tiny.train("prior", tmp_path / "stopped", steps=16)
+    assert killing.differences(tmp_path / "whole", tmp_path / "stopped") == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

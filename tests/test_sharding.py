@@ -10,8 +10,9 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from test_processes import figures, run, train
-from tilewright import shards
+from tilewright import runs, shards
 from tilewright.callbacks.ema import AveragedWeights
+from tilewright.errors import UserError
 from tilewright.pipeline import TextToImage
 from tilewright.sharding import FullyShardedStrategy, gathered
 
@@ -92,6 +93,15 @@ def test_two_processes_go_on_with_the_same_bits(strategy, tmp_path):
         assert torch.equal(value, stopped[name]), name
     files = list((tmp_path / "stopped" / "checkpoints").iterdir())
     assert len(files) == (2 if strategy is IN_SHARDS else 1)  # of shards, a folder beside it
+
+
+def test_shards_that_are_missing_are_one_line(tmp_path):
+    train("dvae", tmp_path, 2, IN_SHARDS, steps=2)
+    (last,) = tmp_path.glob("checkpoints/last.ckpt")
+    (lost,) = tmp_path.glob("checkpoints/last.ckpt-*/1.pt")
+    lost.unlink()
+    with pytest.raises(UserError, match=r"last\.ckpt cannot be read.*1\.pt"):
+        runs.check_unfinished(last, 9)
 
 
 class Parts(pl.Callback):

@@ -1,6 +1,7 @@
 """What the entry points have in common: Hydra, and mistakes told in one line."""
 
 import contextlib
+import errno
 import functools
 import os
 import re
@@ -40,6 +41,11 @@ OF_ONE_TRAINER = re.compile(r"trainer\.(accelerator|devices|num_nodes|strategy)\
 
 # What says which run it is, or that it is one of several: no settings of it.
 IDENTITY = {"resume", "run_name", "run", "sweep"}
+
+# What is wrong with a place that nothing can be written to.
+NO_PLACE = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR,
+}  # fmt: skip
 
 # ${share:0.6,${trainer.max_steps}} in a config: so many of the run's steps.
 OmegaConf.register_new_resolver("share", lambda share, total: round(share * total), replace=True)
@@ -84,6 +90,14 @@ def mistakes_in_one_line() -> Iterator[None]:
         if any(word.startswith("debug=") for word in sys.argv):
             raise
         sys.exit(f"error: {one_line(error)}")
+    except OSError as error:
+        if error.errno not in NO_PLACE or any(word.startswith("debug=") for word in sys.argv):
+            raise
+        file = error.filename or "a file"
+        sys.exit(
+            f"error: {file} cannot be written ({error.strerror}): make room there, or set "
+            "paths.logs and paths.data; a training that has begun goes on with resume="
+        )
     except KeyboardInterrupt:
         sys.exit(130)
 

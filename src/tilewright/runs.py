@@ -208,10 +208,15 @@ def check_unfinished(file: Path, max_steps: int) -> None:
         step = load_checkpoint(file)["global_step"]
     except UserError as error:
         others = [other for other in file.parent.glob("*.ckpt") if other != file]
-        if not others:
-            raise
-        newest = max(others, key=lambda other: other.stat().st_mtime)
-        raise UserError(f"{error}; to go on from the one before it: resume={newest}") from error
+        for other in sorted(others, key=lambda other: other.stat().st_mtime, reverse=True):
+            try:
+                step = load_checkpoint(other)["global_step"]
+            except UserError:
+                continue
+            raise UserError(
+                f"{error}; to go on from the one before it, after {step} updates: resume={other}"
+            ) from error
+        raise
     if 0 <= max_steps <= step:  # -1 is without end
         raise UserError(
             f"{file.parents[1]} has made all its {step} steps: to go on, set trainer.max_steps "

@@ -120,7 +120,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
         path = Path(self.broadcast(filepath))
         if self.sharded_checkpoints:
             folder = self.broadcast(f"{path.name}-{uuid.uuid4().hex[:8]}")
-            checkpoint, own = shards.cut(checkpoint, folder)
+            checkpoint, own = shards.cut(checkpoint, folder, self.world_size)
             self._write(own, path.parent / folder / f"{self.global_rank}.pt")
         else:
             checkpoint = tree_map_only(DTensor, self._gathered, checkpoint)

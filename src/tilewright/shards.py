@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map, tree_map_only
 
 FOLDER = "shards"  # key of the folder's name
+PARTS = "parts"  # key of how many files are in it
 SHARD = "tilewright.shard"  # key of a tensor's number among those that are sharded
 
 
@@ -33,7 +34,9 @@ class Shards:
         return torch.cat(self.parts)
 
 
-def cut(checkpoint: dict[str, Any], folder: str) -> tuple[dict[str, Any], list[Tensor]]:
+def cut(
+    checkpoint: dict[str, Any], folder: str, processes: int
+) -> tuple[dict[str, Any], list[Tensor]]:
     """A checkpoint without its sharded tensors, and this process's shards of them."""
     shards: list[Tensor] = []
 
@@ -41,7 +44,8 @@ def cut(checkpoint: dict[str, Any], folder: str) -> tuple[dict[str, Any], list[T
         shards.append(tensor.to_local().cpu())
         return {SHARD: len(shards) - 1}
 
-    return {**tree_map_only(DTensor, take, checkpoint), FOLDER: folder}, shards
+    kept = tree_map_only(DTensor, take, checkpoint)
+    return {**kept, FOLDER: folder, PARTS: processes}, shards
 
 
 def read(file: Path, mmap: bool = False) -> dict[str, Any]:
@@ -51,12 +55,16 @@ def read(file: Path, mmap: bool = False) -> dict[str, Any]:
 
     Args:
         mmap: leave tensors on the disk until they are used, as those in shards always are.
+
+    Raises:
+        FileNotFoundError: shards are missing.
     """
     checkpoint = _load(file, mmap)
     if FOLDER not in checkpoint:
         return checkpoint
-    files = (file.parent / checkpoint.pop(FOLDER)).glob("*.pt")
-    parts = [_load(part, mmap=True) for part in sorted(files, key=lambda part: int(part.stem))]
+    folder = file.parent / checkpoint.pop(FOLDER)
+    files = [folder / f"{number}.pt" for number in range(checkpoint.pop(PARTS))]
+    parts = [_load(part, mmap=True) for part in files]
 
     def found(leaf: Any) -> Any:
         return Shards([part[leaf[SHARD]] for part in parts]) if _is_shard(leaf) else leaf
