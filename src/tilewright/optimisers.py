@@ -90,6 +90,23 @@ class MuonAdamW(Optimizer):
         return loss
 
 
+def matrix_optimiser(
+    module: nn.Module,
+    *,
+    weight_decay: float,
+    betas: tuple[float, float],
+    eps: float,
+    muon: bool,
+) -> Optimizer:
+    """What trains transformers, made with lr=1: AdamW of which only matrices decay, or Muon for
+    these.
+    """
+    matrices, rest = decay_matrices_only(module, weight_decay)
+    if muon:
+        return MuonAdamW(matrices, rest, 1.0, betas, eps)
+    return torch.optim.AdamW([matrices, rest], 1.0, betas, eps)
+
+
 def clip_variance(optimiser: Optimizer, most: float) -> None:
     """Bounds Adam's running variance from above after every update, by value (appendix B.2)."""
 

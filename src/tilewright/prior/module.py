@@ -6,7 +6,7 @@ from torch import Tensor, distributed
 from torchmetrics import MeanMetric
 
 from tilewright.errors import UserError
-from tilewright.optimisers import MuonAdamW, clip_variance, decay_matrices_only, scheduled
+from tilewright.optimisers import clip_variance, matrix_optimiser, scheduled
 from tilewright.prior.transformer import Transformer
 from tilewright.schedules import Schedule
 from tilewright.stage import StageModule
@@ -101,11 +101,13 @@ class PriorModule(StageModule):
         self.image_nats.reset()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        groups = decay_matrices_only(self.network, self.weight_decay)
-        if self.muon:
-            muon = MuonAdamW(*groups, lr=1.0, betas=self.betas, eps=self.eps)
-            return scheduled(muon, self.learning_rate)
-        optimiser = torch.optim.AdamW(groups, lr=1.0, betas=self.betas, eps=self.eps)
+        optimiser = matrix_optimiser(
+            self.network,
+            weight_decay=self.weight_decay,
+            betas=self.betas,
+            eps=self.eps,
+            muon=self.muon,
+        )
         if self.variance_clip is not None:
             clip_variance(optimiser, self.variance_clip)
         return scheduled(optimiser, self.learning_rate)

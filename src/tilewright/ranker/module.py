@@ -5,7 +5,7 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics import CatMetric, MeanMetric
 
-from tilewright.optimisers import decay_matrices_only, scheduled
+from tilewright.optimisers import matrix_optimiser, scheduled
 from tilewright.ranker.networks import DualEncoder, contrastive_loss, patchwork
 from tilewright.schedules import Schedule
 from tilewright.stage import StageModule
@@ -20,6 +20,7 @@ class RankerModule(StageModule):
         patchworks: captions have also to tell their picture from patchworks of two pictures; false
             makes it CLIP's own training.
         weight_decay, betas, eps: AdamW's; only matrices decay.
+        muon: Muon updates the matrices, AdamW the rest.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class RankerModule(StageModule):
         weight_decay: float = 0.1,
         betas: tuple[float, float] = (0.9, 0.98),
         eps: float = 1e-6,
+        muon: bool = False,
     ):
         super().__init__()
         self.network = network
@@ -38,6 +40,7 @@ class RankerModule(StageModule):
         self.weight_decay = weight_decay
         self.betas = (betas[0], betas[1])
         self.eps = eps
+        self.muon = muon
         # All vectors of a validation, of all processes: its loss does not depend on batches.
         self.texts = CatMetric(nan_strategy="disable")
         self.images = CatMetric(nan_strategy="disable")
@@ -78,6 +81,11 @@ class RankerModule(StageModule):
         self.scale.reset()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        groups = decay_matrices_only(self.network, self.weight_decay)
-        optimiser = torch.optim.AdamW(groups, lr=1.0, betas=self.betas, eps=self.eps)
+        optimiser = matrix_optimiser(
+            self.network,
+            weight_decay=self.weight_decay,
+            betas=self.betas,
+            eps=self.eps,
+            muon=self.muon,
+        )
         return scheduled(optimiser, self.learning_rate)
