@@ -54,6 +54,11 @@ def compare(
     for _ in range(rounds):
         for name, step in steps.items():
             seconds[name].append(_duration(step))
+    return speeds(seconds)
+
+
+def speeds(seconds: Mapping[str, list[float]]) -> list[Speed]:
+    """What has been measured in turn, by name; the first is the baseline."""
     baseline = np.array(next(iter(seconds.values())))
     return [_speed(name, baseline, values) for name, values in seconds.items()]
 
