@@ -179,7 +179,7 @@ def test_help(command):
     assert done.returncode == 0, done.stderr
     words = {
         "train": ["stage: dvae, prior, ranker", "data: ", "shapes", "trainer: auto, cpu, ddp, "],
-        "eval": ["metric: ", "clip_score, fid, is, kid, reconstruction"],
+        "eval": ["metric: ", "clip_score, fid, identification, is, kid"],
         "generate": ["prompt=", "image_prompt=", "top_k=", "guidance="],
     }
     for word in [f"python src/{command}.py", *words[command]]:
