@@ -14,7 +14,12 @@ METRICS = {"fid": "fd", "kid": "kd", "is": "cs"}  # on Inception, and on another
 
 @pytest.mark.parametrize(
     ("metric", "argument"),
-    [("reconstruction", "images=8"), ("fid", "images=6"), ("alignment", "captions=8")],
+    [
+        ("reconstruction", "images=8"),
+        ("fid", "images=6"),
+        ("alignment", "captions=8"),
+        ("identification", "among=8"),
+    ],
 )
 def test_eval_writes_figures_that_can_be_repeated(copied, metric, argument):
     measured = copied.dvae if metric == "reconstruction" else copied.prior
@@ -36,6 +41,9 @@ def test_eval_writes_figures_that_can_be_repeated(copied, metric, argument):
         assert row["extractor"]
         assert (row["metric"] == "fid") == ("inception" in row["extractor"])
         assert row["temperature"] == 1.0
+    elif metric == "identification":
+        assert {row["pictures"] for row in rows} == {"drawn", "reconstructed"}
+        assert {row["split"] for row in rows} == {"zeroshot"}
     else:
         assert {row["split"] for row in rows} == {"validation", "zeroshot"}
     if metric == "alignment":

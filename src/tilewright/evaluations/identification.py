@@ -86,6 +86,7 @@ class Identification:
                 share = Share(int((ranks < k).sum()), len(ranks))
                 settings = {
                     "pictures": name,
+                    "top": k,
                     "among": self.among,
                     "interval": share.interval,
                     "extractor": extractor.name,
@@ -93,8 +94,9 @@ class Identification:
                     "resize": self.resize,
                     **vars(self.sampling),
                 }
-                figure = f"identification_top{k}"
-                results.append(Result(figure, share.value, self.split, share.trials, settings))
+                results.append(
+                    Result("identification", share.value, self.split, share.trials, settings)
+                )
         return results
 
     def _held_out(self, data: CaptionedImages) -> list[tuple[Tensor, str]]:
@@ -118,7 +120,7 @@ def _reconstructed(run: Path, images: Tensor, device: str) -> Tensor:
     """What is left of images [N, 3, H, W] after the way through the run's image tokens."""
     model = TextToImage.from_run(run, device)
     tokens = [model.image_tokenizer.encode(batch.to(device)) for batch in images.split(64)]
-    return model.decode(torch.cat(tokens)).cpu()
+    return model.decode(torch.cat(tokens)[:, None]).squeeze(1).cpu()
 
 
 def _style(data: CaptionedImages, caption: str) -> str:
