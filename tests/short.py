@@ -43,7 +43,7 @@ OTHERS = {
     "demo": {"device": "cpu"},
 }
 OF_OTHER_KEYS = {"dvae_patches"}  # models whose sizes go by other names
-STAGES = {"finetune": "prior", "shapes_hour": "prior"}  # of experiments whose names do not begin with it
+STAGES = {"finetune": "prior", "shapes_hour": "prior"}  # of experiments whose names do not tell
 
 
 def given(words):
