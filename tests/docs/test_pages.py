@@ -56,7 +56,7 @@ def benchmarks(words):
         patch.syspath_prepend(pages.ROOT / "benchmarks")
         names = runpy.run_path(str(pages.ROOT / script))["DEFAULTS"]
     others = [word for word in words if re.split("[.=]", word)[0] not in names]
-    if script.endswith("_quality.py"):
+    if script.endswith(("_quality.py", "processes.py")):
         training([f"stage={'dvae' if 'dvae' in script else 'prior'}", *others])
     else:
         assert not others
