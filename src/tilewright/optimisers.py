@@ -91,12 +91,7 @@ class MuonAdamW(Optimizer):
 
 
 def matrix_optimiser(
-    module: nn.Module,
-    *,
-    weight_decay: float,
-    betas: tuple[float, float],
-    eps: float,
-    muon: bool,
+    module: nn.Module, weight_decay: float, betas: tuple[float, float], eps: float, muon: bool
 ) -> Optimizer:
     """What trains transformers, made with lr=1: AdamW of which only matrices decay, or Muon for
     these.

@@ -101,13 +101,8 @@ class PriorModule(StageModule):
         self.image_nats.reset()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimiser = matrix_optimiser(
-            self.network,
-            weight_decay=self.weight_decay,
-            betas=self.betas,
-            eps=self.eps,
-            muon=self.muon,
-        )
+        how = (self.weight_decay, self.betas, self.eps, self.muon)
+        optimiser = matrix_optimiser(self.network, *how)
         if self.variance_clip is not None:
             clip_variance(optimiser, self.variance_clip)
         return scheduled(optimiser, self.learning_rate)

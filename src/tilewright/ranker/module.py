@@ -81,11 +81,6 @@ class RankerModule(StageModule):
         self.scale.reset()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimiser = matrix_optimiser(
-            self.network,
-            weight_decay=self.weight_decay,
-            betas=self.betas,
-            eps=self.eps,
-            muon=self.muon,
-        )
+        how = (self.weight_decay, self.betas, self.eps, self.muon)
+        optimiser = matrix_optimiser(self.network, *how)
         return scheduled(optimiser, self.learning_rate)
