@@ -71,8 +71,9 @@ def measure(monkeypatch, tmp_path):
     monkeypatch.setattr(identification, "folder_features", features)
     drawing.draw.cache_clear()
 
-    def measure(among, styles=STYLES):
+    def measure(among, styles=STYLES, splits=tuple(SPLITS)):
         data = Data(EmojiSource("", styles=styles), tmp_path)
+        data.splits = splits
         how = {"seed": 0, "device": "cpu", "folder": tmp_path / "out"}
         results = Identification(among=among)(tmp_path, data, **how)
         assert (tmp_path / "out" / "zeroshot.png").is_file()
@@ -100,4 +101,9 @@ def test_too_few_pictures_are_told_with_the_way_out(measure):
 
 def test_one_style_has_no_other(measure):
     figures = measure(among=4, styles=("twemoji",))
+    assert {pictures for _, pictures in figures} == {"drawn", "reconstructed"}
+
+
+def test_pictures_of_the_other_style_that_cannot_be_used_leave_it_out(measure):
+    figures = measure(among=4, splits=("validation", "zeroshot"))
     assert {pictures for _, pictures in figures} == {"drawn", "reconstructed"}

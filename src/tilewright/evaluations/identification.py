@@ -128,11 +128,14 @@ def _style(data: CaptionedImages, caption: str) -> str:
 
 
 def _in_other_style(data: CaptionedImages, captions: Sequence[str]) -> dict[str, Tensor]:
-    """{"other style": the pictures [N, 3, H, W] of the same emoji}, where there are two styles."""
+    """{"other style": the pictures [N, 3, H, W] of the same emoji}, where there are two styles
+    and it has all of them."""
     if not isinstance(data.source, EmojiSource) or len(data.source.styles) != 2:
         return {}
     pictures = {
         caption: image for split in data.splits for image, caption in data.examples(split, EVERY)
     }
-    others = [pictures[data.source.in_other_style(caption)] for caption in captions]
-    return {"other style": torch.stack(others)}
+    others = [data.source.in_other_style(caption) for caption in captions]
+    if not pictures.keys() >= set(others):  # some cannot be used, or filters have dropped them
+        return {}
+    return {"other style": torch.stack([pictures[caption] for caption in others])}
