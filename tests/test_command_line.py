@@ -217,3 +217,14 @@ def test_eval_takes_the_name_of_a_data_set(tmp_path):
     )
     assert outcome.returncode == 1
     assert outcome.stderr.startswith(f"error: no trained dvae in {tmp_path}/dvae/ for data=emoji")
+
+
+@pytest.mark.parametrize(
+    ("command", "key"), [("train", "run_name"), ("generate", "hydra.sweep.dir")]
+)
+def test_jobs_that_start_in_one_second_have_folders_of_their_own(command, key):
+    with initialize_config_dir(str(command_line.CONF), version_base="1.3"):
+        names = {
+            OmegaConf.select(compose(command, return_hydra_config=True), key) for _ in range(3)
+        }
+    assert len(names) == 3
