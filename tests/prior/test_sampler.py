@@ -89,6 +89,9 @@ def test_the_caches_hold_the_caption_once_and_what_each_layer_sees(network, cand
     for block, cache in zip(network.blocks, caches, strict=True):
         slots = cache_plan(block.attention.pattern, STREAM).slots
         assert cache.nbytes == 3 * (4 + candidates * slots) * 2 * 16 * 4
+        # Of a tensor that shares memory with one that is written a compiled step makes copies.
+        tensors = [value for value in vars(cache).values() if isinstance(value, torch.Tensor)]
+        assert len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == len(tensors)
 
 
 @pytest.mark.parametrize(

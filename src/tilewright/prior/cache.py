@@ -27,33 +27,34 @@ class LayerCache:
         # A picture that shares its caption with none has text and image in one tensor: what it
         # reads of both is then mostly one slice, and attention half as many products.
         self._alone = candidates == 1
-        slots = text + plan.slots if self._alone else plan.slots
+        self._first = text if self._alone else 0  # slot of an image key
+        slots = self._first + plan.slots
         self._kv = text_k.new_zeros(2, captions, heads, candidates, slots, width)
         text_kv = torch.stack([text_k, text_v])
+        # None of these tensors is a part of another: a compiler copies all that shares memory with
+        # what a step writes.
+        self._shared: Tensor | None = None
         if self._alone:
             self._kv[:, :, :, 0, :text] = text_kv
-            text_kv, self._image_kv = self._kv.split([text, plan.slots], dim=-2)
         else:
-            self._image_kv = self._kv
-        self._text_kv = text_kv.reshape(2, captions * heads, text, width)
+            self._shared = text_kv.flatten(1, 2)
         # For tokens whose numbers are tensors: one and the same step then does for all of them.
-        self._write = torch.tensor(plan.write, device=text_k.device)
+        self._write = self._first + torch.tensor(plan.write, device=text_k.device)
         self._slots, self._seen = (t.to(text_k.device) for t in plan.table)
 
     @property
     def nbytes(self) -> int:
         """Memory of its keys and values."""
-        held = {t.untyped_storage().data_ptr(): t for t in (self._kv, self._text_kv)}
-        return sum(t.untyped_storage().nbytes() for t in held.values())
+        return sum(t.nbytes for t in (self._kv, self._shared) if t is not None)
 
     def store(self, token: int | Tensor, k: Tensor, v: Tensor) -> None:
         """Keys and values [C, H, n, D] of image token number `token`."""
         if isinstance(token, Tensor):
             slots = self._write.index_select(0, token)
-            self._image_kv.index_copy_(-2, slots, torch.stack([k, v]).unsqueeze(-2))
+            self._kv.index_copy_(-2, slots, torch.stack([k, v]).unsqueeze(-2))
             return
-        slot = self.plan.write[token]
-        self._image_kv[0, ..., slot, :], self._image_kv[1, ..., slot, :] = k, v
+        slot = self._first + self.plan.write[token]
+        self._kv[0, ..., slot, :], self._kv[1, ..., slot, :] = k, v
 
     def attend(self, token: int | Tensor, q: Tensor) -> Tensor:
         """Attention [C, H, n, D] of image token number `token` to the text and to its mask."""
@@ -65,8 +66,8 @@ class LayerCache:
             if seen is not None:
                 scores = scores.masked_fill(~F.pad(seen, (self.text, 0), value=True), -torch.inf)
             return torch.bmm(_softmax(scores, q), v).view(q.shape)
-        k, v = self._image_kv[..., slots, :].flatten(1, 3)
-        text_k, text_v = self._text_kv
+        k, v = self._kv[..., self._first :, :][..., slots, :].flatten(1, 3)
+        text_k, text_v = self._text_kv()
         # A caption's candidates are so many queries to the same text keys.
         together = alone.view(len(text_k), -1, q.shape[-1])
         to_text, to_image = torch.bmm(together, text_k.mT), torch.bmm(alone, k.mT)
@@ -78,6 +79,12 @@ class LayerCache:
         from_text = torch.bmm(weights[..., : self.text].view(*together.shape[:2], -1), text_v)
         from_both = torch.baddbmm(from_text.view_as(alone), weights[..., self.text :], v)
         return from_both.view(q.shape)
+
+    def _text_kv(self) -> Tensor:
+        """Keys and values of the text, [2, C * H, 1 + T, D]."""
+        if self._shared is not None:
+            return self._shared
+        return self._kv[..., : self.text, :].flatten(1, 3)
 
     def _reads(self, token: int | Tensor) -> tuple[slice | Tensor, Tensor | None]:
         """The slots that a token reads, and which of them it sees; None is all."""

@@ -53,10 +53,11 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.flatten(0, -2)
-        largest = torch.linalg.vector_norm(rows, torch.inf, dim=1, keepdim=True).clamp_(min=1e-30)
+        # Of the norm of infinity torch makes a loop that is 15 times as slow.
+        largest = rows.abs().amax(dim=1, keepdim=True).clamp_(min=1e-30)
         rounded = torch.mul(rows, 127 / largest).round_().to(torch.int8)
-        y = torch._int_mm(rounded, self.weight.t()) * self.scale
-        return torch.addcmul(self.bias, y, largest).view(*x.shape[:-1], -1)
+        y = torch._int_mm(rounded, self.weight.t()).float()
+        return y.mul_(self.scale).mul_(largest).add_(self.bias).view(*x.shape[:-1], -1)
 
 
 def lightened(network: Transformer, weights: Weights) -> Transformer:
