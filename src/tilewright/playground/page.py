@@ -77,6 +77,7 @@ def build(
             "outputs": [view, mistake],
             "show_progress": "hidden",  # the view says how far it is
             "concurrency_id": "draw",  # one drawing at a time, whichever button asks for it
+            "trigger_mode": "always_last",  # what is asked for during a drawing comes after it
             "api_visibility": "private",
         }
         drawing = gr.on([draw.click, caption.submit], **how)
