@@ -54,10 +54,10 @@ class Falls(StageModule):
         return scheduled(torch.optim.SGD(groups, lr=1.0), Cosine(0.5, 0.1, 6))
 
 
-def train(folder, mode="min", logger=StepTensorBoardLogger):
+def train(folder, mode="min", logger=StepTensorBoardLogger, config=CONFIG):
     """A run that is called `a`."""
     folder = folder / "dvae" / "a"
-    runs.create(folder, OmegaConf.create(CONFIG))
+    runs.create(folder, OmegaConf.create(config))
     keys = ["stage", "data", "model", "seed", "compile", "data.batch_size"]
     board = Board(str(folder), keys, {"loss": ["train/loss", "validation/loss"]})
     best = pl.callbacks.ModelCheckpoint(folder / "x", monitor="validation/loss", mode=mode)
@@ -121,16 +121,26 @@ def session(page, tag):
     return plugin_data_pb2.HParamsPluginData.FromString(plugin.content)
 
 
-def test_its_settings_and_those_of_the_command_line(page):
+def settings(page):
     begun = session(page, metadata.SESSION_START_INFO_TAG).session_start_info
-    found = {name: getattr(v, v.WhichOneof("kind")) for name, v in begun.hparams.items()}
-    assert found == {
+    assert begun.group_name == "dvae/a"
+    return {name: getattr(v, v.WhichOneof("kind")) for name, v in begun.hparams.items()}
+
+
+def test_its_settings_and_those_of_the_command_line(page):
+    assert settings(page) == {
         **{"stage": "dvae", "data": "shapes", "model": "dvae_small", "seed": 0, "compile": True},
         **{"data.batch_size": 8, "model.beta.start": 0.5, "metric": "None", "a": "[1]"},
     }
-    assert begun.group_name == "dvae/a"
     assert session(page, metadata.SESSION_END_INFO_TAG).session_end_info.status == 1  # success
     assert metadata.EXPERIMENT_TAG not in page.Tags()["tensors"]
+
+
+def test_the_settings_of_a_resumed_run_are_those_that_hold(tmp_path):
+    train(tmp_path)
+    page = read(train(tmp_path, config={**CONFIG, "seed": 7}))
+    assert settings(page)["seed"] == 7
+    assert len(page.Tensors("custom_scalars__config__")) == 1
 
 
 def test_its_charts(page):

@@ -20,6 +20,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from tilewright import runs
 
+ONCE = ".once"  # ends the name of the file of what is said once
+
 
 class Board(pl.Callback):
     """Makes a run readable on TensorBoard, where that is among the loggers.
@@ -27,6 +29,9 @@ class Board(pl.Callback):
     The page HPARAMS has a row for it, with `best/<monitor>` among the figures. No list of what is
     to be shown goes with it, as `SummaryWriter.add_hparams` writes one: TensorBoard would take the
     list of one run for those of all.
+
+    What is said once lies in a file of its own, which a resumed run replaces: of what is said twice
+    TensorBoard shows the first.
 
     Args:
         run: its folder, which has its configuration.
@@ -50,9 +55,12 @@ class Board(pl.Callback):
             kind = "bool" if isinstance(value, bool) else "number"
             kind = kind if isinstance(value, int | float) else "string"
             setattr(begun.hparams[name], f"{kind}_value", value)
-        for writer in writers(trainer):
-            writer.add_custom_scalars({config.stage: charts})
-            _write(writer, metadata.SESSION_START_INFO_TAG, session_start_info=begun)
+        for logger in loggers(trainer):
+            for file in Path(logger.log_dir).glob(f"*{ONCE}"):
+                file.unlink()
+            with SummaryWriter(logger.log_dir, filename_suffix=ONCE) as writer:
+                writer.add_custom_scalars({config.stage: charts})
+                _write(writer, metadata.SESSION_START_INFO_TAG, session_start_info=begun)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         checkpoint = trainer.checkpoint_callback
@@ -66,13 +74,13 @@ class Board(pl.Callback):
         best = (max if checkpoint.mode == "max" else min)(figures, default=None)
         if best is not None:
             step = trainer.global_step - 1  # figures have the number of the update, from 0
-            for writer in writers(trainer):
-                writer.add_scalar(f"best/{checkpoint.monitor}", best, step)
+            for logger in loggers(trainer):
+                logger.experiment.add_scalar(f"best/{checkpoint.monitor}", best, step)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         ended = SessionEndInfo(status=api_pb2.Status.STATUS_SUCCESS)
-        for writer in writers(trainer):
-            _write(writer, metadata.SESSION_END_INFO_TAG, session_end_info=ended)
+        for logger in loggers(trainer):
+            _write(logger.experiment, metadata.SESSION_END_INFO_TAG, session_end_info=ended)
 
 
 def settings(config: DictConfig, keys: Sequence[str]) -> dict[str, bool | float | str]:
@@ -90,10 +98,10 @@ def settings(config: DictConfig, keys: Sequence[str]) -> dict[str, bool | float 
     return found
 
 
-def writers(trainer: pl.Trainer) -> list[SummaryWriter]:
+def loggers(trainer: pl.Trainer) -> list[TensorBoardLogger]:
     """What writes a run's events, on the first process alone."""
-    loggers = [one for one in trainer.loggers if isinstance(one, TensorBoardLogger)]
-    return [one.experiment for one in loggers] if trainer.is_global_zero else []
+    found = [one for one in trainer.loggers if isinstance(one, TensorBoardLogger)]
+    return found if trainer.is_global_zero else []
 
 
 def _write(writer: SummaryWriter, tag: str, **content: Any) -> None:
