@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 # DEMO="key=value ..." cuts it short. No caption of shapes has more than 16 text tokens.
 demo: $(STAMP)
 	$(BIN)/python src/train.py stage=dvae $(DEMO)
-	$(BIN)/python src/train.py stage=prior tokenizer.length=16 $(DEMO)
+	$(BIN)/python src/train.py stage=prior tokenizer.length=16 compile=auto $(DEMO)
 	$(BIN)/python src/eval.py metric=reconstruction metric.frechet=false
 	$(BIN)/python src/eval.py metric=alignment guidance=1.5
 	$(BIN)/python src/eval.py metric=fid,kid images=250

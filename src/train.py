@@ -67,6 +67,7 @@ def main(config: DictConfig) -> float | None:
     from hydra.utils import instantiate
 
     from tilewright.callbacks.checkpoints import best_score
+    from tilewright.compiling import compiles
     from tilewright.sharding import building
 
     for name in ("pytorch_lightning", "lightning_fabric"):
@@ -90,7 +91,7 @@ def main(config: DictConfig) -> float | None:
         if next(network.parameters()).is_meta:
             raise UserError("init= gives weights to a network that is there: leave on_meta out")
         runs.fill(network, Path(config.init))
-    if config.compile:
+    if compiles(config.compile, trainer.strategy.root_device.type):
         model.network.compile()
     if trainer.is_global_zero:  # all that can be wrong has been found by now: the run begins
         begin(run, config, data, checkpoint)

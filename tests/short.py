@@ -5,6 +5,7 @@ from pathlib import Path
 from command import command
 
 TRAINING = {
+    "compile": "false",
     "trainer.max_steps": 2,
     "trainer.val_check_interval": 2,
     "trainer.limit_val_batches": 1,

@@ -6,6 +6,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from tilewright.compiling import compiles
+
 WARM_UP = 2  # steps before a graph is captured: the first compiles, the second allocates
 
 
@@ -48,7 +50,12 @@ class CompiledSteps:
 
 
 @lru_cache(maxsize=8)
-def compiled(function: Callable) -> Callable:
-    """The function compiled, once for each number of pictures at a time."""
+def compiled(function: Callable, device: str) -> Callable:
+    """The function compiled, once for each number of pictures at a time.
+
+    Raises:
+        UserError: this machine has no compiler.
+    """
+    compiles(True, device)
     # Of a batch of any size inductor ends in a RecursionError.
     return torch.compile(function, dynamic=False)

@@ -166,7 +166,7 @@ def sample_rows(
     if sampling.guidance != 1:  # the same pictures once more, under empty captions
         text = torch.cat([text, stream.empty_captions(captions, text.device)])
     logits, caches = network.prefill(text, candidates)
-    function = compiled(advance) if sampling.compile else advance
+    function = compiled(advance, text.device.type) if sampling.compile else advance
     step: Callable[..., Tensor] = partial(function, network, caches, uniform, sampling)
     if sampling.compile:
         step = CompiledSteps(step, uniform[:, 0].long())
