@@ -36,7 +36,7 @@ def test_it_compiles_where_it_is_wanted_and_possible(a_compiler, device):
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_auto_does_without_a_compiler(no_compiler, device):
     assert not compiles("auto", device)
-    with pytest.raises(UserError, match="needs a compiler.*absent"):
+    with pytest.raises(UserError, match=r"needs a compiler.*absent"):
         compiles(True, device)
 
 

@@ -30,6 +30,6 @@ def compiles(wanted: bool | str, device: str = "cpu") -> bool:
     if wanted == "auto":
         return False
     raise UserError(
-        f"compile=true needs a compiler, and there is no {' or '.join(names)} here: install one, or "
-        "leave compile out"
+        f"compile=true needs a compiler, and there is no {' or '.join(names)} here: install one, "
+        "or leave compile out"
     )
