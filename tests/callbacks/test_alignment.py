@@ -44,9 +44,9 @@ def measured(monkeypatch, tmp_path):
     monkeypatch.setattr(alignment.TextToImage, "of_training", lambda trainer, module: model)
     logged = {}
     module = SimpleNamespace(log_dict=lambda figures, **_: logged.update(figures))
-    trainer = SimpleNamespace(sanity_checking=False, is_global_zero=True, datamodule=data)
+    trainer = SimpleNamespace(is_global_zero=True, datamodule=data)
     monkeypatch.setattr(alignment, "gathered", lambda *_: torch.no_grad())
-    Alignment(captions=20).on_validation_epoch_end(trainer, module)
+    Alignment(captions=20).look(trainer, module)
     return data.asked, logged
 
 

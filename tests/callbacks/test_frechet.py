@@ -38,9 +38,6 @@ class Data:
 
 def trainer_with(images, rank=0, processes=1, **how):
     return SimpleNamespace(
-        sanity_checking=False,
-        global_step=1,
-        max_steps=9,
         global_rank=rank,
         world_size=processes,
         datamodule=Data(images, **how),
@@ -56,20 +53,10 @@ def _cheap_features(monkeypatch):
 
 
 @pytest.mark.usefixtures("_cheap_features")
-def test_it_is_measured_at_every_so_many_validations():
-    callback, module = frechet.FrechetDistance(every=2), Module()
-    trainer = trainer_with(torch.rand(4, 3, 16, 16))
-    callback.on_validation_epoch_end(trainer, module)
-    assert not module.logged
-    callback.on_validation_epoch_end(trainer, module)
-    assert module.logged["validation/fd_means"] > 0
-
-
-@pytest.mark.usefixtures("_cheap_features")
 def test_a_single_picture_does_not_end_the_training(caplog):
     module = Module()
     callback = frechet.FrechetDistance()
-    callback.on_validation_epoch_end(trainer_with(torch.rand(1, 3, 16, 16)), module)
+    callback.look(trainer_with(torch.rand(1, 3, 16, 16)), module)
     assert not module.logged
     assert "1 readable picture" in caplog.text
 
@@ -78,7 +65,7 @@ def test_a_single_picture_does_not_end_the_training(caplog):
 def test_a_dvaes_figure_is_evals(monkeypatch, tmp_path):
     images, module = torch.rand(70, 3, 16, 16), Module()
     trainer = trainer_with(images, cache=tmp_path / "codes")
-    frechet.FrechetDistance(images=70).on_validation_epoch_end(trainer, module)
+    frechet.FrechetDistance(images=70).look(trainer, module)
     monkeypatch.setattr(reconstruction.runs, "load_network", lambda *_: module.network)
     how = {"seed": 0, "device": "cpu", "folder": tmp_path / "eval"}
     evaluation = reconstruction.Reconstruction(splits=["validation"])
@@ -100,7 +87,7 @@ def test_a_priors_figure_is_evals(monkeypatch, tmp_path):
     monkeypatch.setattr(frechet.TextToImage, "of_training", lambda *_: Model())
     monkeypatch.setattr(drawing.TextToImage, "from_run", lambda *_: Model())
     trainer = trainer_with(images, cache=tmp_path / "codes", image_tokenizer="a dVAE")
-    frechet.FrechetDistance(images=20).on_validation_epoch_end(trainer, module)
+    frechet.FrechetDistance(images=20).look(trainer, module)
     how = {"seed": 0, "device": "cpu", "folder": tmp_path / "eval"}
     (figure,) = distributions.FrechetInceptionDistance()(tmp_path, trainer.datamodule, **how)
     assert module.logged == {"validation/fd_means": figure.value}
@@ -111,7 +98,7 @@ def test_a_priors_figure_is_evals(monkeypatch, tmp_path):
 def test_processes_share_the_pictures(monkeypatch):
     """Two threads in the place of two processes: both have the figure of one alone."""
     images, alone = torch.rand(9, 3, 16, 16), Module()
-    frechet.FrechetDistance().on_validation_epoch_end(trainer_with(images), alone)
+    frechet.FrechetDistance().look(trainer_with(images), alone)
 
     gathered, meeting, sizes = {}, threading.Barrier(2, timeout=60), []
 

@@ -2,6 +2,7 @@
 
 import pytorch_lightning as pl
 
+from tilewright.callbacks.periodic import Periodic
 from tilewright.data.shapes.source import ShapesSource
 from tilewright.errors import UserError
 from tilewright.metrics.alignment import alignment
@@ -9,27 +10,20 @@ from tilewright.pipeline import TextToImage
 from tilewright.sharding import gathered
 
 
-class Alignment(pl.Callback):
-    """At each validation, the share of single samples that the checker passes.
+class Alignment(Periodic):
+    """The share of single samples that the checker passes.
 
     Logged as `alignment/<split>/<kind of caption>`: what `metric=alignment` measures after a
     training, on fewer captions.
 
     Args:
         captions: so many of each split that the data has beside the training's, the first ones.
-        every: validations between two measurements.
+        every: validations between two measurements; there is one at the training's end as well.
     """
 
     def __init__(self, captions: int = 200, every: int = 1):
+        super().__init__(every)
         self.captions = captions
-        self.every = every
-        self._validations = 0
-
-    def state_dict(self) -> dict[str, int]:
-        return {"validations": self._validations}
-
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        self._validations = state_dict["validations"]
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -38,12 +32,7 @@ class Alignment(pl.Callback):
                 "callbacks.alignment needs pictures that the checker reads: data=shapes"
             )
 
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.sanity_checking:
-            return
-        self._validations += 1
-        if self._validations % self.every:
-            return
+    def look(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         figures: dict[str, float] = {}
         with gathered(trainer, pl_module):  # all processes have a part in that
             if trainer.is_global_zero:

@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from tilewright.callbacks.periodic import Periodic
 from tilewright.metrics.distances import frechet_distance
 from tilewright.metrics.extractors import Extractor, find_extractor
 from tilewright.metrics.features import folder_features, save_images
@@ -18,7 +19,7 @@ from tilewright.sharding import gathered
 log = logging.getLogger(__name__)
 
 
-class FrechetDistance(pl.Callback):
+class FrechetDistance(Periodic):
     """Compares pictures of the model with those of the validation split.
 
     A dVAE's pictures are its reconstructions from hard codes, a prior's are drawn for the
@@ -32,30 +33,24 @@ class FrechetDistance(pl.Callback):
     """
 
     def __init__(self, images: int = 128, every: int = 1, inception_weights: str | None = None):
+        super().__init__(every)
         self.images = images
-        self.every = every
         self.inception_weights = inception_weights
-        self._validations = 0
         self._extractor: Extractor | None = None
         self._real: np.ndarray | None = None  # features of the real pictures
 
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.sanity_checking:
+    def look(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        examples = data.examples("validation", self.images)
+        # No covariance, or no picture for some process, and no reason to stop a training.
+        if len(examples) < max(2, trainer.world_size):
+            log.warning(
+                "No Fréchet distance: the validation split has %d readable picture(s)",
+                len(examples),
+            )
             return
-        self._validations += 1
-        last = trainer.global_step >= trainer.max_steps > 0
-        if last or self._validations % self.every == 0:
-            data = trainer.datamodule  # type: ignore[attr-defined]
-            examples = data.examples("validation", self.images)
-            # No covariance, or no picture for some process, and no reason to stop a training.
-            if len(examples) < max(2, trainer.world_size):
-                log.warning(
-                    "No Fréchet distance: the validation split has %d readable picture(s)",
-                    len(examples),
-                )
-                return
-            name, distance = self.measure(trainer, pl_module, examples)
-            pl_module.log(f"validation/{name}", distance, rank_zero_only=True)
+        name, distance = self.measure(trainer, pl_module, examples)
+        pl_module.log(f"validation/{name}", distance, rank_zero_only=True)
 
     @torch.no_grad()
     def measure(
