@@ -117,9 +117,7 @@ def test_processes_share_the_pictures(monkeypatch):
         module.network = alone.network
         call = (trainer_with(images, rank, 2), module)
         threads.append(
-            threading.Thread(
-                target=frechet.FrechetDistance().on_validation_epoch_end, args=call, name=str(rank)
-            )
+            threading.Thread(target=frechet.FrechetDistance().look, args=call, name=str(rank))
         )
     for thread in threads:
         thread.start()
