@@ -77,14 +77,24 @@ def build(
             "outputs": [view, mistake],
             "show_progress": "hidden",  # the view says how far it is
             "concurrency_id": "draw",  # one drawing at a time, whichever button asks for it
-            "trigger_mode": "always_last",  # what is asked for during a drawing comes after it
             "api_visibility": "private",
         }
+        buttons = [draw, others]
+        asked = [draw.click, caption.submit, others.click]
+        gr.on(asked, None, None, buttons, js=_interactive(False))
         drawing = gr.on([draw.click, caption.submit], **how)
         seed = fields["seed"]
         another = others.click(None, seed, seed, js="seed => (seed ?? 0) + 1").then(**how)
+        for ended in (drawing.then, drawing.failure, another.then, another.failure):
+            ended(None, None, buttons, js=_interactive(True))
         stop.click(None, cancels=[drawing, another], js=MARK_STOPPED)
     return page
+
+
+def _interactive(on: bool) -> str:
+    """JavaScript that lets both buttons be pressed, or not: a busy page would drop the press."""
+    button = f"{{__type__: 'update', interactive: {str(on).lower()}}}"
+    return f"() => [{button}, {button}]"
 
 
 def _about(playground: Playground) -> str:
