@@ -1,4 +1,4 @@
-"""The documentation's pages: the code in them, and the commands that they name."""
+"""The documentation's pages and help texts: the code in them, and the commands that they name."""
 
 import re
 import shlex
@@ -7,6 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+HELP = sorted((ROOT / "conf" / "hydra" / "help").glob("*.yaml"))
 
 # A block of code, with the name of its file where that stands in the line before.
 BLOCK = re.compile(
@@ -59,6 +60,12 @@ def named_in_prose(page):
     prose = BLOCK.sub("", page.read_text())
     spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)]
     return [shlex.split(span) for span in spans if re.match(r"python |torchrun |make ", span)]
+
+
+def examples(text):
+    """The commands of a help text, as lists of words: what two spaces set apart explains them."""
+    lines = re.findall(r"^ +(python .*?)(?: {2,}.*)?$", text.read_text(), re.M)
+    return [shlex.split(line) for line in lines]
 
 
 def links(page):

@@ -63,6 +63,8 @@ def settings(name, words):
         keeps = "init" in asked or asked.get("model") in OF_OTHER_KEYS
         network = {} if keeps else NETWORKS[stage]
         short = {"trainer": "cpu", **TRAINING, **WATCHING[stage], **network, **SHAPES}
+        if "resume" in asked:
+            short["trainer.max_steps"] = 4
         if "sweep" in asked:
             short["hydra.sweeper.n_trials"] = 2
         if recipe == "dvae_paper":

@@ -1,5 +1,6 @@
-"""Every command of the README and of docs/ is run, in a size that takes seconds, or stands in the
-table of those that are not, with the reason. Every piece of Python is run; links lead somewhere.
+"""Every command of the README, of docs/ and of the help texts is run, in a size that takes seconds,
+or stands in the table of those that are not, with the reason. Every piece of Python is run; links
+lead somewhere.
 
 A block of code without a language is a list of commands, run one after the other in a folder of its
 own. Other text than that is a block of the language `text`.
@@ -103,11 +104,20 @@ STANDS_FOR = {
     "{0000..0099}": "{0000..0001}",
     "metric=NAME": "metric=fid",
     "metric.clip=PATH": "metric.clip=clip",
+    "dvae/A": "dvae/small",
+    "dvae/B": "dvae/of_mine",
+    "dvae/NAME": "dvae/small",
+    "photo.png": "top.png",
+}
+# What a reader has trained before the examples of a help text.
+BEFORE = {
+    "eval": ["stage=dvae data=emoji", "stage=prior data=emoji"],
+    "runs": ["stage=dvae data=emoji"],
 }
 
 
 def groups():
-    """Commands that belong together: those of a block, and each that a sentence names."""
+    """Commands that belong together: of a block, of a help text, and each that a sentence names."""
     shown = [block for block in BLOCKS if not block.language]
     found = {str(block): block.commands for block in shown}
     seen = [words for commands in found.values() for words in commands]
@@ -116,6 +126,11 @@ def groups():
             if words not in seen:
                 seen.append(words)
                 found[f"{pages.name(page)}: {' '.join(words)}"] = [words]
+    for text in pages.HELP:
+        before = [["python", "src/train.py", *words.split()] for words in BEFORE.get(text.stem, [])]
+        new = [words for words in pages.examples(text) if words not in seen]
+        if new:
+            found[f"{text.stem}.py --help"] = before + new
     return found
 
 
