@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import signal
-import time
 from itertools import chain
 
 import numpy as np
@@ -124,11 +123,12 @@ def test_killed_encoding_goes_on_where_it_was_saved(tmp_path):
     assert names(tmp_path) == ["00000.npy", "00001.npy", "00002.npy"]
 
 
-def encode_slowly(folder, notes):
+def encode_with_others(folder, notes, others):
     def read(rows):
+        if not notes.exists():
+            others.wait()  # nobody goes on before each has a shard
         with notes.open("a") as file:
             file.write("".join(f"{row}\n" for row in rows))
-        time.sleep(0.01)
         return Reader()(rows)
 
     torch.set_num_threads(1)
@@ -138,8 +138,10 @@ def encode_slowly(folder, notes):
 def test_processes_share_the_shards(tmp_path):
     notes = [tmp_path / name for name in ("a", "b", "c")]
     context = multiprocessing.get_context("fork")
+    others = context.Barrier(len(notes), timeout=120)
     everyone = [
-        context.Process(target=encode_slowly, args=(tmp_path / "codes", note)) for note in notes
+        context.Process(target=encode_with_others, args=(tmp_path / "codes", note, others))
+        for note in notes
     ]
     for one in everyone:
         one.start()
