@@ -36,7 +36,7 @@ def main(config: DictConfig) -> None:
     figures = evaluation(run, build_data(data), **how)
     path = results.write(figures, folder, run=str(run), data=data_name, seed=config.seed)
     results.log(figures, run, runs.steps(run))
-    results.show(figures, f"{name} of {run}")
+    results.show(figures, f"{name} of {run.parent.name}/{run.name}")
     print(f"Figures and pictures are in {path.parent}")
 
 

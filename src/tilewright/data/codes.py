@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
+from rich import get_console
 from rich.progress import Progress
 from torch import Tensor
 
@@ -126,7 +127,8 @@ def encode_rows(
     parts = [range(first, min(first + SHARD, rows)) for first in range(0, rows, SHARD)]
     files = [shard_file(folder, number) for number in range(len(parts))]
     if not all(file.exists() for file in files):
-        with _written(folder), Progress(transient=True, disable=not label) as progress:
+        shown = label is not None and get_console().is_terminal  # in a log file it is blank lines
+        with _written(folder), Progress(transient=True, disable=not shown) as progress:
             folder.mkdir(parents=True, exist_ok=True)
             bar = progress.add_task(f"Encoding {label} to image tokens", total=rows)
             # First the shards that nobody is at work on, then those that others have not finished.

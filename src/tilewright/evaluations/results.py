@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from rich.console import Console
+from rich import box
 from rich.table import Table
 
+from tilewright import listing
 from tilewright.data import CaptionedImages
 
 
@@ -64,19 +65,23 @@ def write(results: list[Result], folder: Path, **common: Any) -> Path:
 
 
 def show(results: list[Result], title: str) -> None:
-    """Prints a table; settings that all figures share stand below it."""
+    """Prints a table under its title; settings that all figures share stand below it."""
     keys = _distinguishing(results)
     keys += [key for r in results for key, value in r.settings.items() if isinstance(value, list)]
     keys = list(dict.fromkeys(keys))
     shared = {key: value for r in results for key, value in r.settings.items() if key not in keys}
     caption = ", ".join(f"{key}={value}" for key, value in shared.items() if value is not None)
-    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+    table = Table(box=box.SIMPLE_HEAD)
     for column in ("metric", "value", "split", "images", *keys):
         table.add_column(column, justify="right" if column in {"value", "images"} else "left")
     for r in results:
         own = [str(r.settings.get(key) if r.settings.get(key) is not None else "") for key in keys]
         table.add_row(r.metric, f"{r.value:.4g}", r.split, str(r.images), *own)
-    Console().print(table)
+    console = listing.console()
+    console.print(title, soft_wrap=True)
+    console.print(table)
+    if caption:
+        console.print(caption, soft_wrap=True)
 
 
 def log(results: list[Result], run: Path, step: int) -> None:
