@@ -10,6 +10,7 @@ import signal
 import time
 
 import pytest
+import pytorch_lightning as pl
 import torch
 
 import killing
@@ -81,16 +82,47 @@ def test_a_signal_saves_what_has_been_trained(number, tmp_path, capfd):
     assert f"resume={tmp_path}" in line
 
 
-def test_slurms_signal_saves_and_queues_the_job_again(tmp_path, monkeypatch, capfd):
+class ToAll(pl.Callback):
+    """A signal to all processes of the run, as a terminal sends it, in the second validation."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def on_validation_start(self, trainer, module):
+        if trainer.global_step == 14:
+            os.killpg(0, self.number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_workers_leave_a_signal_to_all_to_the_training(number, tmp_path, slurm, capfd):
+    def train(folder):
+        os.setpgrp()
+        tiny.train("prior", folder, workers=1, watch=[ToAll(number)])
+
+    process = killing.start(train, tmp_path)
+    process.join()
+    assert process.exitcode == 128 + number
+    assert torch.load(tmp_path / killing.LAST, weights_only=True)["global_step"] == 15
+    assert slurm.exists() == (number == signal.SIGUSR1)
+    assert "Handling" not in capfd.readouterr().err  # Lightning's answer, by a worker
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """A file with what SLURM, which seems to have started this process, was asked."""
     asked = tmp_path / "asked"
     scontrol = tmp_path / "bin" / "scontrol"
     scontrol.parent.mkdir()
-    scontrol.write_text(f'#!/bin/sh\necho "$@" > {asked}\n')
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
     scontrol.chmod(0o755)
     monkeypatch.setenv("PATH", str(scontrol.parent), prepend=os.pathsep)
     names = {"JOB_ID": "17", "JOB_NAME": "prior", "NTASKS": "1", "PROCID": "0", "LOCALID": "0"}
     for name, value in {**names, "NODEID": "0"}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
+    return asked
+
+
+def test_slurms_signal_saves_and_queues_the_job_again(tmp_path, slurm, capfd):
     process = killing.start(training("prior"), tmp_path)
     last = tmp_path / "checkpoints" / "last.ckpt"
     while not last.exists() and process.is_alive():
@@ -98,7 +130,7 @@ def test_slurms_signal_saves_and_queues_the_job_again(tmp_path, monkeypatch, cap
     os.kill(process.pid, signal.SIGUSR1)
     process.join()
     assert process.exitcode == 128 + signal.SIGUSR1
-    assert asked.read_text() == "requeue 17\n"
+    assert slurm.read_text() == "requeue 17\n"
     assert 7 <= torch.load(last, weights_only=True)["global_step"] < tiny.STEPS
     assert not list(tmp_path.glob("**/hpc_ckpt*"))
     assert "SIGUSR1 after update" in capfd.readouterr().out

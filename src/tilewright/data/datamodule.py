@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import signal
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -29,6 +30,23 @@ from tilewright.data.views import encode_view
 from tilewright.errors import UserError
 
 log = logging.getLogger(__name__)
+
+
+def leave_signals_to_the_training(worker: int) -> None:
+    """Has a worker go on reading when all processes of a run get a signal.
+
+    Ctrl-C, SLURM and `timeout` send theirs to all. The process that trains saves what there is and
+    then ends its workers; without them it could not come so far. What it had fork inherit, such as
+    a handler that saves, is not for them either. A second SIGTERM ends a worker as it does the run.
+    """
+
+    def first(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, first)
+    for name in ("SIGINT", "SIGUSR1"):  # Windows has one of them
+        if number := getattr(signal, name, None):
+            signal.signal(number, signal.SIG_IGN)
 
 
 class CaptionedImages(pl.LightningDataModule):
@@ -206,6 +224,7 @@ class CaptionedImages(pl.LightningDataModule):
             **batches,
             generator=torch.Generator(),  # or it takes a number of the global one
             num_workers=self.num_workers,
+            worker_init_fn=leave_signals_to_the_training,
             collate_fn=collate,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
