@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tilewright.prior import Sampling, Stream, Transformer, sample
-from tilewright.prior.compiled import CompiledSteps
+from tilewright.prior.compiled import CompiledSteps, compiled
 from tilewright.prior.masks import PATTERNS, cache_plan
 
 STREAM = Stream(text_length=4, text_vocab=9, grid=8, image_vocab=16)
@@ -67,3 +67,10 @@ def test_compiled_steps_draw_the_same_pictures_however_many():
         expected = sample(prior, text, candidates, sampling=Sampling(guidance=2.0))
         compiled = Sampling(guidance=2.0, compile=True)
         assert torch.equal(sample(prior, text, candidates, sampling=compiled), expected)
+
+
+@pytest.mark.slow
+def test_the_tenth_number_of_pictures_is_compiled_as_the_first_is():
+    function = compiled(lambda x: x + torch.compiler.is_compiling())
+    for number in range(1, 11):
+        assert function(torch.zeros(number)).tolist() == [1] * number

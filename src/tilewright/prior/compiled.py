@@ -9,6 +9,7 @@ from torch import Tensor
 from tilewright.compiling import compiles
 
 WARM_UP = 2  # steps before a graph is captured: the first compiles, the second allocates
+SHAPES = 128  # for which one function is compiled: torch's 8 are soon used up, and then it does not
 
 
 class CompiledSteps:
@@ -58,4 +59,4 @@ def compiled(function: Callable, device: str) -> Callable:
     """
     compiles(True, device)
     # Of a batch of any size inductor ends in a RecursionError.
-    return torch.compile(function, dynamic=False)
+    return torch.compile(function, dynamic=False, recompile_limit=SHAPES)
