@@ -40,7 +40,10 @@ class CompiledSteps:
             with torch.cuda.graph(self._graph):  # which runs nothing
                 self._advance()
         self._steps += 1
-        if self._graph is None:
+        if self._steps == 1:
+            with torch.compiler.config.patch(recompile_limit=SHAPES):  # type: ignore[attr-defined]
+                self._advance()
+        elif self._graph is None:
             self._advance()
         else:
             self._graph.replay()
@@ -59,4 +62,4 @@ def compiled(function: Callable, device: str) -> Callable:
     """
     compiles(True, device)
     # Of a batch of any size inductor ends in a RecursionError.
-    return torch.compile(function, dynamic=False, recompile_limit=SHAPES)
+    return torch.compile(function, dynamic=False)
