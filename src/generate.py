@@ -74,7 +74,7 @@ def main(config: DictConfig) -> None:
     pictures = {"pictures": records}
     save(captioned_grid(prompts, best.images), out / "grid.png", {**settings, **names, **pictures})
     (out / "pictures.json").write_text(json.dumps({**settings, **pictures}, indent=2))
-    print(f"{len(records)} pictures are in {out}, all of them together in {out / 'grid.png'}")
+    print(f"The pictures are in {out}, all of them together in grid.png")
 
 
 if __name__ == "__main__":

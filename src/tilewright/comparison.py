@@ -202,4 +202,4 @@ def _change(before: Any, after: Any) -> str:
     numbers = all(isinstance(x, int | float) and not isinstance(x, bool) for x in (before, after))
     if not numbers or not before or before == after:
         return ""
-    return f"{(after - before) / abs(before):+.1%}"
+    return f"{(after - before) / abs(before):+z.1%}"

@@ -29,4 +29,4 @@ def folder_of(model: str | Path, revision: str | None = None) -> Path:
         raise UserError(
             f"there is no folder {model}, and no model of that name can be had from the Hub: "
             f"{reason}"
-        ) from error
+        ) from None  # in a notebook, HTTP's own account is a hundred lines
