@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torch.distributed.tensor import DTensor
 
+import tiny
 from test_processes import figures, run, train
 from tilewright import runs, shards
 from tilewright.callbacks.ema import AveragedWeights
@@ -17,6 +18,7 @@ from tilewright.pipeline import TextToImage
 from tilewright.sharding import FullyShardedStrategy, gathered
 
 IN_SHARDS = partial(FullyShardedStrategy, sharded_checkpoints=True)
+TWO_COPIES = partial(IN_SHARDS, copies=2)
 
 
 def same(one, other, rel=1e-5):
@@ -39,15 +41,52 @@ class Shares(pl.Callback):
             assert 0.4 < held / sum(tensor.numel() for tensor in tensors) < 0.6
 
 
-@pytest.mark.parametrize("stage", ["dvae", "prior", "muon", "ranker"])
-def test_shards_train_what_one_process_trains(stage, tmp_path):
+@pytest.mark.parametrize("stage", ["dvae", "prior", "muon", "clipped", "ranker"])
+@pytest.mark.parametrize(
+    ("count", "strategy"),
+    [(2, FullyShardedStrategy), (4, TWO_COPIES)],
+    ids=["two", "two copies of two"],
+)
+def test_shards_train_what_one_process_trains(stage, count, strategy, tmp_path):
     train(stage, tmp_path / "1", 1, steps=20, noise=False)
-    train(stage, tmp_path / "2", 2, FullyShardedStrategy, steps=20, noise=False, watch=[Shares()])
+    train(stage, tmp_path / "2", count, strategy, steps=20, noise=False, watch=[Shares()])
     alone, together = figures(tmp_path / "1"), figures(tmp_path / "2")
     assert {step for step, name in alone if name == "train/loss"} == set(range(20))
     assert {step for step, name in alone if name == "validation/loss"} == {6, 13}
     # Muon makes matrices orthogonal in bf16, whose sums depend on how they are cut.
     same(alone, together, rel=2e-3 if stage == "muon" else 1e-5)
+
+
+def test_variances_are_clipped_in_shards_as_on_one(tmp_path):
+    train("prior", tmp_path / "free", 1, steps=9, noise=False)
+    train("clipped", tmp_path / "1", 1, steps=9, noise=False)
+    train("clipped", tmp_path / "2", 2, FullyShardedStrategy, steps=9, noise=False)
+
+    def variances(name):
+        found = [value for key, value in states(tmp_path / name) if key.endswith("exp_avg_sq")]
+        return torch.cat([value.flatten() for value in found])
+
+    bound = torch.tensor(tiny.CLIP)
+    assert (variances("free") > 2 * bound).any()
+    assert variances("1").max() == bound
+    torch.testing.assert_close(variances("2"), variances("1"), rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("stage", ["dvae", "prior", "ranker"])
+def test_compiled_shards_train_what_one_process_trains(stage, tmp_path):
+    """Traced and differentiated as for any compiler, without the time that one takes."""
+    train(stage, tmp_path / "1", 1, steps=8, noise=False)
+    compiled = {"steps": 8, "noise": False, "backend": "aot_eager"}
+    train(stage, tmp_path / "2", 2, FullyShardedStrategy, watch=[Shares()], **compiled)
+    same(figures(tmp_path / "1"), figures(tmp_path / "2"))
+
+
+def test_copies_that_do_not_divide_the_processes_are_one_line(tmp_path, capfd):
+    with pytest.raises(AssertionError):
+        train("prior", tmp_path, 2, partial(FullyShardedStrategy, copies=3), steps=2)
+    assert "trainer.strategy.copies=3 has to divide the processes, which are 2" in (
+        capfd.readouterr().err
+    )
 
 
 def states(folder):
@@ -67,8 +106,9 @@ def states(folder):
         ((2, FullyShardedStrategy), (1, "ddp")),
         ((2, IN_SHARDS), (1, "ddp")),
         ((2, IN_SHARDS), (1, FullyShardedStrategy)),
+        ((4, TWO_COPIES), (2, IN_SHARDS)),
     ],
-    ids=["one to two", "two to one", "shards to one", "shards to one shard"],
+    ids=["one to two", "two to one", "shards to one", "shards to one shard", "copies to shards"],
 )
 def test_a_checkpoint_is_read_by_any_number_of_processes(stage, first, second, tmp_path):
     for folder, halves in (("mixed", (first, second)), ("alone", [(1, "ddp")] * 2)):
@@ -184,3 +224,19 @@ def test_the_commands_take_a_run_of_shards(tmp_path):
     said = run(python, "src/train.py", "stage=prior", *on_one, *places)
     assert "step      6/6" in said
     assert [path.name for path in checkpoints.glob("last.ckpt*")] == ["last.ckpt"]
+
+
+@pytest.mark.slow
+def test_torchrun_trains_in_shards_what_one_process_trains(tmp_path):
+    places = [f"paths.data={tmp_path / 'data'}", f"paths.logs={tmp_path / 'logs'}"]
+    run(sys.executable, "src/train.py", "stage=dvae", *SMALL, *places)
+    words = ["src/train.py", "stage=prior", "model.caption_dropout=0", *SMALL, *places]
+    words += ["trainer.log_every_n_steps=1", "callbacks.samples.count=2"]
+    run(sys.executable, *words, "run_name=one")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    said = run(*launch, *words, "trainer=fsdp", "trainer.accelerator=cpu", "run_name=two")
+    assert said.count("step      4/4") == 1, said
+    folder = tmp_path / "logs" / "prior"
+    alone, together = figures(folder / "one"), figures(folder / "two")
+    assert {step for step, name in alone if name == "train/loss"} == set(range(4))
+    same(alone, together)

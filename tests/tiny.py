@@ -27,6 +27,7 @@ from tilewright.schedules import Constant, Cosine
 STEPS = 40
 SIZE = 16
 ROWS = 22
+CLIP = 1e-4
 FEATURES = Features({"image": Image(), "caption": List(Value("string"))})
 
 
@@ -52,7 +53,8 @@ class Noiseless(GumbelSoftmax):
 def make(stage, folder, noise=True, source=None, workers=0):
     """A module, its data, by default of `Noises`, and the callbacks that watch it.
 
-    The stages are dvae, prior, ranker, and muon, a prior that is trained by Muon.
+    The stages are dvae, prior, ranker, and of the prior muon, which Muon trains, and clipped, whose
+    variances of Adam are bounded (by CLIP).
     """
     torch.manual_seed(0)
     network = DiscreteVAE(
@@ -82,7 +84,13 @@ def make(stage, folder, noise=True, source=None, workers=0):
         transformer = Transformer(stream, dim=16, depth=2, heads=2, positions="rotary")
         rate = Cosine(1e-2, 1e-3, STEPS)
         dropout = 0.3 if noise else 0.0
-        module = PriorModule(transformer, rate, muon=stage == "muon", caption_dropout=dropout)
+        module = PriorModule(
+            transformer,
+            rate,
+            muon=stage == "muon",
+            variance_clip=CLIP if stage == "clipped" else None,
+            caption_dropout=dropout,
+        )
         callbacks = []
     data = CaptionedImages(
         source or Noises(),
@@ -99,9 +107,24 @@ def make(stage, folder, noise=True, source=None, workers=0):
     return module, data, callbacks
 
 
-def train(stage, folder, steps=STEPS, noise=True, watch=(), source=None, workers=0, **arguments):
-    """Trains a run to its end, from `last.ckpt` where it has one."""
+def train(
+    stage,
+    folder,
+    steps=STEPS,
+    noise=True,
+    watch=(),
+    source=None,
+    workers=0,
+    backend=None,
+    **arguments,
+):
+    """Trains a run to its end, from `last.ckpt` where it has one.
+
+    Its network is compiled where a backend of torch.compile is named.
+    """
     module, data, callbacks = make(stage, folder, noise, source, workers)
+    if backend:
+        module.network.compile(backend=backend)
     trainer = pl.Trainer(
         **{
             "accelerator": "cpu",

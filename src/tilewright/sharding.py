@@ -1,6 +1,7 @@
 """Weights in shards, one on each process: what `trainer=fsdp` does, by PyTorch's FSDP2.
 
-Every parameter, gradient, moment of Adam and average exists once, cut along its first dimension.
+Every parameter, gradient, moment of Adam and average exists once, cut along its first dimension, or
+once in each group of processes that share it out (HSDP).
 A block's weights are gathered while the block is computed, forward and backward, and what lies
 outside the blocks, the embeddings and heads, during the whole step.
 """
@@ -53,25 +54,49 @@ class FullyShardedStrategy(ModelParallelStrategy):
             then never exists whole on one process. They are other numbers than without.
         sharded_checkpoints: each process writes its own shards (`shards.py`); otherwise the first
             gathers and writes all, in its own memory.
+        copies: of the whole, each of which an equal part of the processes, in their order, shares
+            out; with as many as nodes, the processes of a node (HSDP).
         arguments: those of `ModelParallelStrategy`.
     """
 
-    def __init__(self, on_meta: bool = False, sharded_checkpoints: bool = False, **arguments: Any):
+    def __init__(
+        self,
+        on_meta: bool = False,
+        sharded_checkpoints: bool = False,
+        copies: int = 1,
+        **arguments: Any,
+    ):
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False, **arguments)
         self.on_meta = on_meta
         self.sharded_checkpoints = sharded_checkpoints
+        self.copies = copies
 
     @property
     def lightning_restore_optimizer(self) -> bool:
         return True
 
+    @property
+    def parts(self) -> int:
+        """How many processes share out a copy.
+
+        Raises:
+            UserError: the processes cannot be divided so.
+        """
+        if self.copies < 1 or self.world_size % self.copies:
+            raise UserError(
+                f"trainer.strategy.copies={self.copies} has to divide the processes, which are "
+                f"{self.world_size}"
+            )
+        return self.world_size // self.copies
+
     def setup_environment(self) -> None:
         """Joins the other processes; a process that waits for the first one calls it twice."""
         if self._device_mesh is None:
             self._setup_distributed()
-            self._device_mesh = init_device_mesh(
-                self.root_device.type, (self.world_size,), mesh_dim_names=("data_parallel",)
-            )
+            shape, names = (self.copies, self.parts), ("copies", "parts")
+            if self.copies == 1:
+                shape, names = shape[1:], names[1:]
+            self._device_mesh = init_device_mesh(self.root_device.type, shape, mesh_dim_names=names)
 
     def shard(self, module: pl.LightningModule) -> None:
         """Shards a module's network, and draws its weights where it was built on meta.
@@ -120,8 +145,8 @@ class FullyShardedStrategy(ModelParallelStrategy):
         path = Path(self.broadcast(filepath))
         if self.sharded_checkpoints:
             folder = self.broadcast(f"{path.name}-{uuid.uuid4().hex[:8]}")
-            checkpoint, own = shards.cut(checkpoint, folder, self.world_size)
-            self._write(own, path.parent / folder / f"{self.global_rank}.pt")
+            checkpoint, own = shards.cut(checkpoint, folder, self.parts)
+            self._write(own, path.parent / folder)
         else:
             checkpoint = tree_map_only(DTensor, self._gathered, checkpoint)
         Strategy.save_checkpoint(self, checkpoint, path, storage_options)
@@ -131,16 +156,17 @@ class FullyShardedStrategy(ModelParallelStrategy):
         tensor = shard.full_tensor()
         return tensor.cpu() if self.is_global_zero else None
 
-    def _write(self, own: list[Tensor], file: Path) -> None:
+    def _write(self, own: list[Tensor], folder: Path) -> None:
         reason = ""
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(own, file)
+            if self.global_rank < self.parts:  # the processes of the first copy
+                folder.mkdir(parents=True, exist_ok=True)
+                torch.save(own, folder / f"{self.global_rank}.pt")
         except (OSError, RuntimeError) as error:
             reason = str(error.__context__ or error).splitlines()[0]
         if not self.reduce_boolean_decision(not reason):
             raise UserError(
-                f"the shards {file.parent} cannot be written ({reason or 'by another process'}); "
+                f"the shards {folder} cannot be written ({reason or 'by another process'}); "
                 "the checkpoint before them is untouched"
             )
 
@@ -180,9 +206,14 @@ def shard(trainer: pl.Trainer, module: pl.LightningModule) -> None:
 
 
 def building(trainer: pl.Trainer) -> contextlib.AbstractContextManager:
-    """In it networks are built, without memory where the strategy wants that."""
-    on_meta = isinstance(trainer.strategy, FullyShardedStrategy) and trainer.strategy.on_meta
-    return torch.device("meta") if on_meta else contextlib.nullcontext()
+    """In it networks are built, without memory where the strategy wants that.
+
+    Raises:
+        UserError: the processes cannot share the network out as the strategy wants.
+    """
+    strategy = trainer.strategy
+    sharded = isinstance(strategy, FullyShardedStrategy) and strategy.parts > 0
+    return torch.device("meta") if sharded and strategy.on_meta else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
