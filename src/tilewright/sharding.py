@@ -93,10 +93,12 @@ class FullyShardedStrategy(ModelParallelStrategy):
         """Joins the other processes; a process that waits for the first one calls it twice."""
         if self._device_mesh is None:
             self._setup_distributed()
-            shape, names = (self.copies, self.parts), ("copies", "parts")
+            shape = {"copies": self.copies, "parts": self.parts}
             if self.copies == 1:
-                shape, names = shape[1:], names[1:]
-            self._device_mesh = init_device_mesh(self.root_device.type, shape, mesh_dim_names=names)
+                del shape["copies"]
+            self._device_mesh = init_device_mesh(
+                self.root_device.type, tuple(shape.values()), mesh_dim_names=tuple(shape)
+            )
 
     def shard(self, module: pl.LightningModule) -> None:
         """Shards a module's network, and draws its weights where it was built on meta.
@@ -212,8 +214,9 @@ def building(trainer: pl.Trainer) -> contextlib.AbstractContextManager:
         UserError: the processes cannot share the network out as the strategy wants.
     """
     strategy = trainer.strategy
-    sharded = isinstance(strategy, FullyShardedStrategy) and strategy.parts > 0
-    return torch.device("meta") if sharded and strategy.on_meta else contextlib.nullcontext()
+    if isinstance(strategy, FullyShardedStrategy) and strategy.parts and strategy.on_meta:
+        return torch.device("meta")
+    return contextlib.nullcontext()
 
 
 @contextlib.contextmanager
