@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from tilewright.prior.masks import dense_mask
 from tilewright.prior.stream import Stream
 
-BLOCK = 128  # queries; fewer copy the text's keys more often than they save image keys
+BLOCK = 64  # queries; fewer are products too small to be fast, more read keys that few of them see
 
 
 @dataclass(frozen=True)
@@ -27,19 +27,22 @@ class WindowPlan:
         down_columns: whether the grid is read down its columns instead of along its rows.
         block: queries to a block.
         look_back: image keys that a block reads before its own first.
-        mask: [blocks, block, keys], keys being the text's, then those looked back to, then the
-            block's own; True where the query sees the key.
+        text: text keys, which every block reads.
+        bias: [blocks, block, keys], keys being those looked back to, then the block's own; 0 where
+            the query sees the key and -inf where not.
     """
 
     down_columns: bool
     block: int
     look_back: int
-    mask: Tensor
+    text: int
+    bias: Tensor
 
     @property
     def scores(self) -> int:
         """How many products of a query and a key are computed for the image tokens."""
-        return self.mask.numel()
+        blocks, block, keys = self.bias.shape
+        return blocks * block * (self.text + keys)
 
 
 @lru_cache(maxsize=64)
@@ -67,15 +70,20 @@ def _cut(visible: Tensor, down_columns: bool, block: int, text: int) -> WindowPl
     look_back = int((starts - earliest).max())
     rows = F.pad(rows, (look_back, 0))
     windows = [row[:, at : at + look_back + block] for row, at in zip(rows, starts, strict=True)]
-    # A padding query sees the text, as any other, so that its softmax is finite.
-    mask = F.pad(torch.stack(windows), (text, 0), value=True)
-    return WindowPlan(down_columns, block, look_back, mask)
+    hidden = ~torch.stack(windows)
+    bias = torch.zeros(hidden.shape).masked_fill(hidden, -torch.inf)
+    return WindowPlan(down_columns, block, look_back, text, bias)
 
 
 def windowed_attention(q: Tensor, k: Tensor, v: Tensor, plan: WindowPlan, stream: Stream) -> Tensor:
-    """Attention [B, H, L, D] over the whole stream under the plan's pattern."""
-    batch, heads, length, _ = q.shape
-    first, side, mask = stream.first_image_position, stream.grid, plan.mask.to(q.device)
+    """Attention [B, H, L, D] over the whole stream under the plan's pattern.
+
+    An image query's scores are two products, with the text's keys, which no block copies, and with
+    its window's; they share a softmax.
+    """
+    first, side, block = stream.first_image_position, stream.grid, plan.block
+    bias = plan.bias.to(q)
+    q = q * q.shape[-1] ** -0.5
 
     def turn(x: Tensor) -> Tensor:
         """Image states [B * H, N, D] from one order of the grid to the other."""
@@ -86,20 +94,20 @@ def windowed_attention(q: Tensor, k: Tensor, v: Tensor, plan: WindowPlan, stream
     def image(x: Tensor) -> Tensor:
         """The image's queries or keys, with padding for the last token and to whole blocks."""
         whole = turn(F.pad(x[:, :, first:].flatten(0, 1), (0, 0, 0, 1)))
-        return F.pad(whole, (0, 0, 0, len(mask) * plan.block - stream.image_length))
+        return F.pad(whole, (0, 0, 0, len(bias) * block - stream.image_length))
 
     def windows(x: Tensor) -> Tensor:
-        """Text keys and a window of image keys for each block, [B * H, blocks, keys, D]."""
-        text = x[:, :, :first].flatten(0, 1).unsqueeze(1).expand(-1, len(mask), -1, -1)
+        """A window of image keys for each block, [B * H, blocks, keys, D]."""
         padded = F.pad(image(x), (0, 0, plan.look_back, 0))
-        window = padded.unfold(1, plan.look_back + plan.block, plan.block).transpose(2, 3)
-        return torch.cat([text, window], dim=2)
+        return padded.unfold(1, plan.look_back + block, block).transpose(2, 3)
 
-    of_text = F.scaled_dot_product_attention(
-        q[:, :, :first], k[:, :, :first], v[:, :, :first], is_causal=True
-    )
-    blocks = image(q).unflatten(1, (-1, plan.block))
-    of_image = F.scaled_dot_product_attention(blocks, windows(k), windows(v), attn_mask=mask[None])
-    of_image = turn(of_image.flatten(1, 2)[:, : stream.image_length])
-    of_image = of_image.unflatten(0, (batch, heads))[:, :, : length - first]
-    return torch.cat([of_text, of_image], dim=2)
+    text_q, text_k, text_v = (x[:, :, :first] for x in (q, k, v))
+    of_text = F.scaled_dot_product_attention(text_q, text_k, text_v, is_causal=True, scale=1.0)
+    queries = image(q)
+    with_text = (queries @ text_k.flatten(0, 1).mT).unflatten(1, (-1, block))
+    with_window = queries.unflatten(1, (-1, block)) @ windows(k).mT + bias
+    weights = torch.cat([with_text, with_window], dim=-1).softmax(dim=-1)
+    to_text, to_window = weights.split([first, bias.shape[-1]], dim=-1)
+    of_image = to_text.flatten(1, 2) @ text_v.flatten(0, 1) + (to_window @ windows(v)).flatten(1, 2)
+    of_image = turn(of_image[:, : stream.image_length])
+    return torch.cat([of_text, of_image.unflatten(0, q.shape[:2])[:, :, :-1]], dim=2)
