@@ -1,7 +1,7 @@
 """What a dVAE keeps of emoji after equal training time: this project's against DALLE-pytorch's.
 
 Both train on the same pictures (64x64, an 8x8 grid, K = 512), one after the other, on as many
-threads. Ours goes first, as `python src/train.py stage=dvae data=emoji` trains, with so many steps
+threads. Ours goes first, as `python src/train.py experiment=dvae_emoji` trains, with so many steps
 as a short timing says will fill the minutes: its schedules span them. DALLE-pytorch's then gets the
 time that ours took. Measured are PSNR and codebook use on hard codes, over the validation split.
 
@@ -34,7 +34,7 @@ from tilewright.data import CaptionedImages
 from tilewright.metrics.reconstruction import CodebookUse, ReconstructionMetrics
 from tilewright.pictures import enlarged, save_tensor
 
-TASK = ["stage=dvae", "data=emoji", "model.network.num_tokens=512", "model.network.grid=8"]
+TASK = ["experiment=dvae_emoji"]
 DEFAULTS = {
     "minutes": 5.0,
     "timed_steps": 40,  # of the short timing
