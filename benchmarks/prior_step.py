@@ -4,7 +4,7 @@ A step is forward, loss, backward and AdamW on random tokens, with random weight
 sparse attention is its (axial_row, axial_col, conv_like). GPT-2 and x-transformers know of one
 vocabulary, text's and image's together, as DALLE-pytorch does; ours has a head for each.
 
-    python benchmarks/prior_step.py [batch_size=16] [any setting=value]
+    python benchmarks/prior_step.py [batch_size=16] [compile=true] [any setting=value]
 """
 
 from collections.abc import Callable, Iterator
@@ -23,15 +23,22 @@ DEFAULTS = {
     "warmup": 3,
     "threads": None,  # torch's own choice
     "bf16": True,  # measure autocast to bf16 too
+    "compile": False,  # true: measure ours compiled too, and with the parts of the default prior
     "out": "logs/benchmarks/prior_step.json",
 }
+MODERN = {"norm": "rms", "mlp": "swiglu", "positions": "rotary", "qk_norm": True}
 SEED = 0
 
 
-def of_ours(shape: DictConfig, device: str) -> Iterator[tuple[str, Callable[[], priors.Prior]]]:
+def of_ours(settings: DictConfig, device: str) -> Iterator[tuple[str, Callable[[], priors.Prior]]]:
     """Ours, the paper's patterns first."""
-    yield "ours, paper's patterns", partial(priors.ours, shape, device, "paper")
-    yield "ours, full attention", partial(priors.ours, shape, device, "full")
+    paper = partial(priors.ours, settings, device, "paper")
+    yield "ours, paper's patterns", paper
+    yield "ours, full attention", partial(priors.ours, settings, device, "full")
+    if settings.compile:
+        yield "the first, compiled", partial(paper, compiled=True)
+        yield "modern parts", partial(paper, **MODERN)
+        yield "modern parts, compiled", partial(paper, compiled=True, **MODERN)
 
 
 def of_peers(shape: DictConfig, device: str) -> Iterator[tuple[str, Callable[[], priors.Prior]]]:

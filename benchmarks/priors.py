@@ -58,10 +58,15 @@ def random_pairs(shape: DictConfig, count: int, device: str) -> tuple[Tensor, Te
     return text.to(device), image.to(device)
 
 
-def ours(shape: DictConfig, device: str, pattern: str) -> Prior:
+def ours(
+    shape: DictConfig, device: str, pattern: str, compiled: bool = False, **parts: Any
+) -> Prior:
     """This project's, trained as its LightningModule says, with every caption."""
     sizes = {name: shape[name] for name in ("dim", "depth", "heads")}
-    return of_network(Transformer(stream_of(shape), **sizes, pattern=pattern).to(device))
+    network = Transformer(stream_of(shape), **sizes, pattern=pattern, **parts).to(device)
+    if compiled:
+        network.compile()
+    return of_network(network)
 
 
 def of_network(network: Transformer) -> Prior:
