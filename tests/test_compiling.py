@@ -9,6 +9,7 @@ from command import command
 from tilewright.compiling import compiles
 from tilewright.errors import UserError
 from tilewright.prior import Sampling, Stream, Transformer, sample
+from tilewright.prior.compiled import compiled
 
 TINY = ["data.source.train=8", "data.source.validation=8", "data.source.zeroshot=8"]
 
@@ -50,6 +51,13 @@ def test_a_sampler_says_so(no_compiler):
     prior = Transformer(stream, dim=16, depth=1, heads=2).eval()
     with pytest.raises(UserError, match="needs a compiler"):
         sample(prior, torch.randint(9, (1, 4)), 1, sampling=Sampling(compile=True))
+
+
+def test_it_is_looked_at_for_a_function_that_was_compiled_before(a_compiler, monkeypatch):
+    compiled(compiles, "cpu")  # any function; it compiles when it is called
+    monkeypatch.setenv("CXX", "absent")
+    with pytest.raises(UserError, match="needs a compiler"):
+        compiled(compiles, "cpu")
 
 
 def test_a_training_ends_in_one_line_and_leaves_no_run(no_compiler, tmp_path):

@@ -53,7 +53,6 @@ class CompiledSteps:
         self._tokens.copy_(self._step(self._tokens, self._number))
 
 
-@lru_cache(maxsize=8)
 def compiled(function: Callable, device: str) -> Callable:
     """The function compiled, once for each number of pictures at a time.
 
@@ -61,5 +60,10 @@ def compiled(function: Callable, device: str) -> Callable:
         UserError: this machine has no compiler.
     """
     compiles(True, device)
+    return _compiled(function)
+
+
+@lru_cache(maxsize=8)
+def _compiled(function: Callable) -> Callable:
     # Of a batch of any size inductor ends in a RecursionError.
     return torch.compile(function, dynamic=False)
