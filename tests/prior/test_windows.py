@@ -36,6 +36,33 @@ def test_outputs_and_gradients_are_those_of_the_dense_mask(pattern, grid, block)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
+def test_bf16_differs_from_fp32_by_its_digits(pattern):
+    of = stream(grid=8)
+    exact = inputs(of).detach().bfloat16().float().requires_grad_()
+    short = exact.detach().bfloat16().requires_grad_()
+    plan = window_plan(pattern, of, 16)
+    outputs = [windowed_attention(*x, plan, of) for x in (exact, short)]
+    weights = torch.randn_like(outputs[0])
+    for out in outputs:
+        (out * weights).float().sum().backward()
+    assert outputs[1].dtype == torch.bfloat16
+    torch.testing.assert_close(outputs[1].float(), outputs[0], rtol=0, atol=0.03)
+    torch.testing.assert_close(short.grad.float(), exact.grad, rtol=0.02, atol=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_scores_are_kept_for_the_backward_pass(dtype):
+    of = stream(text=100, grid=16)
+    plan = window_plan("row", of)
+    x = inputs(of).detach().to(dtype).requires_grad_()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()), lambda t: t):
+        windowed_attention(*x, plan, of)
+    heads = x.shape[1] * x.shape[2]
+    assert max(kept) < heads * of.image_length * plan.text / 2
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
 def test_an_output_depends_on_the_keys_of_its_mask_and_no_other(pattern):
     of = stream(grid=6)
     q, k, v = inputs(of).detach()

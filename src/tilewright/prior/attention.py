@@ -74,7 +74,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, pattern: str, stream: Stream) -> Ten
     if pattern == "full":  # without a mask it skips what lies ahead
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
     plan = window_plan(pattern, stream)
-    if plan.scores < WORTHWHILE * stream.length**2:
+    if q.device.type == "cpu" and plan.scores < WORTHWHILE * stream.length**2:
         return windowed_attention(q, k, v, plan, stream)
     mask = _dense_mask_on(pattern, stream, q.device)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)

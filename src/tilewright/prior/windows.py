@@ -15,8 +15,10 @@ from torch.nn import functional as F
 
 from tilewright.prior.masks import dense_mask
 from tilewright.prior.stream import Stream
+from tilewright.prior.text_and_window import TextAndWindow
 
 BLOCK = 64  # queries; fewer are products too small to be fast, more read keys that few of them see
+HIDDEN = -1e30  # a score; a query of padding, which sees nothing, still has a finite sum
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class WindowPlan:
         look_back: image keys that a block reads before its own first.
         text: text keys, which every block reads.
         bias: [blocks, block, keys], keys being those looked back to, then the block's own; 0 where
-            the query sees the key and -inf where not.
+            the query sees the key and HIDDEN where not.
     """
 
     down_columns: bool
@@ -71,43 +73,30 @@ def _cut(visible: Tensor, down_columns: bool, block: int, text: int) -> WindowPl
     rows = F.pad(rows, (look_back, 0))
     windows = [row[:, at : at + look_back + block] for row, at in zip(rows, starts, strict=True)]
     hidden = ~torch.stack(windows)
-    bias = torch.zeros(hidden.shape).masked_fill(hidden, -torch.inf)
+    bias = torch.zeros(hidden.shape).masked_fill(hidden, HIDDEN)
     return WindowPlan(down_columns, block, look_back, text, bias)
 
 
 def windowed_attention(q: Tensor, k: Tensor, v: Tensor, plan: WindowPlan, stream: Stream) -> Tensor:
-    """Attention [B, H, L, D] over the whole stream under the plan's pattern.
-
-    An image query's scores are two products, with the text's keys, which no block copies, and with
-    its window's; they share a softmax.
-    """
-    first, side, block = stream.first_image_position, stream.grid, plan.block
+    """Attention [B, H, L, D] over the whole stream under the plan's pattern, on a CPU."""
+    first, side = stream.first_image_position, stream.grid
     bias = plan.bias.to(q)
-    q = q * q.shape[-1] ** -0.5
 
     def turn(x: Tensor) -> Tensor:
-        """Image states [B * H, N, D] from one order of the grid to the other."""
+        """Image states [B, H, N, D] from one order of the grid to the other."""
         if not plan.down_columns:
             return x
-        return x.unflatten(1, (side, side)).transpose(1, 2).flatten(1, 2)
+        return x.unflatten(2, (side, side)).transpose(2, 3).flatten(2, 3)
 
     def image(x: Tensor) -> Tensor:
         """The image's queries or keys, with padding for the last token and to whole blocks."""
-        whole = turn(F.pad(x[:, :, first:].flatten(0, 1), (0, 0, 0, 1)))
-        return F.pad(whole, (0, 0, 0, len(bias) * block - stream.image_length))
-
-    def windows(x: Tensor) -> Tensor:
-        """A window of image keys for each block, [B * H, blocks, keys, D]."""
-        padded = F.pad(image(x), (0, 0, plan.look_back, 0))
-        return padded.unfold(1, plan.look_back + block, block).transpose(2, 3)
+        whole = turn(F.pad(x[:, :, first:], (0, 0, 0, 1)))
+        return F.pad(whole, (0, 0, 0, len(bias) * plan.block - stream.image_length))
 
     text_q, text_k, text_v = (x[:, :, :first] for x in (q, k, v))
-    of_text = F.scaled_dot_product_attention(text_q, text_k, text_v, is_causal=True, scale=1.0)
-    queries = image(q)
-    with_text = (queries @ text_k.flatten(0, 1).mT).unflatten(1, (-1, block))
-    with_window = queries.unflatten(1, (-1, block)) @ windows(k).mT + bias
-    weights = torch.cat([with_text, with_window], dim=-1).softmax(dim=-1)
-    to_text, to_window = weights.split([first, bias.shape[-1]], dim=-1)
-    of_image = to_text.flatten(1, 2) @ text_v.flatten(0, 1) + (to_window @ windows(v)).flatten(1, 2)
-    of_image = turn(of_image[:, : stream.image_length])
-    return torch.cat([of_text, of_image.unflatten(0, q.shape[:2])[:, :, :-1]], dim=2)
+    of_text = F.scaled_dot_product_attention(text_q, text_k, text_v, is_causal=True)
+    of_image = TextAndWindow.apply(
+        image(q), text_k, text_v, image(k), image(v), bias, plan.look_back
+    )
+    of_image = turn(of_image[:, :, : stream.image_length])
+    return torch.cat([of_text, of_image[:, :, :-1]], dim=2)
