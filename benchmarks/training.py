@@ -34,5 +34,5 @@ def make_trainer(config: DictConfig, *callbacks: pl.Callback) -> pl.Trainer:
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
-        callbacks=[*callbacks, *instantiate(config.callbacks).values()],
+        callbacks=[*callbacks, *filter(None, instantiate(config.callbacks).values())],
     )

@@ -78,7 +78,7 @@ def main(config: DictConfig) -> float | None:
         devices=processes.devices(config),
         precision=command_line.precision(config.trainer.precision),
         logger=list(instantiate(config.logger).values()),
-        callbacks=list(instantiate(config.callbacks).values()),
+        callbacks=[one for one in instantiate(config.callbacks).values() if one is not None],
     )
     processes.check_share(config.data.batch_size, trainer.world_size)
     data = instantiate(config.data)

@@ -48,6 +48,14 @@ def test_a_name_is_taken_once(copied):
     assert f"resume={copied.dvae}" in line
 
 
+def test_a_callback_that_is_null_is_left_out(copied):
+    alone = ["run_name=alone", "callbacks.best=null", "callbacks.reconstructions=null"]
+    run(copied.folder, "train", "stage=dvae", *alone, FRECHET, *SMALL)
+    folder = copied.dvae.parent / "alone"
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["last.ckpt"]
+    run(copied.folder, "eval", "metric=reconstruction", f"run={folder}", "device=cpu")
+
+
 def steps_of(run):
     """Steps of the validation's figures in metrics.csv."""
     with (run / "metrics.csv").open() as file:
