@@ -16,14 +16,15 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 # Both stages on the embedded data set, then figures and pictures.
-# DEMO="key=value ..." cuts it short. No caption of shapes has more than 16 text tokens.
+# DEMO="key=value ..." cuts it short. No caption of shapes has more than 16 text tokens; the prior
+# reads more scenes than the dVAE needs, or it would learn them by heart.
 demo: $(STAMP)
 	$(BIN)/python src/train.py stage=dvae $(DEMO)
-	$(BIN)/python src/train.py stage=prior tokenizer.length=16 compile=auto $(DEMO)
+	$(BIN)/python src/train.py stage=prior data.source.train=160000 tokenizer.length=16 compile=auto $(DEMO)
 	$(BIN)/python src/eval.py metric=reconstruction metric.frechet=false
-	$(BIN)/python src/eval.py metric=alignment guidance=1.5
+	$(BIN)/python src/eval.py metric=alignment guidance=1.5 temperature=0.5
 	$(BIN)/python src/eval.py metric=fid,kid images=250
-	$(BIN)/python src/generate.py n=8 guidance=1.5 out=logs/demo prompt='["a large red circle in the middle", "a small blue star in the top left", "a large green triangle on the right", "a small black ring in the bottom right", "a large purple diamond to the left of a small yellow circle", "a small cyan square above a large orange star"]'
+	$(BIN)/python src/generate.py n=8 guidance=1.5 temperature=0.5 out=logs/demo prompt='["a large red circle in the middle", "a small blue star in the top left", "a large green triangle on the right", "a small black ring in the bottom right", "a large purple diamond to the left of a small yellow circle", "a small cyan square above a large orange star"]'
 	@echo
 	@echo "Pictures:    logs/demo/grid.png"
 	@echo "Figures:     logs/dvae/latest/eval/ and logs/prior/latest/eval/"

@@ -62,7 +62,7 @@ def contrastive(tokenizer):
     torch.manual_seed(0)
     sizes = {"embedding": 8, "dim": 16, "heads": 2}
     network = DualEncoder(text_vocab=300, text_length=8, image_size=16, grid=2, **sizes)
-    return ContrastiveRanker(network.eval(), tokenizer)
+    return ContrastiveRanker(network.eval(), tokenizer, likelihood=0)
 
 
 def test_the_best_are_the_highest_of_all(model):
@@ -129,6 +129,16 @@ def test_contrastive_scores_are_cosines(model, contrastive, tokenizer):
             text = network.encode_text(tokenizer.encode([caption]))
             images = network.encode_images(model.decode(tokens)[i])
             torch.testing.assert_close(scores[i], (images @ text[0]))
+
+
+def test_the_priors_opinion_is_added_per_image_token(model, contrastive, tokenizer):
+    tokens = model.tokens(CAPTIONS, 5)
+    both = ContrastiveRanker(contrastive.network, tokenizer, likelihood=0.5)
+    scores = model.scores(both, CAPTIONS, tokens)
+    cosines = model.scores(contrastive, CAPTIONS, tokens)
+    for i, caption in enumerate(CAPTIONS):
+        _, of_image = model.log_likelihood([caption] * 5, model.decode(tokens)[i])
+        torch.testing.assert_close(scores[i], cosines[i] + 0.5 * of_image / 4)
 
 
 def test_a_ranker_of_another_size(model, tokenizer):

@@ -90,22 +90,37 @@ def test_wrong_ones_stand_in_the_others_way_only():
     assert with_images > without
 
 
-def test_a_patchwork_has_a_rectangle_of_the_next():
+def test_a_patchwork_has_a_rectangle_of_the_next_or_of_its_own():
+    """Pixels say where they come from: of which picture, from which row and which column."""
     torch.manual_seed(0)
-    levels = torch.arange(50.0)
-    images = levels[:, None, None, None].expand(50, 3, 8, 6).clone()
-    made = patchwork(images)
-    areas = []
-    for number, image in enumerate(made):
-        foreign = image[0] != number
-        assert (image == image[:1]).all()  # of all three channels
-        assert (image[0][foreign] == (number - 1) % 50).all()
+    number, height, width = 200, 8, 12
+    at = [torch.arange(float(size)) for size in (number, height, width)]
+    images = torch.stack(torch.meshgrid(*at, indexing="ij"), dim=1)
+    made = patchwork(images).long()
+    areas, kinds = [], []
+    for i, (of, row, column) in enumerate(made):
+        foreign = (made[i] != images[i]).any(dim=0)
         rows, columns = foreign.any(dim=1), foreign.any(dim=0)
         assert torch.equal(foreign, rows[:, None] & columns[None, :])
         for inside in (rows, columns):  # one stretch, without a gap
-            at = inside.nonzero().flatten()
-            assert len(at) == 0 or at[-1] - at[0] + 1 == len(at)
+            places = inside.nonzero().flatten()
+            assert len(places) == 0 or places[-1] - places[0] + 1 == len(places)
         areas.append(foreign.float().mean())
+        if not foreign.any():
+            continue
+        kinds.append((of[foreign] != i).float().mean())
+        if kinds[-1]:
+            assert (of[foreign] == (i - 1) % number).all()
+            assert torch.equal(row, images[i, 1].long())
+            assert torch.equal(column, images[i, 2].long())
+        else:  # all of it from as far away, no more than a quarter of the picture
+            down = ((row - images[i, 1].long()) % height)[foreign].unique()
+            across = ((column - images[i, 2].long()) % width)[foreign].unique()
+            assert len(down) == len(across) == 1
+            assert min(down, height - down) <= height / 4
+            assert min(across, width - across) <= width / 4
+    assert set(torch.stack(kinds).tolist()) == {0.0, 1.0}
+    assert 0.3 < torch.stack(kinds).mean() < 0.7
     assert 0.05 < torch.stack(areas).mean() < 0.2  # (1/3)^2 in the mean
 
 

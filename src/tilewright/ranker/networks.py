@@ -153,20 +153,32 @@ def contrastive_loss(
 
 
 def patchwork(images: Tensor) -> Tensor:
-    """Images [B, 3, H, W] that each have a rectangle of the next one, at the same place.
+    """Images [B, 3, H, W] with a rectangle each of the next one, or of another place of their own.
 
-    A prior's bad candidates are of this kind: every part is fine and the whole is not.
+    A prior's bad candidates are of these kinds: every part is fine and the whole is not, often in
+    one and the same colour.
     """
     batch, _, height, width = images.shape
 
+    def random(*shape: int) -> Tensor:
+        return torch.rand(batch, *shape, device=images.device)
+
     def covered(side: int) -> Tensor:
         """Between two random places: [B, side]."""
-        ends = torch.rand(batch, 2, device=images.device).sort(dim=1).values * side
+        ends = random(2).sort(dim=1).values * side
         at = torch.arange(side, device=images.device) + 0.5
         return (ends[:, :1] <= at) & (at < ends[:, 1:])
 
+    def moved(side: int) -> Tensor:
+        """Where each pixel comes from, up to a quarter of the picture away: [B, side]."""
+        by = ((random(1) - 0.5) * side / 2).round().long()
+        return (torch.arange(side, device=images.device) + by) % side
+
     rectangle = covered(height)[:, None, :, None] & covered(width)[:, None, None, :]
-    return torch.where(rectangle, images.roll(1, dims=0), images)
+    rows, columns = moved(height)[:, None, :, None], moved(width)[:, None, None, :]
+    own = images.gather(2, rows.expand_as(images)).gather(3, columns.expand_as(images))
+    others = torch.where(random(1, 1, 1) < 0.5, own, images.roll(1, dims=0))
+    return torch.where(rectangle, others, images)
 
 
 def _blocks(dim: int, depth: int, heads: int) -> nn.TransformerEncoder:
