@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tilewright.pipeline import TextToImage
 
 
-LIKELIHOOD = 0.3  # chosen on shapes, on captions that are not reported (docs/ranker.md)
+LIKELIHOOD = 0.1  # chosen on shapes, on captions that are not reported (docs/ranker.md)
 
 
 class Ranker(Protocol):
@@ -41,8 +41,9 @@ class ContrastiveRanker:
     """The cosine of a caption's and a picture's vectors, by a trained run of stage=ranker.
 
     Among many candidates there are some that are no whole picture and deceive a network that has
-    seen true pictures alone; the prior that drew them knows that they are unlikely. So its opinion
-    is added: `likelihood` times ln p(picture | caption), in nats per image token.
+    seen true pictures alone. So the prior's opinion is added: `likelihood` times ln p(picture |
+    caption), in nats per image token. It is asked about the tokens that the dVAE makes of the
+    picture: those that it has drawn itself it finds likely, whatever they show.
 
     Args:
         network: the two encoders.
@@ -93,8 +94,9 @@ class ContrastiveRanker:
         fit = cosines(self.encode_captions(captions), self.encode_images(images.flatten(0, 1)))
         if not self.likelihood:
             return fit
-        text = model.tokenizer.encode(captions).to(tokens.device)
-        return fit + self.likelihood * nats(model, text, tokens) / tokens[0, 0].numel()
+        repeated = [caption for caption in captions for _ in range(tokens.shape[1])]
+        _, of_images = model.log_likelihood(repeated, images.flatten(0, 1))
+        return fit + self.likelihood * of_images.view_as(fit) / tokens[0, 0].numel()
 
     def encode_captions(self, captions: Sequence[str]) -> Tensor:
         """Captions to unit vectors [B, D]."""
@@ -141,15 +143,16 @@ class LikelihoodRanker:
 
     @torch.inference_mode()
     def __call__(self, model: "TextToImage", captions: Sequence[str], tokens: Tensor) -> Tensor:
+        stream, candidates = model.prior.stream, tokens.shape[1]
         text = model.tokenizer.encode(captions).to(tokens.device)
-        empty = model.prior.stream.empty_captions(len(text), tokens.device)
-        return nats(model, text, tokens) - nats(model, empty, tokens)
-
-
-def nats(model: "TextToImage", text: Tensor, tokens: Tensor) -> Tensor:
-    """ln p(picture | caption) [C, n] of candidates [C, n, h, w] under text tokens [C, T]."""
-    text = text.repeat_interleave(tokens.shape[1], dim=0)
-    return log_likelihood(model.prior, text, tokens.flatten(0, 1))[1].view(tokens.shape[:2])
+        empty = stream.empty_captions(len(text), tokens.device)
+        under = [
+            log_likelihood(
+                model.prior, caption.repeat_interleave(candidates, dim=0), tokens.flatten(0, 1)
+            )[1]
+            for caption in (text, empty)
+        ]
+        return (under[0] - under[1]).view(tokens.shape[:2])
 
 
 def cosines(text: Tensor, images: Tensor) -> Tensor:
