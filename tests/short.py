@@ -70,7 +70,7 @@ def settings(name, words):
         if recipe == "dvae_paper":
             short["data.image_size"] = 32
         more = LEFT_OUT[stage]
-    if asked.get("data", "shapes") != "shapes":
+    if asked.get("data", "shapes") != "shapes" or asked.get("experiment", "").endswith("_emoji"):
         short = {key: value for key, value in short.items() if key not in SHAPES}
     return short, more
 
