@@ -52,7 +52,11 @@ def test_the_page_is_for_this_machine_until_it_is_interrupted(run, tmp_path):
                 other.connect(("127.0.0.2", int(address[1])))
         finally:
             process.send_signal(signal.SIGINT)
-        said, _ = process.communicate(timeout=30)
+        try:
+            said, _ = process.communicate(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()  # or the end of the block waits for ever
+            raise
         assert process.returncode == 0, said
     assert not list(here.iterdir())
 
