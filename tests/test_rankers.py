@@ -141,6 +141,24 @@ def test_the_priors_opinion_is_added_per_image_token(model, contrastive, tokeniz
         torch.testing.assert_close(scores[i], cosines[i] + 0.5 * of_image / 4)
 
 
+def test_the_prior_is_asked_about_the_tokens_that_the_picture_encodes_to(model, contrastive):
+    """Which are not always those that were drawn."""
+
+    class Coarse(GreyLevels):
+        def encode(self, images):
+            return super().encode(images) // 2 * 2
+
+    coarse = TextToImage(model.prior, Coarse(), model.tokenizer)
+    tokens = model.tokens(CAPTIONS, 5)
+    both = ContrastiveRanker(contrastive.network, model.tokenizer, likelihood=0.5)
+    cosines = model.scores(contrastive, CAPTIONS, tokens)
+    added = coarse.scores(both, CAPTIONS, tokens) - cosines
+    even = tokens // 2 * 2
+    assert not torch.equal(even, tokens)
+    cosines_of_even = model.scores(contrastive, CAPTIONS, even)
+    torch.testing.assert_close(added, model.scores(both, CAPTIONS, even) - cosines_of_even)
+
+
 def test_a_ranker_of_another_size(model, tokenizer):
     network = DualEncoder(text_vocab=300, text_length=8, image_size=32, grid=4, dim=16, heads=2)
     ranker = ContrastiveRanker(network, tokenizer)

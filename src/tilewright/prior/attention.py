@@ -1,8 +1,8 @@
 """Self-attention over the stream: whole sequences in training, one position at a time in sampling.
 
 Whole sequences go through FlexAttention on CUDA, which skips what the mask hides. Elsewhere (it has
-no backward on CPU) they go through scaled_dot_product_attention: in windows where these save more
-than they cost, under a dense mask where not.
+no backward on CPU) they go through scaled_dot_product_attention under a dense mask, or, on a CPU,
+in windows where these save more than they cost.
 """
 
 from collections.abc import Callable

@@ -17,8 +17,8 @@ class RankerModule(StageModule):
     Args:
         network: the model.
         learning_rate: by update.
-        patchworks: captions have also to tell their picture from patchworks of two pictures; false
-            makes it CLIP's own training.
+        patchworks: captions have also to tell their picture from patchworks; false makes it
+            CLIP's own training.
         weight_decay, betas, eps: AdamW's; only matrices decay.
         muon: Muon updates the matrices, AdamW the rest.
     """
