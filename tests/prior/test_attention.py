@@ -29,16 +29,17 @@ def test_an_output_changes_with_the_inputs_of_its_mask_and_no_other(pattern):
     assert (change[visible] > 1e-7).all()
 
 
-@pytest.mark.parametrize("worthwhile", [0.0, 9.0])  # through the dense mask, through windows
+@pytest.mark.parametrize("few", [0, 999])  # through windows, through the dense mask
 @pytest.mark.parametrize("pattern", PATTERNS)
 @torch.no_grad()
-def test_it_is_one_softmax_over_the_visible_keys(pattern, worthwhile, monkeypatch):
-    monkeypatch.setattr(attention, "WORTHWHILE", worthwhile)
+def test_it_is_one_softmax_over_the_visible_keys(pattern, few, monkeypatch):
+    monkeypatch.setattr(attention, "FEW", few)
+    stream = Stream(text_length=3, text_vocab=5, grid=12, image_vocab=5)
     torch.manual_seed(0)
-    q, k, v = torch.randn(3, 2, 2, STREAM.length, 4, dtype=torch.float64)
+    q, k, v = torch.randn(3, 2, 2, stream.length, 4, dtype=torch.float64)
     scores = (q @ k.transpose(-1, -2)) / 2
-    scores = scores.masked_fill(~dense_mask(pattern, STREAM), -torch.inf)
-    torch.testing.assert_close(attend(q, k, v, pattern, STREAM), scores.softmax(-1) @ v)
+    scores = scores.masked_fill(~dense_mask(pattern, stream), -torch.inf)
+    torch.testing.assert_close(attend(q, k, v, pattern, stream), scores.softmax(-1) @ v)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)

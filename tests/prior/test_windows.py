@@ -1,80 +1,42 @@
-"""Attention in windows against attention under the dense mask: values, gradients, what it saves."""
+"""How sparse patterns are cut: what is computed, and which positions the views are of."""
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from tilewright.prior import Stream
-from tilewright.prior.masks import PATTERNS, dense_mask
-from tilewright.prior.windows import window_plan, windowed_attention
+from tilewright.prior.masks import dense_mask
+from tilewright.prior.windows import window_plan
 
 
-def stream(text=3, grid=4):
-    return Stream(text_length=text, text_vocab=5, grid=grid, image_vocab=5)
+@pytest.mark.parametrize("pattern", ["row", "column", "convolutional"])
+@pytest.mark.parametrize(("text", "grid", "block"), [(30, 4, 4), (30, 6, 9), (1, 6, 12)])
+def test_the_windows_show_each_query_the_image_keys_of_its_mask(pattern, text, grid, block):
+    stream = Stream(text_length=text, text_vocab=5, grid=grid, image_vocab=5)
+    plan = window_plan(pattern, stream, block)
+    positions = torch.arange(stream.length, dtype=torch.float64).view(1, -1, 1)
+    queries, keys = plan.blocks(positions)[0, ..., 0], plan.windows(positions)[0, ..., 0]
+    seen = torch.zeros(stream.length, stream.length, dtype=torch.bool)
+    for of_block, window, bias in zip(queries.long(), keys.long(), plan.bias, strict=True):
+        for query, row in zip(of_block, bias, strict=True):
+            seen[query, window[row == 0]] = True
+    first = stream.first_image_position
+    visible = dense_mask(pattern, stream).clone()
+    visible[:, :first] = False
+    assert torch.equal(seen, visible)
 
 
-def inputs(of):
-    torch.manual_seed(0)
-    return torch.randn(3, 2, 2, of.length, 4, dtype=torch.float64, requires_grad=True)
-
-
-@pytest.mark.parametrize("pattern", PATTERNS)
-@pytest.mark.parametrize(
-    ("grid", "block"), [(4, 4), (4, 8), (4, 128), (8, 8), (6, 9), (5, 7), (1, 1)]
-)
-def test_outputs_and_gradients_are_those_of_the_dense_mask(pattern, grid, block):
-    of = stream(grid=grid)
-    ours, theirs = inputs(of), inputs(of)
-    windowed = windowed_attention(*ours, window_plan(pattern, of, block), of)
-    mask = dense_mask(pattern, of)
-    dense = F.scaled_dot_product_attention(*theirs, attn_mask=mask)
-    torch.testing.assert_close(windowed, dense)
-    weights = torch.randn_like(dense)
-    for out in (windowed, dense):
-        (out * weights).sum().backward()
-    torch.testing.assert_close(ours.grad, theirs.grad)
-
-
-@pytest.mark.parametrize("pattern", PATTERNS)
-def test_bf16_differs_from_fp32_by_its_digits(pattern):
-    of = stream(grid=8)
-    exact = inputs(of).detach().bfloat16().float().requires_grad_()
-    short = exact.detach().bfloat16().requires_grad_()
-    plan = window_plan(pattern, of, 16)
-    outputs = [windowed_attention(*x, plan, of) for x in (exact, short)]
-    weights = torch.randn_like(outputs[0])
-    for out in outputs:
-        (out * weights).float().sum().backward()
-    assert outputs[1].dtype == torch.bfloat16
-    torch.testing.assert_close(outputs[1].float(), outputs[0], rtol=0, atol=0.03)
-    torch.testing.assert_close(short.grad.float(), exact.grad, rtol=0.02, atol=0.05)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_no_scores_are_kept_for_the_backward_pass(dtype):
-    of = stream(text=100, grid=16)
-    plan = window_plan("row", of)
-    x = inputs(of).detach().to(dtype).requires_grad_()
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()), lambda t: t):
-        windowed_attention(*x, plan, of)
-    heads = x.shape[1] * x.shape[2]
-    assert max(kept) < heads * of.image_length * plan.text / 2
-
-
-@pytest.mark.parametrize("pattern", PATTERNS)
-def test_an_output_depends_on_the_keys_of_its_mask_and_no_other(pattern):
-    of = stream(grid=6)
-    q, k, v = inputs(of).detach()
-    plan = window_plan(pattern, of, 6)
-    before = windowed_attention(q, k, v, plan, of)
-    visible = dense_mask(pattern, of)
-    for key in range(of.length):
-        moved = k.clone(), v.clone()
-        for x in moved:
-            x[:, :, key] += 1
-        changed = (windowed_attention(q, *moved, plan, of) - before).abs().amax(dim=(0, 1, 3))
-        assert torch.equal(changed > 0, visible[:, key])
+@pytest.mark.parametrize("pattern", ["row", "column", "convolutional"])
+def test_windows_are_views_and_are_added_where_they_came_from(pattern):
+    stream = Stream(text_length=30, text_vocab=5, grid=6, image_vocab=5)
+    plan = window_plan(pattern, stream, 12)
+    x = torch.randn(2, stream.length, 3, dtype=torch.float64, requires_grad=True)
+    windows = plan.windows(x)
+    assert windows.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
+    parts = torch.randn_like(windows)
+    (gradient,) = torch.autograd.grad(windows, x, parts)
+    total = torch.zeros_like(gradient)
+    plan.add_windows(total, parts)
+    torch.testing.assert_close(total, gradient)
 
 
 def test_what_the_papers_context_costs():
@@ -83,9 +45,9 @@ def test_what_the_papers_context_costs():
     row, column, convolutional = (
         window_plan(pattern, papers) for pattern in ("row", "column", "convolutional")
     )
-    assert (row.down_columns, row.look_back) == (False, 32)
-    assert (column.down_columns, column.look_back) == (True, 0)
-    assert (convolutional.down_columns, convolutional.look_back) == (False, 5 * 32 + 5)
+    assert [plan.columns for plan in (row, column, convolutional)] == [False, True, False]
+    assert row.bias.shape == (16, 64, 64 + 32)
+    assert convolutional.bias.shape == (16, 64, 64 + 5 * 32 + 5)
     assert row.scores < 0.33 * dense
     assert column.scores < 0.31 * dense
     assert convolutional.scores < 0.44 * dense

@@ -18,13 +18,15 @@ from tilewright.prior.masks import cache_plan, dense_mask, sees
 from tilewright.prior.norms import RMSNorm
 from tilewright.prior.rotary import Rotary
 from tilewright.prior.stream import Stream
-from tilewright.prior.windows import window_plan, windowed_attention
+from tilewright.prior.text_and_window import TextAndWindow
+from tilewright.prior.windows import window_plan
 
-# Windows are worth their copying where they compute less than this share of all scores.
-WORTHWHILE = 0.5
-# Up to so many positions, scaled_dot_product_attention in bf16 on a CPU takes longer than the
-# products that it is made of (benchmarks/attention.py).
-SHORT = 512
+# On a CPU (benchmarks/attention.py): windows, which are many small steps, take less time than a
+# dense mask where there are more positions than this and they compute less than this share of all
+# scores. In bf16, up to so many positions, the products that attention is made of take the least.
+FEW = 256
+WORTHWHILE = 0.6
+SHORT_BF16 = 512
 
 
 @lru_cache(maxsize=64)
@@ -69,13 +71,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, pattern: str, stream: Stream) -> Ten
     if q.is_cuda:
         blocks = _block_mask_on(pattern, stream, q.device)
         return _compiled_flex_attention()(q, k, v, block_mask=blocks)
-    if q.dtype == torch.bfloat16 and stream.length <= SHORT:
+    if q.dtype == torch.bfloat16 and stream.length <= SHORT_BF16:
         return _products(q, k, v, _bias_on(pattern, stream, q.device))
     if pattern == "full":  # without a mask it skips what lies ahead
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    plan = window_plan(pattern, stream)
-    if q.device.type == "cpu" and plan.scores < WORTHWHILE * stream.length**2:
-        return windowed_attention(q, k, v, plan, stream)
+    if q.device.type == "cpu" and stream.length > FEW:
+        plan = window_plan(pattern, stream)
+        if plan.scores < WORTHWHILE * stream.length**2:
+            return TextAndWindow.apply(q, k, v, plan)
     mask = _dense_mask_on(pattern, stream, q.device)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
