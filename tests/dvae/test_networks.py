@@ -53,11 +53,10 @@ def test_patches_leave_the_finest_blocks_out_and_nothing_else_changes_its_face(p
     assert len(blocks) == {2: 3, 4: 2, 8: 1}[patch]
 
 
-@pytest.mark.parametrize(("gain", "expected"), [(None, 1 / 16), (1.0, 1.0)])
-def test_the_gain_of_the_branches_is_the_papers_unless_given(gain, expected):
-    network = tiny(gain=gain)  # a 4x4 grid of 32 pixels: four groups of one block
+def test_the_gain_of_the_branches_is_the_papers():
+    network = tiny()  # a 4x4 grid of 32 pixels: four groups of one block
     gains = {block.gain for block in network.modules() if isinstance(block, ResidualBlock)}
-    assert gains == {expected}
+    assert gains == {1 / 16}
 
 
 @pytest.mark.parametrize("patch", [0, 3, 16])

@@ -79,11 +79,6 @@ def group_widths(factor: int, n_hid: int) -> list[int]:
     return [2**i * n_hid for i in range(int(math.log2(factor)) + 1)]
 
 
-def branch_gain(gain: float | None, layers: int) -> float:
-    """The gain of each of so many residual branches: the paper's 1 / layers^2 unless given."""
-    return 1 / layers**2 if gain is None else gain
-
-
 class Encoder(nn.Sequential):
     """Mapped pixels [B, 3, H, W] to latents [B, C, h, w]: logits over the codebook in the paper."""
 
@@ -97,10 +92,9 @@ class Encoder(nn.Sequential):
         stem_kernel: int,
         padding_mode: PaddingMode,
         patch: int,
-        gain: float | None,
     ):
         widths = group_widths(factor // patch, n_hid)
-        gain = branch_gain(gain, len(widths) * blocks_per_group)
+        gain = 1 / (len(widths) * blocks_per_group) ** 2  # keeps deep stacks stable
         kernels = (kernel, kernel, kernel, 1)
         layers: list[nn.Module] = [nn.PixelUnshuffle(patch)] if patch > 1 else []
         layers.append(conv(3 * patch**2, n_hid, stem_kernel, padding_mode))
@@ -127,10 +121,9 @@ class Decoder(nn.Sequential):
         kernel: int,
         maps: int,
         patch: int,
-        gain: float | None,
     ):
         widths = group_widths(factor // patch, n_hid)[::-1]
-        gain = branch_gain(gain, len(widths) * blocks_per_group)
+        gain = 1 / (len(widths) * blocks_per_group) ** 2  # keeps deep stacks stable
         kernels = (1, kernel, kernel, kernel)
         layers: list[nn.Module] = [InFloat32(conv(channels, n_init, 1))]
         previous = n_init
@@ -155,8 +148,6 @@ class DiscreteVAE(nn.Module):
         num_tokens: K, the size of the codebook.
         patch: side of the squares of pixels that the networks begin and end with; blocks of finer
             resolution are left out. 1, as in the paper, begins with single pixels.
-        gain: factor on the residual branches; None is the paper's 1 / layers^2, which keeps deep
-            stacks stable.
         n_hid: width of the blocks at the first resolution; it doubles with each halving.
         n_init: width of the decoder's input convolution.
         blocks_per_group: residual blocks at each resolution.
@@ -182,7 +173,6 @@ class DiscreteVAE(nn.Module):
         grid: int = 32,
         num_tokens: int = 8192,
         patch: int = 1,
-        gain: float | None = None,
         n_hid: int = 256,
         n_init: int = 128,
         blocks_per_group: int = 2,
@@ -218,7 +208,6 @@ class DiscreteVAE(nn.Module):
             stem_kernel,
             padding_mode,
             patch,
-            gain,
         )
         self.decoder = Decoder(
             factor,
@@ -229,7 +218,6 @@ class DiscreteVAE(nn.Module):
             decoder_kernel,
             self.likelihood.maps,
             patch,
-            gain,
         )
         # Convolutions on CPU and tensor cores alike are faster with the channels innermost.
         self.to(memory_format=torch.channels_last)
