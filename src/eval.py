@@ -44,11 +44,16 @@ def data_settings(config: DictConfig, run: Path) -> tuple[str, str]:
     """What a run is measured on, as YAML, and its name: the data that it was trained on.
 
     A model without its run has no data with it; `data=` then says on what it is measured.
+    `data.KEY=value` changes either.
     """
     saved = runs.load_config(run)
+    given = [runs.key_of(override) for override in command_line.overrides()]
+    changes = {key: OmegaConf.select(config, key) for key in given if key.startswith("data.")}
     with open_dict(config):
         if "data" in saved:  # `data=` has said which run
             config.data, name = saved.data, saved.choices.data
+            for key, value in changes.items():
+                OmegaConf.update(config, key, value)
         elif config.get("data") is None:
             raise UserError(f"{run} has no data with it: say on which to measure it, data=NAME")
         else:

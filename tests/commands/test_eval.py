@@ -87,6 +87,15 @@ def test_eval_of_several_runs(copied):
     shutil.rmtree(other)
 
 
+def test_eval_on_other_captions_than_the_runs_own(copied):
+    part = '"validation[1000:]"'
+    more = ["data=shapes", "data.source.validation=1004", f"metric.splits=[{part}]"]
+    run(copied.folder, "eval", "metric=alignment", f"run={copied.prior}", "device=cpu", *more)
+    rows = figures(copied.prior, "alignment")
+    assert {row["split"] for row in rows} == {"validation[1000:]"}
+    assert sum(row["images"] for row in rows) == 4
+
+
 def test_eval_of_another_stages_run_is_one_line(copied):
     done = run(copied.folder, "eval", "metric=fid", f"run={copied.dvae}", status=1)
     (line,) = done.stderr.splitlines()

@@ -121,6 +121,32 @@ def test_examples_are_the_first_that_can_be_read(make):
     assert found[0][0].shape == (3, SIZE, SIZE)
 
 
+def test_a_part_of_a_split_goes_by_the_name_that_datasets_gives_it(make):
+    data = make(TinySource(broken={1}))
+    for part, captions in (
+        ("validation[2:4]", ["grey 2", "grey 3"]),
+        ("validation[:2]", ["grey 0"]),
+        ("validation[6:]", ["grey 6", "grey 7"]),
+        ("validation[75%:]", ["grey 6", "grey 7"]),
+    ):
+        assert [caption for _, caption in data.examples(part, 100)] == captions
+    assert data.present(["zeroshot[1:]", "validation[1:]", "train"]) == ["validation[1:]", "train"]
+
+
+@pytest.mark.parametrize(
+    ("part", "stream", "way_out"),
+    [
+        ("validation[2:4", False, r"validation\[2000:3000\] is one"),
+        ("zeroshot[2:4]", False, "no split zeroshot; it has train, validation"),
+        ("validation[90:]", False, "it is empty"),
+        ("validation[2:4]", True, "data.source.streaming=false"),
+    ],
+)
+def test_a_part_that_is_none_is_an_error(make, part, stream, way_out):
+    with pytest.raises(UserError, match=way_out):
+        make(TinySource(stream=stream)).examples(part, 3)
+
+
 def test_workers_read_the_same(make):
     data = make(TinySource(broken={2}), num_workers=2)
     assert flat(map(numbers, batches(data, data.val_dataloader()))) == [0, 1, 3, 4, 5, 6, 7]

@@ -40,7 +40,7 @@ def measured(monkeypatch, tmp_path):
     monkeypatch.setattr(best_of, "frechet_distance", lambda real, chosen: float(chosen.mean()))
     data = SimpleNamespace(
         source=None,
-        splits=["validation"],
+        present=lambda splits: ["validation"],
         cache=tmp_path / "codes",
         examples=lambda split, count: [
             (torch.zeros(3, 32, 32), "a"),

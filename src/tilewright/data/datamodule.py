@@ -4,7 +4,7 @@ import contextlib
 import logging
 import signal
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 import datasets
 import pytorch_lightning as pl
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, IterableDataset, ReadInstruction
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -166,12 +166,24 @@ class CaptionedImages(pl.LightningDataModule):
             with contextlib.suppress(Unusable):
                 yield from captions_of(row["caption"], self.filters)
 
+    def present(self, splits: Sequence[str]) -> list[str]:
+        """Those of some splits, or of parts such as validation[2000:3000], that the data has."""
+        return [split for split in splits if split.partition("[")[0] in self.splits]
+
     def examples(self, split: str, count: int) -> list[tuple[Tensor, str]]:
-        """The first `count` readable images [3, H, W] of a split, each with its first caption."""
+        """The first `count` readable images [3, H, W] of a split, each with its first caption.
+
+        Args:
+            split: its name, or that of a part as `datasets` has them: validation[2000:3000].
+
+        Raises:
+            UserError: there is no such split, or no row that can be used; or a part is unreadable
+                or of a stream.
+        """
         found: list[tuple[Tensor, str]] = []
         wrong: Counter[str] = Counter()
         read = RowReader(self.eval_transform, None, False, self.filters, self.max_pixels)
-        for record in self._split(split):
+        for record in self._part(split):
             if len(found) == count:
                 break
             row = read(record["image"], record["caption"])
@@ -180,7 +192,8 @@ class CaptionedImages(pl.LightningDataModule):
             elif not found:
                 wrong[row] += 1
         if not found:
-            raise UserError(f"no picture of the split {split} can be used: {listed(wrong)}")
+            why = listed(wrong) if wrong else "it is empty"
+            raise UserError(f"no picture of the split {split} can be used: {why}")
         return found
 
     def train_dataloader(self) -> DataLoader:
@@ -337,6 +350,20 @@ class CaptionedImages(pl.LightningDataModule):
         if name not in self.splits:
             raise UserError(f"the data has no split {name}; it has {', '.join(self.splits)}")
         return self._splits[name]
+
+    def _part(self, name: str) -> Any:
+        """A split, or the rows of a part such as validation[2000:3000]."""
+        split, bracket, _ = name.partition("[")
+        rows = self._split(split)
+        if not bracket:
+            return rows
+        if isinstance(rows, IterableDataset):
+            raise UserError(f"a stream has no part {name}: set data.source.streaming=false")
+        try:
+            (part,) = ReadInstruction.from_spec(name).to_absolute({split: len(rows)})
+        except ValueError as error:
+            raise UserError(f"{name} is no part of a split; {split}[2000:3000] is one") from error
+        return rows.select(range(part.from_, part.to))
 
     def _make_rows(self, split: str, training: bool) -> Rows | StreamedRows:
         data = self._split(split)

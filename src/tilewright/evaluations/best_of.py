@@ -65,7 +65,7 @@ class BestOf:
     ) -> list[Result]:
         model = TextToImage.from_run(run, device)
         results = []
-        for split in [split for split in self.splits if split in data.splits]:
+        for split in data.present(self.splits):
             real, captions = zip(*data.examples(split, self.captions), strict=True)
             tokens = model.tokens(
                 captions,

@@ -105,7 +105,8 @@ class Identification:
         Raises:
             UserError: there are too few, of some style.
         """
-        splits = dict.fromkeys((self.split, "validation"))
+        others = [] if self.split.startswith("validation") else ["validation"]
+        splits = [self.split, *others]
         pairs = [pair for split in splits for pair in data.examples(split, EVERY)]
         for style, count in Counter(_style(data, caption) for _, caption in pairs).items():
             if count < self.among:

@@ -54,7 +54,7 @@ class Reconstruction:
         network = runs.load_network(run, device)
         extractor = find_extractor(device, self.inception_weights) if self.frechet else None
         results = []
-        for split in [split for split in self.splits if split in data.splits]:
+        for split in data.present(self.splits):
             originals, captions = zip(*data.examples(split, self.images), strict=True)
             real = torch.stack(originals)
             made, figures = self.reconstruct(network, real, device)

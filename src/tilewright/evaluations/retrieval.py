@@ -32,7 +32,7 @@ class Retrieval:
     ) -> list[Result]:
         ranker = ContrastiveRanker.from_run(run, device)
         results = []
-        for split in [split for split in self.splits if split in data.splits]:
+        for split in data.present(self.splits):
             originals, captions = zip(*data.examples(split, self.images), strict=True)
             recall = RetrievalRecall()
             for first in range(0, len(captions), self.batch_size):
