@@ -36,7 +36,7 @@ from tilewright import command_line as project
 from tilewright import runs
 from tilewright.data import CaptionedImages
 from tilewright.data.shapes import check, kind
-from tilewright.evaluations.alignment import wilson_interval
+from tilewright.metrics.alignment import Share
 from tilewright.pipeline import TextToImage
 from tilewright.plots import curves
 
@@ -155,15 +155,14 @@ class Examination:
                     objects = "one object" if kind(caption) == "one object" else "two objects"
                     verdicts[objects].append(check(image, caption))
             for objects, passed in sorted(verdicts.items()):
-                low, high = wilson_interval(sum(passed), len(passed))
-                share = sum(passed) / len(passed)
+                share = Share(sum(passed), len(passed))
                 figures.append(
                     {
                         "split": split,
                         "captions": objects,
-                        "share": share,
-                        "interval": [low, high],
-                        "number": len(passed),
+                        "share": share.value,
+                        "interval": share.interval,
+                        "number": share.trials,
                     }
                 )
         return figures
