@@ -44,6 +44,19 @@ def test_a_full_disk_is_one_line():
     assert "\n" not in caught.value.code
 
 
+def test_output_that_nobody_reads_ends_a_command_quietly():
+    chatter = (
+        "from tilewright.command_line import mistakes_in_one_line as quietly\n"
+        "with quietly():\n    while True: print('a figure')"
+    )
+    words, pipes = [sys.executable, "-c", chatter], {"stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(words, cwd=ROOT / "src", stderr=subprocess.PIPE, **pipes) as process:
+        assert process.stdout.readline() == "a figure\n"
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
+
+
 def test_another_error_of_the_system_keeps_its_traceback(tmp_path):
     with pytest.raises(FileNotFoundError), command_line.mistakes_in_one_line():
         (tmp_path / "nothing").read_text()

@@ -90,6 +90,9 @@ def mistakes_in_one_line() -> Iterator[None]:
         if any(word.startswith("debug=") for word in sys.argv):
             raise
         sys.exit(f"error: {one_line(error)}")
+    except BrokenPipeError:  # who read the output has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to write
+        sys.exit(1)
     except OSError as error:
         if error.errno not in NO_PLACE or any(word.startswith("debug=") for word in sys.argv):
             raise

@@ -1,6 +1,8 @@
 """What train leaves, and how a run goes on."""
 
 import csv
+import subprocess
+import sys
 
 import pytest
 
@@ -21,6 +23,19 @@ def test_a_run_is_a_folder(trained, stage):
     assert (run.parent / "latest").resolve() == run.resolve()
     said = "".join(trained.said[stage].split())  # wherever the terminal breaks its lines
     assert f"Training{run}" in said
+
+
+def test_a_training_whose_output_nobody_reads_goes_on(tmp_path):
+    words = [sys.executable, str(ROOT / "src" / "train.py"), "stage=dvae", *SMALL, FRECHET]
+    words += [f"paths.data={tmp_path / 'data'}", f"paths.logs={tmp_path / 'logs'}"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(words, cwd=ROOT, **pipes) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        said = process.stderr.read()
+    assert process.returncode == 0, said
+    run = tmp_path / "logs" / "dvae" / "latest"
+    assert step(run / "checkpoints" / "last.ckpt") == 6
 
 
 def test_a_prior_has_all_that_it_needs(trained):

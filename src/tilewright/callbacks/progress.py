@@ -1,5 +1,8 @@
 """How far a training has come: a bar for terminals, and a line for each validation everywhere."""
 
+import os
+import sys
+
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import RichProgressBar
 
@@ -32,4 +35,8 @@ class ProgressLine(pl.Callback):
             if name.startswith(("validation/", "codebook/", "speed/"))
         }
         line = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        trainer.print(f"step {trainer.global_step:>6}/{trainer.max_steps}  {line}")
+        try:
+            trainer.print(f"step {trainer.global_step:>6}/{trainer.max_steps}  {line}")
+        except (BrokenPipeError, SystemExit):  # rich, where its bar is shown, makes it the latter
+            # Who read the output has left, as `head` does. The training goes on.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
