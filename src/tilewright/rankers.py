@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,20 +13,27 @@ from tilewright.clip import clip_towers
 from tilewright.data.tokenizer import BytePairTokenizer
 from tilewright.errors import UserError
 from tilewright.pictures import to_levels
-from tilewright.prior import log_likelihood
+from tilewright.prior import Transformer, log_likelihood
 from tilewright.ranker import DualEncoder
 
-if TYPE_CHECKING:
-    from tilewright.pipeline import TextToImage
-
-
 LIKELIHOOD = 0.1  # chosen on shapes, on captions that are not reported (docs/ranker.md)
+
+
+class Model(Protocol):
+    """What drew the candidates, as far as a ranker asks it: `TextToImage` is one."""
+
+    prior: Transformer
+    tokenizer: BytePairTokenizer
+
+    def decode(self, tokens: Tensor) -> Tensor: ...
+
+    def log_likelihood(self, captions: Sequence[str], images: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 class Ranker(Protocol):
     """What `conf/ranker/<name>.yaml` builds."""
 
-    def __call__(self, model: "TextToImage", captions: Sequence[str], tokens: Tensor) -> Tensor:
+    def __call__(self, model: Model, captions: Sequence[str], tokens: Tensor) -> Tensor:
         """Scores [C, n], higher is better; only those of one caption are compared.
 
         Args:
@@ -84,7 +91,7 @@ class ContrastiveRanker:
         return cls(network, tokenizer, likelihood)
 
     @torch.inference_mode()
-    def __call__(self, model: "TextToImage", captions: Sequence[str], tokens: Tensor) -> Tensor:
+    def __call__(self, model: Model, captions: Sequence[str], tokens: Tensor) -> Tensor:
         images = model.decode(tokens)
         if images.shape[-1] != self.network.image_size:
             raise UserError(
@@ -124,7 +131,7 @@ class ClipRanker:
         self.model = model.to(device).requires_grad_(False)
 
     @torch.inference_mode()
-    def __call__(self, model: "TextToImage", captions: Sequence[str], tokens: Tensor) -> Tensor:
+    def __call__(self, model: Model, captions: Sequence[str], tokens: Tensor) -> Tensor:
         # As in a PNG file: the score is that of the picture that a user gets.
         images = to_levels(model.decode(tokens).flatten(0, 1)).cpu()
         how = {"return_tensors": "pt", "padding": True}
@@ -142,7 +149,7 @@ class LikelihoodRanker:
     """
 
     @torch.inference_mode()
-    def __call__(self, model: "TextToImage", captions: Sequence[str], tokens: Tensor) -> Tensor:
+    def __call__(self, model: Model, captions: Sequence[str], tokens: Tensor) -> Tensor:
         stream, candidates = model.prior.stream, tokens.shape[1]
         text = model.tokenizer.encode(captions).to(tokens.device)
         empty = stream.empty_captions(len(text), tokens.device)
