@@ -42,6 +42,27 @@ def test_it_is_one_softmax_over_the_visible_keys(pattern, few, monkeypatch):
     torch.testing.assert_close(attend(q, k, v, pattern, stream), scores.softmax(-1) @ v)
 
 
+@torch.no_grad()
+def test_windows_make_no_graph_longer_with_the_batch(monkeypatch):
+    monkeypatch.setattr(attention, "FEW", 0)
+    stream = Stream(text_length=3, text_vocab=5, grid=12, image_vocab=5)
+    sizes = []
+    for batch in (2, 6):
+        seen = []
+        torch._dynamo.reset()
+
+        def count(graph, _, seen=seen):
+            seen.append(len(graph.graph.nodes))
+            return graph.forward
+
+        q = torch.randn(batch, 2, stream.length, 4)
+        attend(q, q, q, "row", stream)  # the plan is made once, and of no interest here
+        torch.compile(lambda x: attend(x + 1, x, x, "row", stream) * 2, backend=count)(q)
+        sizes.append(seen)
+    assert sizes[0]
+    assert sizes[0] == sizes[1]
+
+
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_short_attention_in_bf16_is_that_of_fp32_but_for_its_digits(pattern):
     torch.manual_seed(0)

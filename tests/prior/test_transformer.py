@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tilewright.compiling import compiles
 from tilewright.prior import Stream, Transformer
 from tilewright.prior.masks import PATTERNS, dense_mask
 
@@ -136,6 +137,25 @@ def test_a_compiled_network_predicts_alike(parts):
     plain, compiled = tiny(**parts), tiny(**parts)
     compiled.compile(backend="eager")  # what is traced, without the time of a compiler
     torch.testing.assert_close(compiled(text, image), plain(text, image))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.skipif(not compiles("auto"), reason="there is no compiler")
+@pytest.mark.parametrize("parts", [{}, MODERN])
+def test_a_compiled_network_learns_alike(parts):
+    # A grid whose positions inductor once counted wrong, in learned rows' gradient alone.
+    stream = Stream(text_length=3, text_vocab=5, grid=10, image_vocab=6)
+    torch.manual_seed(0)
+    network = Transformer(stream, dim=16, depth=2, heads=2, **parts)
+    text, image = torch.randint(5, (2, 3)), torch.randint(6, (2, 10, 10))
+    gradients = []
+    for _ in range(2):
+        loss = stream.loss(*network(text, image), text, image)["loss"]
+        gradients.append(torch.autograd.grad(loss, list(network.parameters())))
+        network.compile()
+    for plain, compiled in zip(*gradients, strict=True):
+        torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-6)
 
 
 def test_an_unknown_pattern_is_refused_by_name():

@@ -19,7 +19,7 @@ from tilewright.prior.norms import RMSNorm
 from tilewright.prior.rotary import Rotary
 from tilewright.prior.stream import Stream
 from tilewright.prior.text_and_window import TextAndWindow
-from tilewright.prior.windows import window_plan
+from tilewright.prior.windows import WindowPlan, window_plan
 
 # On a CPU (benchmarks/attention.py): windows, which are many small steps, take less time than a
 # dense mask where there are more positions than this and they compute less than this share of all
@@ -66,6 +66,11 @@ def _compiled_flex_attention() -> Callable:
     return torch.compile(flex_attention)
 
 
+@torch.compiler.disable  # it would compile every sample's step apart, and there is little to fuse
+def _windowed(q: Tensor, k: Tensor, v: Tensor, plan: WindowPlan) -> Tensor:
+    return TextAndWindow.apply(q, k, v, plan)
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, pattern: str, stream: Stream) -> Tensor:
     """Attention [B, H, L, D] over the whole stream under a pattern's mask."""
     if q.is_cuda:
@@ -78,7 +83,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, pattern: str, stream: Stream) -> Ten
     if q.device.type == "cpu" and stream.length > FEW:
         plan = window_plan(pattern, stream)
         if plan.scores < WORTHWHILE * stream.length**2:
-            return TextAndWindow.apply(q, k, v, plan)
+            return _windowed(q, k, v, plan)
     mask = _dense_mask_on(pattern, stream, q.device)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 

@@ -37,6 +37,8 @@ class Transformer(nn.Module):
         ValueError: the pattern is unknown, or dim is no multiple of heads.
     """
 
+    rows: Tensor
+    columns: Tensor
     block_types: tuple[type[Block]] = (Block,)  # a subclass may be a stack of others
 
     def __init__(
@@ -66,6 +68,11 @@ class Transformer(nn.Module):
             self.text_position = nn.Embedding(stream.first_image_position, dim)
             self.row_position = nn.Embedding(stream.grid, dim)
             self.column_position = nn.Embedding(stream.grid, dim)
+            # In tables: where positions are divided in a graph, inductor counts rows' gradients
+            # wrong. On the CPU also where the network is built on meta.
+            raster = torch.arange(stream.image_length, device="cpu")
+            self.register_buffer("rows", raster // stream.grid, persistent=False)
+            self.register_buffer("columns", raster % stream.grid, persistent=False)
         rotary = None if self.learned_positions else Rotary(stream, dim // heads)
         (block_type,) = self.block_types
         self.blocks = nn.ModuleList(
@@ -107,8 +114,9 @@ class Transformer(nn.Module):
         if not self.learned_positions:
             return states
         index = first + torch.arange(image.shape[1], device=image.device)
-        grid = self.stream.grid
-        return states + self.row_position(index // grid) + self.column_position(index % grid)
+        return (
+            states + self.row_position(self.rows[index]) + self.column_position(self.columns[index])
+        )
 
     def forward(
         self, text: Tensor, image: Tensor, hidden: Tensor | None = None
