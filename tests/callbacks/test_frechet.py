@@ -27,7 +27,9 @@ class Module(pl.LightningModule):
 
 class Data:
     source = None
-    splits = ("validation",)
+
+    def present(self, splits):
+        return splits
 
     def __init__(self, images, cache=None, image_tokenizer=None):
         self.images, self.cache, self.image_tokenizer = images, cache, image_tokenizer

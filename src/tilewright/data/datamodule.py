@@ -192,8 +192,7 @@ class CaptionedImages(pl.LightningDataModule):
             elif not found:
                 wrong[row] += 1
         if not found:
-            why = listed(wrong) if wrong else "it is empty"
-            raise UserError(f"no picture of the split {split} can be used: {why}")
+            raise UserError(f"no picture of the split {split} can be used: {listed(wrong)}")
         return found
 
     def train_dataloader(self) -> DataLoader:
@@ -363,6 +362,8 @@ class CaptionedImages(pl.LightningDataModule):
             (part,) = ReadInstruction.from_spec(name).to_absolute({split: len(rows)})
         except ValueError as error:
             raise UserError(f"{name} is no part of a split; {split}[2000:3000] is one") from error
+        if part.from_ >= part.to:
+            raise UserError(f"there is nothing in {name}: the split has {len(rows)} rows")
         return rows.select(range(part.from_, part.to))
 
     def _make_rows(self, split: str, training: bool) -> Rows | StreamedRows:
