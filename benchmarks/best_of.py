@@ -18,7 +18,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from tilewright.prior import Transformer, lightened, sample
+from tilewright.prior import Sampling, Transformer, lightened, sample
 
 DEFAULTS = {
     "candidates": 64,
@@ -30,6 +30,7 @@ DEFAULTS = {
     "text_vocab": 512,
     "image_vocab": 512,
     "weights": "float32",
+    "compile": False,  # one compiled step on both sides
     "rounds": 2,
     "warmup": 0,
     "targets": {"memory": 0.27, "time": 1 / 3},
@@ -59,7 +60,8 @@ def measure(settings: DictConfig, device: str) -> dict[str, Any]:
     steps, held = {}, {}
     for name, (network, captions, candidates) in tasks.items():
         network = lightened(network.eval(), settings.weights)
-        steps[name] = partial(sample, network, captions, candidates)
+        sampling = Sampling(compile=settings.compile)
+        steps[name] = partial(sample, network, captions, candidates, sampling=sampling)
         held[name] = cache_bytes(network, captions, candidates)
     speeds = timing.compare(steps, settings.rounds, settings.warmup)
     return {"speeds": speeds, "cache_bytes": held}
