@@ -13,7 +13,7 @@ from typing import Any
 import datasets
 import pytorch_lightning as pl
 import torch
-from datasets import Dataset, IterableDataset, ReadInstruction
+from datasets import Dataset, IterableDataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -24,6 +24,7 @@ from tilewright.data.order import EvaluationBatches, TrainingBatches
 from tilewright.data.rows import RowReader, Rows, Transform, collate
 from tilewright.data.skips import Skips, Unusable, listed
 from tilewright.data.sources import Source
+from tilewright.data.splits import part_of
 from tilewright.data.stream import Place, StreamedRows
 from tilewright.data.tokenizer import BytePairTokenizer
 from tilewright.data.views import encode_view
@@ -183,7 +184,7 @@ class CaptionedImages(pl.LightningDataModule):
         found: list[tuple[Tensor, str]] = []
         wrong: Counter[str] = Counter()
         read = RowReader(self.eval_transform, None, False, self.filters, self.max_pixels)
-        for record in self._part(split):
+        for record in part_of(self._split(split.partition("[")[0]), split):
             if len(found) == count:
                 break
             row = read(record["image"], record["caption"])
@@ -349,22 +350,6 @@ class CaptionedImages(pl.LightningDataModule):
         if name not in self.splits:
             raise UserError(f"the data has no split {name}; it has {', '.join(self.splits)}")
         return self._splits[name]
-
-    def _part(self, name: str) -> Any:
-        """A split, or the rows of a part such as validation[2000:3000]."""
-        split, bracket, _ = name.partition("[")
-        rows = self._split(split)
-        if not bracket:
-            return rows
-        if isinstance(rows, IterableDataset):
-            raise UserError(f"a stream has no part {name}: set data.source.streaming=false")
-        try:
-            (part,) = ReadInstruction.from_spec(name).to_absolute({split: len(rows)})
-        except ValueError as error:
-            raise UserError(f"{name} is no part of a split; {split}[2000:3000] is one") from error
-        if part.from_ >= part.to:
-            raise UserError(f"there is nothing in {name}: the split has {len(rows)} rows")
-        return rows.select(range(part.from_, part.to))
 
     def _make_rows(self, split: str, training: bool) -> Rows | StreamedRows:
         data = self._split(split)

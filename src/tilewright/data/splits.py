@@ -1,4 +1,4 @@
-"""How a data set is divided into train and validation.
+"""How a data set is divided into train and validation, and a split into parts.
 
 A data set's own splits are used where it has them. Where it has none, a picture's side is decided
 by a hash of the picture itself: the same picture is always on the same side, however many rows are
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from datasets import Dataset, Image, IterableDataset
+from datasets import Dataset, Image, IterableDataset, ReadInstruction
 
 from tilewright.errors import UserError
 
@@ -147,6 +147,26 @@ def _positions(batch: dict[str, list], seed: int) -> dict[str, list[float]]:
 
 def _is_validation(row: dict[str, Any], seed: int, limit: float, wanted: bool) -> bool:
     return (position(seed, identity(row["image"])) < limit) == wanted
+
+
+def part_of(rows: Dataset | IterableDataset, name: str) -> Dataset | IterableDataset:
+    """Of a split, the rows that its name takes: validation[2000:3000], as `datasets` reads it.
+
+    Raises:
+        UserError: the part is unreadable or empty, or the split streams.
+    """
+    split, bracket, _ = name.partition("[")
+    if not bracket:
+        return rows
+    if isinstance(rows, IterableDataset):
+        raise UserError(f"a stream has no part {name}: set data.source.streaming=false")
+    try:
+        (part,) = ReadInstruction.from_spec(name).to_absolute({split: len(rows)})
+    except ValueError as error:
+        raise UserError(f"{name} is no part of a split; {split}[2000:3000] is one") from error
+    if part.from_ >= part.to:
+        raise UserError(f"there is nothing in {name}: the split has {len(rows)} rows")
+    return rows.select(range(part.from_, part.to))
 
 
 def check_fraction(fraction: float) -> None:
