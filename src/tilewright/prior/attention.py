@@ -88,6 +88,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, pattern: str, stream: Stream) -> Ten
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
+@torch.compiler.disable  # it would trace the making of the plan, a loop over positions
+def _cache(k: Tensor, v: Tensor, candidates: int, pattern: str, stream: Stream) -> LayerCache:
+    return LayerCache(k, v, candidates, cache_plan(pattern, stream))
+
+
 class SelfAttention(nn.Module):
     """Multi-head attention under one pattern's mask, with fused projections.
 
@@ -146,7 +151,7 @@ class SelfAttention(nn.Module):
         """States [C, 1 + T, dim] of start and text, which are causal in every pattern."""
         q, k, v = self._whole(x)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        cache = LayerCache(k, v, candidates, cache_plan(self.pattern, self.stream))
+        cache = _cache(k, v, candidates, self.pattern, self.stream)
         return self.out(y.transpose(1, 2).flatten(2)), cache
 
     def step(self, x: Tensor, token: int | Tensor, cache: LayerCache) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,8 +42,7 @@ class CompiledSteps:
                 self._advance()
         self._steps += 1
         if self._steps == 1:
-            with torch.compiler.config.patch(recompile_limit=SHAPES):  # type: ignore[attr-defined]
-                self._advance()
+            compiling(self._advance)
         elif self._graph is None:
             self._advance()
         else:
@@ -67,3 +67,9 @@ def compiled(function: Callable, device: str) -> Callable:
 def _compiled(function: Callable) -> Callable:
     # Of a batch of any size inductor ends in a RecursionError.
     return torch.compile(function, dynamic=False)
+
+
+def compiling(function: Callable, *arguments: Any) -> Any:
+    """What a function returns that compiles, where it has not seen such shapes before."""
+    with torch.compiler.config.patch(recompile_limit=SHAPES):  # type: ignore[attr-defined]
+        return function(*arguments)

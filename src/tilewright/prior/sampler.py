@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tilewright.prior.cache import LayerCache
-from tilewright.prior.compiled import CompiledSteps, compiled
+from tilewright.prior.compiled import CompiledSteps, compiled, compiling
 from tilewright.prior.lightening import WEIGHTS, Weights, lightened
 from tilewright.prior.transformer import Transformer
 
@@ -165,11 +165,16 @@ def sample_rows(
     network = lightened(network, sampling.weights)
     if sampling.guidance != 1:  # the same pictures once more, under empty captions
         text = torch.cat([text, stream.empty_captions(captions, text.device)])
-    logits, caches = network.prefill(text, candidates)
-    function = compiled(advance, text.device.type) if sampling.compile else advance
-    step: Callable[..., Tensor] = partial(function, network, caches, uniform, sampling)
+    step: Callable[..., Tensor]
     if sampling.compile:
-        step = CompiledSteps(step, uniform[:, 0].long())
+        prefill, function = (compiled(f, text.device.type) for f in (Transformer.prefill, advance))
+        logits, caches = compiling(prefill, network, text, candidates)
+        step = CompiledSteps(
+            partial(function, network, caches, uniform, sampling), uniform[:, 0].long()
+        )
+    else:
+        logits, caches = network.prefill(text, candidates)
+        step = partial(advance, network, caches, uniform, sampling)
     drawn: list[Tensor] = []
     for number in range(stream.image_length):
         if number == 0:
