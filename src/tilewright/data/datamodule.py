@@ -184,7 +184,7 @@ class CaptionedImages(pl.LightningDataModule):
         found: list[tuple[Tensor, str]] = []
         wrong: Counter[str] = Counter()
         read = RowReader(self.eval_transform, None, False, self.filters, self.max_pixels)
-        for record in part_of(self._split(split.partition("[")[0]), split):
+        for record in self._split(split):
             if len(found) == count:
                 break
             row = read(record["image"], record["caption"])
@@ -347,9 +347,11 @@ class CaptionedImages(pl.LightningDataModule):
         )
 
     def _split(self, name: str) -> Any:
-        if name not in self.splits:
-            raise UserError(f"the data has no split {name}; it has {', '.join(self.splits)}")
-        return self._splits[name]
+        """A split, or the part of one that the name takes."""
+        split = name.partition("[")[0]
+        if split not in self.splits:
+            raise UserError(f"the data has no split {split}; it has {', '.join(self.splits)}")
+        return part_of(self._splits[split], name)
 
     def _make_rows(self, split: str, training: bool) -> Rows | StreamedRows:
         data = self._split(split)
