@@ -90,8 +90,8 @@ def mistakes_in_one_line() -> Iterator[None]:
         if any(word.startswith("debug=") for word in sys.argv):
             raise
         sys.exit(f"error: {one_line(error)}")
-    except BrokenPipeError:  # who read the output has seen enough, as `head` has
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to write
+    except BrokenPipeError:
+        stop_writing()
         sys.exit(1)
     except OSError as error:
         if error.errno not in NO_PLACE or any(word.startswith("debug=") for word in sys.argv):
@@ -103,6 +103,11 @@ def mistakes_in_one_line() -> Iterator[None]:
         )
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def stop_writing() -> None:
+    """Sends nowhere what is still written to stdout: who read it has left, as `head` does."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def one_line(error: BaseException) -> str:

@@ -1,10 +1,9 @@
 """How far a training has come: a bar for terminals, and a line for each validation everywhere."""
 
-import os
-import sys
-
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import RichProgressBar
+
+from tilewright.command_line import stop_writing
 
 
 class Bar(RichProgressBar):
@@ -38,5 +37,4 @@ class ProgressLine(pl.Callback):
         try:
             trainer.print(f"step {trainer.global_step:>6}/{trainer.max_steps}  {line}")
         except (BrokenPipeError, SystemExit):  # rich, where its bar is shown, makes it the latter
-            # Who read the output has left, as `head` does. The training goes on.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            stop_writing()  # and the training goes on
