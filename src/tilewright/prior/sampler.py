@@ -167,7 +167,8 @@ def sample_rows(
         text = torch.cat([text, stream.empty_captions(captions, text.device)])
     step: Callable[..., Tensor]
     if sampling.compile:
-        prefill, function = (compiled(f, text.device.type) for f in (Transformer.prefill, advance))
+        device, read = text.device.type, type(network).prefill
+        prefill, function = compiled(read, device), compiled(advance, device)
         logits, caches = compiling(prefill, network, text, candidates)
         step = CompiledSteps(
             partial(function, network, caches, uniform, sampling), uniform[:, 0].long()
