@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tilewright.prior import Stream
-from tilewright.prior.attention import attend
+from tilewright.prior.attention import attend, mask_on
 from tilewright.prior.masks import PATTERNS, dense_mask
 
 DEFAULTS = {
@@ -46,17 +46,22 @@ def main() -> None:
     device = timing.prepare(settings.threads, SEED)
     stream = Stream(text_length=settings.text_length, grid=settings.grid)
     mask = dense_mask("row", stream).to(device)
-    attentions = {
+    dense = {
         "dense, causal": partial(F.scaled_dot_product_attention, is_causal=True),
         "dense under a mask": partial(F.scaled_dot_product_attention, attn_mask=mask),
-        **{f"ours, {name}": partial(attend, pattern=name, stream=stream) for name in PATTERNS},
     }
     shape = (settings.batch_size, settings.heads, stream.length, settings.width)
     speeds = {}
     for name in settings.dtypes:
         dtype = getattr(torch, name)
         qkv = [torch.randn(shape, dtype=dtype, device=device, requires_grad=True) for _ in "qkv"]
-        steps = {label: partial(there_and_back, way, qkv) for label, way in attentions.items()}
+        where = (torch.device(device), dtype)
+        ours = {
+            f"ours, {name}": partial(attend, mask=mask_on(name, stream, *where))
+            for name in PATTERNS
+        }
+        ways = {**dense, **ours}
+        steps = {label: partial(there_and_back, way, qkv) for label, way in ways.items()}
         speeds[name] = timing.compare(steps, settings.rounds, settings.warmup)
         title = f"Attention, {stream.length} positions, {name}"
         timing.show_speeds(f"{title}: against dense, causal", speeds[name])

@@ -13,18 +13,20 @@ from typing import Any
 from unittest import mock
 
 import memory
-import priors
 import settings as command_line
 import timing
 import torch
 import training
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tilewright.prior import Sampling, Transformer, attention, lightened, sample
 from tilewright.prior.masks import cache_plan, dense_mask
+from tilewright.prior.module import PriorModule
+from tilewright.schedules import Constant
+from tilewright.stage import StageModule
 
 DEFAULTS = {
     "parts": ["attention", "utilisation", "checkpointing", "decoding", "candidates", "dvae"],
@@ -81,15 +83,36 @@ def prior(settings: DictConfig, model: str, device: str, *overrides: str) -> Tra
 
 
 def training_step(
-    settings: DictConfig, network: Transformer, batch_size: int, device: str
+    settings: DictConfig, module: StageModule, batch: dict[str, Any], clip: float
 ) -> Callable[[], None]:
-    """Forward, loss, backward and AdamW on random tokens, under autocast to bf16."""
+    """What a stage does in an update, in bf16: loss, backward, gradients clipped, its optimiser."""
+    module.log_dict = module.log = lambda *_, **__: None  # there is no trainer to log to
+    network = module.network.train()
     if settings.compile:
         network.compile()
+    optimiser = module.configure_optimizers()["optimizer"]
+    device = next(network.parameters()).device.type
+
+    def step() -> None:
+        optimiser.zero_grad(set_to_none=True)
+        with torch.autocast(device, torch.bfloat16, cache_enabled=False):  # as Lightning does
+            loss = module.training_step(batch, 0)
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), clip)
+        optimiser.step()
+
+    return step
+
+
+def prior_step(
+    settings: DictConfig, network: Transformer, batch_size: int, device: str
+) -> Callable[[], None]:
+    """An update on random tokens; the recipe is the paper's: AdamW, and nothing is hidden."""
     stream = network.stream
     text = torch.randint(stream.text_vocab, (batch_size, stream.text_length), device=device)
     image = torch.randint(stream.image_vocab, (batch_size, stream.grid, stream.grid), device=device)
-    return priors.training_step(priors.of_network(network.train()), text, image, bf16=True)
+    batch = {"text_tokens": text, "image_tokens": image}
+    return training_step(settings, PriorModule(network, Constant(1e-4)), batch, clip=4.0)
 
 
 def flops(network: Transformer) -> float:
@@ -103,7 +126,7 @@ def flops(network: Transformer) -> float:
     return 6.0 * (blocks + heads) + 12.0 * dim * pairs
 
 
-def dense(q: Tensor, k: Tensor, v: Tensor, pattern: str, stream: Any) -> Tensor:
+def dense(q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
     """What a prior without sparse attention would run."""
     return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
@@ -121,7 +144,7 @@ def measure_attention(settings: DictConfig, device: str) -> dict[str, Any]:
     for name, replaced in (("the paper's patterns", attention.attend), ("dense", dense)):
         with mock.patch.object(attention, "attend", replaced):
             network = prior(settings, model, device)
-            step = training_step(settings, network, batch_size, device)
+            step = prior_step(settings, network, batch_size, device)
             seconds = time_of(settings, step)
         figures[f"{name}, tokens/s"] = batch_size * network.stream.length / seconds
         memory.built.cache_clear()
@@ -137,7 +160,7 @@ def measure_utilisation(settings: DictConfig, device: str) -> dict[str, Any]:
         memory.built.cache_clear()
         network = prior(settings, model, device, "model.network.checkpointing=false")
         batch_size = settings.utilisation.batch_size
-        seconds = time_of(settings, training_step(settings, network, batch_size, device))
+        seconds = time_of(settings, prior_step(settings, network, batch_size, device))
         figures[f"{model}, tokens/s"] = batch_size * network.stream.length / seconds
         figures[f"{model}, share of peak"] = batch_size * flops(network) / seconds / peak
     return figures
@@ -150,7 +173,7 @@ def measure_checkpointing(settings: DictConfig, device: str) -> dict[str, Any]:
     for on in (False, True):
         memory.built.cache_clear()
         network = prior(settings, model, device, f"model.network.checkpointing={str(on).lower()}")
-        step = training_step(settings, network, batch_size, device)
+        step = prior_step(settings, network, batch_size, device)
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         name = "checkpointing" if on else "no checkpointing"
@@ -211,20 +234,9 @@ def measure_dvae(settings: DictConfig, device: str) -> dict[str, Any]:
     config = training.configuration(["stage=dvae", f"model={chosen.model}", size])
     torch.manual_seed(SEED)
     network = instantiate(config.model.network).to(device)
-    module = instantiate(config.model, network=network)
-    module.log_dict = module.log = lambda *_, **__: None
     images = torch.rand(chosen.batch_size, 3, chosen.image_size, chosen.image_size, device=device)
-    if settings.compile:
-        network.compile()
-    optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4)
-
-    def train() -> None:
-        optimiser.zero_grad(set_to_none=True)
-        with torch.autocast(device, torch.bfloat16):
-            loss = module.training_step({"image": images, "caption": [""]}, 0)
-        loss.backward()
-        optimiser.step()
-
+    module = instantiate(config.model, network=network)
+    train = training_step(settings, module, {"image": images, "caption": [""]}, clip=1.0)
     seconds = {"training": time_of(settings, train)}
     network.eval()
     with torch.inference_mode():

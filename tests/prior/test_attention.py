@@ -5,7 +5,7 @@ import torch
 from torch.nn.attention.flex_attention import flex_attention
 
 from tilewright.prior import Stream, attention
-from tilewright.prior.attention import SelfAttention, _block_mask_on, attend
+from tilewright.prior.attention import SelfAttention, _block_mask, attend, mask_on
 from tilewright.prior.masks import PATTERNS, dense_mask
 
 STREAM = Stream(text_length=3, text_vocab=5, grid=4, image_vocab=5)
@@ -16,14 +16,19 @@ def layer(pattern):
     return SelfAttention(8, 2, pattern, STREAM).double()
 
 
+def attended_by(q, k, v, pattern, stream=STREAM):
+    return attend(q, k, v, mask_on(pattern, stream, q.device, q.dtype))
+
+
 @pytest.mark.parametrize("pattern", PATTERNS)
 @torch.no_grad()
 def test_an_output_changes_with_the_inputs_of_its_mask_and_no_other(pattern):
     attended, length = layer(pattern), STREAM.length
     x = torch.randn(1, length, 8, dtype=torch.float64).expand(length, -1, -1).clone()
-    before = attended(x)
+    mask = mask_on(pattern, STREAM, x.device, x.dtype)
+    before = attended(x, mask)
     x[range(length), range(length)] += torch.randn(length, 8, dtype=torch.float64)
-    change = (attended(x) - before).abs().amax(dim=-1)  # [changed key, query]
+    change = (attended(x, mask) - before).abs().amax(dim=-1)  # [changed key, query]
     visible = dense_mask(pattern, STREAM).T
     assert (change[~visible] < 1e-12).all()
     assert (change[visible] > 1e-7).all()
@@ -39,7 +44,7 @@ def test_it_is_one_softmax_over_the_visible_keys(pattern, few, monkeypatch):
     q, k, v = torch.randn(3, 2, 2, stream.length, 4, dtype=torch.float64)
     scores = (q @ k.transpose(-1, -2)) / 2
     scores = scores.masked_fill(~dense_mask(pattern, stream), -torch.inf)
-    torch.testing.assert_close(attend(q, k, v, pattern, stream), scores.softmax(-1) @ v)
+    torch.testing.assert_close(attended_by(q, k, v, pattern, stream), scores.softmax(-1) @ v)
 
 
 @torch.no_grad()
@@ -56,8 +61,8 @@ def test_windows_make_no_graph_longer_with_the_batch(monkeypatch):
             return graph.forward
 
         q = torch.randn(batch, 2, stream.length, 4)
-        attend(q, q, q, "row", stream)  # the plan is made once, and of no interest here
-        torch.compile(lambda x: attend(x + 1, x, x, "row", stream) * 2, backend=count)(q)
+        plan = mask_on("row", stream, q.device, q.dtype)
+        torch.compile(lambda x, plan=plan: attend(x + 1, x, x, plan) * 2, backend=count)(q)
         sizes.append(seen)
     assert sizes[0]
     assert sizes[0] == sizes[1]
@@ -69,7 +74,7 @@ def test_short_attention_in_bf16_is_that_of_fp32_but_for_its_digits(pattern):
     exact = torch.randn(3, 2, 2, STREAM.length, 4).bfloat16().float().requires_grad_()
     short = exact.detach().bfloat16().requires_grad_()
     weights = torch.randn(2, 2, STREAM.length, 4)
-    outputs = [attend(*x, pattern, STREAM) for x in (exact, short)]
+    outputs = [attended_by(*x, pattern) for x in (exact, short)]
     for out in outputs:
         (out.float() * weights).sum().backward()
     assert outputs[1].dtype == torch.bfloat16
@@ -83,7 +88,8 @@ def test_steps_through_the_cache_equal_the_whole_sequence(pattern):
     attended, candidates, first = layer(pattern), 3, STREAM.first_image_position
     text = torch.randn(2, first, 8, dtype=torch.float64)
     image = torch.randn(2 * candidates, STREAM.length - first, 8, dtype=torch.float64)
-    whole = attended(torch.cat([text.repeat_interleave(candidates, dim=0), image], dim=1))
+    x = torch.cat([text.repeat_interleave(candidates, dim=0), image], dim=1)
+    whole = attended(x, mask_on(pattern, STREAM, x.device, x.dtype))
     prefix, cache = attended.prefill(text, candidates)
     torch.testing.assert_close(prefix.repeat_interleave(candidates, dim=0), whole[:, :first])
     for token in range(image.shape[1]):
@@ -98,9 +104,8 @@ def test_steps_through_the_cache_equal_the_whole_sequence(pattern):
 def test_flex_attentions_mask_is_the_dense_one(pattern):
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 1, 2, STREAM.length, 16)
-    block_mask = _block_mask_on(pattern, STREAM, torch.device("cpu"))
-    flexed = flex_attention(q, k, v, block_mask=block_mask)
-    torch.testing.assert_close(flexed, attend(q, k, v, pattern, STREAM), rtol=1e-5, atol=1e-5)
+    flexed = flex_attention(q, k, v, block_mask=_block_mask(pattern, STREAM, q.device))
+    torch.testing.assert_close(flexed, attended_by(q, k, v, pattern), rtol=1e-5, atol=1e-5)
 
 
 def test_a_width_that_the_heads_do_not_divide_is_refused():

@@ -28,28 +28,35 @@ FEW = 256
 WORTHWHILE = 0.6
 SHORT_BF16 = 512
 
+Mask = BlockMask | WindowPlan | Tensor | None
+
 
 @lru_cache(maxsize=64)
-def _dense_mask_on(pattern: str, stream: Stream, device: torch.device) -> Tensor:
+def mask_on(pattern: str, stream: Stream, device: torch.device, dtype: torch.dtype) -> Mask:
+    """Who sees whom, in the form in which it costs least: on CUDA which blocks there are to compute,
+    on a CPU windows, where they pay, or numbers to add to the scores.
+
+    Args:
+        dtype: of the queries, keys and values.
+
+    Returns:
+        What `attend` takes; None hides what lies ahead, and nothing else.
+    """
+    if device.type == "cuda":
+        return _block_mask(pattern, stream, device)
+    if dtype == torch.bfloat16 and stream.length <= SHORT_BF16:
+        hidden = ~dense_mask(pattern, stream)
+        return torch.zeros(hidden.shape).masked_fill(hidden, -torch.inf).to(device, dtype)
+    if pattern == "full":
+        return None
+    if device.type == "cpu" and stream.length > FEW:
+        plan = window_plan(pattern, stream)
+        if plan.scores < WORTHWHILE * stream.length**2:
+            return plan
     return dense_mask(pattern, stream).to(device)
 
 
-@lru_cache(maxsize=64)
-def _bias_on(pattern: str, stream: Stream, device: torch.device) -> Tensor:
-    """0 where the query sees the key and -inf where not, in bf16."""
-    hidden = ~dense_mask(pattern, stream)
-    return torch.zeros(hidden.shape).masked_fill(hidden, -torch.inf).bfloat16().to(device)
-
-
-def _products(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """Attention as the products that it is made of."""
-    q, k = q.flatten(0, 1) * q.shape[-1] ** -0.5, k.flatten(0, 1)
-    weights = torch.baddbmm(bias, q, k.transpose(1, 2)).softmax(dim=-1)
-    return (weights @ v.flatten(0, 1)).view_as(v)
-
-
-@lru_cache(maxsize=64)
-def _block_mask_on(pattern: str, stream: Stream, device: torch.device) -> BlockMask:
+def _block_mask(pattern: str, stream: Stream, device: torch.device) -> BlockMask:
     predicate = sees(pattern, stream)
     return create_block_mask(
         lambda _batch, _head, query, key: predicate(query, key),
@@ -59,6 +66,19 @@ def _block_mask_on(pattern: str, stream: Stream, device: torch.device) -> BlockM
         stream.length,
         device=device,
     )
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
+    """Attention [B, H, L, D] over the whole stream, under a mask of `mask_on`."""
+    if isinstance(mask, BlockMask):
+        return _compiled_flex_attention()(q, k, v, block_mask=mask)
+    if isinstance(mask, WindowPlan):
+        return _windowed(q, k, v, mask)
+    if mask is None:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    if mask.is_floating_point():
+        return _products(q, k, v, mask)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 @lru_cache(maxsize=1)
@@ -71,21 +91,11 @@ def _windowed(q: Tensor, k: Tensor, v: Tensor, plan: WindowPlan) -> Tensor:
     return TextAndWindow.apply(q, k, v, plan)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, pattern: str, stream: Stream) -> Tensor:
-    """Attention [B, H, L, D] over the whole stream under a pattern's mask."""
-    if q.is_cuda:
-        blocks = _block_mask_on(pattern, stream, q.device)
-        return _compiled_flex_attention()(q, k, v, block_mask=blocks)
-    if q.dtype == torch.bfloat16 and stream.length <= SHORT_BF16:
-        return _products(q, k, v, _bias_on(pattern, stream, q.device))
-    if pattern == "full":  # without a mask it skips what lies ahead
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    if q.device.type == "cpu" and stream.length > FEW:
-        plan = window_plan(pattern, stream)
-        if plan.scores < WORTHWHILE * stream.length**2:
-            return _windowed(q, k, v, plan)
-    mask = _dense_mask_on(pattern, stream, q.device)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+def _products(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """Attention as the products that it is made of."""
+    q, k = q.flatten(0, 1) * q.shape[-1] ** -0.5, k.flatten(0, 1)
+    weights = torch.baddbmm(bias, q, k.transpose(1, 2)).softmax(dim=-1)
+    return (weights @ v.flatten(0, 1)).view_as(v)
 
 
 @torch.compiler.disable  # it would trace the making of the plan, a loop over positions
@@ -142,9 +152,9 @@ class SelfAttention(nn.Module):
         """States [B, n, dim] of the stream's first n positions to q, k, v [B, H, n, D]."""
         return self._placed(self._project(x).permute(2, 0, 3, 1, 4), slice(x.shape[1]))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """States [B, L, dim] of the whole stream."""
-        y = attend(*self._whole(x), self.pattern, self.stream)
+    def forward(self, x: Tensor, mask: Mask) -> Tensor:
+        """States [B, L, dim] of the whole stream, under the pattern's mask (`mask_on`)."""
+        y = attend(*self._whole(x), mask)
         return self.out(y.transpose(1, 2).flatten(2))
 
     def prefill(self, x: Tensor, candidates: int) -> tuple[Tensor, LayerCache]:

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tilewright.prior.attention import LayerCache, SelfAttention
+from tilewright.prior.attention import LayerCache, Mask, SelfAttention
 from tilewright.prior.norms import NORMS
 
 
@@ -51,8 +51,8 @@ class Block(nn.Module):
         """The layers whose outputs are added to the residual path."""
         return self.attention.out, self.mlp.down  # type: ignore[return-value]
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.norm_attention(x))
+    def forward(self, x: Tensor, mask: Mask) -> Tensor:
+        x = x + self.attention(self.norm_attention(x), mask)
         return x + self.mlp(self.norm_mlp(x))
 
     def prefill(self, x: Tensor, candidates: int) -> tuple[Tensor, LayerCache]:

@@ -1,13 +1,13 @@
 """The prior's network: a decoder-only transformer over the stream (section 2.2)."""
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tilewright.prior.attention import LayerCache, SelfAttention
+from tilewright.prior.attention import LayerCache, Mask, SelfAttention, mask_on
 from tilewright.prior.blocks import Block
 from tilewright.prior.masks import PATTERNS, layer_patterns
 from tilewright.prior.norms import NORMS
@@ -135,15 +135,28 @@ class Transformer(nn.Module):
         if hidden is not None:
             shown = shown.masked_fill(hidden.flatten(1)[:, :-1, None], 0.0)
         x = torch.cat([self.embed_text(text), shown], dim=1)
-        for block in self.blocks:
+        for block, mask in zip(self.blocks, self.masks(x), strict=True):
             if self.checkpointing and self.training:
-                x = checkpoint(block, x, use_reentrant=False)
+                x = checkpoint(block, x, mask, use_reentrant=False)
             else:
-                x = block(x)
+                x = block(x, mask)
         text_states, image_states = self.norm(x).split(
             [self.stream.text_length, self.stream.image_length], dim=1
         )
         return self.text_head(text_states).float(), self.image_head(image_states).float()
+
+    def masks(self, x: Tensor) -> list[Mask]:
+        """Each block's mask, of its pattern, for states like x."""
+        device = x.device.type
+        half = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if half else x.dtype
+        patterns = [block.attention.pattern for block in self.blocks]
+        return [mask_on(pattern, self.stream, x.device, dtype) for pattern in patterns]
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles the blocks: those of one pattern are alike and compiled once."""
+        for block in self.blocks:
+            block.compile(*args, **kwargs)
 
     def prefill(self, text: Tensor, candidates: int) -> tuple[Tensor, list[LayerCache]]:
         """Reads captions [C, T] once; the logits [C * n, K] of image token 0, and the caches."""
