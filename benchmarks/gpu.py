@@ -32,9 +32,9 @@ DEFAULTS = {
     "parts": ["attention", "utilisation", "checkpointing", "decoding", "candidates", "dvae"],
     "dry": False,
     "attention": {"model": "prior_300m", "batch_size": 8},
-    "utilisation": {"models": ["prior_300m", "prior_1b"], "batch_size": 8},
+    "utilisation": {"models": ["prior_300m", "prior_1b"], "batch_size": 16},
     "checkpointing": {"model": "prior_1b", "batch_size": 4},
-    "decoding": {"model": "prior_1b", "weights": ["float32", "bfloat16"]},
+    "decoding": {"model": "prior_1b", "weights": ["float32", "bfloat16"], "overrides": []},
     "candidates": {"model": "prior_300m", "numbers": [64, 512], "weights": "bfloat16"},
     "dvae": {"model": "dvae_paper", "image_size": 256, "batch_size": 8},
     "compile": True,
@@ -76,10 +76,19 @@ def peaks(device: str) -> tuple[float, float]:
     return 2 * side**3 / product, 2 * source.nbytes / copy
 
 
+def forget() -> None:
+    """Frees the last network. What was compiled for it would be compiled for any size next."""
+    memory.built.cache_clear()
+    torch._dynamo.reset()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def prior(settings: DictConfig, model: str, device: str, *overrides: str) -> Transformer:
     """A model of `conf/model` over the paper's stream."""
     torch.manual_seed(SEED)
-    return memory.built(model, device, *overrides, *(DRY_PRIOR if settings.dry else []))
+    network = memory.built(model, device, *overrides, *(DRY_PRIOR if settings.dry else []))
+    return network.to(device)  # its tables are made on the CPU
 
 
 def training_step(
@@ -147,7 +156,8 @@ def measure_attention(settings: DictConfig, device: str) -> dict[str, Any]:
             step = prior_step(settings, network, batch_size, device)
             seconds = time_of(settings, step)
         figures[f"{name}, tokens/s"] = batch_size * network.stream.length / seconds
-        memory.built.cache_clear()
+        del network, step
+        forget()
     rates = list(figures.values())
     return {**figures, "times as fast as dense": rates[0] / rates[1]}
 
@@ -157,12 +167,13 @@ def measure_utilisation(settings: DictConfig, device: str) -> dict[str, Any]:
     peak, _ = peaks(device)
     figures = {}
     for model in settings.utilisation.models:
-        memory.built.cache_clear()
         network = prior(settings, model, device, "model.network.checkpointing=false")
         batch_size = settings.utilisation.batch_size
         seconds = time_of(settings, prior_step(settings, network, batch_size, device))
         figures[f"{model}, tokens/s"] = batch_size * network.stream.length / seconds
         figures[f"{model}, share of peak"] = batch_size * flops(network) / seconds / peak
+        del network
+        forget()
     return figures
 
 
@@ -171,7 +182,6 @@ def measure_checkpointing(settings: DictConfig, device: str) -> dict[str, Any]:
     model, batch_size = settings.checkpointing.model, settings.checkpointing.batch_size
     figures = {}
     for on in (False, True):
-        memory.built.cache_clear()
         network = prior(settings, model, device, f"model.network.checkpointing={str(on).lower()}")
         step = prior_step(settings, network, batch_size, device)
         if device == "cuda":
@@ -181,6 +191,7 @@ def measure_checkpointing(settings: DictConfig, device: str) -> dict[str, Any]:
         if device == "cuda":
             figures[f"{name}, GiB"] = torch.cuda.max_memory_allocated() / memory.GIB
         del network, step
+        forget()
     return figures
 
 
@@ -200,7 +211,7 @@ def bytes_read(network: Transformer) -> float:
 def measure_decoding(settings: DictConfig, device: str) -> dict[str, Any]:
     """Tokens/s of one picture, and the share of the memory's peak that it reads at."""
     _, peak = peaks(device)
-    network = prior(settings, settings.decoding.model, device).eval()
+    network = prior(settings, settings.decoding.model, device, *settings.decoding.overrides).eval()
     text = torch.randint(network.stream.text_vocab, (1, network.stream.text_length), device=device)
     figures = {}
     for weights in settings.decoding.weights:
@@ -265,13 +276,11 @@ def main() -> None:
         raise SystemExit("error: no GPU here; dry=true tries the script on a CPU, in tiny sizes")
     figures: dict[str, dict[str, Any]] = {}
     for name in settings.parts:
-        memory.built.cache_clear()
         try:
             figures[name] = PARTS[name](settings, device)
         except torch.OutOfMemoryError as error:
             figures[name] = {"failed": str(error).splitlines()[0]}
-        if device == "cuda":
-            torch.cuda.empty_cache()
+        forget()
         rows = [
             [key, value if isinstance(value, str) else f"{value:.4g}"]
             for key, value in figures[name].items()

@@ -32,7 +32,7 @@ def words(pattern, side, kernel=11):
 
 def image_mask(pattern, side):
     tokens = torch.arange(side * side)
-    return PATTERNS[pattern](tokens[:, None], tokens[None, :], side)
+    return PATTERNS[pattern](tokens[:, None], tokens[None, :], side).expand(side**2, -1).tril()
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)

@@ -70,8 +70,9 @@ def _block_mask(pattern: str, stream: Stream, device: torch.device) -> BlockMask
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     """Attention [B, H, L, D] over the whole stream, under a mask of `mask_on`."""
-    if isinstance(mask, BlockMask):
-        return _compiled_flex_attention()(q, k, v, block_mask=mask)
+    if isinstance(mask, BlockMask):  # fast only where it is compiled, with what surrounds it or alone
+        flex = flex_attention if torch.compiler.is_compiling() else _compiled_flex_attention()
+        return flex(q, k, v, block_mask=mask)
     if isinstance(mask, WindowPlan):
         return _windowed(q, k, v, mask)
     if mask is None:
@@ -142,7 +143,7 @@ class SelfAttention(nn.Module):
         self, qkv: Tensor, positions: slice | int | Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values [3, ..., D], normalised and turned as the positions ask."""
-        q, k, v = qkv
+        q, k, v = qkv.unbind()  # unpacked, each one's gradient would be as large as that of all
         q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
         if self.rotary is not None:
             q, k = self.rotary(q, positions), self.rotary(k, positions)

@@ -14,37 +14,37 @@ from torch import Tensor
 
 from tilewright.prior.stream import Stream
 
-Predicate = Callable[[Tensor, Tensor, int], Tensor]  # (query, key, side): image tokens' indices
+# Of image tokens' indices (query, key) and the grid's side; asked of keys at or before the query.
+# FlexAttention asks it for each pair of a block: what is of one of the two alone costs it nothing.
+Predicate = Callable[[Tensor, Tensor, int], Tensor]
 
 CONVOLUTION_KERNEL = 11
 
 
 def full(query: Tensor, key: Tensor, side: int) -> Tensor:
     """Every token before, and itself."""
-    return query >= key
+    return key <= query
 
 
 def row(query: Tensor, key: Tensor, side: int) -> Tensor:
     """The tokens before, back to the same column of the row above: side + 1, itself included."""
-    return (query >= key) & (query - key <= side)
+    return key >= query - side
 
 
 def column(query: Tensor, key: Tensor, side: int) -> Tensor:
     """The tokens of the same column, at and above the row."""
-    return (query >= key) & ((query - key) % side == 0)
+    return key % side == query % side
 
 
 def convolutional(query: Tensor, key: Tensor, side: int) -> Tensor:
     """The causal half of a centred 11x11 kernel, which wraps around the row's edge as `row` does.
 
     In raster order a key lies `rows * side + columns` behind its query, with rows in 0..5 and
-    columns in -5..5. `rows` is the fewest that brings `columns` to 5 or less.
+    columns in -5..5.
     """
     reach = CONVOLUTION_KERNEL // 2
     distance = query - key
-    rows = ((distance - reach + side - 1) // side).clamp(min=0)
-    columns = distance - rows * side
-    return (distance >= 0) & (rows <= reach) & (columns >= -reach)
+    return (distance <= reach * side + reach) & ((distance + reach) % side <= 2 * reach)
 
 
 PATTERNS: dict[str, Predicate] = {
@@ -68,9 +68,7 @@ def sees(pattern: str, stream: Stream) -> Callable[[Tensor, Tensor], Tensor]:
     first, side, image_sees = stream.first_image_position, stream.grid, PATTERNS[pattern]
 
     def predicate(query: Tensor, key: Tensor) -> Tensor:
-        to_text = (key < first) & (query >= key)
-        to_image = (key >= first) & image_sees(query - first, key - first, side)
-        return to_text | to_image
+        return (key <= query) & ((key < first) | image_sees(query - first, key - first, side))
 
     return predicate
 
