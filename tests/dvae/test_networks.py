@@ -154,6 +154,20 @@ def test_initial_weights_have_the_papers_deviation_and_no_bias():
             assert parameter.std().item() == pytest.approx(fan_in**-0.5, rel=0.1), name
 
 
+def test_encoder_and_decoder_are_one_graph_each():
+    graphs = []
+
+    def count(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    network = tiny()
+    network.compile(backend=count)
+    network.decoder(network.latents(pictures()).softmax(dim=1))
+    assert len(graphs) == 2
+
+
 def test_a_compiled_network_trains_alike():
     images, losses, gradients = pictures(), [], []
     for compiled in (False, True):

@@ -130,13 +130,28 @@ def test_checkpointing_changes_no_gradient():
         torch.testing.assert_close(checkpointed, plain)
 
 
-@pytest.mark.filterwarnings("ignore:.*lru_cache")
+@pytest.mark.filterwarnings("error:.*lru_cache")  # masks are made outside, once
 @pytest.mark.parametrize("parts", [{}, MODERN])
 def test_a_compiled_network_predicts_alike(parts):
     text, image = tokens(2)
     plain, compiled = tiny(**parts), tiny(**parts)
     compiled.compile(backend="eager")  # what is traced, without the time of a compiler
     torch.testing.assert_close(compiled(text, image), plain(text, image))
+
+
+def test_blocks_are_compiled_once_for_each_shape_however_many():
+    graphs = []
+
+    def count(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    network = tiny(depth=6)
+    network.compile(backend=count, dynamic=False)
+    for batch in range(1, 11):
+        network(*tokens(batch))
+        assert len(graphs) == batch
 
 
 @pytest.mark.slow

@@ -107,6 +107,10 @@ class Encoder(nn.Sequential):
                 previous = width
         super().__init__(*layers, nn.ReLU(), InFloat32(conv(previous, channels, 1)))
 
+    # torch.compile passes over the forward of torch's own modules, and would compile each block.
+    def forward(self, pixels: Tensor) -> Tensor:
+        return super().forward(pixels)
+
 
 class Decoder(nn.Sequential):
     """Codes [B, C, h, w] to the likelihood's parameters [B, maps, H, W]; one-hot in the paper."""
@@ -135,6 +139,9 @@ class Decoder(nn.Sequential):
                 previous = width
         layers += [nn.ReLU(), conv(previous, maps * patch**2, 1)]
         super().__init__(*layers, *([nn.PixelShuffle(patch)] if patch > 1 else []))
+
+    def forward(self, codes: Tensor) -> Tensor:
+        return super().forward(codes)
 
 
 class DiscreteVAE(nn.Module):

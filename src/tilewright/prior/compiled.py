@@ -2,15 +2,13 @@
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from tilewright.compiling import compiles
+from tilewright.compiling import allow_many_shapes, compiles
 
 WARM_UP = 2  # steps before a graph is captured: the first compiles, the second allocates
-SHAPES = 128  # for which one function is compiled: torch's 8 are soon used up, and then it does not
 
 
 class CompiledSteps:
@@ -41,9 +39,7 @@ class CompiledSteps:
             with torch.cuda.graph(self._graph):  # which runs nothing
                 self._advance()
         self._steps += 1
-        if self._steps == 1:
-            compiling(self._advance)
-        elif self._graph is None:
+        if self._graph is None:
             self._advance()
         else:
             self._graph.replay()
@@ -60,6 +56,7 @@ def compiled(function: Callable, device: str) -> Callable:
         UserError: this machine has no compiler.
     """
     compiles(True, device)
+    allow_many_shapes()
     return _compiled(function)
 
 
@@ -68,8 +65,3 @@ def _compiled(function: Callable) -> Callable:
     # Of a batch of any size inductor ends in a RecursionError.
     return torch.compile(function, dynamic=False)
 
-
-def compiling(function: Callable, *arguments: Any) -> Any:
-    """What a function returns that compiles, where it has not seen such shapes before."""
-    with torch.compiler.config.patch(recompile_limit=SHAPES):  # type: ignore[attr-defined]
-        return function(*arguments)

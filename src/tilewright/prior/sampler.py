@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tilewright.prior.cache import LayerCache
-from tilewright.prior.compiled import CompiledSteps, compiled, compiling
+from tilewright.prior.compiled import CompiledSteps, compiled
 from tilewright.prior.lightening import WEIGHTS, Weights, lightened
 from tilewright.prior.transformer import Transformer
 
@@ -169,7 +169,7 @@ def sample_rows(
     if sampling.compile:
         device, read = text.device.type, type(network).prefill
         prefill, function = compiled(read, device), compiled(advance, device)
-        logits, caches = compiling(prefill, network, text, candidates)
+        logits, caches = prefill(network, text, candidates)
         step = CompiledSteps(
             partial(function, network, caches, uniform, sampling), uniform[:, 0].long()
         )

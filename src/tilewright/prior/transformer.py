@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tilewright.compiling import allow_many_shapes
 from tilewright.prior.attention import LayerCache, Mask, SelfAttention, mask_on
 from tilewright.prior.blocks import Block
 from tilewright.prior.masks import PATTERNS, layer_patterns
@@ -155,6 +156,7 @@ class Transformer(nn.Module):
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compiles the blocks: those of one pattern are alike and compiled once."""
+        allow_many_shapes()
         for block in self.blocks:
             block.compile(*args, **kwargs)
 
