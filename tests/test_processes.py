@@ -90,7 +90,7 @@ def test_two_processes_train_what_one_trains(stage, tmp_path):
     assert {step for step, name in alone if name == "train/loss"} == set(range(20))
     assert {step for step, name in alone if name == "validation/loss"} == {6, 13}
     for key, value in alone.items():
-        assert together[key] == pytest.approx(value, rel=1e-5, abs=1e-6), key
+        assert together[key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
 
 
 def test_a_checkpoint_of_two_is_read_by_one_and_the_reverse(tmp_path):

@@ -21,7 +21,7 @@ IN_SHARDS = partial(FullyShardedStrategy, sharded_checkpoints=True)
 TWO_COPIES = partial(IN_SHARDS, copies=2)
 
 
-def same(one, other, rel=1e-5):
+def same(one, other, rel=1e-4):
     assert one.keys() == other.keys()
     for key, value in one.items():
         assert other[key] == pytest.approx(value, rel=rel, abs=1e-6), key
@@ -54,7 +54,7 @@ def test_shards_train_what_one_process_trains(stage, count, strategy, tmp_path):
     assert {step for step, name in alone if name == "train/loss"} == set(range(20))
     assert {step for step, name in alone if name == "validation/loss"} == {6, 13}
     # Muon makes matrices orthogonal in bf16, whose sums depend on how they are cut.
-    same(alone, together, rel=2e-3 if stage == "muon" else 1e-5)
+    same(alone, together, rel=2e-3 if stage == "muon" else 1e-4)
 
 
 def test_variances_are_clipped_in_shards_as_on_one(tmp_path):

@@ -53,6 +53,9 @@ def adamw(
 ) -> torch.optim.AdamW:
     """AdamW that updates in one pass over memory, where torch's default makes many.
 
+    Not for weights with the channels innermost: that pass takes a parameter and its moments in the
+    order of memory, and moments that were read from a checkpoint may lie otherwise.
+
     Args:
         parameters: them, or groups of them.
     """

@@ -5,7 +5,7 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from tilewright.dvae.networks import DiscreteVAE
-from tilewright.optimisers import adamw, scheduled
+from tilewright.optimisers import scheduled
 from tilewright.schedules import Schedule
 from tilewright.stage import StageModule
 
@@ -38,9 +38,7 @@ class DiscreteVAEModule(StageModule):
         self.temperature = temperature
         self.beta = beta
         self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.betas = (betas[0], betas[1])
-        self.eps = eps
+        self.optimiser = {"weight_decay": weight_decay, "betas": tuple(betas), "eps": eps}
 
     def terms(
         self, images: Tensor, codes: Tensor, penalties: dict[str, Tensor]
@@ -82,5 +80,5 @@ class DiscreteVAEModule(StageModule):
         return {"tokens": tokens, "reconstructions": self.network.decode(tokens)}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimiser = adamw(self.parameters(), self.weight_decay, self.betas, self.eps)
+        optimiser = torch.optim.AdamW(self.parameters(), lr=1.0, **self.optimiser)  # type: ignore[arg-type]
         return scheduled(optimiser, self.learning_rate)
