@@ -146,6 +146,16 @@ def time_of(settings: DictConfig, step: Callable[[], Any]) -> float:
     return sorted(speed.seconds)[len(speed.seconds) // 2]
 
 
+def cost_of(settings: DictConfig, step: Callable[[], Any], device: str) -> dict[str, float]:
+    """Seconds of a step and, on a GPU, the most memory that it took."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    cost = {"seconds": time_of(settings, step)}
+    if device == "cuda":
+        cost["GiB"] = torch.cuda.max_memory_allocated() / memory.GIB
+    return cost
+
+
 def measure_attention(settings: DictConfig, device: str) -> dict[str, Any]:
     """Tokens/s of training: the paper's patterns by FlexAttention, and dense attention."""
     model, batch_size = settings.attention.model, settings.attention.batch_size
@@ -163,16 +173,19 @@ def measure_attention(settings: DictConfig, device: str) -> dict[str, Any]:
 
 
 def measure_utilisation(settings: DictConfig, device: str) -> dict[str, Any]:
-    """Model flops of training against the peak of the hardware."""
+    """Model flops of training against the peak of the hardware, and memory."""
     peak, _ = peaks(device)
     figures = {}
     for model in settings.utilisation.models:
         network = prior(settings, model, device, "model.network.checkpointing=false")
         batch_size = settings.utilisation.batch_size
-        seconds = time_of(settings, prior_step(settings, network, batch_size, device))
-        figures[f"{model}, tokens/s"] = batch_size * network.stream.length / seconds
-        figures[f"{model}, share of peak"] = batch_size * flops(network) / seconds / peak
-        del network
+        step = prior_step(settings, network, batch_size, device)
+        cost = cost_of(settings, step, device)
+        figures |= {f"{model}, {name}": value for name, value in cost.items()}
+        rate = batch_size / cost["seconds"]
+        figures[f"{model}, tokens/s"] = rate * network.stream.length
+        figures[f"{model}, share of peak"] = rate * flops(network) / peak
+        del network, step
         forget()
     return figures
 
@@ -184,12 +197,9 @@ def measure_checkpointing(settings: DictConfig, device: str) -> dict[str, Any]:
     for on in (False, True):
         network = prior(settings, model, device, f"model.network.checkpointing={str(on).lower()}")
         step = prior_step(settings, network, batch_size, device)
-        if device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        name = "checkpointing" if on else "no checkpointing"
-        figures[f"{name}, seconds"] = time_of(settings, step)
-        if device == "cuda":
-            figures[f"{name}, GiB"] = torch.cuda.max_memory_allocated() / memory.GIB
+        cost = cost_of(settings, step, device)
+        label = "checkpointing" if on else "no checkpointing"
+        figures |= {f"{label}, {name}": value for name, value in cost.items()}
         del network, step
         forget()
     return figures

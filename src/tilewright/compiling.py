@@ -42,4 +42,4 @@ def compiles(wanted: bool | str, device: str = "cpu") -> bool:
 
 def allow_many_shapes() -> None:
     """Lets what is compiled from now on be compiled for `SHAPES` shapes."""
-    torch.compiler.config.recompile_limit = SHAPES  # type: ignore[attr-defined]
+    torch.compiler.config.recompile_limit = SHAPES

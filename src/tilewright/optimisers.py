@@ -61,7 +61,7 @@ def adamw(
     """
     optimiser = torch.optim.AdamW(parameters, lr, betas, eps, weight_decay, fused=True)
     # It could undo the scaling of losses in fp16 as well, for which Lightning clips no gradients.
-    optimiser._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    optimiser._step_supports_amp_scaling = False
     return optimiser
 
 

@@ -7,6 +7,7 @@ in windows where these save more than they cost.
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +34,10 @@ Mask = BlockMask | WindowPlan | Tensor | None
 
 @lru_cache(maxsize=64)
 def mask_on(pattern: str, stream: Stream, device: torch.device, dtype: torch.dtype) -> Mask:
-    """Who sees whom, in the form in which it costs least: on CUDA which blocks there are to compute,
-    on a CPU windows, where they pay, or numbers to add to the scores.
+    """Who sees whom, in the form in which it costs least.
+
+    On CUDA which blocks there are to compute, on a CPU windows, where they pay, or what to add to
+    the scores.
 
     Args:
         dtype: of the queries, keys and values.
@@ -70,8 +73,9 @@ def _block_mask(pattern: str, stream: Stream, device: torch.device) -> BlockMask
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     """Attention [B, H, L, D] over the whole stream, under a mask of `mask_on`."""
-    if isinstance(mask, BlockMask):  # fast only where it is compiled, with what surrounds it or alone
-        flex = flex_attention if torch.compiler.is_compiling() else _compiled_flex_attention()
+    if isinstance(mask, BlockMask):  # slow where it is not compiled, with all around it or alone
+        together = torch.compiler.is_compiling()
+        flex: Any = flex_attention if together else _compiled_flex_attention()
         return flex(q, k, v, block_mask=mask)
     if isinstance(mask, WindowPlan):
         return _windowed(q, k, v, mask)

@@ -64,4 +64,3 @@ def compiled(function: Callable, device: str) -> Callable:
 def _compiled(function: Callable) -> Callable:
     # Of a batch of any size inductor ends in a RecursionError.
     return torch.compile(function, dynamic=False)
-

@@ -151,8 +151,11 @@ class Transformer(nn.Module):
         device = x.device.type
         half = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if half else x.dtype
-        patterns = [block.attention.pattern for block in self.blocks]
-        return [mask_on(pattern, self.stream, x.device, dtype) for pattern in patterns]
+        masks = []
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            masks.append(mask_on(block.attention.pattern, self.stream, x.device, dtype))
+        return masks
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compiles the blocks: those of one pattern are alike and compiled once."""
