@@ -1,8 +1,9 @@
 """Speed of one training step of a prior, against other transformers of equal shape.
 
-A step is forward, loss, backward and AdamW on random tokens, with random weights. DALLE-pytorch's
-sparse attention is its (axial_row, axial_col, conv_like). GPT-2 and x-transformers know of one
-vocabulary, text's and image's together, as DALLE-pytorch does; ours has a head for each.
+A step is forward, loss, backward and AdamW, each project's own where it has one, on random tokens,
+with random weights. DALLE-pytorch's sparse attention is its (axial_row, axial_col, conv_like).
+GPT-2 and x-transformers know of one vocabulary, text's and image's together, as DALLE-pytorch does;
+ours has a head for each.
 
     python benchmarks/prior_step.py [batch_size=16] [compile=true] [any setting=value]
 """

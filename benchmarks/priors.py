@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from tilewright.prior import Stream, Transformer, sample
 from tilewright.prior.module import PriorModule
@@ -37,11 +38,13 @@ class Prior:
         network: what is trained.
         draw: text tokens [B, T] to image tokens, one picture for each caption.
         loss: of text tokens [B, T] and image tokens [B, h, w].
+        optimiser: its own; torch's AdamW as it comes where it has none.
     """
 
     network: nn.Module
     draw: Callable[[Tensor], Tensor]
     loss: Callable[[Tensor, Tensor], Tensor]
+    optimiser: Callable[[], Optimizer] | None = None
 
 
 def stream_of(shape: DictConfig) -> Stream:
@@ -70,14 +73,17 @@ def ours(
 
 
 def of_network(network: Transformer) -> Prior:
-    """A network of this project's with the loss of its LightningModule."""
+    """A network of this project's with the loss and the optimiser of its LightningModule."""
     module = PriorModule(network, Constant(3e-4), caption_dropout=0.0)
     module.log_dict = lambda *_, **__: None  # there is no trainer to log to
 
     def loss(text: Tensor, image: Tensor) -> Tensor:
         return module.training_step({"text_tokens": text, "image_tokens": image}, 0)
 
-    return Prior(network, lambda text: sample(network, text), loss)
+    def optimiser() -> Optimizer:
+        return module.configure_optimizers()["optimizer"]
+
+    return Prior(network, lambda text: sample(network, text), loss, optimiser)
 
 
 def dalle_pytorch(
@@ -214,9 +220,12 @@ def x_transformers(package: ModuleType, shape: DictConfig, device: str) -> Prior
 
 
 def training_step(prior: Prior, text: Tensor, image: Tensor, bf16: bool) -> Callable[[], None]:
-    """Forward, loss, backward and AdamW."""
-    parameters = [p for p in prior.network.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=3e-4)
+    """Forward, loss, backward and an update."""
+    if prior.optimiser is None:
+        parameters = [p for p in prior.network.parameters() if p.requires_grad]
+        optimiser: Optimizer = torch.optim.AdamW(parameters, lr=3e-4)
+    else:
+        optimiser = prior.optimiser()
 
     def step() -> None:
         optimiser.zero_grad(set_to_none=True)
