@@ -16,6 +16,14 @@ def layer(pattern):
     return SelfAttention(8, 2, pattern, STREAM).double()
 
 
+@pytest.fixture
+def fresh_masks():
+    """Masks are kept; those of a test that moves `FEW` are its own."""
+    mask_on.cache_clear()
+    yield
+    mask_on.cache_clear()
+
+
 def attended_by(q, k, v, pattern, stream=STREAM):
     return attend(q, k, v, mask_on(pattern, stream, q.device, q.dtype))
 
@@ -36,6 +44,7 @@ def test_an_output_changes_with_the_inputs_of_its_mask_and_no_other(pattern):
 
 @pytest.mark.parametrize("few", [0, 999])  # through windows, through the dense mask
 @pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.usefixtures("fresh_masks")
 @torch.no_grad()
 def test_it_is_one_softmax_over_the_visible_keys(pattern, few, monkeypatch):
     monkeypatch.setattr(attention, "FEW", few)
@@ -47,6 +56,7 @@ def test_it_is_one_softmax_over_the_visible_keys(pattern, few, monkeypatch):
     torch.testing.assert_close(attended_by(q, k, v, pattern, stream), scores.softmax(-1) @ v)
 
 
+@pytest.mark.usefixtures("fresh_masks")
 @torch.no_grad()
 def test_windows_make_no_graph_longer_with_the_batch(monkeypatch):
     monkeypatch.setattr(attention, "FEW", 0)
