@@ -118,6 +118,11 @@ def test_flex_attentions_mask_is_the_dense_one(pattern):
     torch.testing.assert_close(flexed, attended_by(q, k, v, pattern), rtol=1e-5, atol=1e-5)
 
 
+@torch.inference_mode()
+def test_a_block_mask_made_in_inference_can_be_trained_with():
+    assert not _block_mask("row", STREAM, torch.device("cpu")).kv_indices.is_inference()
+
+
 def test_a_width_that_the_heads_do_not_divide_is_refused():
     with pytest.raises(ValueError, match="got 10 and 4"):
         SelfAttention(10, 4, "row", STREAM)

@@ -139,6 +139,14 @@ def test_a_compiled_network_predicts_alike(parts):
     torch.testing.assert_close(compiled(text, image), plain(text, image))
 
 
+@pytest.mark.filterwarnings("error:.*lru_cache")
+def test_no_graph_makes_masks_also_where_the_whole_is_compiled():
+    text, image = tokens(2)
+    network = tiny()
+    whole = torch.compile(network, backend="eager")
+    torch.testing.assert_close(whole(text, image), network(text, image))
+
+
 def test_blocks_are_compiled_once_for_each_shape_however_many():
     graphs = []
 

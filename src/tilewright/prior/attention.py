@@ -59,6 +59,7 @@ def mask_on(pattern: str, stream: Stream, device: torch.device, dtype: torch.dty
     return dense_mask(pattern, stream).to(device)
 
 
+@torch.inference_mode(False)  # it is kept, and made in inference it could not be trained with
 def _block_mask(pattern: str, stream: Stream, device: torch.device) -> BlockMask:
     predicate = sees(pattern, stream)
     return create_block_mask(

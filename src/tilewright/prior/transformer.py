@@ -146,6 +146,7 @@ class Transformer(nn.Module):
         )
         return self.text_head(text_states).float(), self.image_head(image_states).float()
 
+    @torch.compiler.disable  # a graph that made them would make them again in every update
     def masks(self, x: Tensor) -> list[Mask]:
         """Each block's mask, of its pattern, for states like x."""
         device = x.device.type
