@@ -89,8 +89,10 @@ def test_two_processes_train_what_one_trains(stage, tmp_path):
     assert alone.keys() == together.keys()
     assert {step for step, name in alone if name == "train/loss"} == set(range(20))
     assert {step for step, name in alone if name == "validation/loss"} == {6, 13}
+    # Adam turns the rounding of small gradients into whole steps.
+    rel = 1e-4 if stage == "ranker" else 1e-5
     for key, value in alone.items():
-        assert together[key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
+        assert together[key] == pytest.approx(value, rel=rel, abs=1e-6), key
 
 
 def test_a_checkpoint_of_two_is_read_by_one_and_the_reverse(tmp_path):

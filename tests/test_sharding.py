@@ -21,7 +21,12 @@ IN_SHARDS = partial(FullyShardedStrategy, sharded_checkpoints=True)
 TWO_COPIES = partial(IN_SHARDS, copies=2)
 
 
-def same(one, other, rel=1e-4):
+# Muon makes matrices orthogonal in bf16, whose sums depend on how they are cut; and Adam turns the
+# rounding of small gradients into whole steps.
+CLOSE = {"muon": 2e-3, "ranker": 1e-4}
+
+
+def same(one, other, rel=1e-5):
     assert one.keys() == other.keys()
     for key, value in one.items():
         assert other[key] == pytest.approx(value, rel=rel, abs=1e-6), key
@@ -53,8 +58,7 @@ def test_shards_train_what_one_process_trains(stage, count, strategy, tmp_path):
     alone, together = figures(tmp_path / "1"), figures(tmp_path / "2")
     assert {step for step, name in alone if name == "train/loss"} == set(range(20))
     assert {step for step, name in alone if name == "validation/loss"} == {6, 13}
-    # Muon makes matrices orthogonal in bf16, whose sums depend on how they are cut.
-    same(alone, together, rel=2e-3 if stage == "muon" else 1e-4)
+    same(alone, together, CLOSE.get(stage, 1e-5))
 
 
 def test_variances_are_clipped_in_shards_as_on_one(tmp_path):
@@ -78,7 +82,7 @@ def test_compiled_shards_train_what_one_process_trains(stage, tmp_path):
     train(stage, tmp_path / "1", 1, steps=8, noise=False)
     compiled = {"steps": 8, "noise": False, "backend": "aot_eager"}
     train(stage, tmp_path / "2", 2, FullyShardedStrategy, watch=[Shares()], **compiled)
-    same(figures(tmp_path / "1"), figures(tmp_path / "2"))
+    same(figures(tmp_path / "1"), figures(tmp_path / "2"), CLOSE.get(stage, 1e-5))
 
 
 def test_copies_that_do_not_divide_the_processes_are_one_line(tmp_path, capfd):
