@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tilewright.optimisers import MuonAdamW, clip_variance, decay_matrices_only, scheduled
+from tilewright.optimisers import MuonAdamW, adamw, clip_variance, decay_matrices_only, scheduled
 from tilewright.prior import Stream, Transformer
 from tilewright.schedules import Cosine, WarmUp
 
@@ -130,12 +130,11 @@ def test_muon_leaves_the_rest_to_adamw():
     module, optimiser = muon()
     torch.manual_seed(0)
     other = Mixed()
-    groups = decay_matrices_only(other, 0.3)
-    plain = torch.optim.AdamW(groups, lr=0.1, betas=(0.9, 0.96))
+    plain = adamw(decay_matrices_only(other, 0.3), 0.0, (0.9, 0.96), 1e-8, lr=0.1)
     descend(module, optimiser, 1)
     descend(other, plain, 1)
     for name in ("embedding.weight", "norm.weight", "layers.0.bias", "gain"):
-        torch.testing.assert_close(module.get_parameter(name), other.get_parameter(name))
+        assert torch.equal(module.get_parameter(name), other.get_parameter(name))
     for name in ("layers.0.weight", "layers.1.weight"):
         assert not torch.equal(module.get_parameter(name), other.get_parameter(name))
 
@@ -165,3 +164,13 @@ def test_one_schedule_moves_the_rates_of_both():
     before = {name: value.clone() for name, value in module.state_dict().items()}
     descend(module, optimiser, 1)
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+
+
+def test_adamw_in_one_pass_is_adamw():
+    one, other = Mixed(), Mixed()
+    other.load_state_dict(one.state_dict())
+    for module, make in ((one, adamw), (other, torch.optim.AdamW)):
+        how = {"weight_decay": 0.1, "betas": (0.9, 0.96), "eps": 1e-8, "lr": 0.1}
+        descend(module, make(module.parameters(), **how), 5)
+    for found, expected in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(found, expected)

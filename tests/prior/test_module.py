@@ -42,7 +42,7 @@ class Record(pl.Callback):
         self.metrics.append({k: v.item() for k, v in trainer.callback_metrics.items()})
 
 
-def fit(module, steps):
+def fit(module, steps, **settings):
     record = Record()
     trainer = pl.Trainer(
         max_steps=steps,
@@ -53,6 +53,7 @@ def fit(module, steps):
         accelerator="cpu",
         num_sanity_val_steps=0,
         callbacks=[record],
+        **settings,
     )
     trainer.fit(module, loader(steps), loader(1))
     return record, trainer
@@ -149,3 +150,16 @@ def test_the_optimiser_is_the_papers():
     assert decaying["betas"] == rest["betas"] == (0.9, 0.96)
     assert (decaying["weight_decay"], rest["weight_decay"]) == (4.5e-2, 0.0)
     assert sum(len(g["params"]) for g in (decaying, rest)) == len(list(module.parameters()))
+
+
+def test_gradients_are_clipped_in_bf16(monkeypatch):
+    clipped = []
+    clip = torch.nn.utils.clip_grad_norm_
+    monkeypatch.setattr(
+        torch.nn.utils, "clip_grad_norm_", lambda *args: clipped.append(args[1]) or clip(*args)
+    )
+    module = tiny()
+    before = [p.detach().clone() for p in module.parameters()]
+    fit(module, 2, precision="bf16-mixed", gradient_clip_val=0.5)
+    assert clipped == [0.5, 0.5]
+    assert any(not torch.equal(p, old) for p, old in zip(module.parameters(), before, strict=True))
