@@ -7,6 +7,8 @@ Peaks are those of the card's data sheet where it is known, else of one large pr
 copy, measured. A part that does not fit the memory says so, and the others go on.
 """
 
+import re
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -29,10 +31,19 @@ from tilewright.schedules import Constant
 from tilewright.stage import StageModule
 
 DEFAULTS = {
-    "parts": ["attention", "utilisation", "checkpointing", "decoding", "candidates", "dvae"],
+    "parts": [
+        "attention",
+        "utilisation",
+        "kernels",
+        "checkpointing",
+        "decoding",
+        "candidates",
+        "dvae",
+    ],
     "dry": False,
     "attention": {"model": "prior_300m", "batch_size": 8},
     "utilisation": {"models": ["prior_300m", "prior_1b"], "batch_size": 16},
+    "kernels": {"model": "prior_1b", "batch_size": 16},
     "checkpointing": {"model": "prior_1b", "batch_size": 4},
     "decoding": {"model": "prior_1b", "weights": ["float32", "bfloat16"], "overrides": []},
     "candidates": {"model": "prior_300m", "numbers": [64, 512], "weights": "bfloat16"},
@@ -45,6 +56,7 @@ DEFAULTS = {
 DRY = {
     "attention": {"batch_size": 2},
     "utilisation": {"batch_size": 2},
+    "kernels": {"batch_size": 2},
     "checkpointing": {"batch_size": 2},
     "candidates": {"numbers": [2, 3]},
     "dvae": {"model": "dvae_small", "image_size": 16, "batch_size": 2},
@@ -58,6 +70,12 @@ DRY_PRIOR = [
 ]  # fmt: skip
 # By a word of the card's name: bf16 products without sparsity, in flop/s, and bytes/s.
 PEAKS = {"H200": (989e12, 4.8e12), "H100": (989e12, 3.35e12), "A100": (312e12, 2.04e12)}
+# What a kernel does, by a part of its name: a GPU's, or on a CPU the operator's.
+KINDS = {
+    "attention": r"flex_attention|scaled_dot_product",
+    "products": r"nvjet|gemm|gemv|cutlass|splitK|mm\b",
+    "optimiser and clipping": r"multi_tensor|_fused_adamw|_foreach",
+}
 SEED = 0
 
 
@@ -190,6 +208,26 @@ def measure_utilisation(settings: DictConfig, device: str) -> dict[str, Any]:
     return figures
 
 
+def measure_kernels(settings: DictConfig, device: str) -> dict[str, Any]:
+    """Of the time of an update's kernels, what is spent on which kind."""
+    network = prior(settings, settings.kernels.model, device, "model.network.checkpointing=false")
+    step = prior_step(settings, network, settings.kernels.batch_size, device)
+    for _ in range(2):  # compiles
+        step()
+    with torch.profiler.profile() as profiler:
+        step()
+    on_gpu = device == "cuda"
+    seconds: Counter[str] = Counter()
+    for event in profiler.key_averages():
+        on_cpu = event.device_type == torch.autograd.DeviceType.CPU
+        if "#" in event.key or (on_gpu and on_cpu):  # a name for several, or what starts kernels
+            continue
+        kinds = [kind for kind, names in KINDS.items() if re.search(names, event.key)]
+        own = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        seconds[kinds[0] if kinds else "all else"] += own
+    return {kind: time / seconds.total() for kind, time in seconds.most_common()}
+
+
 def measure_checkpointing(settings: DictConfig, device: str) -> dict[str, Any]:
     """Most memory of a training step, and its time, with and without activation checkpointing."""
     model, batch_size = settings.checkpointing.model, settings.checkpointing.batch_size
@@ -270,6 +308,7 @@ def measure_dvae(settings: DictConfig, device: str) -> dict[str, Any]:
 PARTS: dict[str, Callable[[DictConfig, str], dict[str, Any]]] = {
     "attention": measure_attention,
     "utilisation": measure_utilisation,
+    "kernels": measure_kernels,
     "checkpointing": measure_checkpointing,
     "decoding": measure_decoding,
     "candidates": measure_candidates,
