@@ -12,7 +12,7 @@ env: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@echo "Making the environment $(VENV): 2 to 3 minutes, about 6 GB"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --constraint constraints.txt --editable '.[emoji,openai,quantisers,clip,filters,demo,sweep,dev]'
+	@$(BIN)/pip install --constraint constraints.txt --editable '.[emoji,openai,quantizers,clip,filters,demo,sweep,dev]'
 	@touch $@
 
 # Both stages on the embedded data set, then figures and pictures.

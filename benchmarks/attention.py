@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from tilewright.prior import Stream
 from tilewright.prior.attention import attend, mask_on
-from tilewright.prior.masks import PATTERNS, dense_mask
+from tilewright.prior.patterns import PATTERNS, dense_mask
 
 DEFAULTS = {
     "text_length": 256,

@@ -23,16 +23,16 @@ import pytorch_lightning as pl
 import settings as command_line
 import timing
 import torch
-import training
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from tilewright import command_line as project
+import training
+from tilewright.cli import app as project
 from tilewright.data import CaptionedImages
 from tilewright.metrics.reconstruction import CodebookUse, ReconstructionMetrics
-from tilewright.pictures import enlarged, save_tensor
+from tilewright.viz.images import enlarged, save_tensor
 
 TASK = ["experiment=dvae_emoji"]
 DEFAULTS = {
@@ -114,16 +114,16 @@ def train_peer(
     ).to(like.device)
     data = instantiate(config.data, batch_size=recipe.batch_size)
     data.setup()
-    optimiser = torch.optim.Adam(vae.parameters(), lr=recipe.learning_rate)
-    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimiser, recipe.learning_rate_decay)
+    optimizer = torch.optim.Adam(vae.parameters(), lr=recipe.learning_rate)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, recipe.learning_rate_decay)
     temperature, steps = recipe.temperature, 0
     start = time.perf_counter()
     while time.perf_counter() - start < like.seconds:
         for number, batch in enumerate(data.train_dataloader()):
             loss = vae(batch["image"].to(like.device), return_loss=True, temp=temperature)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             if number % 100 == 0:
                 temperature *= math.exp(-recipe.temperature_anneal * steps)
                 temperature = max(temperature, recipe.temperature_min)
@@ -134,7 +134,7 @@ def train_peer(
     took = time.perf_counter() - start
     vae.eval().cpu()
 
-    def decode(tokens: Tensor) -> Tensor:  # its decoder's pictures are normalised to [-1, 1]
+    def decode(tokens: Tensor) -> Tensor:  # its decoder's pictures are normalized to [-1, 1]
         return (vae.decode(tokens) * 0.5 + 0.5).clamp(0, 1).contiguous()
 
     encode = vae.get_codebook_indices

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from tilewright.dvae import DiscreteVAE
 from tilewright.dvae.losses import LogitLaplace, categorical_kl
 from tilewright.dvae.module import DiscreteVAEModule
-from tilewright.schedules import Constant
+from tilewright.training.schedules import Constant
 
 DEFAULTS = {
     "image_size": 64,
@@ -43,16 +43,16 @@ SEED = 0
 
 @dataclass
 class Training:
-    """One implementation, ready to train: its loss of a batch, its parameters, its optimiser."""
+    """One implementation, ready to train: its loss of a batch, its parameters, its optimizer."""
 
     loss: Callable[[Tensor], Tensor]
     parameters: list[nn.Parameter]
-    optimiser: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer
     images: Tensor
     bf16: bool = False
 
     def backward(self) -> Tensor:
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.images.device.type, torch.bfloat16, enabled=self.bf16):
             loss = self.loss(self.images)
         loss.backward()
@@ -60,7 +60,7 @@ class Training:
 
     def step(self) -> None:
         self.backward()
-        self.optimiser.step()
+        self.optimizer.step()
 
 
 def released(
@@ -81,8 +81,8 @@ def released(
         return reconstruction + BETA * share * categorical_kl(logits).mean()
 
     parameters = list(networks.parameters())
-    optimiser = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    return Training(loss, parameters, optimiser, images)
+    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    return Training(loss, parameters, optimizer, images)
 
 
 def ours(
@@ -111,7 +111,7 @@ def ours(
     return Training(
         loss=loss,
         parameters=list(network.parameters()),
-        optimiser=module.configure_optimizers()["optimizer"],
+        optimizer=module.configure_optimizers()["optimizer"],
         images=images.to(memory_format=layout),
         bf16=bf16,
     )

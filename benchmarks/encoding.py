@@ -19,15 +19,15 @@ import pairs
 import settings as command_line
 import timing
 import torch
-import training
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from reading import Plain, PlainParquet
 from torch.utils.data import DataLoader
 
+import training
 from tilewright import runs
+from tilewright.data.encoding import encode
 from tilewright.data.transforms import CenterCrop
-from tilewright.encoding import encode
 
 DEFAULTS = {
     "model": "dvae_small",

@@ -19,7 +19,7 @@ import timing
 import torch
 from omegaconf import OmegaConf
 
-from tilewright.evaluations.drawing import write_folder
+from tilewright.evaluations.samples import write_folder
 from tilewright.metrics.distances import frechet_distance
 from tilewright.metrics.extractors import efficientnet_lite0
 from tilewright.metrics.features import folder_features

@@ -18,22 +18,22 @@ import memory
 import settings as command_line
 import timing
 import torch
-import training
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import training
 from tilewright.prior import Sampling, Transformer, attention, lightened, sample
-from tilewright.prior.masks import cache_plan, dense_mask
 from tilewright.prior.module import PriorModule
-from tilewright.schedules import Constant
-from tilewright.stage import StageModule
+from tilewright.prior.patterns import cache_plan, dense_mask
+from tilewright.training.schedules import Constant
+from tilewright.training.stage import StageModule
 
 DEFAULTS = {
     "parts": [
         "attention",
-        "utilisation",
+        "utilization",
         "kernels",
         "checkpointing",
         "decoding",
@@ -42,7 +42,7 @@ DEFAULTS = {
     ],
     "dry": False,
     "attention": {"model": "prior_300m", "batch_size": 8},
-    "utilisation": {"models": ["prior_300m", "prior_1b"], "batch_size": 16},
+    "utilization": {"models": ["prior_300m", "prior_1b"], "batch_size": 16},
     "kernels": {"model": "prior_1b", "batch_size": 16},
     "checkpointing": {"model": "prior_1b", "batch_size": 4},
     "decoding": {"model": "prior_1b", "weights": ["float32", "bfloat16"], "overrides": []},
@@ -55,7 +55,7 @@ DEFAULTS = {
 }
 DRY = {
     "attention": {"batch_size": 2},
-    "utilisation": {"batch_size": 2},
+    "utilization": {"batch_size": 2},
     "kernels": {"batch_size": 2},
     "checkpointing": {"batch_size": 2},
     "candidates": {"numbers": [2, 3]},
@@ -74,7 +74,7 @@ PEAKS = {"H200": (989e12, 4.8e12), "H100": (989e12, 3.35e12), "A100": (312e12, 2
 KINDS = {
     "attention": r"flex_attention|scaled_dot_product",
     "products": r"nvjet|gemm|gemv|cutlass|splitK|mm\b",
-    "optimiser and clipping": r"multi_tensor|_fused_adamw|_foreach",
+    "optimizer and clipping": r"multi_tensor|_fused_adamw|_foreach",
 }
 SEED = 0
 
@@ -112,21 +112,21 @@ def prior(settings: DictConfig, model: str, device: str, *overrides: str) -> Tra
 def training_step(
     settings: DictConfig, module: StageModule, batch: dict[str, Any], clip: float
 ) -> Callable[[], None]:
-    """What a stage does in an update, in bf16: loss, backward, gradients clipped, its optimiser."""
+    """What a stage does in an update, in bf16: loss, backward, gradients clipped, its optimizer."""
     module.log_dict = module.log = lambda *_, **__: None  # there is no trainer to log to
     network = module.network.train()
     if settings.compile:
         network.compile()
-    optimiser = module.configure_optimizers()["optimizer"]
+    optimizer = module.configure_optimizers()["optimizer"]
     device = next(network.parameters()).device.type
 
     def step() -> None:
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device, torch.bfloat16, cache_enabled=False):  # as Lightning does
             loss = module.training_step(batch, 0)
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), clip)
-        optimiser.step()
+        optimizer.step()
 
     return step
 
@@ -190,13 +190,13 @@ def measure_attention(settings: DictConfig, device: str) -> dict[str, Any]:
     return {**figures, "times as fast as dense": rates[0] / rates[1]}
 
 
-def measure_utilisation(settings: DictConfig, device: str) -> dict[str, Any]:
+def measure_utilization(settings: DictConfig, device: str) -> dict[str, Any]:
     """Model flops of training against the peak of the hardware, and memory."""
     peak, _ = peaks(device)
     figures = {}
-    for model in settings.utilisation.models:
+    for model in settings.utilization.models:
         network = prior(settings, model, device, "model.network.checkpointing=false")
-        batch_size = settings.utilisation.batch_size
+        batch_size = settings.utilization.batch_size
         step = prior_step(settings, network, batch_size, device)
         cost = cost_of(settings, step, device)
         figures |= {f"{model}, {name}": value for name, value in cost.items()}
@@ -307,7 +307,7 @@ def measure_dvae(settings: DictConfig, device: str) -> dict[str, Any]:
 
 PARTS: dict[str, Callable[[DictConfig, str], dict[str, Any]]] = {
     "attention": measure_attention,
-    "utilisation": measure_utilisation,
+    "utilization": measure_utilization,
     "kernels": measure_kernels,
     "checkpointing": measure_checkpointing,
     "decoding": measure_decoding,

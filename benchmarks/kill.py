@@ -28,8 +28,8 @@ from tilewright import runs
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-import killing
-from command import command
+from helpers import killing
+from helpers.command import command
 
 DEFAULTS = {
     "stages": ["dvae", "prior", "ranker"],

@@ -27,11 +27,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from tilewright.callbacks.ema import AveragedWeights
-from tilewright.command_line import CONF
+from tilewright.cli.app import CONF
+from tilewright.distributed.fsdp import FullyShardedStrategy
 from tilewright.prior import Stream, Transformer
 from tilewright.prior.module import PriorModule
-from tilewright.schedules import Constant
-from tilewright.sharding import FullyShardedStrategy
+from tilewright.training.schedules import Constant
 
 DEFAULTS = {
     "models": [

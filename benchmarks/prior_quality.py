@@ -27,18 +27,18 @@ import pytorch_lightning as pl
 import settings as command_line
 import timing
 import torch
-import training
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from tilewright import command_line as project
+import training
 from tilewright import runs
+from tilewright.cli import app as project
 from tilewright.data import CaptionedImages
-from tilewright.data.shapes import check, kind
+from tilewright.data.sources.shapes import check, kind
 from tilewright.metrics.alignment import Share
 from tilewright.pipeline import TextToImage
-from tilewright.plots import curves
+from tilewright.viz.plots import curves
 
 TASK = ["stage=prior", "data=shapes"]
 DEFAULTS = {
@@ -237,7 +237,7 @@ def train_peer(
         filter_thres=recipe.filter_thres,
         **options,
     )
-    optimiser = torch.optim.Adam(prior.network.parameters(), lr=recipe.learning_rate)
+    optimizer = torch.optim.Adam(prior.network.parameters(), lr=recipe.learning_rate)
     parameters = sum(p.numel() for p in prior.network.parameters())
     progress = Progress("DALLE-pytorch 1.6.6", parameters, recipe.batch_size, like.device)
     data.batch_size = recipe.batch_size
@@ -256,8 +256,8 @@ def train_peer(
                 loss = prior.loss(text, image)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(prior.network.parameters(), recipe.clip_grad_norm)
-            optimiser.step()
-            optimiser.zero_grad()
+            optimizer.step()
+            optimizer.zero_grad()
             steps += 1
             if clock.seconds >= like.moments[len(progress.moments)]["seconds"]:
                 clock.stop()

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from tilewright.prior import Stream, Transformer, sample
 from tilewright.prior.module import PriorModule
-from tilewright.schedules import Constant
+from tilewright.training.schedules import Constant
 
 SHAPE = {
     "dim": 256,
@@ -38,13 +38,13 @@ class Prior:
         network: what is trained.
         draw: text tokens [B, T] to image tokens, one picture for each caption.
         loss: of text tokens [B, T] and image tokens [B, h, w].
-        optimiser: its own; torch's AdamW as it comes where it has none.
+        optimizer: its own; torch's AdamW as it comes where it has none.
     """
 
     network: nn.Module
     draw: Callable[[Tensor], Tensor]
     loss: Callable[[Tensor, Tensor], Tensor]
-    optimiser: Callable[[], Optimizer] | None = None
+    optimizer: Callable[[], Optimizer] | None = None
 
 
 def stream_of(shape: DictConfig) -> Stream:
@@ -73,17 +73,17 @@ def ours(
 
 
 def of_network(network: Transformer) -> Prior:
-    """A network of this project's with the loss and the optimiser of its LightningModule."""
+    """A network of this project's with the loss and the optimizer of its LightningModule."""
     module = PriorModule(network, Constant(3e-4), caption_dropout=0.0)
     module.log_dict = lambda *_, **__: None  # there is no trainer to log to
 
     def loss(text: Tensor, image: Tensor) -> Tensor:
         return module.training_step({"text_tokens": text, "image_tokens": image}, 0)
 
-    def optimiser() -> Optimizer:
+    def optimizer() -> Optimizer:
         return module.configure_optimizers()["optimizer"]
 
-    return Prior(network, lambda text: sample(network, text), loss, optimiser)
+    return Prior(network, lambda text: sample(network, text), loss, optimizer)
 
 
 def dalle_pytorch(
@@ -221,17 +221,17 @@ def x_transformers(package: ModuleType, shape: DictConfig, device: str) -> Prior
 
 def training_step(prior: Prior, text: Tensor, image: Tensor, bf16: bool) -> Callable[[], None]:
     """Forward, loss, backward and an update."""
-    if prior.optimiser is None:
+    if prior.optimizer is None:
         parameters = [p for p in prior.network.parameters() if p.requires_grad]
-        optimiser: Optimizer = torch.optim.AdamW(parameters, lr=3e-4)
+        optimizer: Optimizer = torch.optim.AdamW(parameters, lr=3e-4)
     else:
-        optimiser = prior.optimiser()
+        optimizer = prior.optimizer()
 
     def step() -> None:
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         with torch.autocast(text.device.type, torch.bfloat16, enabled=bf16):
             loss = prior.loss(text, image)
         loss.backward()
-        optimiser.step()
+        optimizer.step()
 
     return step

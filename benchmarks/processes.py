@@ -21,10 +21,10 @@ import pytorch_lightning as pl
 import settings as command_line
 import timing
 import torch
-import training
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+import training
 from tilewright import runs
 
 DEFAULTS = {

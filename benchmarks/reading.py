@@ -29,10 +29,10 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from tilewright.data import CaptionedImages
-from tilewright.data.folder import FolderSource
 from tilewright.data.sources import ParquetSource
+from tilewright.data.sources.folder import FolderSource
+from tilewright.data.sources.webdataset import WebDatasetSource
 from tilewright.data.transforms import CenterCrop, StageOneCrop
-from tilewright.data.webdataset import WebDatasetSource
 
 DEFAULTS = {
     "sources": ["folder", "parquet", "webdataset"],

@@ -23,7 +23,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from tilewright.prior import Sampling, Transformer, lightened, sample
-from tilewright.prior.masks import cache_plan
+from tilewright.prior.patterns import cache_plan
 
 DEFAULTS = {
     **priors.SHAPE,

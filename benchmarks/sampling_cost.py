@@ -17,7 +17,7 @@ import timing
 from omegaconf import DictConfig, OmegaConf
 
 from tilewright.prior import Stream, sample
-from tilewright.prior.masks import cache_plan, layer_patterns
+from tilewright.prior.patterns import cache_plan, layer_patterns
 
 DEFAULTS = {
     **{name: size for name, size in priors.SHAPE.items() if name != "grid"},

@@ -23,7 +23,7 @@ def read(
         print(f"{description}\nSettings:\n{OmegaConf.to_yaml(known)}")
         sys.exit()
     own = [text for text in arguments if text.partition("=")[0].partition(".")[0] in defaults]
-    OmegaConf.set_struct(known, True)  # a misspelt key of a group is a mistake, not a new key
+    OmegaConf.set_struct(known, True)  # a misspelled key of a group is a mistake, not a new key
     try:
         settings = OmegaConf.merge(known, OmegaConf.from_dotlist(own))
     except OmegaConfBaseException as error:

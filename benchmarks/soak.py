@@ -20,7 +20,7 @@ import settings as command_line
 import timing
 from omegaconf import OmegaConf
 
-from tilewright.plots import curves
+from tilewright.viz.plots import curves
 
 ROOT = Path(__file__).parents[1]
 DEFAULTS = {

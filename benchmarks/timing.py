@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tilewright import command_line
+from tilewright.cli import app
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cpu": _cpu(),
         "gpu": gpu,
-        "bf16": command_line.precision("auto") == "bf16-mixed",  # computed in hardware
+        "bf16": app.precision("auto") == "bf16-mixed",  # computed in hardware
     }
 
 

@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from tilewright import command_line
+from tilewright.cli import app
 
 # Callbacks that take time and change nothing.
 WATCHING = {
@@ -18,7 +18,7 @@ WATCHING = {
 
 def configuration(overrides: Iterable[str]) -> DictConfig:
     """The configuration of `python src/train.py` with these settings."""
-    with initialize_config_dir(str(command_line.CONF), version_base="1.3"):
+    with initialize_config_dir(str(app.CONF), version_base="1.3"):
         config = compose("train", [*overrides, "run=unused"])
     OmegaConf.set_struct(config, False)
     for name in WATCHING & set(config.callbacks):
@@ -30,7 +30,7 @@ def make_trainer(config: DictConfig, *callbacks: pl.Callback) -> pl.Trainer:
     """Its Trainer, which keeps nothing, with these callbacks before its own."""
     return instantiate(
         config.trainer,
-        precision=command_line.precision(config.trainer.precision),
+        precision=app.precision(config.trainer.precision),
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -1,37 +1,6 @@
 """The released dVAE for use here: `python src/convert.py encoder=… decoder=… out=… trust=true`."""
 
-from pathlib import Path
-
-from omegaconf import DictConfig, OmegaConf
-
-from tilewright import command_line, runs
-from tilewright.errors import UserError
-
-
-@command_line.command("convert")
-def main(config: DictConfig) -> None:
-    command_line.check(config)
-    if not config.trust:
-        raise UserError(
-            f"{config.encoder} and {config.decoder} are pickles, which run code when they are "
-            "opened: say trust=true if they come from somebody you trust"
-        )
-
-    from tilewright.dvae import released
-
-    encoder = released.unpickle(config.encoder, "Encoder")
-    decoder = released.unpickle(config.decoder, "Decoder")
-    network = released.convert(encoder, decoder, config.image_size)
-    target = {"_target_": "tilewright.dvae.DiscreteVAE"}
-    settings = released.settings(encoder, decoder, config.image_size)
-    saved = {
-        "stage": "dvae",
-        "choices": {"model": "openai_dvae"},
-        "model": {"network": {**target, **settings}},
-    }
-    runs.save_network(Path(config.out), OmegaConf.create(saved), network.state_dict())
-    print(f"The dVAE is in {config.out}: use it as dvae={config.out}")
-
+from tilewright.cli.convert import main
 
 if __name__ == "__main__":
     main()

@@ -1,61 +1,6 @@
 """Opens a page to play on: `python src/demo.py`, then http://127.0.0.1:7860 in a browser."""
 
-import importlib.util
-from pathlib import Path
-
-from omegaconf import DictConfig
-
-from tilewright import command_line, runs
-from tilewright.errors import UserError
-
-
-@command_line.command("demo")
-def main(config: DictConfig) -> None:
-    if importlib.util.find_spec("gradio") is None:
-        raise UserError(
-            "the page needs Gradio, which is not installed: pip install 'tilewright[demo]'"
-        )
-    command_line.check(config)
-    run = runs.find(Path(config.paths.logs), "prior", config.run)
-    data = runs.load_config(run).choices.data
-    names = {"run": run.name}
-    if ranks(config, run):
-        names["ranker"] = command_line.choices()["ranker"]
-
-    from hydra.utils import instantiate
-
-    from tilewright.pipeline import TextToImage
-    from tilewright.playground.drawing import Playground
-    from tilewright.playground.page import build
-    from tilewright.playground.serving import serve
-
-    config.device = command_line.device(config.device)
-    playground = Playground(
-        TextToImage.from_run(run, config.device),
-        instantiate(config.ranker) if "ranker" in names else None,
-        names=names,
-        batch_size=config.batch_size,
-        most=config.most,
-        weights=config.weights,
-        compile=config.compile,
-    )
-    page = build(playground, config, config.examples.get(data, []))
-    serve(page, config.host, config.port)
-
-
-def ranks(config: DictConfig, run: Path) -> bool:
-    """Whether there is a ranker: the page does without where none is asked for and none found."""
-    asked = config.best_of is not None or config.ranker.get("run") is not None
-    if config.ranker._target_ is None and not asked:
-        return False
-    try:
-        command_line.find_ranker(config, run)
-    except UserError:
-        if asked:
-            raise
-        return False
-    return True
-
+from tilewright.cli.demo import main
 
 if __name__ == "__main__":
     main()

@@ -1,31 +1,6 @@
 """Encodes a data set to image tokens: `python src/encode.py data=… dvae=… processes=N`."""
 
-from pathlib import Path
-from typing import Any
-
-from omegaconf import DictConfig, OmegaConf, open_dict
-
-from tilewright import command_line, runs
-from tilewright.errors import UserError
-
-
-@command_line.command("encode")
-def main(config: DictConfig) -> None:
-    if config.processes < 1:
-        raise UserError(f"processes={config.processes} has to be 1 or more")
-    with open_dict(config):
-        data = command_line.choices()["data"]
-        config.dvae = str(runs.find(Path(config.paths.logs), "dvae", config.dvae, data=data))
-        command_line.check(config)
-    config.device = command_line.device(config.device)
-
-    from tilewright.encoding import encode
-
-    settings: Any = OmegaConf.to_container(config, resolve=True)
-    for split, codes in encode(settings):
-        wrong = f", {codes.wrong().total()} of them unreadable" if codes.wrong() else ""
-        print(f"Image tokens of {split} ({len(codes)} pictures{wrong}) are in {codes.folder}")
-
+from tilewright.cli.encode import main
 
 if __name__ == "__main__":
     main()

@@ -1,28 +1,6 @@
 """Lists trained runs, or compares some: `python src/runs.py compare=[A,B]`."""
 
-from pathlib import Path
-
-from omegaconf import DictConfig
-
-from tilewright import command_line, comparison, listing
-from tilewright.errors import UserError
-
-
-@command_line.command("runs")
-def main(config: DictConfig) -> None:
-    chosen = command_line.choices()  # the two filters are names of options, as for train
-    stage, data, logs = chosen.get("stage"), chosen.get("data"), Path(config.paths.logs)
-    if config.compare:
-        comparison.show([listing.find(logs, str(name), stage) for name in config.compare])
-        return
-    found = listing.records(logs, stage, data)
-    if not found:
-        raise UserError(
-            f"{logs} has no run{f' of stage={stage}' if stage else ''}"
-            f"{f' on data={data}' if data else ''}: `python src/train.py stage=dvae` makes one"
-        )
-    listing.show(found)
-
+from tilewright.cli.runs import main
 
 if __name__ == "__main__":
     main()

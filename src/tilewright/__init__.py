@@ -1,17 +1,5 @@
-"""Train and run DALL-E: a discrete VAE, an autoregressive prior, honest evaluation."""
+"""Train and run DALL-E (arXiv 2102.12092): a discrete VAE, a prior, a ranker, and evaluation."""
 
-from typing import TYPE_CHECKING, Any
+import lazy_loader
 
-if TYPE_CHECKING:
-    from tilewright.pipeline import TextToImage
-
-__all__ = ["TextToImage"]
-
-
-def __getattr__(name: str) -> Any:
-    # Late, so that the command line can speak before torch is loaded.
-    if name == "TextToImage":
-        from tilewright.pipeline import TextToImage
-
-        return TextToImage
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -10,13 +10,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tilewright import hub, runs
-from tilewright.data.codes import ImageTokenizer
+from tilewright import runs
 from tilewright.data.images import to_tensor
+from tilewright.data.token_cache import ImageTokenizer
 from tilewright.data.tokenizer import BytePairTokenizer
 from tilewright.data.transforms import CenterCrop
 from tilewright.errors import UserError
-from tilewright.pictures import to_picture
 from tilewright.prior import (
     Sampling,
     Stream,
@@ -26,7 +25,9 @@ from tilewright.prior import (
     log_likelihood,
     sample_rows,
 )
-from tilewright.rankers import ContrastiveRanker, Ranker, candidates_of
+from tilewright.reranking import ContrastiveRanker, Ranker, candidates_of
+from tilewright.runs import hub
+from tilewright.viz.images import to_picture
 
 
 @dataclass(frozen=True)

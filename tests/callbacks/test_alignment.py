@@ -7,7 +7,7 @@ import torch
 
 from tilewright.callbacks import alignment
 from tilewright.callbacks.alignment import Alignment
-from tilewright.data.shapes import ShapesSource
+from tilewright.data.sources.shapes import ShapesSource
 from tilewright.errors import UserError
 
 

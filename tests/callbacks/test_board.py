@@ -11,10 +11,10 @@ from torch.utils.data import DataLoader
 
 from tilewright import runs
 from tilewright.callbacks.board import Board
-from tilewright.loggers import ContinuedCSVLogger, StepTensorBoardLogger
-from tilewright.optimisers import scheduled
-from tilewright.schedules import Cosine
-from tilewright.stage import StageModule
+from tilewright.training.loggers import ContinuedCSVLogger, StepTensorBoardLogger
+from tilewright.training.optimizers import scheduled
+from tilewright.training.schedules import Cosine
+from tilewright.training.stage import StageModule
 
 FIGURES = [3.0, 1.0, 2.0]  # of its validations
 CONFIG = {

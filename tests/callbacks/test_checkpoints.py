@@ -5,8 +5,8 @@ import resource
 import pytest
 import torch
 
-from tilewright.callbacks.checkpoints import WholeCheckpointIO
 from tilewright.errors import UserError
+from tilewright.training.checkpoint_io import AtomicCheckpointIO
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def small_disk():
 
 def test_it_is_there_and_nothing_else_is(folder):
     for value in (1, 2):
-        WholeCheckpointIO().save_checkpoint({"step": value}, folder / "last.ckpt")
+        AtomicCheckpointIO().save_checkpoint({"step": value}, folder / "last.ckpt")
     assert torch.load(folder / "last.ckpt", weights_only=True) == {"step": 2}
     assert [path.name for path in folder.iterdir()] == ["last.ckpt"]
 
@@ -33,9 +33,9 @@ def test_it_is_there_and_nothing_else_is(folder):
 @pytest.mark.parametrize("before", [True, False])
 def test_a_full_disk_leaves_the_one_before(folder, small_disk, before):
     if before:
-        WholeCheckpointIO().save_checkpoint({"step": 1}, folder / "last.ckpt")
+        AtomicCheckpointIO().save_checkpoint({"step": 1}, folder / "last.ckpt")
     with pytest.raises(UserError) as caught:
-        WholeCheckpointIO().save_checkpoint({"weight": torch.rand(10**6)}, folder / "last.ckpt")
+        AtomicCheckpointIO().save_checkpoint({"weight": torch.rand(10**6)}, folder / "last.ckpt")
     line = str(caught.value)
     assert "\n" not in line
     assert f"{folder / 'last.ckpt'} cannot be written" in line
@@ -51,4 +51,4 @@ def test_a_folder_that_cannot_be_made_is_one_line(folder):
     folder.parent.mkdir()
     folder.touch()
     with pytest.raises(UserError, match="cannot be written"):
-        WholeCheckpointIO().save_checkpoint({}, folder / "last.ckpt")
+        AtomicCheckpointIO().save_checkpoint({}, folder / "last.ckpt")

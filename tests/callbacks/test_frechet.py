@@ -9,7 +9,7 @@ import torch
 
 from tilewright.callbacks import frechet
 from tilewright.dvae import DiscreteVAE
-from tilewright.evaluations import distributions, drawing, reconstruction
+from tilewright.evaluations import distributions, reconstruction, samples
 from tilewright.metrics.extractors import Extractor
 
 
@@ -87,7 +87,7 @@ def test_a_priors_figure_is_evals(monkeypatch, tmp_path):
             return torch.tensor(shades)[:, None, None, None, None].expand(-1, 1, 3, 16, 16)
 
     monkeypatch.setattr(frechet.TextToImage, "of_training", lambda *_: Model())
-    monkeypatch.setattr(drawing.TextToImage, "from_run", lambda *_: Model())
+    monkeypatch.setattr(samples.TextToImage, "from_run", lambda *_: Model())
     trainer = trainer_with(images, cache=tmp_path / "codes", image_tokenizer="a dVAE")
     frechet.FrechetDistance(images=20).look(trainer, module)
     how = {"seed": 0, "device": "cpu", "folder": tmp_path / "eval"}

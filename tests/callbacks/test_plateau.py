@@ -6,8 +6,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from tilewright.callbacks.plateau import HalveOnPlateau
-from tilewright.optimisers import scheduled
-from tilewright.schedules import Constant, WarmUp
+from tilewright.training.optimizers import scheduled
+from tilewright.training.schedules import Constant, WarmUp
 
 
 class Line(pl.LightningModule):

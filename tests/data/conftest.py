@@ -1,8 +1,8 @@
-"""Batches of `grey.TinySource`, made as a test asks for them."""
+"""Batches of `gray.TinySource`, made as a test asks for them."""
 
 import pytest
 
-from grey import SIZE, TinySource
+from helpers.gray import SIZE, TinySource
 from tilewright.data import BytePairTokenizer, CaptionedImages
 from tilewright.data.transforms import CenterCrop
 

@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from grey import SIZE, Levels, TinySource, batches, flat, numbers
+from helpers.gray import SIZE, Levels, TinySource, batches, flat, numbers
 from tilewright.errors import UserError
 
 
@@ -36,7 +36,7 @@ def test_prior_batches(make, tokenizer):
 def test_captions_are_random_in_training_and_first_in_validation(make):
     data = make()
     trained = [c for batch in batches(data, data.train_dataloader(), 8) for c in batch["caption"]]
-    assert {caption.split()[0] for caption in trained} == {"grey", "gray"}
+    assert {caption.split()[0] for caption in trained} == {"gray"}
     validated = [c for b in data.val_dataloader() for c in b["caption"]]
     assert validated == [f"grey {i}" for i in range(8)]
 

@@ -74,15 +74,15 @@ def test_other_modes_become_rgb(mode):
     assert min(image.getpixel((2, 2))) >= 254
 
 
-def test_cmyk_jpeg_keeps_its_colour():
+def test_cmyk_jpeg_keeps_its_color():
     image = decode(encode(Image.new("RGB", (16, 16), (250, 10, 10)).convert("CMYK"), "JPEG"))
     assert image.getpixel((8, 8)) == pytest.approx((250, 10, 10), abs=6)
 
 
 @pytest.mark.parametrize("form", ["PNG", "TIFF"])
 def test_sixteen_bits_are_scaled_not_clipped(form):
-    grey = np.array([[0, 257 * 100, 65535]], np.uint16)
-    image = np.asarray(decode(encode(Image.fromarray(grey), form)))
+    gray = np.array([[0, 257 * 100, 65535]], np.uint16)
+    image = np.asarray(decode(encode(Image.fromarray(gray), form)))
     np.testing.assert_array_equal(image[0, :, 0], [0, 100, 255])
 
 
@@ -92,7 +92,7 @@ def test_float_pixels():
 
 
 def test_animation_gives_its_first_frame():
-    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
     image = decode(encode(frames[0], "GIF", save_all=True, append_images=frames[1:]))
     assert image.getpixel((0, 0)) == pytest.approx((255, 0, 0), abs=2)
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from grey import Noise, TinySource, batches, flat, numbers
+from helpers.gray import Noise, TinySource, batches, flat, numbers
 from tilewright.errors import UserError
 
 
@@ -97,7 +97,7 @@ def test_overfitting_repeats_the_first_batches_to_the_bit(make, tokenizer):
     assert set(flat(map(numbers, first))) == set(range(8))
     for number, batch in enumerate(batches(data, data.train_dataloader(), 6)):
         assert batch["caption"] == first[number % 2]["caption"]  # of two, and not by turns
-        for name in ("image", "text_tokens"):  # spelt at random, the same way each time
+        for name in ("image", "text_tokens"):  # spelled at random, the same way each time
             torch.testing.assert_close(batch[name], first[number % 2][name], rtol=0, atol=0)
 
 

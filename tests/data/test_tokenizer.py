@@ -47,7 +47,7 @@ def test_positions_past_the_end_are_minus_one(tokenizer):
     assert tokens.shape == (2, 64)
     assert tokens.dtype == torch.long
     used = int((tokens[0] >= 0).sum())
-    assert 0 < used < len("a large red circle")  # merges were learnt
+    assert 0 < used < len("a large red circle")  # merges were learned
     assert (tokens[0, used:] == -1).all()
     assert (tokens[1] == -1).all()
     assert tokens.max() < 300

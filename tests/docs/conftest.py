@@ -7,8 +7,7 @@ import pytest
 import torch
 from cleanfid import fid
 
-import short
-import untrained
+from helpers import short, untrained
 from tilewright.metrics import extractors
 
 TRAINED = [

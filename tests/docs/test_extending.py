@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-import pages
-import short
-from command import command
+from helpers import pages, short
+from helpers.command import command
 from tilewright import TextToImage, runs
 
 pytestmark = pytest.mark.slow

@@ -17,9 +17,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-import pages
-import short
-from tilewright import command_line
+from helpers import pages, short
+from tilewright.cli import app
 
 ELSEWHERE = {"docs/extending.md"}  # tests/docs/test_extending.py runs it, with the files in it
 PAGES = [page for page in pages.PAGES if pages.name(page) not in ELSEWHERE]
@@ -34,7 +33,7 @@ def composed(words):
 
 
 def training(words):
-    with initialize_config_dir(str(command_line.CONF), version_base="1.3"):
+    with initialize_config_dir(str(app.CONF), version_base="1.3"):
         config = compose("train", [*words, "run=x", "++image_tokens={grid: 8, vocab: 64}"])
     for target in targets(OmegaConf.to_container(config, resolve=True)):
         assert callable(get_object(target))
@@ -142,7 +141,7 @@ TEXTS = [" ".join(words) for commands in GROUPS.values() for words in commands]
 def home(home, clip, monkeypatch):
     """With a CLIP, and with a page that is not served but built."""
     (home / "clip").symlink_to(clip)
-    serving = pytest.importorskip("tilewright.playground.serving")
+    serving = pytest.importorskip("tilewright.playground.server")
     monkeypatch.setattr(serving, "serve", lambda page, host, port: page.get_config_file())
     return home
 

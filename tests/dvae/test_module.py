@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 from tilewright.dvae import DiscreteVAE
 from tilewright.dvae.losses import categorical_kl
 from tilewright.dvae.module import DiscreteVAEModule
-from tilewright.schedules import Constant, Cosine
+from tilewright.training.schedules import Constant, Cosine
 
 ONE, RATE = Constant(1.0), Constant(5e-3)
 
@@ -65,8 +65,8 @@ def test_the_kl_is_divided_by_the_number_of_pixel_values_once(count):
     module, images = tiny(beta=Constant(6.6)), batch(count)["image"]
     network = module.network
     latents = 10 * network.latents(images)
-    codes = network.quantiser.codes(network.quantiser.tokens(latents))
-    _, penalties = network.quantiser(latents, 1.0)
+    codes = network.quantizer.codes(network.quantizer.tokens(latents))
+    _, penalties = network.quantizer(latents, 1.0)
     terms = module.terms(images, codes, penalties)
     nll = network.likelihood.nll(images, network.decoder(codes))
     per_token = categorical_kl(latents)
@@ -113,7 +113,7 @@ def gradients(module, images, fast):
     module.zero_grad()
     torch.manual_seed(3)  # the same noise
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast):
-        codes, penalties = module.network.quantiser(module.network.latents(images), 0.5)
+        codes, penalties = module.network.quantizer(module.network.latents(images), 0.5)
         loss = module.terms(images, codes, penalties)["loss"]
     loss.backward()
     return loss.detach(), torch.cat([p.grad.flatten() for p in module.parameters()])

@@ -39,7 +39,7 @@ def test_shapes_and_dtypes(grid, likelihood):
     assert (images.shape, images.dtype) == ((2, 3, 32, 32), torch.float32)
     assert images.min() >= 0
     assert images.max() <= 1
-    maps = network.decoder(network.quantiser.codes(tokens))
+    maps = network.decoder(network.quantizer.codes(tokens))
     assert maps.shape == (2, network.likelihood.maps, 32, 32)
 
 
@@ -126,7 +126,7 @@ def test_layers_beside_the_relaxation_stay_in_fp32_under_autocast():
     network, images = tiny(), pictures()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits = network.latents(images)
-        codes, _ = network.quantiser(logits, 1.0)
+        codes, _ = network.quantizer(logits, 1.0)
         first = network.decoder[0](codes)
         inside = network.encoder[0](images)
     assert (logits.dtype, codes.dtype, first.dtype) == (torch.float32,) * 3

@@ -10,14 +10,14 @@ from tilewright.evaluations.best_of import BestOf
 
 
 class Drawn:
-    """A model whose candidate number i is a picture of grey i / 7; odd captions like dark ones."""
+    """A model whose candidate number i is a picture of gray i / 7; odd captions like dark ones."""
 
     def tokens(self, captions, n, **how):
         return torch.arange(n).view(1, n, 1, 1).expand(len(captions), n, 2, 2)
 
     def decode(self, tokens):
-        grey = tokens.float()[:, :, None] / 7
-        return grey.repeat_interleave(16, 3).repeat_interleave(16, 4).expand(-1, -1, 3, -1, -1)
+        gray = tokens.float()[:, :, None] / 7
+        return gray.repeat_interleave(16, 3).repeat_interleave(16, 4).expand(-1, -1, 3, -1, -1)
 
     def scores(self, ranker, captions, tokens, batch_size):
         return ranker(self, captions, tokens)
@@ -29,7 +29,7 @@ def lightest(model, captions, tokens):
 
 @pytest.fixture
 def measured(monkeypatch, tmp_path):
-    """Distances of the chosen pictures, by count: their mean grey takes the distance's place."""
+    """Distances of the chosen pictures, by count: their mean gray takes the distance's place."""
     monkeypatch.setattr(best_of.TextToImage, "from_run", lambda run, device: Drawn())
     extractor = SimpleNamespace(name="eye", digest="0", figure=lambda name: f"{name}_eye")
     monkeypatch.setattr(best_of, "find_extractor", lambda device, weights: extractor)

@@ -10,7 +10,7 @@ from cleanfid import fid
 from PIL import Image
 
 from tilewright.errors import UserError
-from tilewright.evaluations import clip_score, distributions, drawing, results
+from tilewright.evaluations import clip_score, distributions, results, samples
 from tilewright.evaluations.clip_score import ClipScore
 from tilewright.evaluations.distributions import (
     FrechetInceptionDistance,
@@ -53,9 +53,9 @@ def measure(monkeypatch, tmp_path):
 
     device = torch.device("cpu")
     extractor = Extractor("means", 6, 16, "0123", device, features, classes=lambda x: x / 20)
-    monkeypatch.setattr(drawing.TextToImage, "from_run", lambda run, device: Model())
+    monkeypatch.setattr(samples.TextToImage, "from_run", lambda run, device: Model())
     monkeypatch.setattr(distributions, "find_extractor", lambda *_: extractor)
-    drawing.draw.cache_clear()
+    samples.draw.cache_clear()
 
     def run(evaluation, seed=0):
         folder = tmp_path / "eval"
@@ -135,7 +135,7 @@ def test_the_same_again_is_the_same_file(measure, tmp_path):
     """Also where pictures and features are made anew."""
 
     def record(name, seed):
-        drawing.draw.cache_clear()
+        samples.draw.cache_clear()
         found = []
         for evaluation in (
             FrechetInceptionDistance(blur=[0, 2]),
@@ -176,6 +176,6 @@ def test_clip_score_without_a_clip_says_so_before_it_draws(measure, monkeypatch)
     def never(*_):
         raise AssertionError("it drew")
 
-    monkeypatch.setattr(drawing.TextToImage, "from_run", never)
+    monkeypatch.setattr(samples.TextToImage, "from_run", never)
     with pytest.raises(UserError, match=r"metric\.clip=PATH"):
         measure(ClipScore(None))

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from tilewright.data.emoji import EmojiSource
+from tilewright.data.sources.emoji import EmojiSource
 from tilewright.errors import UserError
-from tilewright.evaluations import drawing, identification
+from tilewright.evaluations import identification, samples
 from tilewright.evaluations.identification import Identification
-from tilewright.pictures import open_picture
+from tilewright.viz.images import open_picture
 
 STYLES = ("twemoji", "openmoji")
 SPLITS = {  # what each emoji's picture shows, by split
@@ -21,7 +21,7 @@ SPLITS = {  # what each emoji's picture shows, by split
 
 
 def picture(style, number):
-    """A grey for the number, and a red for the style."""
+    """A gray for the number, and a red for the style."""
     image = torch.full((3, 8, 8), number / 8)
     image[0] = STYLES.index(style)
     return image
@@ -40,7 +40,7 @@ class Data:
 
 
 class Model:
-    """Draws what the caption says, but that it takes each 3 for a 5; tokens are red and grey."""
+    """Draws what the caption says, but that it takes each 3 for a 5; tokens are red and gray."""
 
     image_tokenizer = SimpleNamespace(encode=lambda images: (images[:, :2] * 8).long())
 
@@ -51,13 +51,13 @@ class Model:
 
     def decode(self, tokens):
         """Tokens [C, n, 2, 8, 8] to pictures [C, n, 3, 8, 8]."""
-        red, grey = tokens.unbind(dim=2)
-        return torch.stack([red, grey, grey], dim=2) / 8
+        red, gray = tokens.unbind(dim=2)
+        return torch.stack([red, gray, gray], dim=2) / 8
 
 
 @pytest.fixture
 def measure(monkeypatch, tmp_path):
-    for module in (drawing, identification):
+    for module in (samples, identification):
         monkeypatch.setattr(module.TextToImage, "from_run", lambda run, device: Model())
     eye = SimpleNamespace(name="eye", digest="0")
     monkeypatch.setattr(identification, "find_extractor", lambda device, weights: eye)
@@ -65,11 +65,11 @@ def measure(monkeypatch, tmp_path):
     def features(folder, *how, **more):
         """An angle for the number and a lift for the style."""
         pixels = [open_picture(path).getpixel((0, 0)) for path in sorted(folder.iterdir())]
-        red, grey = np.array([pixel[:2] for pixel in pixels]).T / 255
-        return np.stack([np.cos(grey), np.sin(grey), red], axis=1)
+        red, gray = np.array([pixel[:2] for pixel in pixels]).T / 255
+        return np.stack([np.cos(gray), np.sin(gray), red], axis=1)
 
     monkeypatch.setattr(identification, "folder_features", features)
-    drawing.draw.cache_clear()
+    samples.draw.cache_clear()
 
     def measure(among, styles=STYLES, splits=tuple(SPLITS)):
         data = Data(EmojiSource("", styles=styles), tmp_path)

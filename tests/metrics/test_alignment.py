@@ -4,7 +4,7 @@ import random
 
 import torch
 
-from tilewright.data.shapes import captions, kind, render, sample_scene
+from tilewright.data.sources.shapes import captions, kind, render, sample_scene
 from tilewright.metrics.alignment import Share, alignment
 
 

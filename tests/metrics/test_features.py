@@ -14,7 +14,7 @@ from tilewright.errors import UserError
 from tilewright.metrics.distances import frechet_distance
 from tilewright.metrics.extractors import Extractor, efficientnet_lite0
 from tilewright.metrics.features import folder_features, save_images
-from tilewright.pictures import to_levels
+from tilewright.viz.images import to_levels
 
 D = 6
 
@@ -167,8 +167,8 @@ def test_a_figure_does_not_disturb_a_training(
 def test_saved_pictures_are_rounded_and_numbered(tmp_path: Path) -> None:
     levels = torch.tensor([0.0, 0.4, 0.6, 99.5, 254.6, 255.0, 300.0, -4.0]) / 255
     images = levels.expand(2, 3, 1, 8)
-    grey = Image.new("L", (4, 4), 7)
-    assert save_images([images, grey, images[:1].bfloat16()], tmp_path / "a") == 4
+    gray = Image.new("L", (4, 4), 7)
+    assert save_images([images, gray, images[:1].bfloat16()], tmp_path / "a") == 4
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert names == ["00000.png", "00001.png", "00002.png", "00003.png"]
     picture = np.asarray(Image.open(tmp_path / "a" / "00001.png"))

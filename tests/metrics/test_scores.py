@@ -10,7 +10,7 @@ from torch import Tensor
 from tilewright.errors import UserError
 from tilewright.metrics.extractors import Extractor
 from tilewright.metrics.scores import classifier_score, clip_score, load_clip
-from tilewright.pictures import to_levels
+from tilewright.viz.images import to_levels
 
 
 def extractor() -> Extractor:

@@ -39,7 +39,7 @@ def test_the_encoders_logits_are_the_released_modules(networks):
 def test_the_decoders_maps_and_picture_are_the_released_modules(networks):
     _, decoder, ours = networks
     tokens = torch.randint(512, (2, 8, 8))
-    codes = ours.quantiser.codes(tokens)
+    codes = ours.quantizer.codes(tokens)
     expected = decoder(codes)
     assert expected.std() > 0.1
     torch.testing.assert_close(ours.decoder(codes), expected, rtol=1e-5, atol=1e-5)

@@ -4,10 +4,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-import tiny
+from helpers import tiny
 from tilewright import runs
 from tilewright.pipeline import TextToImage
-from tilewright.playground.drawing import Playground
+from tilewright.playground.session import Playground
 
 
 class Brightest:

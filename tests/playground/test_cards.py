@@ -8,7 +8,7 @@ from io import BytesIO
 from PIL import Image
 
 from tilewright.playground.cards import blank, to_html
-from tilewright.playground.drawing import View
+from tilewright.playground.session import View
 
 CAPTION = 'a "red" <b>circle</b> / rot'
 SETTINGS = {"run": "tiny", "seed": 3, "sampling": {"temperature": 1.0}}
@@ -16,7 +16,7 @@ RECORDS = [
     {"prompt": CAPTION, "candidate": 12, "score": 0.25},
     {"prompt": CAPTION, "candidate": 4, "score": -1.5},
 ]
-PICTURES = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
+PICTURES = [Image.new("RGB", (16, 16), color) for color in ("red", "blue")]
 
 
 class Tags(HTMLParser):

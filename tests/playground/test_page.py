@@ -12,9 +12,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from tilewright import command_line
-from tilewright.pictures import open_picture
-from tilewright.playground.drawing import Playground
+from tilewright.cli import app
+from tilewright.playground.session import Playground
+from tilewright.viz.images import open_picture
 
 pytest.importorskip("gradio", reason="the page needs the extra demo")
 sync_api = pytest.importorskip("playwright.sync_api", reason="a browser needs the extra dev")
@@ -46,7 +46,7 @@ class Gate:
 
 
 def settings():
-    with initialize_config_dir(str(command_line.CONF), version_base="1.3"):
+    with initialize_config_dir(str(app.CONF), version_base="1.3"):
         return compose("demo", ["n=3"])
 
 
@@ -73,7 +73,7 @@ def gate(model):
 def address(gate, addresses):
     """Where the page is served, with the tiny model and a ranker."""
     from tilewright.playground.page import build
-    from tilewright.playground.serving import start
+    from tilewright.playground.server import start
 
     names = {"run": "tiny", "ranker": "brightest"}
     playground = Playground(gate, brightest, names=names, most=64, looking=1)
@@ -178,7 +178,7 @@ def test_rows_appear_as_they_are_drawn(page, gate):
         half_drawn += "to.drawImage(image, 0, 0); return [...to.getImageData(0, 4, 16, 12).data] }"
         page.wait_for_function("document.querySelectorAll('figure img').length == 3")
         levels = page.locator("figure img").first.evaluate(half_drawn)
-        assert set(levels) == {128, 255}  # grey, and opaque
+        assert set(levels) == {128, 255}  # gray, and opaque
     finally:
         gate.open.set()
     finished(page, 3)

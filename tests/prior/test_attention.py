@@ -6,7 +6,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from tilewright.prior import Stream, attention
 from tilewright.prior.attention import SelfAttention, _block_mask, attend, mask_on
-from tilewright.prior.masks import PATTERNS, dense_mask
+from tilewright.prior.patterns import PATTERNS, dense_mask
 
 STREAM = Stream(text_length=3, text_vocab=5, grid=4, image_vocab=5)
 

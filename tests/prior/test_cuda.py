@@ -5,7 +5,7 @@ import torch
 
 from tilewright.prior import Sampling, Stream, Transformer, sample
 from tilewright.prior.attention import attend, mask_on
-from tilewright.prior.masks import PATTERNS, dense_mask
+from tilewright.prior.patterns import PATTERNS, dense_mask
 
 pytestmark = [
     pytest.mark.slow,  # FlexAttention and graphs are compiled first

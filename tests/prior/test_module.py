@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader
 
 from tilewright.prior import Stream, Transformer
 from tilewright.prior.module import PriorModule
-from tilewright.schedules import Constant, WarmUp
+from tilewright.training.schedules import Constant, WarmUp
 
 STREAM = Stream(text_length=4, text_vocab=6, grid=3, image_vocab=8)
 RATE = Constant(3e-3)
@@ -143,10 +143,10 @@ def test_validation_drops_nothing(monkeypatch):
     assert hidden is None
 
 
-def test_the_optimiser_is_the_papers():
+def test_the_optimizer_is_the_papers():
     module = tiny()
-    optimiser = module.configure_optimizers()["optimizer"]
-    decaying, rest = optimiser.param_groups
+    optimizer = module.configure_optimizers()["optimizer"]
+    decaying, rest = optimizer.param_groups
     assert decaying["betas"] == rest["betas"] == (0.9, 0.96)
     assert (decaying["weight_decay"], rest["weight_decay"]) == (4.5e-2, 0.0)
     assert sum(len(g["params"]) for g in (decaying, rest)) == len(list(module.parameters()))

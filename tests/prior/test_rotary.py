@@ -32,7 +32,7 @@ def test_in_the_image_only_the_offset_in_rows_and_columns_counts():
     image = products()[FIRST:, FIRST:]
     # 14 to 4 and 10 to 0 are both two rows down and two columns to the right.
     torch.testing.assert_close(image[14, 4], image[10, 0], rtol=0, atol=1e-6)
-    # 4 to 3 is a step in raster order, and no neighbour in the grid.
+    # 4 to 3 is a step in raster order, and no neighbor in the grid.
     assert abs(image[4, 3] - image[5, 4]) > 1e-3
 
 

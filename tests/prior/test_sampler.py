@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tilewright.prior import Sampling, Stream, Transformer, sample, sample_rows
-from tilewright.prior.masks import cache_plan
+from tilewright.prior.patterns import cache_plan
 from tilewright.prior.sampler import candidate_noise, draw
 
 STREAM = Stream(text_length=3, text_vocab=5, grid=3, image_vocab=8)

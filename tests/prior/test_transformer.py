@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from tilewright.compiling import compiles
 from tilewright.prior import Stream, Transformer
-from tilewright.prior.masks import PATTERNS, dense_mask
+from tilewright.prior.patterns import PATTERNS, dense_mask
+from tilewright.training.compiling import compiles
 
 STREAM = Stream(text_length=3, text_vocab=5, grid=4, image_vocab=6)
 

@@ -3,11 +3,11 @@
 import pytorch_lightning as pl
 
 from tilewright.callbacks.periodic import Periodic
-from tilewright.data.shapes.source import ShapesSource
+from tilewright.data.sources.shapes.source import ShapesSource
+from tilewright.distributed.fsdp import gathered
 from tilewright.errors import UserError
 from tilewright.metrics.alignment import alignment
 from tilewright.pipeline import TextToImage
-from tilewright.sharding import gathered
 
 
 class Alignment(Periodic):

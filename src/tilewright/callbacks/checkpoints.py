@@ -1,61 +1,14 @@
 """The checkpoint that a run goes on from: when it is written, and that it is always a whole one."""
 
-import contextlib
-import os
 import signal
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.plugins import TorchCheckpointIO
 
-from tilewright import processes, shards
-from tilewright.errors import UserError
-
-
-class WholeCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and renames it, so that a whole one is always there.
-
-    Lightning's own writes it on the disk for temporary files and copies it over the last one.
-    """
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
-    ) -> None:
-        """Writes a checkpoint; one of that name is there until the new one is complete.
-
-        Raises:
-            UserError: it cannot be written.
-        """
-        path = Path(path)
-        beside = path.with_name(f".{path.name}.part")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with beside.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-            shards.remove_others(path, checkpoint)
-        except (OSError, RuntimeError) as error:  # torch's writer has errors of its own
-            reason = str(error.__context__ or error).splitlines()[0]
-            kept = "the one before it is still there" if path.exists() else "there is none before"
-            raise UserError(
-                f"the checkpoint {path} cannot be written ({reason}); {kept}: mend that, then "
-                f"go on with resume={path.parents[1]}"
-            ) from error
-        finally:
-            with contextlib.suppress(OSError):
-                beside.unlink(missing_ok=True)
-
-    def load_checkpoint(
-        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        """A whole checkpoint on the CPU, also of processes that have each written a part of it."""
-        return shards.joined(shards.read(Path(path)))
+from tilewright.distributed import launch
 
 
 class WholeUpdateCheckpoint(ModelCheckpoint):
@@ -113,7 +66,7 @@ class LastCheckpoint(WholeUpdateCheckpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         numbers = [signal.SIGTERM, signal.SIGINT]
-        if processes.under_slurm():
+        if launch.under_slurm():
             numbers.append(signal.SIGUSR1)
         self._handlers = {number: signal.signal(number, self._note) for number in numbers}
 
@@ -156,7 +109,7 @@ class LastCheckpoint(WholeUpdateCheckpoint):
             f"resume={run}"
         )
         if trainer.is_global_zero and self._signal == signal.SIGUSR1:
-            processes.requeue()
+            launch.requeue()
         # The status that shells give to a signal. Another process's status other than 0 would be
         # taken for a crash by Lightning, which then kills the first.
         ended = 128 + (self._signal or signal.SIGTERM)

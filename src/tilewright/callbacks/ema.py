@@ -6,7 +6,7 @@ from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from tilewright.sharding import shard
+from tilewright.distributed.fsdp import shard
 
 
 class AveragedWeights(WeightAveraging):

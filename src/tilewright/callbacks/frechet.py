@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from tilewright.callbacks.periodic import Periodic
+from tilewright.distributed.fsdp import gathered
 from tilewright.metrics.distances import frechet_distance
 from tilewright.metrics.extractors import Extractor, find_extractor
 from tilewright.metrics.features import folder_features, save_images
 from tilewright.pipeline import TextToImage
-from tilewright.sharding import gathered
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 import torch
 from torch.nn.utils import get_total_norm
 
-from tilewright.sharding import whole
+from tilewright.distributed.fsdp import whole
 
 log = logging.getLogger(__name__)
 

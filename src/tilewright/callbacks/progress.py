@@ -3,7 +3,7 @@
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import RichProgressBar
 
-from tilewright.command_line import stop_writing
+from tilewright.cli.app import stop_writing
 
 
 class Bar(RichProgressBar):

@@ -7,7 +7,7 @@ import torch
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 
 from tilewright.metrics.reconstruction import ReconstructionMetrics
-from tilewright.pictures import comparison, show
+from tilewright.viz.images import comparison, show
 
 
 class Reconstructions(pl.Callback):

@@ -7,10 +7,10 @@ import pytorch_lightning as pl
 from torch import Tensor
 from torchvision.transforms.functional import to_tensor
 
-from tilewright.pictures import captioned_grid, save, show, side_by_side, to_levels
+from tilewright.distributed.fsdp import gathered
 from tilewright.pipeline import TextToImage
 from tilewright.prior import Sampling
-from tilewright.sharding import gathered
+from tilewright.viz.images import captioned_grid, save, show, side_by_side, to_levels
 
 
 class Samples(pl.Callback):

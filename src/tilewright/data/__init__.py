@@ -1,6 +1,5 @@
-"""Where captioned pictures come from, and how they become batches."""
+"""Captioned images: sources, the LightningDataModule, and everything from a file to a batch."""
 
-from tilewright.data.datamodule import CaptionedImages
-from tilewright.data.tokenizer import BytePairTokenizer
+import lazy_loader
 
-__all__ = ["BytePairTokenizer", "CaptionedImages"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -17,17 +17,17 @@ from datasets import Dataset, IterableDataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from tilewright.data.codes import Codes, ImageTokenizer
 from tilewright.data.filters import Filter, apply, captions_of
 from tilewright.data.images import MAX_PIXELS, to_floats
 from tilewright.data.order import EvaluationBatches, TrainingBatches
 from tilewright.data.rows import RowReader, Rows, Transform, collate
-from tilewright.data.skips import Skips, Unusable, listed
+from tilewright.data.skipped import Skips, Unusable, listed
 from tilewright.data.sources import Source
 from tilewright.data.splits import part_of
-from tilewright.data.stream import Place, StreamedRows
+from tilewright.data.streaming import Place, StreamedRows
+from tilewright.data.token_cache import Codes, ImageTokenizer
+from tilewright.data.token_views import encode_view
 from tilewright.data.tokenizer import BytePairTokenizer
-from tilewright.data.views import encode_view
 from tilewright.errors import UserError
 
 log = logging.getLogger(__name__)

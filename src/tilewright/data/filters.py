@@ -16,7 +16,7 @@ import numpy as np
 from datasets import Dataset, Image
 
 from tilewright.data.images import UnreadableImage, size
-from tilewright.data.skips import Unusable
+from tilewright.data.skipped import Unusable
 from tilewright.errors import UserError
 
 NO_CAPTION = "no caption"

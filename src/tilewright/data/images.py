@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from tilewright.data.skips import Unusable
+from tilewright.data.skipped import Unusable
 
 WHITE = (255, 255, 255)
 MAX_PIXELS = 89_478_485  # as many as Pillow opens without a warning
@@ -37,11 +37,11 @@ def decode(record: Mapping[str, Any] | None, max_pixels: int = MAX_PIXELS) -> Im
     """Decode an encoded picture to RGB.
 
     The picture is turned upright as its EXIF says; transparent parts lie on white; CMYK, palette,
-    grey and 16-bit pictures become 8-bit RGB; of an animation it is the first frame.
+    gray and 16-bit pictures become 8-bit RGB; of an animation it is the first frame.
 
     Args:
         record: what `datasets.Image(decode=False)` gives: `bytes`, or else `path`.
-        max_pixels: a picture of more is not decoded: a small file can hold gigabytes of one colour.
+        max_pixels: a picture of more is not decoded: a small file can hold gigabytes of one color.
 
     Raises:
         UnreadableImage: there is no picture, or it is broken, cut short or too large.
@@ -124,8 +124,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         pixels = np.asarray(image).astype(np.float32)
         floats = image.mode == "F"
         scale = (255 if pixels.max() <= 1 else 1) if floats else 255 / 65535
-        grey = (pixels * scale).round().clip(0, 255).astype(np.uint8)
-        return Image.fromarray(grey).convert("RGB")
+        gray = (pixels * scale).round().clip(0, 255).astype(np.uint8)
+        return Image.fromarray(gray).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         canvas = Image.new("RGBA", image.size, (*WHITE, 255))

@@ -9,11 +9,11 @@ from datasets import Dataset
 from PIL import Image
 from torch import Tensor
 
-from tilewright.data.codes import Codes, kind_of
 from tilewright.data.filters import Filter, captions_of, check_picture
 from tilewright.data.images import MAX_PIXELS, decode, to_bytes, to_floats
 from tilewright.data.order import Draw, drawn_from, seed_of
-from tilewright.data.skips import Unusable, listed
+from tilewright.data.skipped import Unusable, listed
+from tilewright.data.token_cache import Codes, kind_of
 from tilewright.data.tokenizer import BytePairTokenizer
 from tilewright.errors import UserError
 

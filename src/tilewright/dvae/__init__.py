@@ -1,5 +1,5 @@
 """Stage 1: the discrete VAE."""
 
-from tilewright.dvae.networks import DiscreteVAE
+import lazy_loader
 
-__all__ = ["DiscreteVAE"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

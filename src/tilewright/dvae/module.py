@@ -1,13 +1,13 @@
-"""Stage 1 as a LightningModule: the loss, what is logged, the optimiser."""
+"""Stage 1 as a LightningModule: the loss, what is logged, the optimizer."""
 
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from tilewright.dvae.networks import DiscreteVAE
-from tilewright.optimisers import scheduled
-from tilewright.schedules import Schedule
-from tilewright.stage import StageModule
+from tilewright.training.optimizers import scheduled
+from tilewright.training.schedules import Schedule
+from tilewright.training.stage import StageModule
 
 
 class DiscreteVAEModule(StageModule):
@@ -16,7 +16,7 @@ class DiscreteVAEModule(StageModule):
     Args:
         network: the model.
         temperature: of the relaxation, by update.
-        beta: weight of the KL (of the quantiser's penalties), by update. The total is divided by
+        beta: weight of the KL (of the quantizer's penalties), by update. The total is divided by
             the number of pixel values once, so that the paper's 6.6 weighs as 6.6 / 192 for each
             nat of a token.
         learning_rate: by update.
@@ -38,7 +38,7 @@ class DiscreteVAEModule(StageModule):
         self.temperature = temperature
         self.beta = beta
         self.learning_rate = learning_rate
-        self.optimiser = {"weight_decay": weight_decay, "betas": tuple(betas), "eps": eps}
+        self.optimizer = {"weight_decay": weight_decay, "betas": tuple(betas), "eps": eps}
 
     def terms(
         self, images: Tensor, codes: Tensor, penalties: dict[str, Tensor]
@@ -54,7 +54,7 @@ class DiscreteVAEModule(StageModule):
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         images = batch["image"]
         temperature = self.temperature(self.global_step)
-        codes, penalties = self.network.quantiser(self.network.latents(images), temperature)
+        codes, penalties = self.network.quantizer(self.network.latents(images), temperature)
         terms = self.terms(images, codes, penalties)
         values = {f"train/{name}": value.detach() for name, value in terms.items()}
         self.log_dict(values, sync_dist=True)
@@ -65,11 +65,11 @@ class DiscreteVAEModule(StageModule):
     def validation_step(self, batch: dict, batch_idx: int) -> dict[str, Tensor]:
         """The bound on hard codes, which is what the prior will see; callbacks get the pictures."""
         images = batch["image"]
-        quantiser = self.network.quantiser
+        quantizer = self.network.quantizer
         latents = self.network.latents(images)
-        relaxed, penalties = quantiser(latents, self.temperature(self.global_step))
-        tokens = quantiser.tokens(latents)
-        hard = self.terms(images, quantiser.codes(tokens), penalties)
+        relaxed, penalties = quantizer(latents, self.temperature(self.global_step))
+        tokens = quantizer.tokens(latents)
+        hard = self.terms(images, quantizer.codes(tokens), penalties)
         gap = hard["loss"] - self.terms(images, relaxed, penalties)["loss"]
         values = {**hard, "hard_code_gap": gap}
         self.log_dict(
@@ -80,5 +80,5 @@ class DiscreteVAEModule(StageModule):
         return {"tokens": tokens, "reconstructions": self.network.decode(tokens)}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimiser = torch.optim.AdamW(self.parameters(), lr=1.0, **self.optimiser)  # type: ignore[arg-type]
-        return scheduled(optimiser, self.learning_rate)
+        optimizer = torch.optim.AdamW(self.parameters(), lr=1.0, **self.optimizer)  # type: ignore[arg-type]
+        return scheduled(optimizer, self.learning_rate)

@@ -2,7 +2,7 @@
 
 The architecture is that of the released modules (paper.md of the field: Ramesh et al. 2021,
 section 2.1 and appendix A): 1x1 convolutions next to the relaxation, residual blocks whose branch
-starts small (gain 1 / layers^2), max-pooling down, nearest-neighbour upsampling up.
+starts small (gain 1 / layers^2), max-pooling down, nearest-neighbor upsampling up.
 """
 
 import math
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from tilewright.dvae.losses import Likelihood, LogitLaplace, map_pixels
-from tilewright.dvae.quantisers import GumbelSoftmax, Quantiser
+from tilewright.dvae.quantizers.base import GumbelSoftmax, Quantizer
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
 
 def conv(n_in: int, n_out: int, kernel: int, padding_mode: PaddingMode = "zeros") -> nn.Conv2d:
-    """A convolution that keeps the picture's size, initialised as the released modules are."""
+    """A convolution that keeps the picture's size, initialized as the released modules are."""
     mode: PaddingMode = (
         padding_mode if kernel > 1 else "zeros"
     )  # padding by nothing costs a copy all the same
@@ -165,10 +165,10 @@ class DiscreteVAE(nn.Module):
         padding_mode: of the encoder's convolutions, as in `torch.nn.Conv2d`. With "replicate" the
             tile at the picture's edge looks like one inside it.
         likelihood: of pixel values; the paper's by default.
-        quantiser: what makes tokens of the encoder's output; the paper's by default.
+        quantizer: what makes tokens of the encoder's output; the paper's by default.
 
     Raises:
-        ValueError: sides or patch do not fit, or the quantiser has another number of tokens.
+        ValueError: sides or patch do not fit, or the quantizer has another number of tokens.
     """
 
     block_types = (ResidualBlock,)
@@ -188,7 +188,7 @@ class DiscreteVAE(nn.Module):
         stem_kernel: int = 7,
         padding_mode: PaddingMode = "zeros",
         likelihood: Likelihood | None = None,
-        quantiser: Quantiser | None = None,
+        quantizer: Quantizer | None = None,
     ):
         super().__init__()
         factor, rest = divmod(image_size, grid)
@@ -200,12 +200,12 @@ class DiscreteVAE(nn.Module):
         self.grid = grid
         self.num_tokens = num_tokens
         self.likelihood = likelihood or LogitLaplace()
-        self.quantiser = quantiser or GumbelSoftmax(num_tokens)
-        if self.quantiser.num_tokens != num_tokens:
+        self.quantizer = quantizer or GumbelSoftmax(num_tokens)
+        if self.quantizer.num_tokens != num_tokens:
             raise ValueError(
-                f"num_tokens is {num_tokens}, and the quantiser has {self.quantiser.num_tokens}"
+                f"num_tokens is {num_tokens}, and the quantizer has {self.quantizer.num_tokens}"
             )
-        channels = self.quantiser.channels
+        channels = self.quantizer.channels
         self.encoder = Encoder(
             factor,
             channels,
@@ -235,7 +235,7 @@ class DiscreteVAE(nn.Module):
         self.decoder.compile(*args, **kwargs)
 
     def latents(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [0, 1] to what the quantiser reads, [B, C, h, w] in fp32.
+        """Images [B, 3, H, W] in [0, 1] to what the quantizer reads, [B, C, h, w] in fp32.
 
         In the paper's dVAE these are the logits of the posterior over the codebook.
 
@@ -252,9 +252,9 @@ class DiscreteVAE(nn.Module):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] to image tokens [B, h, w]: the likeliest, no noise."""
-        return self.quantiser.tokens(self.latents(images))
+        return self.quantizer.tokens(self.latents(images))
 
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
         """Image tokens [B, h, w] to images [B, 3, H, W] in [0, 1]."""
-        return self.likelihood.image(self.decoder(self.quantiser.codes(tokens))).contiguous()
+        return self.likelihood.image(self.decoder(self.quantizer.codes(tokens))).contiguous()

@@ -1,1 +1,5 @@
-"""What `eval metric=…` runs: each joins a trained run, its data and a metric into figures."""
+"""Evaluations that `eval.py metric=NAME` runs on a trained run."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -8,13 +8,13 @@ from typing import Any
 from torch import Tensor
 
 from tilewright.data import CaptionedImages
-from tilewright.data.shapes.source import ShapesSource
+from tilewright.data.sources.shapes.source import ShapesSource
 from tilewright.errors import UserError
-from tilewright.evaluations.drawing import draw
 from tilewright.evaluations.results import Result
+from tilewright.evaluations.samples import draw
 from tilewright.metrics.alignment import alignment
-from tilewright.plots import bars
 from tilewright.prior import Sampling
+from tilewright.viz.plots import bars
 
 
 class Alignment:

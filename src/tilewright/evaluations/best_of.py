@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 
 from tilewright.data import CaptionedImages
-from tilewright.data.shapes.source import ShapesSource
+from tilewright.data.sources.shapes.source import ShapesSource
 from tilewright.evaluations.alignment import results_of
-from tilewright.evaluations.drawing import write_folder
 from tilewright.evaluations.results import Result
+from tilewright.evaluations.samples import write_folder
 from tilewright.metrics.distances import frechet_distance
 from tilewright.metrics.extractors import find_extractor
 from tilewright.metrics.features import folder_features
-from tilewright.pictures import captioned_grid, save
 from tilewright.pipeline import TextToImage
-from tilewright.plots import curves
 from tilewright.prior import Sampling
-from tilewright.rankers import Ranker
+from tilewright.reranking import Ranker
+from tilewright.viz.images import captioned_grid, save
+from tilewright.viz.plots import curves
 
 
 class BestOf:

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from tilewright.data import CaptionedImages
-from tilewright.data.codes import weights_digest
+from tilewright.data.token_cache import weights_digest
 from tilewright.errors import UserError
-from tilewright.evaluations.drawing import draw
 from tilewright.evaluations.results import Result
+from tilewright.evaluations.samples import draw
 from tilewright.metrics.scores import clip_score, load_clip
 from tilewright.prior import Sampling
 

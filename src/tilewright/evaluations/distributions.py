@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from tilewright.data import CaptionedImages
-from tilewright.evaluations.drawing import draw, write_folder
 from tilewright.evaluations.results import Result
+from tilewright.evaluations.samples import draw, write_folder
 from tilewright.metrics.distances import frechet_distance, kernel_distance
 from tilewright.metrics.extractors import Extractor, find_extractor
 from tilewright.metrics.features import folder_features
 from tilewright.metrics.scores import classifier_score
-from tilewright.plots import curves
 from tilewright.prior import Sampling
+from tilewright.viz.plots import curves
 
 # Features [N, D] of the folder "real" or "generated", blurred by so many pixels.
 FolderFeatures = Callable[[str, float], np.ndarray]

@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from tilewright.data import CaptionedImages
-from tilewright.data.emoji import EmojiSource
+from tilewright.data.sources.emoji import EmojiSource
 from tilewright.errors import UserError
-from tilewright.evaluations.drawing import draw, write_folder
 from tilewright.evaluations.results import Result
+from tilewright.evaluations.samples import draw, write_folder
 from tilewright.metrics.alignment import Share
 from tilewright.metrics.extractors import find_extractor
 from tilewright.metrics.features import folder_features
 from tilewright.metrics.retrieval import identification_ranks
-from tilewright.pictures import captioned_grid, save
 from tilewright.pipeline import TextToImage
 from tilewright.prior import Sampling
+from tilewright.viz.images import captioned_grid, save
 
 EVERY = 2**62  # examples of a split: all of them
 

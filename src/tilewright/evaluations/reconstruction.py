@@ -8,15 +8,15 @@ from torch import Tensor
 
 from tilewright import runs
 from tilewright.data import CaptionedImages
-from tilewright.data.shapes import check
-from tilewright.data.shapes.source import ShapesSource
-from tilewright.evaluations.drawing import write_folder
+from tilewright.data.sources.shapes import check
+from tilewright.data.sources.shapes.source import ShapesSource
 from tilewright.evaluations.results import Result
+from tilewright.evaluations.samples import write_folder
 from tilewright.metrics.distances import frechet_distance
 from tilewright.metrics.extractors import Extractor, find_extractor
 from tilewright.metrics.features import folder_features
 from tilewright.metrics.reconstruction import CodebookUse, ReconstructionMetrics
-from tilewright.pictures import comparison, save_tensor
+from tilewright.viz.images import comparison, save_tensor
 
 
 class Reconstruction:

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 from rich import box
 from rich.table import Table
 
-from tilewright import listing
 from tilewright.data import CaptionedImages
+from tilewright.runs import listing
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import torch
 from tilewright.data import CaptionedImages
 from tilewright.evaluations.results import Result
 from tilewright.metrics.retrieval import RetrievalRecall
-from tilewright.rankers import ContrastiveRanker
+from tilewright.reranking import ContrastiveRanker
 
 
 class Retrieval:

@@ -1,0 +1,1 @@
+"""Metrics on tensors and folders of images."""

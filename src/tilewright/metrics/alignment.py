@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from scipy.stats import binomtest
 from torch import Tensor
 
-from tilewright.data.shapes import check, kind
+from tilewright.data.sources.shapes import check, kind
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tilewright.errors import UserError
 from tilewright.metrics.extractors import Extractor
-from tilewright.pictures import to_picture
+from tilewright.viz.images import to_picture
 
 # clean-fid's names for a library and a filter; a resize keeps the fractions it computes.
 RESIZES = {"clean": ("PIL", "bicubic"), "legacy_pytorch": ("PyTorch", "bilinear")}

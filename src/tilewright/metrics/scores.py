@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torchmetrics.image.inception import InceptionScore
 from torchmetrics.multimodal.clip_score import CLIPScore
 
-from tilewright.clip import clip_towers
+from tilewright.metrics.clip import clip_towers
 from tilewright.metrics.extractors import Extractor
-from tilewright.pictures import to_levels
+from tilewright.viz.images import to_levels
 
 
 def classifier_score(

@@ -1,1 +1,1 @@
-"""The page on which one types a caption and sees pictures: `python src/demo.py`."""
+"""Gradio page that draws images for captions: `python src/demo.py`."""

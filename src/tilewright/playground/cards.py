@@ -12,8 +12,8 @@ from typing import Any
 
 from PIL import Image
 
-from tilewright.pictures import captioned_grid, to_png
-from tilewright.playground.drawing import View
+from tilewright.playground.session import View
+from tilewright.viz.images import captioned_grid, to_png
 
 PIXELS = 128  # a picture with a smaller side is enlarged pixel by pixel
 COLUMNS = 8  # of the grid as a file

@@ -7,7 +7,7 @@ import gradio as gr
 
 from tilewright.errors import UserError
 from tilewright.playground import cards
-from tilewright.playground.drawing import Playground, Request
+from tilewright.playground.session import Playground, Request
 
 # Fonts that come with Gradio, or else the system's: none is fetched from the internet.
 SANS, MONO = (gr.themes.LocalFont(f"IBM Plex {kind}", (400, 700)) for kind in ("Sans", "Mono"))

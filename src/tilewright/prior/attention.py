@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from tilewright.prior.cache import LayerCache
-from tilewright.prior.masks import cache_plan, dense_mask, sees
+from tilewright.prior.kv_cache import LayerCache
 from tilewright.prior.norms import RMSNorm
+from tilewright.prior.patterns import cache_plan, dense_mask, sees
 from tilewright.prior.rotary import Rotary
 from tilewright.prior.stream import Stream
-from tilewright.prior.text_and_window import TextAndWindow
-from tilewright.prior.windows import WindowPlan, window_plan
+from tilewright.prior.window_attention import TextAndWindow
+from tilewright.prior.window_plan import WindowPlan, window_plan
 
 # On a CPU (benchmarks/attention.py): windows, which are many small steps, take less time than a
 # dense mask where there are more positions than this and they compute less than this share of all
@@ -116,7 +116,7 @@ class SelfAttention(nn.Module):
         dim: width of the states; `heads` heads of dim / heads each.
         pattern: a name in `masks.PATTERNS`.
         rotary: turns queries and keys by their positions; None where the states know them.
-        qk_norm: normalise queries and keys, which keeps their products small in long trainings.
+        qk_norm: normalize queries and keys, which keeps their products small in long trainings.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class SelfAttention(nn.Module):
     def _placed(
         self, qkv: Tensor, positions: slice | int | Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values [3, ..., D], normalised and turned as the positions ask."""
+        """Queries, keys and values [3, ..., D], normalized and turned as the positions ask."""
         q, k, v = qkv.unbind()  # unpacked, each one's gradient would be as large as that of all
         q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
         if self.rotary is not None:

@@ -1,4 +1,4 @@
-"""Stage 2 as a LightningModule: the loss, what is logged, the optimiser."""
+"""Stage 2 as a LightningModule: the loss, what is logged, the optimizer."""
 
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
@@ -6,10 +6,10 @@ from torch import Tensor, distributed
 from torchmetrics import MeanMetric
 
 from tilewright.errors import UserError
-from tilewright.optimisers import clip_variance, matrix_optimiser, scheduled
 from tilewright.prior.transformer import Transformer
-from tilewright.schedules import Schedule
-from tilewright.stage import StageModule
+from tilewright.training.optimizers import clip_variance, matrix_optimizer, scheduled
+from tilewright.training.schedules import Schedule
+from tilewright.training.stage import StageModule
 
 
 class PriorModule(StageModule):
@@ -102,7 +102,7 @@ class PriorModule(StageModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         how = (self.weight_decay, self.betas, self.eps, self.muon)
-        optimiser = matrix_optimiser(self.network, *how)
+        optimizer = matrix_optimizer(self.network, *how)
         if self.variance_clip is not None:
-            clip_variance(optimiser, self.variance_clip)
-        return scheduled(optimiser, self.learning_rate)
+            clip_variance(optimizer, self.variance_clip)
+        return scheduled(optimizer, self.learning_rate)

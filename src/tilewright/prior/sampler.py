@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tilewright.prior.cache import LayerCache
-from tilewright.prior.compiled import CompiledSteps, compiled
-from tilewright.prior.lightening import WEIGHTS, Weights, lightened
+from tilewright.prior.compiled_step import CompiledSteps, compiled
+from tilewright.prior.kv_cache import LayerCache
+from tilewright.prior.low_precision import WEIGHTS, Weights, lightened
 from tilewright.prior.transformer import Transformer
 
 

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tilewright.compiling import allow_many_shapes
 from tilewright.prior.attention import LayerCache, Mask, SelfAttention, mask_on
 from tilewright.prior.blocks import Block
-from tilewright.prior.masks import PATTERNS, layer_patterns
 from tilewright.prior.norms import NORMS
+from tilewright.prior.patterns import PATTERNS, layer_patterns
 from tilewright.prior.rotary import Rotary
 from tilewright.prior.stream import Stream
+from tilewright.training.compiling import allow_many_shapes
 
 
 class Transformer(nn.Module):
@@ -30,7 +30,7 @@ class Transformer(nn.Module):
         norm: LayerNorm, as the paper's, or RMSNorm.
         mlp: a GELU network, as the paper's, or SwiGLU of as many parameters.
         positions: learned embeddings of text position, row and column, as the paper's, or rotary.
-        qk_norm: normalise queries and keys.
+        qk_norm: normalize queries and keys.
         checkpointing: keep only each block's input for the backward pass and compute the rest
             again: far less memory for about a third more time.
 
@@ -83,9 +83,9 @@ class Transformer(nn.Module):
         self.norm = NORMS[norm](dim)
         self.text_head = nn.Linear(dim, stream.text_classes)
         self.image_head = nn.Linear(dim, stream.image_vocab)
-        self.initialise(self.modules())
+        self.initialize(self.modules())
 
-    def initialise(self, modules: Iterable[nn.Module]) -> None:
+    def initialize(self, modules: Iterable[nn.Module]) -> None:
         """Draws the weights of some of its layers, or of all.
 
         Normal with deviation 0.02; the residual branches' last layers shrink with the depth.

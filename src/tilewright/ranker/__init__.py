@@ -1,5 +1,5 @@
-"""Stage 3: the ranker, a contrastive model that says how well a picture fits a caption."""
+"""Stage 3: the ranker, a contrastive model of captions and images."""
 
-from tilewright.ranker.networks import DualEncoder
+import lazy_loader
 
-__all__ = ["DualEncoder"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

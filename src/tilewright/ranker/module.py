@@ -1,14 +1,14 @@
-"""Stage 3 as a LightningModule: the loss, what is logged, the optimiser."""
+"""Stage 3 as a LightningModule: the loss, what is logged, the optimizer."""
 
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics import CatMetric, MeanMetric
 
-from tilewright.optimisers import matrix_optimiser, scheduled
 from tilewright.ranker.networks import DualEncoder, contrastive_loss, patchwork
-from tilewright.schedules import Schedule
-from tilewright.stage import StageModule
+from tilewright.training.optimizers import matrix_optimizer, scheduled
+from tilewright.training.schedules import Schedule
+from tilewright.training.stage import StageModule
 
 
 class RankerModule(StageModule):
@@ -82,5 +82,5 @@ class RankerModule(StageModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         how = (self.weight_decay, self.betas, self.eps, self.muon)
-        optimiser = matrix_optimiser(self.network, *how)
-        return scheduled(optimiser, self.learning_rate)
+        optimizer = matrix_optimizer(self.network, *how)
+        return scheduled(optimizer, self.learning_rate)

@@ -156,7 +156,7 @@ def patchwork(images: Tensor) -> Tensor:
     """Images [B, 3, H, W] with a rectangle each of the next one, or of another place of their own.
 
     A prior's bad candidates are of these kinds: every part is fine and the whole is not, often in
-    one and the same colour.
+    one and the same color.
     """
     batch, _, height, width = images.shape
 

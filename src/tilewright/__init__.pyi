@@ -1,0 +1,2 @@
+from .errors import UserError as UserError
+from .pipeline import TextToImage as TextToImage

@@ -1,0 +1,17 @@
+from .alignment import Alignment as Alignment
+from .board import Board as Board
+from .checkpoints import LastCheckpoint as LastCheckpoint
+from .checkpoints import WholeUpdateCheckpoint as WholeUpdateCheckpoint
+from .codebook import Codebook as Codebook
+from .ema import AveragedWeights as AveragedWeights
+from .frechet import FrechetDistance as FrechetDistance
+from .health import Health as Health
+from .plateau import HalveOnPlateau as HalveOnPlateau
+from .progress import Bar as Bar
+from .progress import ProgressLine as ProgressLine
+from .randomness import StepSeeds as StepSeeds
+from .reconstructions import Reconstructions as Reconstructions
+from .retrieval import Retrieval as Retrieval
+from .samples import Samples as Samples
+from .skipped import Skipped as Skipped
+from .throughput import Throughput as Throughput

@@ -1,0 +1,1 @@
+"""Hydra commands. Each module holds one command's `main`; `src/*.py` and `tilewright` call them."""

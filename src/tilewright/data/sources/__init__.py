@@ -1,0 +1,5 @@
+"""Data sources. Each loads splits of captioned images as Hugging Face datasets."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,2 @@
+from .fsdp import FullyShardedStrategy as FullyShardedStrategy
+from .powersgd import PowerSGDStrategy as PowerSGDStrategy

@@ -1,0 +1,9 @@
+from .alignment import Alignment as Alignment
+from .best_of import BestOf as BestOf
+from .clip_score import ClipScore as ClipScore
+from .distributions import FrechetInceptionDistance as FrechetInceptionDistance
+from .distributions import InceptionScore as InceptionScore
+from .distributions import KernelInceptionDistance as KernelInceptionDistance
+from .identification import Identification as Identification
+from .reconstruction import Reconstruction as Reconstruction
+from .retrieval import Retrieval as Retrieval

@@ -1,0 +1,10 @@
+from .likelihood import complete as complete
+from .likelihood import log_likelihood as log_likelihood
+from .low_precision import Weights as Weights
+from .low_precision import lightened as lightened
+from .module import PriorModule as PriorModule
+from .sampler import Sampling as Sampling
+from .sampler import sample as sample
+from .sampler import sample_rows as sample_rows
+from .stream import Stream as Stream
+from .transformer import Transformer as Transformer

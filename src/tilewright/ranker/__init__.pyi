@@ -1,0 +1,2 @@
+from .module import RankerModule as RankerModule
+from .networks import DualEncoder as DualEncoder

@@ -1,0 +1,10 @@
+from .checkpoint_io import AtomicCheckpointIO as AtomicCheckpointIO
+from .loggers import ContinuedCSVLogger as ContinuedCSVLogger
+from .loggers import StepTensorBoardLogger as StepTensorBoardLogger
+from .optimizers import MuonAdamW as MuonAdamW
+from .schedules import Constant as Constant
+from .schedules import Cosine as Cosine
+from .schedules import Schedule as Schedule
+from .schedules import Switch as Switch
+from .schedules import WarmUp as WarmUp
+from .stage import StageModule as StageModule

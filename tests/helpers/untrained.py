@@ -1,0 +1,119 @@
+"""Runs of every stage as training leaves them, with weights that nothing has trained."""
+
+import json
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from PIL import Image
+
+from tilewright import runs
+
+SIZE, GRID, CODES, LENGTH, WORDS = 16, 4, 8, 12, 280
+CAPTIONS = ["a red circle", "a blue ring", "two stars"]
+TOKENIZER = {
+    "_target_": "tilewright.data.tokenizer.BytePairTokenizer",
+    "vocab_size": WORDS,
+    "length": LENGTH,
+    "dropout": 0.0,
+}
+NETWORKS = {
+    "dvae": {
+        "_target_": "tilewright.dvae.DiscreteVAE",
+        "image_size": SIZE,
+        "grid": GRID,
+        "num_tokens": CODES,
+        "n_hid": 8,
+        "n_init": 8,
+        "blocks_per_group": 1,
+        "likelihood": {"_target_": "tilewright.dvae.losses.Gaussian", "sigma": 0.1},
+    },
+    "prior": {
+        "_target_": "tilewright.prior.Transformer",
+        "stream": {
+            "_target_": "tilewright.prior.Stream",
+            "text_length": LENGTH,
+            "text_vocab": WORDS,
+            "grid": GRID,
+            "image_vocab": CODES,
+        },
+        "dim": 16,
+        "depth": 2,
+        "heads": 2,
+    },
+    "ranker": {
+        "_target_": "tilewright.ranker.DualEncoder",
+        "text_vocab": WORDS,
+        "text_length": LENGTH,
+        "image_size": SIZE,
+        "grid": GRID,
+        "dim": 16,
+        "heads": 2,
+        "embedding": 8,
+    },
+}
+
+
+def pictures(folder, count=30):
+    """A folder of captioned pictures."""
+    folder.mkdir(parents=True)
+    for number in range(count):
+        Image.new("RGB", (20, 20), (8 * number, 0, 99)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(CAPTIONS[number % len(CAPTIONS)])
+    return folder
+
+
+def run(logs, stage, images):
+    """A run on a folder of pictures."""
+    torch.manual_seed(0)
+    crop = {"_target_": "tilewright.data.transforms.CenterCrop", "size": SIZE}
+    source = {"_target_": "tilewright.data.sources.folder.FolderSource", "path": str(images)}
+    data = {
+        "_target_": "tilewright.data.datamodule.CaptionedImages",
+        "_convert_": "partial",
+        "source": {**source, "validation_fraction": 0.3},
+        "image_size": SIZE,
+        "batch_size": 4,
+        "train_transform": crop,
+        "eval_transform": crop,
+        "tokenizer": None if stage == "dvae" else TOKENIZER,
+        "image_tokenizer": {"_target_": "tilewright.runs.load_network", "run": "somewhere"},
+        "cache": str(logs / "codes"),
+    }
+    folder = logs / stage / "untrained"
+    config = {
+        "stage": stage,
+        "choices": {"data": "folder", "model": f"{stage}_tiny"},
+        "overrides": [f"stage={stage}", f"data.source.path={images}"],
+        "run": str(folder),
+        "model": {"network": NETWORKS[stage]},
+        "data": data,
+        "tokenizer": data["tokenizer"],
+    }
+    runs.create(folder, OmegaConf.create(config))
+    network = instantiate(NETWORKS[stage])
+    with torch.no_grad():  # as they are drawn, captions hardly matter
+        for parameter in network.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    state = {f"network.{name}": value for name, value in network.state_dict().items()}
+    (folder / "checkpoints").mkdir()
+    torch.save({"state_dict": state, "global_step": 7}, folder / "checkpoints" / "best.ckpt")
+    if stage != "dvae":
+        tokenizer = instantiate(TOKENIZER)
+        tokenizer.train(CAPTIONS)
+        tokenizer.save(folder / runs.TOKENIZER)
+    if stage == "prior":
+        runs.keep_dvae(folder, logs / "dvae" / "untrained")
+        results = folder / "eval" / "fid" / "results.json"
+        results.parent.mkdir(parents=True)
+        row = {"metric": "fd", "value": 12.34567, "split": "validation", "images": 9}
+        results.write_text(json.dumps([{**row, "resize": "clean", "run": str(folder)}]))
+    return folder
+
+
+def all_stages(folder):
+    """Logs with a run of each stage."""
+    images = pictures(folder / "pictures")
+    for stage in runs.STAGES:
+        run(folder / "logs", stage, images)
+    return folder / "logs"

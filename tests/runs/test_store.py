@@ -1,0 +1,234 @@
+"""Where runs live, how they are found, and what a broken one says."""
+
+import os
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from tilewright import runs
+from tilewright.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def trusted(monkeypatch):
+    """The networks of these runs are torch's own."""
+    monkeypatch.setenv("TILEWRIGHT_TRUST", "torch")
+
+
+def config(stage="dvae", data="shapes", **more):
+    network = {"_target_": "torch.nn.Linear", "in_features": 3, "out_features": 2}
+    return OmegaConf.create(
+        {"stage": stage, "choices": {"data": data}, "model": {"network": network}, **more}
+    )
+
+
+def weights(in_features=3):
+    linear = torch.nn.Linear(in_features, 2)
+    return {f"network.{name}": value for name, value in linear.state_dict().items()}
+
+
+def trained(logs, name, *, at=0, stage="dvae", data="shapes", kinds=("best", "last")):
+    run = logs / stage / name
+    runs.create(run, config(stage, data))
+    (run / "checkpoints").mkdir()
+    for kind in kinds:
+        file = run / "checkpoints" / f"{kind}.ckpt"
+        torch.save({"state_dict": weights(), "optimizer": [1], "global_step": 3}, file)
+        os.utime(file, (at, at))
+    return run
+
+
+def message(caught):
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_created_run_has_its_resolved_config(tmp_path):
+    run = tmp_path / "dvae" / "a"
+    runs.create(run, config(side=4, twice="${side}"))
+    assert runs.load_config(run).twice == 4
+    assert "${" not in (run / "config.yaml").read_text()
+
+
+def test_latest_leads_to_the_newest(tmp_path):
+    for name in ("b", "a", "c"):
+        runs.create(tmp_path / "dvae" / name, config())
+        assert (tmp_path / "dvae" / "latest").resolve() == (tmp_path / "dvae" / name).resolve()
+    assert {p.name for p in (tmp_path / "dvae").iterdir()} == {"a", "b", "c", "latest"}
+    moved = (tmp_path / "dvae").rename(tmp_path / "moved")
+    assert (moved / "latest" / "config.yaml").is_file()  # the link is relative
+
+
+def test_newest_is_by_checkpoint_and_needs_one(tmp_path):
+    old = trained(tmp_path, "z", at=100)
+    new = trained(tmp_path, "a", at=200, data="emoji")
+    runs.create(tmp_path / "dvae" / "untrained", config())
+    assert runs.find(tmp_path, "dvae") == new.resolve()
+    assert runs.find(tmp_path, "dvae", data="shapes") == old.resolve()
+    assert runs.find(tmp_path, "dvae", data="emoji") == new.resolve()
+
+
+def test_find_by_path(tmp_path):
+    run = trained(tmp_path, "a")
+    trained(tmp_path, "b", at=100)
+    assert runs.find(tmp_path, "dvae", str(run)) == run.resolve()
+    runs.create(run, config())  # it is the newest now, to `latest`
+    assert runs.find(tmp_path, "dvae", str(tmp_path / "dvae" / "latest")) == run.resolve()
+
+
+def test_nothing_found_says_how_to_make_one(tmp_path):
+    with pytest.raises(UserError) as caught:
+        runs.find(tmp_path, "dvae")
+    assert "python src/train.py stage=dvae`" in message(caught)
+    trained(tmp_path, "a")
+    with pytest.raises(UserError) as caught:
+        runs.find(tmp_path, "dvae", data="emoji")
+    assert "python src/train.py stage=dvae data=emoji" in message(caught)
+
+
+def test_wrong_paths_are_named(tmp_path):
+    with pytest.raises(UserError, match="there is no run nowhere"):
+        runs.find(tmp_path, "dvae", "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty is no run: it has no config.yaml"):
+        runs.find(tmp_path, "dvae", str(tmp_path / "empty"))
+    runs.create(tmp_path / "dvae" / "a", config())
+    with pytest.raises(UserError, match="a has no checkpoint yet"):
+        runs.find(tmp_path, "dvae", str(tmp_path / "dvae" / "a"))
+    prior = trained(tmp_path, "p", stage="prior")
+    with pytest.raises(UserError, match="stage=prior, and one of stage=dvae"):
+        runs.find(tmp_path, "dvae", str(prior))
+
+
+def test_checkpoint_falls_back_on_the_other(tmp_path):
+    both, best, last = (
+        trained(tmp_path, str(number), kinds=kinds)
+        for number, kinds in enumerate([("best", "last"), ("best",), ("last",)])
+    )
+    assert runs.checkpoint(both).name == "best.ckpt"
+    assert runs.checkpoint(both, "last").name == "last.ckpt"
+    assert runs.checkpoint(best, "last").name == "best.ckpt"
+    assert runs.checkpoint(last).name == "last.ckpt"
+
+
+def test_loaded_network_is_frozen(tmp_path):
+    run = trained(tmp_path, "a")
+    network = runs.load_network(run)
+    saved = torch.load(run / "checkpoints" / "best.ckpt")["state_dict"]
+    assert torch.equal(network.weight, saved["network.weight"])
+    assert not network.training
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_no_checkpoint_is_one_line(tmp_path):
+    runs.create(tmp_path / "a", config())
+    with pytest.raises(UserError, match="no checkpoint") as caught:
+        runs.load_network(tmp_path / "a")
+    message(caught)
+
+
+def test_broken_checkpoint_is_one_line(tmp_path):
+    run = trained(tmp_path, "a")
+    file = run / "checkpoints" / "best.ckpt"
+    whole = file.read_bytes()
+    for content in (b"", whole[: len(whole) // 2], b"no checkpoint at all"):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=r"best\.ckpt cannot be read") as caught:
+            runs.load_network(run)
+        message(caught)
+
+
+def test_checkpoint_that_runs_code_is_refused(tmp_path):
+    run = trained(tmp_path, "a")
+    torch.save({"state_dict": weights(), "hook": os.system}, run / "checkpoints" / "best.ckpt")
+    with pytest.raises(UserError, match="cannot be read") as caught:
+        runs.load_network(run)
+    message(caught)
+
+
+@pytest.mark.parametrize("state", [{}, weights(5), {**weights(), "network.more": torch.ones(1)}])
+def test_checkpoint_of_another_network_is_one_line(tmp_path, state):
+    run = trained(tmp_path, "a")
+    torch.save({"state_dict": state}, run / "checkpoints" / "best.ckpt")
+    with pytest.raises(UserError, match="does not fit the network") as caught:
+        runs.load_network(run)
+    message(caught)
+
+
+def test_kept_dvae_is_all_that_a_prior_needs(tmp_path):
+    dvae, prior = trained(tmp_path, "a"), trained(tmp_path, "p", stage="prior")
+    runs.keep_dvae(prior, dvae)
+    kept = runs.load_network(prior / runs.DVAE)
+    assert torch.equal(kept.weight, runs.load_network(dvae).weight)
+    files = {path.name for path in (prior / runs.DVAE).iterdir()}
+    assert files == {"config.json", "model.safetensors"}  # no optimizer travels along
+    assert runs.steps(prior / runs.DVAE) == 3
+
+
+def test_broken_weights_are_one_line(tmp_path):
+    dvae, prior = trained(tmp_path, "a"), trained(tmp_path, "p", stage="prior")
+    runs.keep_dvae(prior, dvae)
+    (prior / runs.DVAE / runs.WEIGHTS).write_bytes(b"no weights")
+    with pytest.raises(UserError, match=r"model\.safetensors cannot be read") as caught:
+        runs.load_network(prior / runs.DVAE)
+    message(caught)
+
+
+def test_a_folder_with_weights_alone_is_found_by_its_path(tmp_path):
+    dvae, prior = trained(tmp_path, "a"), trained(tmp_path, "p", stage="prior")
+    runs.keep_dvae(prior, dvae)
+    assert runs.find(tmp_path, "dvae", str(prior / runs.DVAE)) == (prior / runs.DVAE).resolve()
+
+
+def test_moved_run_writes_where_it_is(tmp_path):
+    saved = OmegaConf.create(
+        {
+            "run": "logs/prior/a",
+            "dvae": "logs/dvae/d",
+            "callbacks": [{"dirpath": "logs/prior/a/checkpoints"}, {"dirpath": "logs/prior/ab"}],
+            "data": {"run": "logs/dvae/d", "side": 3, "none": None},
+        }
+    )
+    config = runs.moved(saved, tmp_path)
+    assert config.run == str(tmp_path)
+    assert config.dvae == config.data.run == str(tmp_path / "dvae")
+    assert config.callbacks[0].dirpath == str(tmp_path / "checkpoints")
+    assert config.callbacks[1].dirpath == "logs/prior/ab"
+    assert (config.data.side, config.data.none) == (3, None)
+
+
+def test_a_run_that_has_made_all_its_steps_says_so(tmp_path):
+    file = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    file.parent.mkdir(parents=True)
+    torch.save({"global_step": 6}, file)
+    runs.check_unfinished(file, 7)
+    runs.check_unfinished(file, -1)
+    with pytest.raises(UserError) as caught:
+        runs.check_unfinished(file, 6)
+    assert "has made all its 6 steps" in message(caught)
+
+
+def test_a_checkpoint_that_is_cut_short_offers_the_one_before(tmp_path):
+    trained(tmp_path, "a")
+    last, best = (tmp_path / "dvae" / "a" / "checkpoints" / f"{n}.ckpt" for n in ("last", "best"))
+    last.write_bytes(last.read_bytes()[:100])
+    with pytest.raises(UserError) as caught:
+        runs.check_unfinished(last, 7)
+    assert "cut short" in message(caught)
+    assert f"resume={best}" in message(caught)
+    best.unlink()
+    with pytest.raises(UserError) as caught:
+        runs.check_unfinished(last, 7)
+    assert "resume=" not in message(caught)
+
+
+def test_a_run_is_resumed_from_its_last_checkpoint_or_from_the_one_that_is_named(tmp_path):
+    trained(tmp_path, "a")
+    run = tmp_path / "dvae" / "a"
+    last, best = (run / "checkpoints" / f"{name}.ckpt" for name in ("last", "best"))
+    assert runs.to_resume(tmp_path, "dvae") == (run, last)
+    assert runs.to_resume(tmp_path, "dvae", str(run)) == (run, last)
+    assert runs.to_resume(tmp_path, "dvae", str(best)) == (run, best)
+    with pytest.raises(UserError, match=r"no checkpoint .*other\.ckpt"):
+        runs.to_resume(tmp_path, "dvae", str(run / "checkpoints" / "other.ckpt"))
