@@ -133,13 +133,6 @@ def test_check_names_the_key_without_a_value():
         app.check(OmegaConf.create({"a": 1, "b": {"c": "???"}}))
 
 
-def test_device_that_is_not_there():
-    assert app.device("cpu") == "cpu"
-    for device in ("nonsense", "cuda:99"):
-        with pytest.raises(UserError, match=f"device={device} cannot be used here"):
-            app.device(device)
-
-
 @pytest.mark.parametrize(
     ("command", "arguments", "words"),
     [
@@ -216,11 +209,6 @@ def test_debug_shows_the_traceback(places, command, argument, missing):
     assert done.returncode == 1
     assert "Traceback" in done.stderr
     assert f"no trained {missing}" in done.stderr
-
-
-def test_precision_is_what_was_asked_for_unless_auto():
-    assert app.precision("16-true") == "16-true"
-    assert app.precision("auto") in {"bf16-mixed", "32-true"}
 
 
 def test_eval_takes_the_name_of_a_data_set(tmp_path):

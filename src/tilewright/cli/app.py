@@ -267,35 +267,3 @@ def _carry_over(config: DictConfig, before: dict, after: dict) -> None:
             _carry_over(config[key], before[key], value)
         else:
             config[key] = value
-
-
-def device(wanted: str) -> str:
-    """The device to compute on: "auto" is a GPU where there is one.
-
-    Raises:
-        UserError: the device that was asked for is not there.
-    """
-    import torch
-
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=wanted)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"device={wanted} cannot be used here; device=auto takes what is"
-        ) from error
-    return wanted
-
-
-def precision(wanted: str | int) -> str | int:
-    """Lightning's precision: "auto" is bf16-mixed where the hardware computes in it, else fp32."""
-    import torch
-
-    if wanted != "auto":
-        return wanted
-    if torch.cuda.is_available():
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        fast = torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()
-    return "bf16-mixed" if fast else "32-true"

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from tilewright import runs
 from tilewright.cli import app
 from tilewright.errors import UserError
+from tilewright.hardware import resolve_device
 
 
 @app.command("demo")
@@ -30,7 +31,7 @@ def main(config: DictConfig) -> None:
     from tilewright.playground.server import serve
     from tilewright.playground.session import Playground
 
-    config.device = app.device(config.device)
+    config.device = resolve_device(config.device)
     playground = Playground(
         TextToImage.from_run(run, config.device),
         instantiate(config.ranker) if "ranker" in names else None,

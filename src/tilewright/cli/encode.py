@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from tilewright import runs
 from tilewright.cli import app
 from tilewright.errors import UserError
+from tilewright.hardware import resolve_device
 
 
 @app.command("encode")
@@ -18,7 +19,7 @@ def main(config: DictConfig) -> None:
         data = app.choices()["data"]
         config.dvae = str(runs.find(Path(config.paths.logs), "dvae", config.dvae, data=data))
         app.check(config)
-    config.device = app.device(config.device)
+    config.device = resolve_device(config.device)
 
     from tilewright.data.encoding import encode
 

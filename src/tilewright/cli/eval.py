@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from tilewright import runs
 from tilewright.cli import app
 from tilewright.errors import UserError
+from tilewright.hardware import resolve_device
 
 
 @app.command("eval")
@@ -30,7 +31,7 @@ def main(config: DictConfig) -> None:
     from tilewright.evaluations import results
 
     folder = run / "eval" / name
-    config.device = app.device(config.device)
+    config.device = resolve_device(config.device)
     evaluation = instantiate(config.metric)
     shutil.rmtree(folder, ignore_errors=True)  # nothing of an earlier evaluation beside this one's
     how = {"seed": config.seed, "device": config.device, "folder": folder}

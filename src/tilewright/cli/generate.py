@@ -8,6 +8,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from tilewright import runs
 from tilewright.cli import app
 from tilewright.errors import UserError
+from tilewright.hardware import resolve_device
 
 
 @app.command("generate")
@@ -34,7 +35,7 @@ def main(config: DictConfig) -> None:
     from tilewright.viz.images import captioned_grid, open_picture, save, save_tensor
 
     sampling = instantiate(config.sampling)
-    config.device = app.device(config.device)
+    config.device = resolve_device(config.device)
     model = TextToImage.from_run(run, config.device)
     ranker = None if config.best_of is None else instantiate(config.ranker)
     if config.complete:

@@ -11,6 +11,7 @@ from tilewright import runs
 from tilewright.cli import app
 from tilewright.distributed import launch
 from tilewright.errors import UserError
+from tilewright.hardware import resolve_precision
 from tilewright.runs import environment, finetuning
 
 TOKENIZER_CAPTIONS = 1_000_000  # enough for any vocabulary, and a stream may have no end
@@ -79,7 +80,7 @@ def main(config: DictConfig) -> float | None:
     trainer = instantiate(
         config.trainer,
         devices=launch.devices(config),
-        precision=app.precision(config.trainer.precision),
+        precision=resolve_precision(config.trainer.precision),
         logger=list(instantiate(config.logger).values()),
         callbacks=[one for one in instantiate(config.callbacks).values() if one is not None],
     )

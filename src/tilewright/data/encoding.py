@@ -1,7 +1,6 @@
 """A data set encoded to image tokens by several processes."""
 
 import multiprocessing
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +9,7 @@ from hydra.utils import instantiate
 
 from tilewright.data.token_cache import Codes
 from tilewright.errors import UserError
+from tilewright.hardware import available_cpus
 
 
 def encode(config: dict[str, Any]) -> Iterator[tuple[str, Codes]]:
@@ -57,7 +57,5 @@ def _help(config: dict[str, Any], number: int) -> None:
 
 
 def _limit_threads(processes: int) -> None:
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux has it
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     if processes > 1:
-        torch.set_num_threads(max(1, cores // processes))
+        torch.set_num_threads(max(1, available_cpus() // processes))

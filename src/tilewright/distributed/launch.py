@@ -20,6 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from tilewright.errors import UserError
+from tilewright.hardware import available_cpus
 
 if TYPE_CHECKING:  # nothing heavy is imported before it is needed
     import pytorch_lightning as pl
@@ -94,8 +95,7 @@ def devices(config: DictConfig) -> int | str:
 
     if config.trainer.accelerator != "cpu" and torch.accelerator.is_available():
         return wanted
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux has it
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    cores = available_cpus()
     batch = config.data.batch_size
     even = [n for n in range(1, cores + 1) if batch % n == 0 and batch >= n * LEAST_SHARE]
     return max(even, default=1)

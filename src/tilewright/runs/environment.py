@@ -15,6 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from tilewright.hardware import available_cpus
+
 ENVIRONMENT = "environment.json"
 PACKAGES = (
     *("tilewright", "torch", "torchvision", "pytorch-lightning", "torchmetrics"),
@@ -85,12 +87,11 @@ def machine() -> dict[str, Any]:
     """System, processor, cores that may be used, threads, and the accelerators."""
     import torch
 
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux has it
     gpus = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu(),
-        "cores": len(affinity(0)) if affinity else os.cpu_count(),
+        "cores": available_cpus(),
         "threads": torch.get_num_threads(),
         "gpus": gpus,
         "cuda": torch.version.cuda if gpus else None,

@@ -1,0 +1,54 @@
+"""Files and folders that are either complete or absent."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`, which replaces `path` when the block succeeds.
+
+    A process that is killed leaves the old file or the new one, never a part. Only one process may
+    write to a path at a time.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        if temporary.is_file() and not temporary.is_symlink():
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yields a temporary folder beside `path`, which is renamed to `path` when the block succeeds.
+
+    Several processes may make the same folder at a time: the first one wins.
+
+    Raises:
+        OSError: `path` cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
+        temporary = Path(folder) / path.name
+        temporary.mkdir()
+        yield temporary
+        try:
+            temporary.rename(path)
+        except OSError:
+            if not path.is_dir():
+                raise
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes a file that is complete or absent, also when the process is killed."""
+    with atomic_file(path) as temporary:
+        data = content.encode() if isinstance(content, str) else content
+        temporary.write_bytes(data)

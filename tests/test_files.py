@@ -1,0 +1,48 @@
+"""Atomic writes of files and folders."""
+
+import pytest
+
+from tilewright.files import atomic_file, atomic_folder, write_atomically
+
+
+def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path):
+    path = tmp_path / "file.txt"
+    write_atomically(path, "old")
+    with pytest.raises(RuntimeError), atomic_file(path) as temporary:  # noqa: PT012
+        temporary.write_text("half of the new")
+        assert path.read_text() == "old"
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file.txt"]
+    write_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_a_leftover_of_a_killed_process_is_replaced(tmp_path):
+    (tmp_path / ".file.txt.tmp").write_text("left over")
+    write_atomically(tmp_path / "file.txt", "new")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_a_folder_appears_only_when_it_is_complete(tmp_path):
+    path = tmp_path / "parent" / "folder"
+    with pytest.raises(RuntimeError), atomic_folder(path) as temporary:  # noqa: PT012
+        (temporary / "a").write_text("a")
+        raise RuntimeError
+    assert list(path.parent.iterdir()) == []
+    with atomic_folder(path) as temporary:
+        (temporary / "a").write_text("a")
+        assert not path.exists()
+    assert (path / "a").read_text() == "a"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_first_of_two_writers_of_a_folder_wins(tmp_path):
+    path = tmp_path / "folder"
+    with atomic_folder(path) as second:
+        (second / "a").write_text("second")
+        with atomic_folder(path) as first:
+            (first / "a").write_text("first")
+    assert (path / "a").read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
