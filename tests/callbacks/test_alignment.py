@@ -58,7 +58,7 @@ def test_it_is_told_by_split_and_kind(measured):
     assert logged["alignment/zeroshot/one object"] < 0.2
 
 
-def test_other_data_is_refused():
+def test_a_source_without_a_checker_is_refused():
     trainer = SimpleNamespace(datamodule=SimpleNamespace(source="photos"))
-    with pytest.raises(UserError, match=r"callbacks\.alignment .* data=shapes"):
+    with pytest.raises(UserError, match=r"callbacks\.alignment needs .* data=shapes"):
         Alignment().setup(trainer, None, "fit")

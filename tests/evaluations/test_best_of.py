@@ -39,7 +39,7 @@ def measured(monkeypatch, tmp_path):
     monkeypatch.setattr(best_of, "folder_features", lambda images, *how, **more: images)
     monkeypatch.setattr(best_of, "frechet_distance", lambda real, chosen: float(chosen.mean()))
     data = SimpleNamespace(
-        source=None,
+        checker=None,
         present=lambda splits: ["validation"],
         cache=tmp_path / "codes",
         examples=lambda split, count: [

@@ -31,7 +31,7 @@ class Data:
     splits = tuple(SPLITS)
 
     def __init__(self, source, folder):
-        self.source = source
+        self.caption_styles = source.caption_styles
         self.cache = folder / "codes"
 
     def examples(self, split, count):

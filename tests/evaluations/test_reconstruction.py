@@ -15,7 +15,7 @@ COUNT = 70  # more than a batch
 
 
 class Data:
-    source = None
+    checker = None
 
     def __init__(self, folder):
         self.cache = folder / "codes"

@@ -1,31 +1,31 @@
-"""Shares of pictures that show what their captions say."""
-
-import random
+"""Tests of the alignment of images with captions."""
 
 import torch
 
-from tilewright.data.sources.shapes import captions, kind, render, sample_scene
-from tilewright.metrics.alignment import Share, alignment
+from tilewright.metrics.alignment import Share, alignment_by_category
 
 
-def test_shares_by_kind_of_caption():
-    scenes = [sample_scene(0, "train", number) for number in range(60)]
-    said = [captions(scene, random.Random(0), 1)[0] for scene in scenes]
-    images = torch.stack([torch.from_numpy(render(scene, 32)).permute(2, 0, 1) for scene in scenes])
-    images = images / 255
-    shares = alignment(said, images)
-    assert sum(share.trials for share in shares.values()) == 60
-    assert all(share.value == 1 for share in shares.values())
+class BrightnessChecker:
+    """Checker of the captions "bright image" and "dark image"; a category is a first word."""
 
-    wrong = torch.tensor([kind(caption) == "one object" for caption in said])
-    images[wrong] = 1.0  # nothing is drawn
-    shares = alignment(said, images)
-    assert shares["one object"] == Share(0, int(wrong.sum()))
-    assert {share.value for name, share in shares.items() if name != "one object"} == {1}
+    def matches(self, image, caption):
+        return (image.mean() > 0.5).item() == caption.startswith("bright")
+
+    def category(self, caption):
+        return caption.split()[0]
+
+
+def test_alignment_is_counted_by_category():
+    captions = ["bright image", "dark image", "bright image", "bright image"]
+    images = torch.tensor([1.0, 1.0, 0.0, 0.9])[:, None, None, None].expand(-1, 3, 4, 4)
+    assert alignment_by_category(BrightnessChecker(), captions, images) == {
+        "bright": Share(2, 3),
+        "dark": Share(0, 1),
+    }
 
 
 def test_the_interval_is_wilsons():
-    # (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n) by hand
+    # (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n), computed by hand
     assert Share(3, 10).interval == [0.1078, 0.6032]
     low, high = Share(50, 50).interval
     assert high == 1

@@ -3,10 +3,9 @@
 import pytorch_lightning as pl
 
 from tilewright.callbacks.periodic import Periodic
-from tilewright.data.sources.shapes.source import ShapesSource
+from tilewright.data.sources.capabilities import require_checker
 from tilewright.distributed.fsdp import gathered
-from tilewright.errors import UserError
-from tilewright.metrics.alignment import alignment
+from tilewright.metrics.alignment import alignment_by_category
 from tilewright.pipeline import TextToImage
 
 
@@ -27,10 +26,7 @@ class Alignment(Periodic):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(data.source, ShapesSource):
-            raise UserError(
-                "callbacks.alignment needs pictures that the checker reads: data=shapes"
-            )
+        require_checker(data.source, "callbacks.alignment")
 
     def look(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         figures: dict[str, float] = {}
@@ -41,10 +37,12 @@ class Alignment(Periodic):
 
     def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, float]:
         data = trainer.datamodule  # type: ignore[attr-defined]
+        checker = require_checker(data.source, "callbacks.alignment")
         model = TextToImage.of_training(trainer, pl_module)
         figures: dict[str, float] = {}
         for split in [split for split in data.splits if split != "train"]:
             captions = [caption for _, caption in data.examples(split, self.captions)]
-            shares = alignment(captions, model.images(captions).squeeze(1).cpu())
-            figures |= {f"alignment/{split}/{kind}": share.value for kind, share in shares.items()}
+            images = model.images(captions).squeeze(1).cpu()
+            for category, share in alignment_by_category(checker, captions, images).items():
+                figures[f"alignment/{split}/{category}"] = share.value
         return figures

@@ -4,6 +4,8 @@ from .filters import Boilerplate as Boilerplate
 from .filters import CaptionLength as CaptionLength
 from .filters import English as English
 from .filters import Filter as Filter
+from .sources import CaptionChecker as CaptionChecker
+from .sources import CaptionStyles as CaptionStyles
 from .sources import EmojiSource as EmojiSource
 from .sources import FolderSource as FolderSource
 from .sources import HubSource as HubSource

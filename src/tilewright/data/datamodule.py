@@ -22,7 +22,7 @@ from tilewright.data.images import MAX_PIXELS, to_floats
 from tilewright.data.order import EvaluationBatches, TrainingBatches
 from tilewright.data.rows import RowReader, Rows, Transform, collate
 from tilewright.data.skipped import Skips, Unusable, listed
-from tilewright.data.sources import Source
+from tilewright.data.sources import CaptionChecker, CaptionStyles, Source
 from tilewright.data.splits import part_of
 from tilewright.data.streaming import Place, StreamedRows
 from tilewright.data.token_cache import Codes, ImageTokenizer
@@ -160,6 +160,16 @@ class CaptionedImages(pl.LightningDataModule):
         """Names of the splits; train and validation are always there."""
         self.setup()
         return list(self._splits)
+
+    @property
+    def checker(self) -> CaptionChecker | None:
+        """Checker of the source, or None if the source has none."""
+        return getattr(self.source, "checker", None)
+
+    @property
+    def caption_styles(self) -> CaptionStyles | None:
+        """Caption styles of the source, or None if the source has none."""
+        return getattr(self.source, "caption_styles", None)
 
     def captions(self, split: str = "train") -> Iterator[str]:
         """All captions of a split, one after the other; of several to a picture, every one."""

@@ -7,12 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from tilewright.data import CaptionedImages
-from tilewright.data.sources.shapes.source import ShapesSource
-from tilewright.errors import UserError
+from tilewright.data import CaptionChecker, CaptionedImages
+from tilewright.data.sources.capabilities import require_checker
 from tilewright.evaluations.results import Result
 from tilewright.evaluations.samples import draw
-from tilewright.metrics.alignment import alignment
+from tilewright.metrics.alignment import alignment_by_category
 from tilewright.prior import Sampling
 from tilewright.viz.plots import bars
 
@@ -34,34 +33,37 @@ class Alignment:
     def __call__(
         self, run: Path, data: CaptionedImages, *, seed: int, device: str, folder: Path
     ) -> list[Result]:
-        if not isinstance(data.source, ShapesSource):
-            raise UserError(
-                "metric=alignment needs pictures that the checker can read: data=shapes"
-            )
+        checker = require_checker(data.source, "metric=alignment")
         results: list[Result] = []
         for split in self.splits:
             drawing = draw(run, data, split, self.captions, self.sampling, seed, device)
             drawing.show(folder / f"{split}.png")
-            results += results_of(drawing.captions, drawing.drawn, split, vars(self.sampling))
+            results += alignment_results(
+                checker, drawing.captions, drawing.drawn, split, vars(self.sampling)
+            )
         plotted: dict[str, dict[str, tuple[float, float, float]]] = defaultdict(dict)
         for result in results:
             low, high = result.settings["interval"]
-            plotted[result.split][result.settings["captions"]] = (result.value, low, high)
+            plotted[result.split][result.settings["category"]] = (result.value, low, high)
         bars(plotted, folder / "alignment.png", up="share drawn right")
         return results
 
 
-def results_of(
-    captions: Sequence[str], images: Tensor, split: str, settings: dict[str, Any]
+def alignment_results(
+    checker: CaptionChecker,
+    captions: Sequence[str],
+    images: Tensor,
+    split: str,
+    settings: dict[str, Any],
 ) -> list[Result]:
-    """The alignment of images [N, 3, H, W] to their captions, a figure for each kind of these."""
+    """Returns the alignment of images [N, 3, H, W] with their captions, a result per category."""
     return [
         Result(
             "alignment",
             share.value,
             split,
             share.trials,
-            {"captions": of_kind, "interval": share.interval, **settings},
+            {"category": category, "interval": share.interval, **settings},
         )
-        for of_kind, share in alignment(captions, images).items()
+        for category, share in alignment_by_category(checker, captions, images).items()
     ]

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from tilewright.data import CaptionedImages
-from tilewright.data.sources.shapes.source import ShapesSource
-from tilewright.evaluations.alignment import results_of
+from tilewright.evaluations.alignment import alignment_results
 from tilewright.evaluations.results import Result
 from tilewright.evaluations.samples import write_folder
 from tilewright.metrics.distances import frechet_distance
@@ -84,8 +83,10 @@ class BestOf:
             for number, count in enumerate(self.counts):
                 settings = {"best_of": count, "ranker": _name(self.ranker), **vars(self.sampling)}
                 chosen_ones = images[:, number]
-                if isinstance(data.source, ShapesSource):
-                    results += results_of(captions, chosen_ones, split, settings)
+                if data.checker is not None:
+                    results += alignment_results(
+                        data.checker, captions, chosen_ones, split, settings
+                    )
                 else:
                     pair = torch.stack(real), chosen_ones
                     cache = data.cache.parent / "features"
@@ -122,7 +123,7 @@ class BestOf:
     def _plot(self, results: list[Result], folder: Path) -> None:
         lines = defaultdict(list)
         for result in results:
-            name = ", ".join(filter(None, (result.split, result.settings.get("captions"))))
+            name = ", ".join(filter(None, (result.split, result.settings.get("category"))))
             interval = result.settings.get("interval", [])
             lines[name].append((result.settings["best_of"], result.value, *interval))
         up = "share drawn right" if results[0].metric == "alignment" else results[0].metric

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from tilewright.data import CaptionedImages
-from tilewright.data.sources.emoji import EmojiSource
 from tilewright.errors import UserError
 from tilewright.evaluations.results import Result
 from tilewright.evaluations.samples import draw, write_folder
@@ -125,18 +124,18 @@ def _reconstructed(run: Path, images: Tensor, device: str) -> Tensor:
 
 
 def _style(data: CaptionedImages, caption: str) -> str:
-    return data.source.style(caption) if isinstance(data.source, EmojiSource) else ""
+    return data.caption_styles.style(caption) if data.caption_styles else ""
 
 
 def _in_other_style(data: CaptionedImages, captions: Sequence[str]) -> dict[str, Tensor]:
     """{"other style": the pictures [N, 3, H, W] of the same emoji}, where there are two styles
     and it has all of them."""
-    if not isinstance(data.source, EmojiSource) or len(data.source.styles) != 2:
+    if data.caption_styles is None:
         return {}
     pictures = {
         caption: image for split in data.splits for image, caption in data.examples(split, EVERY)
     }
-    others = [data.source.in_other_style(caption) for caption in captions]
+    others = [data.caption_styles.in_other_style(caption) for caption in captions]
     if not pictures.keys() >= set(others):  # some cannot be used, or filters have dropped them
         return {}
-    return {"other style": torch.stack([pictures[caption] for caption in others])}
+    return {"other style": torch.stack([pictures[str(caption)] for caption in others])}

@@ -8,8 +8,6 @@ from torch import Tensor
 
 from tilewright import runs
 from tilewright.data import CaptionedImages
-from tilewright.data.sources.shapes import check
-from tilewright.data.sources.shapes.source import ShapesSource
 from tilewright.evaluations.results import Result
 from tilewright.evaluations.samples import write_folder
 from tilewright.metrics.distances import frechet_distance
@@ -59,9 +57,9 @@ class Reconstruction:
             real = torch.stack(originals)
             made, figures = self.reconstruct(network, real, device)
             save_tensor(comparison(real[:16], made[:16]), folder / f"{split}.png")
-            if isinstance(data.source, ShapesSource):
-                passed = [check(*pair) for pair in zip(made, captions, strict=True)]
-                figures["checker"] = sum(passed) / len(passed)
+            if data.checker is not None:
+                matches = [data.checker.matches(*pair) for pair in zip(made, captions, strict=True)]
+                figures["alignment"] = sum(matches) / len(matches)
             results += [Result(name, float(v), split, len(real), {}) for name, v in figures.items()]
             if extractor is not None:
                 cache = data.cache.parent / "features"

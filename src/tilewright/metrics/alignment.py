@@ -1,4 +1,4 @@
-"""Which share of pictures shows what their captions say, by the checker of shapes."""
+"""Share of images that match their captions according to a checker."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from scipy.stats import binomtest
 from torch import Tensor
 
-from tilewright.data.sources.shapes import check, kind
+from tilewright.data import CaptionChecker
 
 
 @dataclass(frozen=True)
 class Share:
-    """How many of so many trials succeeded."""
+    """Share of trials that succeed, with its confidence interval."""
 
     successes: int
     trials: int
@@ -23,14 +23,18 @@ class Share:
 
     @property
     def interval(self) -> list[float]:
-        """Wilson's 95 % confidence interval, which holds near 0 and 1 too; to four digits."""
-        found = binomtest(self.successes, self.trials).proportion_ci(0.95, method="wilson")
-        return [round(float(found.low), 4), round(float(found.high), 4)]
+        """Wilson's 95 % confidence interval, rounded to four digits. It also holds near 0 and 1."""
+        interval = binomtest(self.successes, self.trials).proportion_ci(0.95, method="wilson")
+        return [round(float(interval.low), 4), round(float(interval.high), 4)]
 
 
-def alignment(captions: Sequence[str], images: Tensor) -> dict[str, Share]:
-    """The share of images [N, 3, H, W] of which their captions are true, by kind of caption."""
-    verdicts: dict[str, list[bool]] = defaultdict(list)
+def alignment_by_category(
+    checker: CaptionChecker, captions: Sequence[str], images: Tensor
+) -> dict[str, Share]:
+    """Returns the share of images [N, 3, H, W] that match their captions, by caption category."""
+    matches: dict[str, list[bool]] = defaultdict(list)
     for caption, image in zip(captions, images, strict=True):
-        verdicts[kind(caption)].append(check(image, caption))
-    return {name: Share(sum(of_kind), len(of_kind)) for name, of_kind in sorted(verdicts.items())}
+        matches[checker.category(caption)].append(checker.matches(image, caption))
+    return {
+        category: Share(sum(matched), len(matched)) for category, matched in sorted(matches.items())
+    }

@@ -1,3 +1,5 @@
+from .capabilities import CaptionChecker as CaptionChecker
+from .capabilities import CaptionStyles as CaptionStyles
 from .emoji import EmojiSource as EmojiSource
 from .folder import FolderSource as FolderSource
 from .shapes import ShapesSource as ShapesSource

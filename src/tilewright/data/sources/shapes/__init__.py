@@ -1,6 +1,14 @@
 """The embedded data set: colored shapes, captions that are always true, and a checker."""
 
-from tilewright.data.sources.shapes.checker import Sighting, Verdict, check, judge, look, read
+from tilewright.data.sources.shapes.checker import (
+    ShapesChecker,
+    Sighting,
+    Verdict,
+    check,
+    judge,
+    look,
+    read,
+)
 from tilewright.data.sources.shapes.grammar import (
     Claim,
     Description,
@@ -35,6 +43,7 @@ __all__ = [
     "Claim",
     "Description",
     "Scene",
+    "ShapesChecker",
     "ShapesSource",
     "Sighting",
     "Thing",

@@ -16,7 +16,7 @@ import numpy as np
 from scipy import ndimage
 
 from tilewright.data.sources.shapes import world
-from tilewright.data.sources.shapes.grammar import Claim, Description, parse
+from tilewright.data.sources.shapes.grammar import Claim, Description, kind, parse
 from tilewright.data.sources.shapes.world import (
     BACKGROUND,
     PALETTE,
@@ -108,6 +108,18 @@ def judge(image: Any, caption: str | Claim) -> Verdict:
     # Which blob a description means is told by its looks; among equals, take the kindest reading.
     readings = [(_unlike(claim, order), _compare(claim, order)) for order in permutations(seen)]
     return min(readings, key=lambda reading: (reading[0], not reading[1].passed))[1]
+
+
+class ShapesChecker:
+    """`CaptionChecker` of the shapes world."""
+
+    def matches(self, image: Any, caption: str) -> bool:
+        """Returns True if the image matches the caption; see `check`."""
+        return check(image, caption)
+
+    def category(self, caption: str) -> str:
+        """Returns "one object", "two objects" or "relation"."""
+        return kind(caption)
 
 
 def read(image: Any) -> Scene | None:

@@ -22,6 +22,7 @@ from PIL import Image as PILImage
 from rich.console import Console
 from rich.progress import track
 
+from tilewright.data.sources.shapes.checker import ShapesChecker
 from tilewright.data.sources.shapes.grammar import captions
 from tilewright.data.sources.shapes.world import WORLD_VERSION, render, sample_scene
 from tilewright.errors import UserError
@@ -64,6 +65,11 @@ class ShapesSource:
                 raise UserError(f"shapes needs {split} of 1 row or more, not {rows}")
         key = f"{WORLD_VERSION} {image_size} {train} {validation} {zeroshot} {captions} {seed}"
         self.folder = Path(root) / "shapes" / hashlib.sha256(key.encode()).hexdigest()[:12]
+
+    @property
+    def checker(self) -> ShapesChecker:
+        """Program that reads shapes off the pixels and compares them with a caption."""
+        return ShapesChecker()
 
     def load(self) -> DatasetDict:
         """Splits train, validation and zeroshot with columns image (PNG) and caption (list)."""
