@@ -18,7 +18,7 @@ def test_each_beginning_of_a_run_has_an_entry(tmp_path, monkeypatch):
     environment.record(tmp_path)
     environment.record(tmp_path, tmp_path / "checkpoints" / "last.ckpt")
     first, second = environment.load(tmp_path)
-    assert first["command"] == "src/train.py stage=dvae 'run_name=a b'"
+    assert first["command"] == "python src/train.py stage=dvae 'run_name=a b'"
     assert (first["resumed_from"], second["resumed_from"]) == (None, "last.ckpt")
     assert torch.__version__.startswith(first["packages"]["torch"])
     assert first["machine"]["threads"] == torch.get_num_threads()

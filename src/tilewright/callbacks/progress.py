@@ -3,7 +3,7 @@
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import RichProgressBar
 
-from tilewright.cli.app import stop_writing
+from tilewright import program
 
 
 class Bar(RichProgressBar):
@@ -37,4 +37,4 @@ class ProgressLine(pl.Callback):
         try:
             trainer.print(f"step {trainer.global_step:>6}/{trainer.max_steps}  {line}")
         except (BrokenPipeError, SystemExit):  # rich, where its bar is shown, makes it the latter
-            stop_writing()  # and the training goes on
+            program.discard_stdout()  # and the training goes on

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import functools
+import io
 import os
 import re
 import sys
@@ -18,10 +19,12 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from tilewright import runs
+from tilewright import program, runs
 from tilewright.errors import UserError
 
-CONF = Path(__file__).parents[3] / "conf"
+PACKAGE = Path(__file__).parents[1]
+# A wheel holds conf/ inside the package. A checkout has it at the top.
+CONF = next(c for c in (PACKAGE / "conf", PACKAGE.parents[1] / "conf") if c.is_dir())
 
 # Warnings of libraries about what is as it should be.
 NOISE = (
@@ -71,14 +74,27 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
                 warnings.filterwarnings("ignore", message)
             if not sys.stderr.isatty():  # bars are for people, not for log files
                 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-            with mistakes_in_one_line():
-                hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(
-                    job
-                )()
+            start = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
+            with mistakes_in_one_line(), own_invocations_in_help():
+                start(job)()
 
         return run
 
     return decorate
+
+
+@contextlib.contextmanager
+def own_invocations_in_help() -> Iterator[None]:
+    """Makes the help text, which Hydra prints, name the commands as the user starts them."""
+    if not program.is_installed_command() or not {"--help", "-h"} & set(sys.argv):
+        yield
+        return
+    text = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(text):
+            yield
+    finally:  # Hydra exits after its help
+        print(program.with_own_invocations(text.getvalue()), end="")
 
 
 @contextlib.contextmanager
@@ -89,9 +105,9 @@ def mistakes_in_one_line() -> Iterator[None]:
     except (UserError, HydraException, OmegaConfBaseException) as error:
         if any(word.startswith("debug=") for word in sys.argv):
             raise
-        sys.exit(f"error: {one_line(error)}")
+        sys.exit(f"error: {program.with_own_invocations(one_line(error))}")
     except BrokenPipeError:
-        stop_writing()
+        program.discard_stdout()
         sys.exit(1)
     except OSError as error:
         if error.errno not in NO_PLACE or any(word.startswith("debug=") for word in sys.argv):
@@ -103,11 +119,6 @@ def mistakes_in_one_line() -> Iterator[None]:
         )
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-def stop_writing() -> None:
-    """Sends nowhere what is still written to stdout: who read it has left, as `head` does."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def one_line(error: BaseException) -> str:

@@ -1,13 +1,14 @@
 """Trains one stage: `python src/train.py stage=dvae`, then `python src/train.py stage=prior`."""
 
 import logging
+import sys
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from tilewright import runs
+from tilewright import program, runs
 from tilewright.cli import app
 from tilewright.distributed import launch
 from tilewright.errors import UserError
@@ -130,3 +131,5 @@ def begin(run: Path, config: DictConfig, data: Any, checkpoint: Path | None) -> 
     if checkpoint is None and config.stage == "prior":
         runs.keep_dvae(run, Path(config.dvae))
     launch.tell_others(run, checkpoint)
+    if program.is_installed_command():
+        sys.argv.insert(1, "train")  # as Lightning starts the others: tilewright train run=...

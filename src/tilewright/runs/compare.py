@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from rich import box
 from rich.table import Table
 
-from tilewright import runs
+from tilewright import program, runs
 from tilewright.errors import UserError
 from tilewright.runs import listing
 from tilewright.runs.listing import ABSENT, Record, figure
@@ -170,7 +170,9 @@ def verdict(records: list[Record], given: Rows) -> list[str]:
         lines.append(f"One setting differs: {keys[0]}")
     else:
         lines.append(f"{len(keys)} settings differ: {', '.join(keys)}. To see which counts:")
-        lines += [f"  python src/train.py {words}" for words in _one_at_a_time(worst, best)]
+        lines += [
+            f"  {program.invocation('train')} {words}" for words in _one_at_a_time(worst, best)
+        ]
     if len({record.commit for record in records}) > 1:
         lines.append("They were trained by different code")
     return lines

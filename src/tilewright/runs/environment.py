@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from tilewright import program
 from tilewright.hardware import available_cpus
 
 ENVIRONMENT = "environment.json"
@@ -33,7 +34,7 @@ def record(run: Path, checkpoint: Path | None = None) -> None:
     entry = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "resumed_from": None if checkpoint is None else checkpoint.name,
-        "command": shlex.join(sys.argv),
+        "command": f"{program.invocation('train')} {shlex.join(sys.argv[1:])}",
         **code(),
         "python": platform.python_version(),
         "packages": packages(),

@@ -1,0 +1,28 @@
+"""The program that is running: the name it was started by, and its standard output."""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+NAME = "tilewright"
+
+
+def is_installed_command() -> bool:
+    """Returns True if this program is the installed `tilewright` and not a script under `src/`."""
+    return Path(sys.argv[0]).stem == NAME
+
+
+def invocation(command: str) -> str:
+    """Returns the words that start a command: `tilewright train` or `python src/train.py`."""
+    return f"{NAME} {command}" if is_installed_command() else f"python src/{command}.py"
+
+
+def with_own_invocations(text: str) -> str:
+    """Rewrites every `python src/NAME.py` of a text to the form in which this program started."""
+    return re.sub(r"python src/(\w+)\.py", lambda match: invocation(match[1]), text)
+
+
+def discard_stdout() -> None:
+    """Discards further output. Used when the reader of a pipe has gone, as `head` does."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
