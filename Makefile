@@ -1,23 +1,27 @@
-# make demo | test | bench | lint | clean, and env, which the others call by themselves
+# make env | demo | test | test-all | lint | bench | clean. Every target makes the environment first.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 DEMO   ?=
 
-.PHONY: demo test bench lint env clean
+# Test workers, one thread each. A file's tests stay on one worker, which keeps their shared runs.
+WORKERS ?= 2
+PYTEST  := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile
+
+.PHONY: env demo test test-all lint bench clean
 
 env: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
-	@echo "Making the environment $(VENV): 2 to 3 minutes, about 6 GB"
+	@echo "Installing into $(VENV): 2 to 3 minutes, about 6 GB"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --constraint constraints.txt --editable '.[emoji,openai,quantizers,clip,filters,demo,sweep,dev]'
 	@touch $@
 
-# Both stages on the embedded data set, then figures and pictures.
-# DEMO="key=value ..." cuts it short. No caption of shapes has more than 16 text tokens; the prior
-# reads more scenes than the dVAE needs, or it would learn them by heart.
+# Trains both stages on shapes, evaluates them and generates images. DEMO="key=value ..." overrides
+# settings. The prior trains on more scenes than the dVAE because it would memorize fewer. Captions
+# of shapes have at most 16 text tokens.
 demo: $(STAMP)
 	$(BIN)/python src/train.py stage=dvae $(DEMO)
 	$(BIN)/python src/train.py stage=prior data.source.train=160000 tokenizer.length=16 compile=auto $(DEMO)
@@ -26,17 +30,20 @@ demo: $(STAMP)
 	$(BIN)/python src/eval.py metric=fid,kid images=250
 	$(BIN)/python src/generate.py n=8 guidance=1.5 temperature=0.5 out=logs/demo prompt='["a large red circle in the middle", "a small blue star in the top left", "a large green triangle on the right", "a small black ring in the bottom right", "a large purple diamond to the left of a small yellow circle", "a small cyan square above a large orange star"]'
 	@echo
-	@echo "Pictures:    logs/demo/grid.png"
-	@echo "Figures:     logs/dvae/latest/eval/ and logs/prior/latest/eval/"
+	@echo "Images:      logs/demo/grid.png"
+	@echo "Results:     logs/dvae/latest/eval/ and logs/prior/latest/eval/"
 	@echo "TensorBoard: $(BIN)/tensorboard --logdir logs"
 	@echo "Playground:  $(BIN)/python src/demo.py"
 
+# The tests that take at most ten seconds each.
 test: $(STAMP)
-	$(BIN)/pytest
+	$(PYTEST) -m "not slow"
 
-# Speed and quality side by side with others, where these are installed: benchmarks/README.md.
-# BENCH="sampling prior_step" names some. prior_quality needs a dVAE that was trained on shapes
-# (make demo).
+test-all: $(STAMP)
+	$(PYTEST)
+
+# Compares speed and quality with other implementations, see benchmarks/README.md.
+# BENCH="sampling prior_step" selects some. prior_quality needs the dVAE of `make demo`.
 BENCH ?= attention sampling sampling_cost best_of dvae_step prior_step reading encoding fid_profile dvae_quality prior_quality
 bench: $(STAMP)
 	@for name in $(BENCH); do \
