@@ -35,7 +35,7 @@ import training
 from tilewright import runs
 from tilewright.cli import app as project
 from tilewright.data import CaptionedImages
-from tilewright.data.sources.shapes import check, kind
+from tilewright.data.sources.shapes import caption_is_true, caption_kind
 from tilewright.metrics.alignment import Share
 from tilewright.pipeline import TextToImage
 from tilewright.viz.plots import curves
@@ -152,8 +152,10 @@ class Examination:
             for first in range(0, len(captions), BATCH):
                 part = captions[first : first + BATCH]
                 for caption, image in zip(part, draw(part).cpu(), strict=True):
-                    objects = "one object" if kind(caption) == "one object" else "two objects"
-                    verdicts[objects].append(check(image, caption))
+                    objects = (
+                        "one object" if caption_kind(caption) == "one object" else "two objects"
+                    )
+                    verdicts[objects].append(caption_is_true(image, caption))
             for objects, passed in sorted(verdicts.items()):
                 share = Share(sum(passed), len(passed))
                 figures.append(

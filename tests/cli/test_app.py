@@ -86,7 +86,7 @@ def test_one_line_of_a_constructors_own_mistake():
     with pytest.raises(HydraException) as caught:
         instantiate(config)
     line = app.one_line(caught.value)
-    assert line == "source: shapes needs train of 1 row or more, not 0"
+    assert line == "source: data.source.train=0 is not possible: set 1 or more rows"
 
 
 def test_one_line_of_an_absent_package():

@@ -1,4 +1,4 @@
-"""The rendered data set: deterministic, whole or absent, silent when it is there."""
+"""The rendered shapes dataset: deterministic, and either complete or absent."""
 
 import io
 import subprocess
@@ -13,9 +13,9 @@ from PIL import Image as PILImage
 from tilewright.data.sources.shapes import (
     HELD_OUT,
     ShapesSource,
-    check,
-    parse,
-    read,
+    caption_is_true,
+    parse_caption,
+    read_scene,
     render,
     sample_scene,
 )
@@ -45,33 +45,33 @@ def test_splits_and_columns(tmp_path: Path) -> None:
     assert PILImage.open(io.BytesIO(png)).format == "PNG"
 
 
-def test_rows_are_the_scenes_of_the_world(tmp_path: Path) -> None:
+def test_rows_match_sample_scene(tmp_path: Path) -> None:
     data = small(tmp_path, seed=5).load()
     for split in data:
         for index, row in enumerate(data[split]):
             scene = sample_scene(5, split, index)
             assert (np.asarray(row["image"]) == render(scene)).all()
-            assert all(parse(caption).holds(scene) for caption in row["caption"])
-            assert all(check(row["image"], caption) for caption in row["caption"])
+            assert all(parse_caption(caption).is_true_of(scene) for caption in row["caption"])
+            assert all(caption_is_true(row["image"], caption) for caption in row["caption"])
 
 
 def test_held_out_pairs_are_only_in_zeroshot(tmp_path: Path) -> None:
     data = small(tmp_path, train=300).load()
     for split in data:
-        scenes = [read(image) for image in data[split]["image"]]
+        scenes = [read_scene(image) for image in data[split]["image"]]
         held_out = [any((t.color, t.shape) in HELD_OUT for t in s.things) for s in scenes if s]
         assert len(held_out) == len(scenes)
         assert all(held_out) if split == "zeroshot" else not any(held_out)
 
 
-def test_the_same_arguments_give_the_same_bytes(tmp_path: Path) -> None:
-    one, other = small(tmp_path / "one"), small(tmp_path / "other")
+def test_equal_arguments_give_equal_bytes(tmp_path: Path) -> None:
+    first, second = small(tmp_path / "first"), small(tmp_path / "second")
     for split in ("train", "validation", "zeroshot"):
-        assert raw(one, split) == raw(other, split)
-        assert one.load()[split]["caption"][:] == other.load()[split]["caption"][:]
+        assert raw(first, split) == raw(second, split)
+        assert first.load()[split]["caption"][:] == second.load()[split]["caption"][:]
 
 
-def test_more_rows_leave_the_first_ones_as_they_are(tmp_path: Path) -> None:
+def test_more_rows_do_not_change_the_first_rows(tmp_path: Path) -> None:
     few, many = small(tmp_path), small(tmp_path, train=20, validation=9)
     for split in ("train", "validation", "zeroshot"):
         rows = len(few.load()[split])
@@ -84,12 +84,12 @@ def test_more_rows_leave_the_first_ones_as_they_are(tmp_path: Path) -> None:
     [{"seed": 1}, {"image_size": 40}, {"captions": 2}, {"train": 13}, {"zeroshot": 7}],
     ids=str,
 )
-def test_other_arguments_go_to_another_folder(tmp_path: Path, change: dict[str, int]) -> None:
+def test_other_arguments_use_another_folder(tmp_path: Path, change: dict[str, int]) -> None:
     assert small(tmp_path, **change).folder != small(tmp_path).folder
     assert small(tmp_path).folder.parent == tmp_path / "shapes"
 
 
-def test_another_world_version_goes_to_another_folder(
+def test_another_world_version_uses_another_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = small(tmp_path).folder
@@ -97,7 +97,7 @@ def test_another_world_version_goes_to_another_folder(
     assert small(tmp_path).folder != before
 
 
-def test_the_second_load_renders_nothing_and_says_nothing(
+def test_second_load_renders_and_prints_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     small(tmp_path).load()
@@ -108,7 +108,7 @@ def test_the_second_load_renders_nothing_and_says_nothing(
 
 
 @pytest.mark.parametrize("step", ["render", "save"])
-def test_an_interrupted_render_is_not_taken_for_whole(
+def test_an_interrupted_render_is_not_reused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     def interrupt(*_: object) -> None:
@@ -126,7 +126,7 @@ def test_an_interrupted_render_is_not_taken_for_whole(
     assert len(small(tmp_path).load()["train"]) == 12
 
 
-def test_a_killed_render_is_not_taken_for_whole(tmp_path: Path) -> None:
+def test_a_killed_render_is_not_reused(tmp_path: Path) -> None:
     code = (
         "import os\n"
         "from pathlib import Path\n"
@@ -139,17 +139,17 @@ def test_a_killed_render_is_not_taken_for_whole(tmp_path: Path) -> None:
     assert len(small(tmp_path).load()["train"]) == 12
 
 
-def test_a_process_that_was_faster_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_faster_process_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = small(tmp_path)
     save = source_module._save_quietly
 
-    def overtaken(*arguments: object) -> None:
+    def save_after_another_process(*arguments: object) -> None:
         save(*arguments)
         if not slow.folder.exists():
             monkeypatch.setattr(source_module, "_save_quietly", save)
             small(tmp_path).load()
 
-    monkeypatch.setattr(source_module, "_save_quietly", overtaken)
+    monkeypatch.setattr(source_module, "_save_quietly", save_after_another_process)
     assert len(slow.load()["train"]) == 12
     assert len(load_from_disk(slow.folder)["train"]) == 12
 
@@ -157,9 +157,9 @@ def test_a_process_that_was_faster_wins(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_size": 16}, "32 or more"),
-        ({"captions": 9}, "captions for a picture, not 9"),
-        ({"validation": 0}, "validation of 1 row or more"),
+        ({"image_size": 16}, "image_size=16 is too small for shapes: set 32 or more"),
+        ({"captions": 9}, "captions=9 is not possible"),
+        ({"validation": 0}, "data.source.validation=0 is not possible"),
     ],
 )
 def test_impossible_arguments_are_named(
@@ -170,7 +170,7 @@ def test_impossible_arguments_are_named(
 
 
 def test_the_first_rows_are_pinned(tmp_path: Path) -> None:
-    """Where this fails, pictures or captions changed: raise WORLD_VERSION, then pin anew."""
+    """If this fails, images or captions changed: raise WORLD_VERSION and update the values."""
     rows = small(tmp_path).load()["train"]
     assert rows["caption"][0] == [
         "below the small blue diamond there is a small blue star",

@@ -1,4 +1,4 @@
-"""Scenes and pictures: what is held out stays out, everything is in the frame and apart."""
+"""Scenes and rendered images of the shapes dataset."""
 
 from collections import Counter
 from itertools import combinations
@@ -37,7 +37,7 @@ def test_held_out_pairs_are_spread_evenly() -> None:
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_held_out_pairs_never_leak(split: str) -> None:
+def test_held_out_pairs_are_not_in_train_or_validation(split: str) -> None:
     assert not HELD_OUT & {pair for scene in SCENES[split] for pair in pairs(scene)}
 
 
@@ -46,18 +46,18 @@ def test_zeroshot_has_a_held_out_pair_in_every_scene() -> None:
     assert {pair for scene in SCENES["zeroshot"] for pair in pairs(scene)} >= HELD_OUT
 
 
-def test_train_shows_every_other_pair_and_both_numbers() -> None:
-    seen = {pair for scene in SCENES["train"] for pair in pairs(scene)}
-    assert len(seen) == len(PALETTE) * len(SHAPES) - len(HELD_OUT)
+def test_train_has_all_other_pairs_and_both_numbers() -> None:
+    present = {pair for scene in SCENES["train"] for pair in pairs(scene)}
+    assert len(present) == len(PALETTE) * len(SHAPES) - len(HELD_OUT)
     two = np.mean([len(scene.things) == 2 for scene in SCENES["train"]])
     assert 0.45 < two < 0.55
 
 
-def test_train_and_validation_share_no_picture() -> None:
+def test_train_and_validation_share_no_scene() -> None:
     assert not set(SCENES["train"]) & set(SCENES["validation"])
 
 
-def test_scenes_follow_from_seed_split_and_index() -> None:
+def test_scenes_depend_on_seed_split_and_index_only() -> None:
     assert sample_scene(0, "train", 17) == SCENES["train"][17]
     assert sample_scene(1, "train", 17) != SCENES["train"][17]
     # Pinned: a change here must come with a new WORLD_VERSION.
@@ -74,7 +74,7 @@ def test_unknown_split_is_named() -> None:
         sample_scene(0, "test", 0)
 
 
-def test_things_are_inside_the_frame() -> None:
+def test_things_are_inside_the_image() -> None:
     for scene in ALL:
         for thing in scene.things:
             reach = RADIUS[thing.size] + 1
@@ -82,31 +82,33 @@ def test_things_are_inside_the_frame() -> None:
             assert reach <= thing.y <= 32 - reach
 
 
-def test_two_things_are_apart_and_their_relation_plain() -> None:
+def test_two_things_are_apart_with_a_clear_relation() -> None:
     for scene in ALL:
         for first, second in combinations(scene.things, 2):
             dx, dy = abs(first.x - second.x), abs(first.y - second.y)
             reach = RADIUS[first.size] + RADIUS[second.size]
             assert max(dx, dy) >= reach + 2
             assert max(dx, dy) >= 2 * min(dx, dy)
-            looks = {(t.size, t.color, t.shape) for t in (first, second)}
-            assert len(looks) == 2
+            descriptions = {(t.size, t.color, t.shape) for t in (first, second)}
+            assert len(descriptions) == 2
 
 
-def test_single_things_are_never_between_two_places() -> None:
+def test_single_things_are_not_between_two_places() -> None:
     singles = [scene.things[0] for scene in ALL if len(scene.things) == 1]
-    assert all(abs(at - edge) >= 2 for t in singles for at in (t.x, t.y) for edge in (12, 20))
+    assert all(
+        abs(center - edge) >= 2 for t in singles for center in (t.x, t.y) for edge in (12, 20)
+    )
     assert len({place(thing) for thing in singles}) == 9
 
 
-def test_relation_is_the_longer_way() -> None:
+def test_relation_follows_the_longer_axis() -> None:
     middle = Thing("circle", "red", "small", 16, 16)
     for x, y, expected in [(6, 18, "left"), (26, 14, "right"), (18, 6, "above"), (14, 26, "below")]:
         assert relation(Thing("ring", "blue", "small", x, y), middle) == expected
 
 
 @pytest.mark.parametrize("image_size", [32, 40, 64])
-def test_pictures_are_clean_at_the_border_and_full_color_inside(image_size: int) -> None:
+def test_images_have_a_clean_border_and_full_color_inside(image_size: int) -> None:
     for scene in ALL[::60]:
         image = render(scene, image_size)
         assert image.shape == (image_size, image_size, 3)
@@ -122,18 +124,18 @@ def test_edges_are_smooth() -> None:
     assert len(np.unique(image[..., 0])) > 4
 
 
-def test_a_larger_picture_is_the_same_picture() -> None:
+def test_image_size_changes_the_resolution_only() -> None:
     for scene in ALL[:30]:
         small = render(scene, 32).astype(float)
         large = render(scene, 64).reshape(32, 2, 32, 2, 3).mean((1, 3))
         assert abs(small - large).max() < 20
 
 
-def test_colors_are_far_from_each_other_and_from_the_background() -> None:
+def test_colors_are_far_from_each_other_and_the_background() -> None:
     colors = np.array([*PALETTE.values(), BACKGROUND]) / 255
     assert min(np.linalg.norm(a - b) for a, b in combinations(colors, 2)) > 0.45
 
 
-def test_too_small_a_picture_is_refused() -> None:
-    with pytest.raises(UserError, match="32 or more, not 16"):
+def test_a_too_small_image_size_is_rejected() -> None:
+    with pytest.raises(UserError, match="image_size=16 is too small"):
         render(ALL[0], 16)

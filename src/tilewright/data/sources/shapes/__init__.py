@@ -1,23 +1,26 @@
-"""The embedded data set: colored shapes, captions that are always true, and a checker."""
+"""Shapes dataset: rendered colored shapes, captions that are always true, and a checker.
+
+The checker reads an image and decides whether a caption is true of it.
+"""
 
 from tilewright.data.sources.shapes.checker import (
+    CaptionCheck,
+    DetectedObject,
     ShapesChecker,
-    Sighting,
-    Verdict,
-    check,
-    judge,
-    look,
-    read,
+    caption_is_true,
+    check_caption,
+    detect_objects,
+    read_scene,
 )
 from tilewright.data.sources.shapes.grammar import (
     Claim,
     Description,
-    alterations,
-    captions,
-    claims,
-    kind,
-    parse,
-    say,
+    altered_claims,
+    caption_kind,
+    choose_captions,
+    parse_caption,
+    phrasings,
+    true_claims,
 )
 from tilewright.data.sources.shapes.source import ShapesSource
 from tilewright.data.sources.shapes.world import (
@@ -40,24 +43,24 @@ __all__ = [
     "SHAPES",
     "SPLITS",
     "WORLD_VERSION",
+    "CaptionCheck",
     "Claim",
     "Description",
+    "DetectedObject",
     "Scene",
     "ShapesChecker",
     "ShapesSource",
-    "Sighting",
     "Thing",
-    "Verdict",
-    "alterations",
-    "captions",
-    "check",
-    "claims",
-    "judge",
-    "kind",
-    "look",
-    "parse",
-    "read",
+    "altered_claims",
+    "caption_is_true",
+    "caption_kind",
+    "check_caption",
+    "choose_captions",
+    "detect_objects",
+    "parse_caption",
+    "phrasings",
+    "read_scene",
     "render",
     "sample_scene",
-    "say",
+    "true_claims",
 ]

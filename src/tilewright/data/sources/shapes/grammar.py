@@ -1,7 +1,7 @@
-"""Captions of the shapes world: written from a scene, read back into the claim that they make.
+"""Grammar of the shapes captions: phrases a claim about a scene, and parses a caption to its claim.
 
-Every phrasing is one template, used in both directions: `say` fills it in and `parse` turns it
-into a pattern, so what can be said can be read, exactly.
+Each phrasing is one template that serves both directions. `phrasings` fills it in, and
+`parse_caption` uses it as a pattern. Every caption that can be written can therefore be parsed.
 """
 
 import random
@@ -14,7 +14,7 @@ from tilewright.data.sources.shapes import world
 from tilewright.data.sources.shapes.world import PALETTE, RADIUS, SHAPES, Scene, Thing
 from tilewright.errors import UserError
 
-PLACES: dict[str, tuple[int, int]] = {  # phrase: (column, row), see world.place
+PLACES: dict[str, tuple[int, int]] = {  # phrase -> (column, row), see world.place
     "in the top left": (0, 0),
     "at the top": (1, 0),
     "in the top right": (2, 0),
@@ -25,13 +25,13 @@ PLACES: dict[str, tuple[int, int]] = {  # phrase: (column, row), see world.place
     "at the bottom": (1, 2),
     "in the bottom right": (2, 2),
 }
-RELATIONS: dict[str, tuple[str, ...]] = {  # see world.relation; ways to say it
+RELATIONS: dict[str, tuple[str, ...]] = {  # relation (see world.relation) -> its phrases
     "left": ("to the left of", "left of"),
     "right": ("to the right of", "right of"),
     "above": ("above", "over"),
     "below": ("below", "under"),
 }
-# a, b: the first and the second thing, without article; p: a place; r: a relation.
+# Slots: a and b are the first and the second thing, p is a place, r is a relation.
 TEMPLATES = {
     "one object": (
         "a {a}",
@@ -61,7 +61,7 @@ TEMPLATES = {
 
 @dataclass(frozen=True)
 class Description:
-    """What a caption calls one object."""
+    """Words of a caption for one thing."""
 
     size: str
     color: str
@@ -71,16 +71,18 @@ class Description:
         return f"{self.size} {self.color} {self.shape}"
 
     @classmethod
-    def of(cls, thing: Thing) -> "Description":
+    def from_thing(cls, thing: Thing) -> "Description":
         return cls(thing.size, thing.color, thing.shape)
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What a caption says: these things, no others, and perhaps where.
+    """Meaning of a caption: these things and no others, optionally with a place or a relation.
 
-    `place` (column, row) goes with one thing; `relation` with two: where the first is, seen from
-    the second.
+    Attributes:
+        things: one or two descriptions.
+        place: (column, row) of the thing; only for a single thing.
+        relation: position of the first thing relative to the second; only for two things.
     """
 
     things: tuple[Description, ...]
@@ -89,54 +91,57 @@ class Claim:
 
     @property
     def kind(self) -> str:
-        """ "one object", "two objects" or "relation"."""
+        """Kind of the caption: "one object", "two objects" or "relation"."""
         if len(self.things) == 1:
             return "one object"
         return "two objects" if self.relation is None else "relation"
 
-    def holds(self, scene: Scene) -> bool:
-        """Whether the claim is true of the scene."""
-        return any(self._holds(things) for things in permutations(scene.things))
+    def is_true_of(self, scene: Scene) -> bool:
+        """Returns True if the claim is true of the scene."""
+        return any(self._matches(things) for things in permutations(scene.things))
 
-    def _holds(self, things: tuple[Thing, ...]) -> bool:
+    def _matches(self, things: tuple[Thing, ...]) -> bool:
         return (
-            tuple(map(Description.of, things)) == self.things
+            tuple(map(Description.from_thing, things)) == self.things
             and self.place in (None, world.place(things[0]))
             and (self.relation is None or self.relation == world.relation(*things))
         )
 
 
-def captions(scene: Scene, rng: random.Random, count: int = 4) -> list[str]:
-    """Different true captions of a scene, drawn evenly from all its phrasings.
+def choose_captions(scene: Scene, rng: random.Random, count: int = 4) -> list[str]:
+    """Returns `count` different true captions of a scene, chosen uniformly from all phrasings.
 
     Raises:
-        UserError: if the grammar has not that many (every scene has eight).
+        UserError: the grammar has fewer captions for the scene (each scene has at least eight).
     """
-    all_true = [caption for claim in claims(scene) for caption in say(claim)]
-    if not 1 <= count <= len(all_true):
-        raise UserError(f"shapes has 1 to {len(all_true)} captions for a picture, not {count}")
-    return rng.sample(all_true, count)
+    captions = [caption for claim in true_claims(scene) for caption in phrasings(claim)]
+    if not 1 <= count <= len(captions):
+        raise UserError(
+            f"captions={count} is not possible: shapes has 1 to {len(captions)} captions for an "
+            "image"
+        )
+    return rng.sample(captions, count)
 
 
-def claims(scene: Scene) -> list[Claim]:
-    """All that the grammar can truly say of a scene, from its vaguest claim to its sharpest."""
+def true_claims(scene: Scene) -> list[Claim]:
+    """Returns all true claims about a scene, from the least to the most specific."""
     if len(scene.things) == 1:
-        things = (Description.of(scene.things[0]),)
+        things = (Description.from_thing(scene.things[0]),)
         return [Claim(things), Claim(things, place=world.place(scene.things[0]))]
     orders = list(permutations(scene.things))
-    described = [tuple(map(Description.of, order)) for order in orders]
+    described = [tuple(map(Description.from_thing, order)) for order in orders]
     return [Claim(things) for things in described] + [
         Claim(things, relation=world.relation(*order))
         for things, order in zip(described, orders, strict=True)
     ]
 
 
-def say(claim: Claim) -> list[str]:
-    """Every phrasing of a claim."""
+def phrasings(claim: Claim) -> list[str]:
+    """Returns all captions that state a claim."""
     words: dict[str, tuple[str, ...]] = {
         "a": (str(claim.things[0]),),
         "b": tuple(map(str, claim.things[1:])),
-        "p": tuple(phrase for phrase, where in PLACES.items() if where == claim.place),
+        "p": tuple(phrase for phrase, place in PLACES.items() if place == claim.place),
         "r": RELATIONS[claim.relation] if claim.relation else (),
     }
     return [
@@ -147,56 +152,61 @@ def say(claim: Claim) -> list[str]:
     ]
 
 
-def parse(caption: str) -> Claim:
-    """Read a caption: the inverse of `say`. Case and spaces do not matter.
+def parse_caption(caption: str) -> Claim:
+    """Parses a caption to its claim; the inverse of `phrasings`. Ignores case and extra spaces.
 
     Raises:
-        UserError: if the caption is outside the grammar; the message names the word, if one is.
+        UserError: the caption is outside the grammar. The message names the first unknown word.
     """
     text = " ".join(caption.lower().split())
     for pattern in _PATTERNS:
         if match := pattern.fullmatch(text):
-            found = match.groupdict()
+            slots = match.groupdict()
             return Claim(
-                tuple(Description(*found[slot].split()) for slot in "ab" if slot in found),
-                place=PLACES[found["p"]] if "p" in found else None,
-                relation=_RELATION_OF[found["r"]] if "r" in found else None,
+                tuple(Description(*slots[slot].split()) for slot in "ab" if slot in slots),
+                place=PLACES[slots["p"]] if "p" in slots else None,
+                relation=_PHRASE_TO_RELATION[slots["r"]] if "r" in slots else None,
             )
     for word in text.split():
         if word not in WORDS:
-            raise UserError(f'shapes captions have no word "{word}" (in "{text}")')
-    raise UserError(f'"{text}" is no caption of shapes; say it like "a large red circle"')
+            raise UserError(
+                f'"{text}" has the word "{word}", which shapes captions do not use: write it like '
+                '"a large red circle"'
+            )
+    raise UserError(f'"{text}" is not a shapes caption: write it like "a large red circle"')
 
 
-def kind(caption: str) -> str:
-    """What a caption speaks of: "one object", "two objects" or "relation"."""
-    return parse(caption).kind
+def caption_kind(caption: str) -> str:
+    """Returns the kind of a caption: "one object", "two objects" or "relation"."""
+    return parse_caption(caption).kind
 
 
-def alterations(claim: Claim) -> list[tuple[str, Claim]]:
-    """All claims that differ in exactly one attribute, each with the name of the attribute.
+def altered_claims(claim: Claim) -> list[tuple[str, Claim]]:
+    """Returns all claims that differ in exactly one attribute, each with that attribute's name.
 
-    Where a claim is true of a scene, none of these is. The attributes: color, shape, size, place,
-    relation, number. One more thing is the first again in the other size; then no place is claimed.
+    If a claim is true of a scene, all altered claims are false. The attributes are color, shape,
+    size, place, relation and number. A claim about one thing gets, as its second thing, the same
+    one in the other size; the place is then left out.
     """
-    changed = [
-        (attribute, replace(claim, things=(*claim.things[:i], other, *claim.things[i + 1 :])))
+    altered = [
+        (attribute, replace(claim, things=(*claim.things[:i], changed, *claim.things[i + 1 :])))
         for i, thing in enumerate(claim.things)
-        for attribute, other in _changed(thing)
+        for attribute, changed in _altered_descriptions(thing)
     ]
     if claim.place is not None:
-        others = [where for where in PLACES.values() if where != claim.place]
-        changed += [("place", replace(claim, place=where)) for where in others]
+        places = [place for place in PLACES.values() if place != claim.place]
+        altered += [("place", replace(claim, place=place)) for place in places]
     if claim.relation is not None:
-        others_ = [name for name in RELATIONS if name != claim.relation]
-        changed += [("relation", replace(claim, relation=name)) for name in others_]
+        relations = [relation for relation in RELATIONS if relation != claim.relation]
+        altered += [("relation", replace(claim, relation=relation)) for relation in relations]
     if len(claim.things) == 2:
-        return changed + [("number", Claim((thing,))) for thing in claim.things]
-    twin = next(other for attribute, other in _changed(claim.things[0]) if attribute == "size")
-    return [*changed, ("number", Claim((*claim.things, twin)))]
+        return altered + [("number", Claim((thing,))) for thing in claim.things]
+    descriptions = _altered_descriptions(claim.things[0])
+    twin = next(changed for attribute, changed in descriptions if attribute == "size")
+    return [*altered, ("number", Claim((*claim.things, twin)))]
 
 
-def _changed(thing: Description) -> Iterator[tuple[str, Description]]:
+def _altered_descriptions(thing: Description) -> Iterator[tuple[str, Description]]:
     for attribute, values in (("color", PALETTE), ("shape", SHAPES), ("size", RADIUS)):
         for value in values:
             if value != getattr(thing, attribute):
@@ -208,16 +218,18 @@ def _slots(template: str) -> list[str]:
 
 
 def _pattern(template: str) -> re.Pattern[str]:
-    described = " ".join(f"(?:{'|'.join(words)})" for words in (RADIUS, PALETTE, SHAPES))
-    slots = {"a": described, "b": described, "p": "|".join(PLACES), "r": "|".join(_RELATION_OF)}
+    thing = " ".join(f"(?:{'|'.join(words)})" for words in (RADIUS, PALETTE, SHAPES))
+    slots = {"a": thing, "b": thing, "p": "|".join(PLACES), "r": "|".join(_PHRASE_TO_RELATION)}
     return re.compile(template.format(**{s: f"(?P<{s}>{slots[s]})" for s in _slots(template)}))
 
 
-_RELATION_OF = {wording: name for name, wordings in RELATIONS.items() for wording in wordings}
+_PHRASE_TO_RELATION = {
+    phrase: relation for relation, phrases in RELATIONS.items() for phrase in phrases
+}
 _TEMPLATES = [template for templates in TEMPLATES.values() for template in templates]
 _PATTERNS = [_pattern(template) for template in _TEMPLATES]
 WORDS = frozenset(
     word
-    for text in (*_TEMPLATES, *PLACES, *_RELATION_OF, *RADIUS, *PALETTE, *SHAPES)
+    for text in (*_TEMPLATES, *PLACES, *_PHRASE_TO_RELATION, *RADIUS, *PALETTE, *SHAPES)
     for word in re.sub(r"{\w}", "", text).split()
 )

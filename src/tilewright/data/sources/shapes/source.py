@@ -1,9 +1,8 @@
-"""The shapes world as a data source: rendered on first use, kept as a Hugging Face dataset."""
+"""Source of the shapes dataset: renders it on first use and keeps it as a Hugging Face dataset."""
 
 import hashlib
 import io
 import random
-import tempfile
 from pathlib import Path
 
 from datasets import (
@@ -23,28 +22,31 @@ from rich.console import Console
 from rich.progress import track
 
 from tilewright.data.sources.shapes.checker import ShapesChecker
-from tilewright.data.sources.shapes.grammar import captions
+from tilewright.data.sources.shapes.grammar import choose_captions
 from tilewright.data.sources.shapes.world import WORLD_VERSION, render, sample_scene
 from tilewright.errors import UserError
+from tilewright.files import atomic_folder
 
 FEATURES = Features({"image": Image(), "caption": List(Value("string"))})
 
 
 class ShapesSource:
-    """Captioned pictures of colored shapes that every machine can have.
+    """Captioned images of colored shapes, rendered without a download.
+
+    The same arguments give the same bytes on every machine.
 
     Args:
-        root: folder for data; the pictures go to `<root>/shapes/<key of these arguments>/`.
-        image_size: side of the pictures in pixels, 32 or more.
-        train: rows of the train split. More rows leave the first ones as they are.
-        validation: rows of the validation split; none of its pictures is in train.
+        root: folder for data. The images go to `<root>/shapes/<hash of the other arguments>/`.
+        image_size: side of the images in pixels, 32 or more.
+        train: rows of the train split. The first rows stay the same when this grows.
+        validation: rows of the validation split. It shares no image with train.
         zeroshot: rows of the split whose (color, shape) pairs are in neither of the others.
-        captions: different captions for each picture, 1 to 8.
-        seed: another seed, other pictures.
+        captions: number of different captions of each image, 1 to 8.
+        seed: seed of scenes and captions.
 
     Raises:
-        UserError: for a split without rows; in `load`, for an image_size or a number of captions
-            that the world does not have.
+        UserError: a split has no rows. `load` raises it for an `image_size` or a number of
+            captions that is not supported.
     """
 
     def __init__(
@@ -62,61 +64,54 @@ class ShapesSource:
         self.rows = {"train": train, "validation": validation, "zeroshot": zeroshot}
         for split, rows in self.rows.items():
             if rows < 1:
-                raise UserError(f"shapes needs {split} of 1 row or more, not {rows}")
+                raise UserError(f"data.source.{split}={rows} is not possible: set 1 or more rows")
         key = f"{WORLD_VERSION} {image_size} {train} {validation} {zeroshot} {captions} {seed}"
         self.folder = Path(root) / "shapes" / hashlib.sha256(key.encode()).hexdigest()[:12]
 
     @property
     def checker(self) -> ShapesChecker:
-        """Program that reads shapes off the pixels and compares them with a caption."""
+        """Checker that detects the shapes in an image and compares them with a caption."""
         return ShapesChecker()
 
     def load(self) -> DatasetDict:
-        """Splits train, validation and zeroshot with columns image (PNG) and caption (list)."""
+        """Loads the splits train, validation and zeroshot, and renders them on first use."""
         if not self.folder.exists():
-            self._render_to_disk()
+            splits = self._render()
+            with atomic_folder(self.folder) as folder:
+                _save_quietly(splits, folder)
         return load_from_disk(self.folder)
 
     def row(self, split: str, index: int) -> dict[str, object]:
-        """One row, made afresh: {"image": {"bytes": PNG, "path": None}, "caption": [str, ...]}."""
+        """Renders one row: {"image": {"bytes": PNG, "path": None}, "caption": [str, ...]}."""
         scene = sample_scene(self.seed, split, index)
         png = io.BytesIO()
         PILImage.fromarray(render(scene, self.image_size)).save(png, "PNG")
         rng = random.Random(f"{self.seed}/{split}/{index}/captions")
         image = {"bytes": png.getvalue(), "path": None}
-        return {"image": image, "caption": captions(scene, rng, self.captions)}
+        return {"image": image, "caption": choose_captions(scene, rng, self.captions)}
 
-    def _render_to_disk(self) -> None:
+    def _render(self) -> DatasetDict:
         console, splits = Console(stderr=True), DatasetDict()
-        for split, rows in self.rows.items():
+        for split, count in self.rows.items():
             indices = track(
-                range(rows),
+                range(count),
                 f"Rendering shapes/{split}",
                 console=console,
                 transient=True,
-                disable=not console.is_terminal,  # a log would only get empty lines
+                disable=not console.is_terminal,  # a log file would get empty lines
             )
-            made = [self.row(split, index) for index in indices]
-            columns = {name: [row[name] for row in made] for name in FEATURES}
+            rows = [self.row(split, index) for index in indices]
+            columns = {name: [row[name] for row in rows] for name in FEATURES}
             splits[split] = Dataset.from_dict(columns, features=FEATURES)
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        # Written beside its final place and moved there whole: neither an interrupted render nor
-        # one that another process is busy with is ever taken for the data set.
-        with tempfile.TemporaryDirectory(prefix=".render-", dir=self.folder.parent) as beside:
-            whole = Path(beside) / "whole"
-            _save_quietly(splits, whole)
-            try:
-                whole.rename(self.folder)
-            except OSError:
-                if not self.folder.exists():  # else another process was first, with the same rows
-                    raise
+        return splits
 
 
 def _save_quietly(splits: DatasetDict, folder: Path) -> None:
-    shown = is_progress_bar_enabled()
+    """Saves the splits without the progress bars of `datasets`."""
+    was_enabled = is_progress_bar_enabled()
     disable_progress_bars()
     try:
         splits.save_to_disk(folder)
     finally:
-        if shown:
+        if was_enabled:
             enable_progress_bars()

@@ -1,7 +1,7 @@
-"""The shapes world: what can be in a picture, how scenes are drawn by lot, how they are painted.
+"""World of the shapes dataset: the possible scenes, their random choice, and their rendering.
 
-All lengths are in units: the picture is 32 units wide and high whatever its size in pixels, x goes
-to the right and y goes down. At `image_size=32` a unit is a pixel.
+All lengths are in units. An image is 32 units wide and high, independent of its size in pixels.
+x points right and y points down. At `image_size=32` a unit is a pixel.
 """
 
 import random
@@ -15,14 +15,14 @@ import numpy as np
 
 from tilewright.errors import UserError
 
-# Part of the key under which rendered data is kept: raise it with any change to the pictures, the
-# splits or the captions, or old renders would be taken for new ones.
+# Part of the name of the folder of rendered data. Raise it with any change to the images, the
+# splits or the captions, so that old renders are not reused.
 WORLD_VERSION = 1
 
 UNITS = 32
 BACKGROUND = (255, 255, 255)
 
-# Every two colors, and every color and the background, are at least 0.46 apart as RGB in [0, 1].
+# Any two colors, and any color and the background, are at least 0.46 apart as RGB in [0, 1].
 PALETTE: dict[str, tuple[int, int, int]] = {
     "red": (205, 10, 45),
     "orange": (255, 125, 0),
@@ -35,8 +35,8 @@ PALETTE: dict[str, tuple[int, int, int]] = {
 }
 RADIUS = {"small": 4.5, "large": 7.0}  # half the side of the box that holds the shape
 
-# (color, shape) pairs that no picture of train or validation has: every color once, every shape
-# once or twice, so that each half of a pair is well known from other pairs.
+# (color, shape) pairs that are not in train or validation. Each color occurs once and each shape
+# once or twice, so that a model learns both halves of a pair from other pairs.
 HELD_OUT = frozenset(
     {
         ("red", "square"),
@@ -52,18 +52,17 @@ HELD_OUT = frozenset(
 
 SPLITS = ("train", "validation", "zeroshot")
 
-# Centers lie on a lattice of 2 units: to a dVAE with tiles of 4 pixels an edge then falls in few
-# ways across a tile, which a small codebook learns in minutes, yet the pictures still number
-# millions.
+# Centers lie on a lattice of 2 units. Edges then cross a tile of 4 pixels in few ways, which a
+# small codebook learns in minutes. Millions of different images remain.
 LATTICE = 2
-MARGIN = 1.0  # between a shape and the frame
-GAP = 2.0  # between two shapes, at least
-PLACE_EDGES = (12, 20)  # where left, middle and right (top, middle and bottom) meet
+MARGIN = 1.0  # minimum distance between a shape and the border
+GAP = 2.0  # minimum distance between two shapes
+PLACE_EDGES = (12, 20)  # borders between left, middle and right (top, middle and bottom)
 
 
 @dataclass(frozen=True, order=True)
 class Thing:
-    """One object; x and y are its center in units."""
+    """One object. x and y are its center in units."""
 
     shape: str
     color: str
@@ -74,7 +73,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """One or two things, in no meaningful order (sampled scenes are sorted)."""
+    """One or two things. Their order has no meaning; `sample_scene` sorts them."""
 
     things: tuple[Thing, ...]
 
@@ -83,25 +82,25 @@ class Scene:
 
 
 def sample_scene(seed: int, split: str, index: int) -> Scene:
-    """The scene of row `index` of a split: the same for the same three arguments, for ever.
+    """Returns the scene of row `index` of a split. It depends on the three arguments only.
 
-    Train and validation share no scene: a hash of the scene says which of the two it may be in.
-    Scenes of zeroshot have one held-out pair at least. Half of the scenes have two things.
+    Train and validation share no scene, because a hash of the scene assigns it to one of the two.
+    Each scene of zeroshot has at least one held-out pair. Half of the scenes have two things.
 
     Raises:
-        UserError: for an unknown split.
+        UserError: the split is unknown.
     """
     if split not in SPLITS:
-        raise UserError(f'shapes has no split "{split}"; it has {", ".join(SPLITS)}')
+        raise UserError(f'shapes has no split "{split}": use {", ".join(SPLITS)}')
     rng = random.Random(f"{seed}/{split}/{index}")
     while True:
-        scene = _draw(rng, zeroshot=split == "zeroshot")
-        if split == "zeroshot" or _of_validation(scene) == (split == "validation"):
+        scene = _random_scene(rng, zeroshot=split == "zeroshot")
+        if split == "zeroshot" or _belongs_to_validation(scene) == (split == "validation"):
             return scene
 
 
 def relation(first: Thing, second: Thing) -> str:
-    """Where `first` is, seen from `second`: "left", "right", "above" or "below"."""
+    """Returns the position of `first` relative to `second`: left, right, above or below."""
     dx, dy = first.x - second.x, first.y - second.y
     if abs(dx) > abs(dy):
         return "left" if dx < 0 else "right"
@@ -109,52 +108,52 @@ def relation(first: Thing, second: Thing) -> str:
 
 
 def place(thing: Thing) -> tuple[int, int]:
-    """(column, row) of the thing's center in thirds of the picture, 0 to 2 each."""
-    column, row = (sum(at >= edge for edge in PLACE_EDGES) for at in (thing.x, thing.y))
+    """Returns (column, row) of the thing's center in thirds of the image, 0 to 2 each."""
+    column, row = (sum(center >= edge for edge in PLACE_EDGES) for center in (thing.x, thing.y))
     return column, row
 
 
-def _draw(rng: random.Random, zeroshot: bool) -> Scene:
+def _random_scene(rng: random.Random, zeroshot: bool) -> Scene:
     number = rng.choice((1, 2))
     pairs = [rng.choice(_PAIRS if zeroshot else _KNOWN_PAIRS) for _ in range(number)]
     if zeroshot:
         pairs[0] = rng.choice(sorted(HELD_OUT))
     kinds = [(shape, color, rng.choice(list(RADIUS))) for color, shape in pairs]
-    if len(set(kinds)) < number:  # "left of" would say nothing about twins
-        return _draw(rng, zeroshot)
+    if len(set(kinds)) < number:  # "left of" is ambiguous for twins
+        return _random_scene(rng, zeroshot)
     while True:
-        things = tuple(sorted(Thing(*kind, *_position(rng, kind[2], number)) for kind in kinds))
-        if number == 1 or _clear(*things):
-            return Scene(things)
+        things = sorted(Thing(*kind, *_random_center(rng, kind[2], number)) for kind in kinds)
+        if number == 1 or _well_apart(*things):
+            return Scene(tuple(things))
 
 
-def _position(rng: random.Random, size: str, number: int) -> tuple[int, int]:
-    reach = RADIUS[size] + MARGIN
-    lattice = [at for at in range(0, UNITS, LATTICE) if reach <= at <= UNITS - reach]
-    if number == 1:  # captions name places: stay off the lines between them
-        lattice = [at for at in lattice if at not in PLACE_EDGES]
+def _random_center(rng: random.Random, size: str, number: int) -> tuple[int, int]:
+    border = RADIUS[size] + MARGIN
+    lattice = [center for center in range(0, UNITS, LATTICE) if border <= center <= UNITS - border]
+    if number == 1:  # captions name the place, so the center must not lie between two places
+        lattice = [center for center in lattice if center not in PLACE_EDGES]
     return rng.choice(lattice), rng.choice(lattice)
 
 
-def _clear(first: Thing, second: Thing) -> bool:
-    """Whether two things lie well apart, and plainly beside or over each other."""
+def _well_apart(first: Thing, second: Thing) -> bool:
+    """Returns True if two things do not touch and their relation is unambiguous."""
     dx, dy = abs(first.x - second.x), abs(first.y - second.y)
-    main, other = max(dx, dy), min(dx, dy)
-    apart = main >= RADIUS[first.size] + RADIUS[second.size] + GAP
-    return apart and 2 * other <= main
+    longer, shorter = max(dx, dy), min(dx, dy)
+    apart = longer >= RADIUS[first.size] + RADIUS[second.size] + GAP
+    return apart and 2 * shorter <= longer
 
 
-def _of_validation(scene: Scene) -> bool:
-    # Part of the data set's definition, hence the spelling: another text is another split.
+def _belongs_to_validation(scene: Scene) -> bool:
+    # This text defines the split, so its spelling must not change.
     key = repr(scene).replace("color=", "colour=")
     return zlib.crc32(key.encode()) % 8 == 0
 
 
-# -- painting ---------------------------------------------------------------------------------
+# -- rendering --------------------------------------------------------------------------------
 
 
 def _polygon(*corners: tuple[float, float]) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """Inside test (even-odd rule) of a polygon with these corners."""
+    """Returns a test for points inside a polygon (even-odd rule)."""
 
     def inside(u: np.ndarray, v: np.ndarray) -> np.ndarray:
         result = np.zeros(np.broadcast(u, v).shape, dtype=bool)
@@ -172,8 +171,8 @@ def _star(inner: float) -> tuple[tuple[float, float], ...]:
     return tuple((r * sin(k * pi / 5), -r * cos(k * pi / 5)) for k, r in enumerate(radii))
 
 
-# Whether the point (u, v) is inside the shape of radius 1 around (0, 0). The proportions keep any
-# two shapes apart when they are nine pixels wide.
+# Tests for the point (u, v) inside the shape of radius 1 around (0, 0). The proportions keep any
+# two shapes distinguishable at a width of nine pixels.
 SHAPES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "circle": lambda u, v: u**2 + v**2 <= 1,
     "square": lambda u, v: np.maximum(abs(u), abs(v)) <= 0.95,
@@ -187,20 +186,20 @@ _KNOWN_PAIRS = [pair for pair in _PAIRS if pair not in HELD_OUT]
 
 
 def render(scene: Scene, image_size: int = UNITS) -> np.ndarray:
-    """Paint a scene, with smooth edges: uint8 [image_size, image_size, 3].
+    """Renders a scene with antialiased edges: uint8 [image_size, image_size, 3].
 
     Raises:
-        UserError: if image_size is below 32, where small shapes stop being distinct.
+        UserError: `image_size` is below 32. Small shapes are not distinguishable there.
     """
     if image_size < UNITS:
-        raise UserError(f"shapes need image_size of {UNITS} or more, not {image_size}")
+        raise UserError(f"image_size={image_size} is too small for shapes: set {UNITS} or more")
     scale = image_size / UNITS
     image = np.full((image_size, image_size, 3), BACKGROUND, dtype=np.float32)
     for thing in scene.things:
         x, y = thing.x * scale, thing.y * scale
         left, top = int(x), int(y)
         cover = coverage(thing.shape, RADIUS[thing.size] * scale, x - left, y - top)
-        reach = len(cover) // 2  # the stencil's middle pixel is (top, left); cut it at the frame
+        reach = len(cover) // 2  # the middle pixel of `cover` is (top, left)
         rows = np.arange(max(top - reach, 0), min(top + reach + 1, image_size))[:, None]
         columns = np.arange(max(left - reach, 0), min(left + reach + 1, image_size))[None, :]
         alpha = cover[rows - top + reach, columns - left + reach, None]
@@ -211,10 +210,15 @@ def render(scene: Scene, image_size: int = UNITS) -> np.ndarray:
 
 @lru_cache(maxsize=4096)
 def coverage(shape: str, radius: float, dx: float, dy: float, samples: int = 8) -> np.ndarray:
-    """How much of each pixel a shape covers: float32 [2R+1, 2R+1], R = ceil(radius) + 1.
+    """Returns the covered fraction of each pixel: float32 [2R+1, 2R+1], R = ceil(radius) + 1.
 
-    The shape's center is (dx, dy) pixels, each in [0, 1), from the top left corner of the middle
-    pixel; every pixel is sampled in samples x samples points. Do not write into the result.
+    The result is cached: do not write to it.
+
+    Args:
+        radius: of the shape, in pixels.
+        dx, dy: offset of the shape's center from the top left corner of the middle pixel, in
+            pixels, each in [0, 1).
+        samples: a pixel is sampled at samples x samples points.
     """
     reach = int(np.ceil(radius)) + 1
     side = 2 * reach + 1
