@@ -122,6 +122,6 @@ def test_eval_of_a_ranker(copied):
     assert {row["best_of"] for row in rows} == {1, 3}
     assert {row["ranker"] for row in rows} == {"contrastive"}
     run(copied.folder, "eval", "metric=alignment", *words)
-    key = ("split", "captions", "images", "value")
+    key = ("split", "category", "images", "value")
     single = [tuple(row[k] for k in key) for row in figures(copied.prior, "alignment")]
     assert [tuple(row[k] for k in key) for row in rows if row["best_of"] == 1] == single

@@ -136,7 +136,7 @@ def evaluation_figures(records: list[Record]) -> Rows:
         own = {}
         for row in record.results:
             parts = [row["evaluation"], row["metric"], row["split"]]
-            parts += [str(row[key]) for key in ("captions", "best_of", "blur") if key in row]
+            parts += [str(row[key]) for key in ("category", "best_of", "blur") if key in row]
             own["/".join(dict.fromkeys(parts))] = float(row["value"])
         found.append(own)
     return {name: v for name, v in _aligned(found).items() if sum(x is not None for x in v) > 1}
