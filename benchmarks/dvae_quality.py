@@ -31,7 +31,7 @@ from torchvision.utils import make_grid
 import training
 from tilewright.cli import app as project
 from tilewright.data import CaptionedImages
-from tilewright.metrics.reconstruction import CodebookUse, ReconstructionMetrics
+from tilewright.metrics.reconstruction import CodebookUsage, ReconstructionMetrics
 from tilewright.viz.images import enlarged, save_tensor
 
 TASK = ["experiment=dvae_emoji"]
@@ -144,7 +144,7 @@ def train_peer(
 @torch.no_grad()
 def measure(trained: Trained, data: CaptionedImages, num_tokens: int) -> dict[str, Any]:
     """Its figures over the validation split."""
-    metrics, codebook = ReconstructionMetrics(), CodebookUse(num_tokens)
+    metrics, codebook = ReconstructionMetrics(), CodebookUsage(num_tokens)
     pictures = 0
     for batch in data.val_dataloader():
         images = batch["image"]
@@ -178,7 +178,7 @@ def main() -> None:
 
     data = instantiate(config.data)
     figures = [measure(one, data, config.model.network.num_tokens) for one in trained]
-    names = ("psnr", "ssim", "use", "perplexity", "steps", "seconds")
+    names = ("psnr", "ssim", "usage", "perplexity", "steps", "seconds")
     rows = [[row["name"], *(f"{row[name]:.4g}" for name in names)] for row in figures]
     note = f"{figures[0]['pictures']} validation pictures, hard codes"
     timing.show("dVAEs after equal training time", ["dVAE", *names], rows, note)

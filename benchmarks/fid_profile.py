@@ -19,9 +19,9 @@ import timing
 import torch
 from omegaconf import OmegaConf
 
-from tilewright.evaluations.samples import write_folder
+from tilewright.evaluations.features import write_image_folder
 from tilewright.metrics.distances import frechet_distance
-from tilewright.metrics.extractors import efficientnet_lite0
+from tilewright.metrics.extractors import load_efficientnet_lite0
 from tilewright.metrics.features import folder_features
 
 DEFAULTS = {
@@ -52,7 +52,7 @@ class Stopwatch:
 def profile(images: int, size: int, device: str) -> dict[str, float]:
     """Seconds of each part of the metric, on random pictures: any take equally long."""
     watch = Stopwatch()
-    extractor = efficientnet_lite0(device)
+    extractor = load_efficientnet_lite0(device)
     network = extractor.network
     network(torch.rand(32, 3, extractor.size, extractor.size, device=device))  # allocates
     watched = replace(extractor, network=lambda x: watch("forward pass", network, x))
@@ -60,7 +60,7 @@ def profile(images: int, size: int, device: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         for name in ("real", "generated"):
             pictures = torch.rand(images, 3, size, size)
-            path = watch("writing PNGs", write_folder, pictures, Path(folder) / name)
+            path = watch("writing PNGs", write_image_folder, pictures, Path(folder) / name)
             features.append(watch("features", folder_features, path, watched))
     watch("distance", frechet_distance, *features)
     seconds = watch.seconds

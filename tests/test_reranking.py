@@ -203,5 +203,5 @@ def test_clip_scores_are_its_own(model, clip):
 
 def test_no_clip(tmp_path):
     pytest.importorskip("transformers")
-    with pytest.raises(UserError, match="no CLIP can be loaded"):
+    with pytest.raises(UserError, match="cannot load a CLIP"):
         ClipRanker(str(tmp_path))

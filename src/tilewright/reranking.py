@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from tilewright import runs
 from tilewright.data.tokenizer import BytePairTokenizer
 from tilewright.errors import UserError
-from tilewright.metrics.clip import clip_towers
+from tilewright.metrics.clip import load_clip
 from tilewright.prior import Transformer, log_likelihood
 from tilewright.ranker import DualEncoder
 from tilewright.viz.images import to_levels
@@ -127,7 +127,7 @@ class ClipRanker:
     """
 
     def __init__(self, path: str, device: str = "cpu"):
-        model, self.processor = clip_towers(path)
+        model, self.processor = load_clip(path)
         self.model = model.to(device).requires_grad_(False)
 
     @torch.inference_mode()

@@ -9,7 +9,7 @@ import torch
 
 from tilewright.callbacks import frechet
 from tilewright.dvae import DiscreteVAE
-from tilewright.evaluations import distributions, reconstruction, samples
+from tilewright.evaluations import distributions, features, generation, reconstruction
 from tilewright.metrics.extractors import Extractor
 
 
@@ -26,7 +26,7 @@ class Module(pl.LightningModule):
 
 
 class Data:
-    source = None
+    checker = None
 
     def present(self, splits):
         return splits
@@ -50,8 +50,8 @@ def trainer_with(images, rank=0, processes=1, **how):
 def _cheap_features(monkeypatch):
     network = lambda images: images.mean(dim=(2, 3))  # noqa: E731
     extractor = Extractor("means", 3, 8, "0", torch.device("cpu"), network, torch.nn.Identity())
-    for place in (frechet, reconstruction, distributions):
-        monkeypatch.setattr(place, "find_extractor", lambda *_: extractor)
+    for place in (frechet, features):
+        monkeypatch.setattr(place, "load_extractor", lambda *_: extractor)
 
 
 @pytest.mark.usefixtures("_cheap_features")
@@ -87,7 +87,7 @@ def test_a_priors_figure_is_evals(monkeypatch, tmp_path):
             return torch.tensor(shades)[:, None, None, None, None].expand(-1, 1, 3, 16, 16)
 
     monkeypatch.setattr(frechet.TextToImage, "of_training", lambda *_: Model())
-    monkeypatch.setattr(samples.TextToImage, "from_run", lambda *_: Model())
+    monkeypatch.setattr(generation.TextToImage, "from_run", lambda *_: Model())
     trainer = trainer_with(images, cache=tmp_path / "codes", image_tokenizer="a dVAE")
     frechet.FrechetDistance(images=20).look(trainer, module)
     how = {"seed": 0, "device": "cpu", "folder": tmp_path / "eval"}

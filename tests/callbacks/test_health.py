@@ -22,7 +22,7 @@ class Line(pl.LightningModule):
 
     def validation_step(self, batch, index):
         if self.use is not None:
-            self.log("codebook/use", self.use)
+            self.log("codebook/usage", self.use)
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.0)

@@ -42,7 +42,7 @@ def test_eval_writes_figures_that_can_be_repeated(copied, metric, argument):
         assert (row["metric"] == "fid") == ("inception" in row["extractor"])
         assert row["temperature"] == 1.0
     elif metric == "identification":
-        assert {row["pictures"] for row in rows} == {"drawn", "reconstructed"}
+        assert {row["image_set"] for row in rows} == {"generated", "reconstructed"}
         assert {row["split"] for row in rows} == {"zeroshot"}
     else:
         assert {row["split"] for row in rows} == {"validation", "zeroshot"}

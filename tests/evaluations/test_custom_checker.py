@@ -17,8 +17,8 @@ from tilewright.evaluations import (
     BestOf,
     Reconstruction,
     best_of,
+    generation,
     reconstruction,
-    samples,
 )
 
 SIDE = 16
@@ -94,10 +94,10 @@ def make_data(source, folder):
 @pytest.fixture
 def evaluate(monkeypatch, tmp_path):
     """Runs an evaluation with models that make white images; returns metric values."""
-    for module in (samples, best_of):
+    for module in (generation, best_of):
         monkeypatch.setattr(module.TextToImage, "from_run", lambda run, device: WhiteModel())
     monkeypatch.setattr(reconstruction.runs, "load_network", lambda run, device: WhiteVAE())
-    samples.draw.cache_clear()
+    generation.generate_images.cache_clear()
 
     def evaluate(evaluation, source):
         data = make_data(source, tmp_path)

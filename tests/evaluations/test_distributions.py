@@ -1,6 +1,7 @@
-"""fid, kid, is and clip_score of pictures whose features are known."""
+"""Tests of the metrics fid, kid, is and clip_score on images with known features."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from cleanfid import fid
 from PIL import Image
 
 from tilewright.errors import UserError
-from tilewright.evaluations import clip_score, distributions, results, samples
+from tilewright.evaluations import clip_score, features, generation, results
 from tilewright.evaluations.clip_score import ClipScore
 from tilewright.evaluations.distributions import (
     FrechetInceptionDistance,
@@ -24,9 +25,9 @@ from tilewright.metrics.scores import classifier_score
 COUNT = 24
 
 
-def features(pictures):
-    """The mean of each channel in both halves."""
-    return torch.cat([half.mean(dim=(2, 3)) for half in pictures.chunk(2, dim=2)], dim=1)
+def channel_means(images):
+    """Returns the mean of each channel in the upper and the lower half."""
+    return torch.cat([half.mean(dim=(2, 3)) for half in images.chunk(2, dim=2)], dim=1)
 
 
 def random_images(seed, low=0.0):
@@ -45,17 +46,17 @@ class Data:
 
 @pytest.fixture
 def measure(monkeypatch, tmp_path):
-    """Runs an evaluation at a seed; its results."""
+    """Runs an evaluation and returns its results."""
 
     class Model:
         def images(self, captions, *, sampling, seed):
             return random_images(seed + 1, low=0.3)[: len(captions), None]
 
     device = torch.device("cpu")
-    extractor = Extractor("means", 6, 16, "0123", device, features, classes=lambda x: x / 20)
-    monkeypatch.setattr(samples.TextToImage, "from_run", lambda run, device: Model())
-    monkeypatch.setattr(distributions, "find_extractor", lambda *_: extractor)
-    samples.draw.cache_clear()
+    extractor = Extractor("means", 6, 16, "0123", device, channel_means, classes=lambda x: x / 20)
+    monkeypatch.setattr(generation.TextToImage, "from_run", lambda run, device: Model())
+    monkeypatch.setattr(features, "load_extractor", lambda *_: extractor)
+    generation.generate_images.cache_clear()
 
     def run(evaluation, seed=0):
         folder = tmp_path / "eval"
@@ -65,20 +66,20 @@ def measure(monkeypatch, tmp_path):
 
 
 def folder_features(folder):
-    """Of pictures of the network's own size, as they lie there."""
-    pictures = [np.array(Image.open(path)) for path in sorted(folder.iterdir())]
-    return features(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float()).numpy()
+    """Returns the features of a folder of images that have the network's size."""
+    images = [np.array(Image.open(path)) for path in sorted(folder.iterdir())]
+    return channel_means(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float()).numpy()
 
 
 @pytest.mark.filterwarnings("ignore:.*`disp`:DeprecationWarning")
-def test_fid_is_clean_fids_on_the_folders_that_it_leaves(measure, monkeypatch, tmp_path):
-    large = replace(distributions.find_extractor(), size=299)  # clean-fid resizes to nothing else
-    monkeypatch.setattr(distributions, "find_extractor", lambda *_: large)
+def test_fid_equals_clean_fids_on_the_written_folders(measure, monkeypatch, tmp_path):
+    large = replace(features.load_extractor(), size=299)  # the only size of clean-fid
+    monkeypatch.setattr(features, "load_extractor", lambda *_: large)
     (result,) = measure(FrechetInceptionDistance())
     theirs = fid.compute_fid(
         str(tmp_path / "eval" / "real"),
         str(tmp_path / "eval" / "generated"),
-        custom_feat_extractor=features,
+        custom_feat_extractor=channel_means,
         device=torch.device("cpu"),
         num_workers=0,
         use_dataparallel=False,
@@ -91,16 +92,20 @@ def test_fid_is_clean_fids_on_the_folders_that_it_leaves(measure, monkeypatch, t
     assert not (tmp_path / "eval" / "blur.png").exists()
 
 
-def test_every_figure_says_how_it_came_about(measure):
+def test_every_result_has_its_settings(measure):
     for evaluation in (FrechetInceptionDistance, KernelInceptionDistance, InceptionScore):
         for result in measure(evaluation(resize="legacy_pytorch", images=10)):
-            own = {"extractor": "means", "extractor_digest": "0123", "resize": "legacy_pytorch"}
-            assert own.items() <= result.settings.items()
+            settings = {
+                "extractor": "means",
+                "extractor_digest": "0123",
+                "resize": "legacy_pytorch",
+            }
+            assert settings.items() <= result.settings.items()
             assert result.settings["temperature"] == 1
             assert result.images == 10
 
 
-def test_blurred_pictures_make_a_curve(measure, tmp_path):
+def test_several_blurs_give_a_curve(measure, tmp_path):
     curve = measure(FrechetInceptionDistance(blur=[0, 1, 4]))
     assert [result.settings["blur"] for result in curve] == [0, 1, 4]
     assert (tmp_path / "eval" / "blur.png").is_file()
@@ -117,13 +122,12 @@ def test_kid_is_the_kernel_distance_of_the_folders(measure, tmp_path):
     assert (result.metric, result.settings["subset_size"]) == ("kd_means", 10)
 
 
-def test_inception_score_of_drawn_pictures_stands_beside_that_of_real_ones(measure, tmp_path):
+def test_inception_score_is_measured_for_generated_and_real_images(measure, tmp_path):
     scores = measure(InceptionScore(splits=2))
-    assert [result.settings["pictures"] for result in scores] == ["generated", "real"]
+    assert [result.settings["image_set"] for result in scores] == ["generated", "real"]
     for result in scores:
-        logits = folder_features(tmp_path / "eval" / result.settings["pictures"])
-        how = distributions.find_extractor()
-        mean, deviation = classifier_score(logits, how, splits=2)
+        logits = folder_features(tmp_path / "eval" / result.settings["image_set"])
+        mean, deviation = classifier_score(logits, features.load_extractor(), splits=2)
         assert result.metric == "cs_means"
         assert result.value == pytest.approx(mean, rel=1e-5)
         assert result.settings["spread"] == pytest.approx(
@@ -131,51 +135,50 @@ def test_inception_score_of_drawn_pictures_stands_beside_that_of_real_ones(measu
         )
 
 
-def test_the_same_again_is_the_same_file(measure, tmp_path):
-    """Also where pictures and features are made anew."""
+def test_a_repeated_evaluation_writes_the_same_file(measure, tmp_path):
+    """The images are generated and the features are computed again."""
 
     def record(name, seed):
-        samples.draw.cache_clear()
-        found = []
+        generation.generate_images.cache_clear()
+        measured = []
         for evaluation in (
             FrechetInceptionDistance(blur=[0, 2]),
             KernelInceptionDistance(subsets=3, subset_size=10),
             InceptionScore(splits=2),
         ):
-            found += measure(evaluation, seed)
-        return results.write(found, tmp_path / name, seed=seed).read_bytes()
+            measured += measure(evaluation, seed)
+        return results.write_results(measured, tmp_path / name, seed=seed).read_bytes()
 
     first = record("a", 1)
-    for file in (tmp_path / "features").iterdir():
-        file.unlink()
+    shutil.rmtree(tmp_path / "features")
     assert record("b", 1) == first
     assert record("c", 2) != first
 
 
-def test_clip_score_of_drawn_and_real_pictures(measure, monkeypatch):
+def test_clip_score_of_generated_and_real_images(measure, monkeypatch):
     class Clip:
         model = torch.nn.Linear(2, 2)
 
-    def scored(images, captions, clip):
+    def mean_pixel(images, captions, clip):
         assert captions == ["a red ring"] * 5
         assert isinstance(clip, Clip)
         return float(images.mean())
 
-    monkeypatch.setattr(clip_score, "load_clip", lambda clip, device: Clip())
-    monkeypatch.setattr(clip_score, "clip_score", scored)
-    drawn, real = measure(ClipScore("some/clip", images=5))
-    assert (drawn.settings["pictures"], real.settings["pictures"]) == ("generated", "real")
-    assert drawn.value == pytest.approx(float(random_images(1, low=0.3)[:5].mean()))
+    monkeypatch.setattr(clip_score, "load_clip_metric", lambda clip, device: Clip())
+    monkeypatch.setattr(clip_score, "clip_score", mean_pixel)
+    generated, real = measure(ClipScore("some/clip", images=5))
+    assert (generated.settings["image_set"], real.settings["image_set"]) == ("generated", "real")
+    assert generated.value == pytest.approx(float(random_images(1, low=0.3)[:5].mean()))
     assert real.value == pytest.approx(float(random_images(0)[:5].mean()))
     assert real.settings["extractor"] == "some/clip"
     assert len(real.settings["extractor_digest"]) == 16
     assert json.dumps(real.settings)
 
 
-def test_clip_score_without_a_clip_says_so_before_it_draws(measure, monkeypatch):
-    def never(*_):
-        raise AssertionError("it drew")
+def test_clip_score_without_a_clip_fails_before_generation(measure, monkeypatch):
+    def fail(*_):
+        raise AssertionError("images were generated")
 
-    monkeypatch.setattr(samples.TextToImage, "from_run", never)
+    monkeypatch.setattr(generation.TextToImage, "from_run", fail)
     with pytest.raises(UserError, match=r"metric\.clip=PATH"):
         measure(ClipScore(None))

@@ -1,4 +1,4 @@
-"""What a dVAE keeps of pictures."""
+"""Tests of metric=reconstruction."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from tilewright.dvae import DiscreteVAE
-from tilewright.evaluations import reconstruction
+from tilewright.evaluations import features, reconstruction
 from tilewright.evaluations.reconstruction import Reconstruction
 from tilewright.metrics.distances import frechet_distance
 from tilewright.metrics.extractors import Extractor
@@ -36,42 +36,51 @@ def network(monkeypatch):
     monkeypatch.setattr(reconstruction.runs, "load_network", lambda run, device: network)
     means = lambda x: torch.cat([x.mean(dim=(2, 3)), x.std(dim=(2, 3))], dim=1)  # noqa: E731
     extractor = Extractor("means", 6, 16, "0123", torch.device("cpu"), means, torch.nn.Identity())
-    monkeypatch.setattr(reconstruction, "find_extractor", lambda *_: extractor)
+    monkeypatch.setattr(features, "load_extractor", lambda *_: extractor)
     return network
 
 
-def measure(tmp_path, **how):
-    evaluation = Reconstruction(splits=["validation", "zeroshot"], **how)
+def measure(tmp_path, **settings):
+    evaluation = Reconstruction(splits=["validation", "zeroshot"], **settings)
     data = Data(tmp_path)
     folder = tmp_path / "eval"
     return evaluation(tmp_path, data, seed=0, device="cpu", folder=folder), data
 
 
-def test_figures_of_pixels_codes_and_distribution(network, tmp_path):
+def test_metrics_of_pixels_codebook_and_distribution(network, tmp_path):
     results, data = measure(tmp_path)
     with torch.no_grad():
         tokens = network.encode(data.images)
-        made = network.decode(tokens)
+        reconstructions = network.decode(tokens)
     values = {result.metric: result.value for result in results}
-    assert set(values) == {"psnr", "ssim", "l1", "use", "perplexity", "fd_means"}
+    assert set(values) == {
+        "psnr",
+        "ssim",
+        "l1",
+        "codebook_usage",
+        "codebook_perplexity",
+        "fd_means",
+    }
     assert {(result.split, result.images) for result in results} == {("validation", COUNT)}
-    assert values["l1"] == pytest.approx(float((made - data.images).abs().mean()), rel=1e-4)
-    assert values["use"] == len(tokens.unique()) / 8
+    assert values["l1"] == pytest.approx(
+        float((reconstructions - data.images).abs().mean()), rel=1e-4
+    )
+    assert values["codebook_usage"] == len(tokens.unique()) / 8
 
-    def features(folder):
+    def channel_statistics(folder):
         files = sorted((tmp_path / "eval" / "validation" / folder).iterdir())
-        pictures = np.stack([np.array(Image.open(file)) for file in files])
-        assert len(pictures) == COUNT
-        x = pictures.transpose(0, 3, 1, 2).astype(np.float64)
+        pixels = np.stack([np.array(Image.open(file)) for file in files])
+        assert len(pixels) == COUNT
+        x = pixels.transpose(0, 3, 1, 2).astype(np.float64)
         return np.concatenate([x.mean((2, 3)), x.std((2, 3), ddof=0)], axis=1)
 
-    # PNGs hold what the network made, to the nearest level.
-    assert features("reconstructed")[:, :3] == pytest.approx(
-        made.mean((2, 3)).numpy() * 255, abs=0.5
+    # The PNG files hold the reconstructions, rounded to the nearest level.
+    assert channel_statistics("reconstructed")[:, :3] == pytest.approx(
+        reconstructions.mean((2, 3)).numpy() * 255, abs=0.5
     )
-    # Torch's standard deviation divides by one less than the pixels.
+    # torch's standard deviation divides by n - 1.
     real, reconstructed = (
-        features(name) * np.array([1] * 3 + [np.sqrt(256 / 255)] * 3)
+        channel_statistics(name) * np.array([1] * 3 + [np.sqrt(256 / 255)] * 3)
         for name in ("real", "reconstructed")
     )
     expected = frechet_distance(real, reconstructed)
@@ -85,7 +94,13 @@ def test_figures_of_pixels_codes_and_distribution(network, tmp_path):
     }
 
 
-def test_the_distance_can_be_left_out(network, tmp_path):
+def test_the_frechet_distance_is_optional(network, tmp_path):
     results, _ = measure(tmp_path, frechet=False, images=10)
-    assert {result.metric for result in results} == {"psnr", "ssim", "l1", "use", "perplexity"}
+    assert {result.metric for result in results} == {
+        "psnr",
+        "ssim",
+        "l1",
+        "codebook_usage",
+        "codebook_perplexity",
+    }
     assert {result.images for result in results} == {10}

@@ -1,4 +1,4 @@
-"""Distances between sets of features against computations of their own."""
+"""Tests of Fréchet and kernel distances against independent computations."""
 
 import logging
 
@@ -16,13 +16,13 @@ D = 6
 
 
 def normal(count: int, seed: int = 0, shift: float = 0) -> np.ndarray:
-    """Correlated normal features [count, D]."""
+    """Returns correlated normal features [count, D]."""
     rng = np.random.default_rng(seed)
     return rng.normal(size=(count, D)) @ rng.normal(size=(D, D)) + shift
 
 
 def whitened(count: int) -> np.ndarray:
-    """Features [count, D] with mean 0 and the identity for covariance, exactly."""
+    """Returns features [count, D] with mean 0 and covariance I, exactly."""
     features = normal(count)
     features = features - features.mean(0)
     left, _, _ = np.linalg.svd(features, full_matrices=False)
@@ -30,8 +30,10 @@ def whitened(count: int) -> np.ndarray:
 
 
 def by_singular_values(first: np.ndarray, second: np.ndarray) -> float:
-    """In float64: tr (S S')^½ is the sum of the singular values of A B^T, where S = A^T A and
-    S' = B^T B."""
+    """Returns the Fréchet distance by singular values, in float64.
+
+    tr (S S')^½ is the sum of the singular values of A B^T, where S = A^T A and S' = B^T B.
+    """
     a = (first - first.mean(0)) / np.sqrt(len(first) - 1)
     b = (second - second.mean(0)) / np.sqrt(len(second) - 1)
     shift = first.mean(0) - second.mean(0)
@@ -40,7 +42,7 @@ def by_singular_values(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def by_pairs(x: np.ndarray, y: np.ndarray) -> float:
-    """The unbiased squared MMD of Binkowski et al. 2018, pair by pair."""
+    """Returns the unbiased squared MMD of Binkowski et al. 2018, summed over pairs."""
 
     def kernel(a: np.ndarray, b: np.ndarray) -> float:
         return float((a @ b / len(a) + 1) ** 3)
@@ -51,27 +53,27 @@ def by_pairs(x: np.ndarray, y: np.ndarray) -> float:
     return within_x + within_y - 2 * sum(kernel(a, b) for a in x for b in y) / (n * m)
 
 
-def test_frechet_agrees_with_singular_values() -> None:
+def test_frechet_distance_agrees_with_singular_values() -> None:
     first, second = normal(50), normal(40, seed=1, shift=1)
     expected = by_singular_values(first, second)
     assert expected > 1
     assert frechet_distance(first, second) == pytest.approx(expected, rel=1e-8)
 
 
-def test_frechet_of_a_set_to_itself_is_nought_and_to_its_shift_the_square() -> None:
+def test_frechet_distance_of_equal_and_of_shifted_sets() -> None:
     features, shift = normal(50), np.arange(D)
     assert frechet_distance(features, features) == pytest.approx(0, abs=1e-8)
     assert frechet_distance(features, features + shift) == pytest.approx(shift @ shift)
 
 
-def test_frechet_between_diagonal_gaussians() -> None:
+def test_frechet_distance_between_diagonal_gaussians() -> None:
     first, second = np.arange(1.0, D + 1), np.arange(D, 0.0, -1)
     features = whitened(100)
     distance = frechet_distance(features * np.sqrt(first), features * np.sqrt(second))
     assert distance == pytest.approx(((np.sqrt(first) - np.sqrt(second)) ** 2).sum())
 
 
-def test_too_few_pictures_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_too_few_images_are_warned_about_once(caplog: pytest.LogCaptureFixture) -> None:
     enough, few = normal(D), normal(D - 1)
     frechet_distance(enough, enough)
     assert not caplog.records
@@ -83,8 +85,8 @@ def test_too_few_pictures_are_said_once(caplog: pytest.LogCaptureFixture) -> Non
 
 
 @pytest.mark.parametrize("distance", [frechet_distance, kernel_distance])
-def test_a_single_picture_is_no_distribution(distance) -> None:
-    with pytest.raises(UserError, match="two pictures or more, got 1"):
+def test_a_single_image_is_refused(distance) -> None:
+    with pytest.raises(UserError, match="2 images or more in each set, got 1"):
         distance(normal(5), normal(1))
 
 
@@ -106,26 +108,25 @@ def test_kernel_distance_is_the_mean_over_seeded_subsets() -> None:
     before = np.random.get_state()
     ours = kernel_distance(first, second, subsets=5, subset_size=10, seed=7)
     assert ours == expected
-    for kept, now in zip(before, np.random.get_state(), strict=True):  # the program's own draws
-        np.testing.assert_array_equal(kept, now)
+    for old, new in zip(before, np.random.get_state(), strict=True):
+        np.testing.assert_array_equal(old, new)
     assert ours != kernel_distance(first, second, subsets=5, subset_size=10, seed=8)
 
 
-def test_kernel_distance_has_no_bias() -> None:
-    """Its mean over many pairs of small sets of one distribution is zero."""
+def test_kernel_distance_is_unbiased() -> None:
+    """The mean over many pairs of small sets from one distribution is zero."""
     rng = np.random.default_rng(0)
     values = [kernel_distance(*rng.normal(size=(2, 10, D))) for _ in range(400)]
     assert abs(np.mean(values)) < 3 * np.std(values) / 20
     assert min(values) < 0 < max(values)
 
 
-def test_kernel_distance_of_one_subset_takes_all_pictures() -> None:
-    """Where a subset is the whole set, drawing it a hundred times says nothing more."""
+def test_kernel_distance_uses_one_subset_if_it_holds_all_images() -> None:
     first, second = normal(20), normal(20, seed=1)
     np.random.seed(0)
-    often = fid.kernel_distance(first, second, 100, 1000)
-    assert kernel_distance(first, second, subsets=100) == pytest.approx(often, rel=1e-10)
-    # Sets of two sizes: the larger one is drawn from.
+    repeated = fid.kernel_distance(first, second, 100, 1000)
+    assert kernel_distance(first, second, subsets=100) == pytest.approx(repeated, rel=1e-10)
+    # With sets of two sizes, subsets of the larger one differ.
     assert kernel_distance(first, normal(30, seed=1), subsets=2) != pytest.approx(
         kernel_distance(first, normal(30, seed=1), subsets=1), rel=1e-6
     )

@@ -1,4 +1,4 @@
-"""Reconstruction metrics and codebook use against computations by hand."""
+"""Tests of reconstruction metrics and codebook usage against independent computations."""
 
 import math
 
@@ -7,11 +7,11 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from tilewright.metrics.reconstruction import CodebookUse, ReconstructionMetrics
+from tilewright.metrics.reconstruction import CodebookUsage, ReconstructionMetrics
 
 
 def ssim(first: np.ndarray, second: np.ndarray) -> float:
-    """Wang et al. 2004 for one channel `[H, W]` in [0, 1], the border mirrored."""
+    """Returns the SSIM of Wang et al. 2004 for one channel [H, W] in [0, 1], border mirrored."""
 
     def blur(x: np.ndarray) -> np.ndarray:
         return gaussian_filter(x, sigma=1.5, radius=5, mode="mirror")
@@ -53,28 +53,29 @@ def test_metrics_agree_with_numpy_over_uneven_batches() -> None:
     assert values["val/l1"] == pytest.approx(float(np.abs(x - y).mean()), rel=1e-5)
 
 
-def test_channels_last_pictures_are_measured_alike() -> None:
+def test_channels_last_images_give_the_same_metrics() -> None:
     torch.manual_seed(0)
-    images, made = torch.rand(2, 4, 3, 16, 16)
-    figures = []
+    images, reconstructions = torch.rand(2, 4, 3, 16, 16)
+    metrics_by_layout = []
     for layout in (torch.contiguous_format, torch.channels_last):
         metrics = ReconstructionMetrics()
-        metrics.update(made.to(memory_format=layout), images.to(memory_format=layout))
-        figures.append(metrics.compute())
-    for name, figure in figures[0].items():
-        torch.testing.assert_close(figures[1][name], figure)
+        metrics.update(reconstructions.to(memory_format=layout), images.to(memory_format=layout))
+        metrics_by_layout.append(metrics.compute())
+    contiguous, channels_last = metrics_by_layout
+    for name, value in contiguous.items():
+        torch.testing.assert_close(channels_last[name], value)
 
 
-def test_what_a_network_gives_in_bf16_is_measured_in_fp32() -> None:
+def test_bf16_reconstructions_are_measured_in_fp32() -> None:
     images = 0.85 + 0.1 * torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    made = (images + 0.01).bfloat16()
-    lower, full = ReconstructionMetrics(), ReconstructionMetrics()
-    lower.update(made, images)
-    full.update(made.float(), images)
-    assert lower.compute() == full.compute()
+    reconstructions = (images + 0.01).bfloat16()
+    half, full = ReconstructionMetrics(), ReconstructionMetrics()
+    half.update(reconstructions, images)
+    full.update(reconstructions.float(), images)
+    assert half.compute() == full.compute()
 
 
-def test_an_exact_reconstruction() -> None:
+def test_metrics_of_a_perfect_reconstruction() -> None:
     images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     metrics = ReconstructionMetrics()
     metrics.update(images, images)
@@ -85,37 +86,37 @@ def test_an_exact_reconstruction() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "use", "perplexity"),
+    ("tokens", "usage", "perplexity"),
     [
         ([[[0, 1], [2, 3]]], 0.5, 4.0),
         ([[[7, 7], [7, 7]]], 0.125, 1.0),
         ([[[0, 0], [0, 1]]], 0.25, math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25))),
     ],
 )
-def test_codebook_use_of_known_tokens(
-    tokens: list[list[list[int]]], use: float, perplexity: float
+def test_codebook_usage_of_known_tokens(
+    tokens: list[list[list[int]]], usage: float, perplexity: float
 ) -> None:
-    metric = CodebookUse(num_tokens=8)
+    metric = CodebookUsage(num_tokens=8)
     metric.update(torch.tensor(tokens))
     values = metric.compute()
-    assert values["use"] == pytest.approx(use)
+    assert values["usage"] == pytest.approx(usage)
     assert values["perplexity"] == pytest.approx(perplexity)
 
 
-def test_codebook_use_adds_up_over_batches_and_processes() -> None:
+def test_codebook_usage_adds_up_over_batches_and_processes() -> None:
     tokens = torch.randint(0, 16, (6, 4, 4), generator=torch.Generator().manual_seed(0))
-    whole, first, second = (CodebookUse(16) for _ in range(3))
-    whole.update(tokens)
+    single, first, second = (CodebookUsage(16) for _ in range(3))
+    single.update(tokens)
     for batch in tokens[:4].split(2):
         first.update(batch)
     second.update(tokens[4:])
-    first.merge_state(second)  # by the same reduction as between processes
-    assert whole.compute() == first.compute()
-    whole.reset()
-    whole.update(torch.zeros(1, 2, 2, dtype=torch.long))
-    assert whole.compute()["perplexity"] == 1
+    first.merge_state(second)  # the reduction over processes
+    assert single.compute() == first.compute()
+    single.reset()
+    single.update(torch.zeros(1, 2, 2, dtype=torch.long))
+    assert single.compute()["perplexity"] == 1
 
 
 def test_a_token_outside_the_codebook_is_an_error() -> None:
-    with pytest.raises(ValueError, match="token 8 in a codebook of 8"):
-        CodebookUse(8).update(torch.tensor([[[8]]]))
+    with pytest.raises(ValueError, match="token 8 is outside the codebook of 8"):
+        CodebookUsage(8).update(torch.tensor([[[8]]]))

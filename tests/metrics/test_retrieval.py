@@ -1,4 +1,4 @@
-"""R@k and ranks against counts by hand."""
+"""Tests of recall@k and identification ranks against counts by hand."""
 
 import numpy as np
 import pytest
@@ -8,58 +8,60 @@ from torch.nn import functional as F
 from tilewright.metrics.retrieval import RetrievalRecall, identification_ranks
 
 
-def test_by_hand():
+def test_recall_of_known_ranks():
     images = torch.eye(4)
     text = torch.tensor([[3.0, 2, 1, 0], [3, 2, 1, 0], [0, 0, 5, 1], [1, 2, 3, 0]])  # ranks 0 1 0 3
     recall = RetrievalRecall(ks=(1, 2, 4))
     recall.update(text[:3], images[:3])
     recall.update(text[3:], images[3:])
-    figures = {name: float(value) for name, value in recall.compute().items()}
-    assert figures["caption_to_image_r@1"] == 0.5
-    assert figures["caption_to_image_r@2"] == 0.75
-    assert figures["caption_to_image_r@4"] == 1.0
+    values = {name: float(value) for name, value in recall.compute().items()}
+    assert values["caption_to_image_r@1"] == 0.5
+    assert values["caption_to_image_r@2"] == 0.75
+    assert values["caption_to_image_r@4"] == 1.0
 
 
-def test_the_two_ways_differ():
+def test_the_two_directions_differ():
     text = torch.tensor([[1.0, 0.0], [0.9, 0.1]])
     images = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    figures = RetrievalRecall(ks=(1,))(text, images)
-    assert float(figures["caption_to_image_r@1"]) == 0.5  # both captions lie nearest to the first
-    assert float(figures["image_to_caption_r@1"]) == 1.0
+    values = RetrievalRecall(ks=(1,))(text, images)
+    assert (
+        float(values["caption_to_image_r@1"]) == 0.5
+    )  # both captions are nearest to the first image
+    assert float(values["image_to_caption_r@1"]) == 1.0
 
 
-def test_a_model_that_tells_nothing_apart_is_no_better_than_chance():
+def test_ties_do_not_count_as_hits():
     same = torch.ones(100, 4)
-    figures = RetrievalRecall(ks=(1, 10))(same, same)
-    assert float(figures["caption_to_image_r@1"]) == 0
-    assert float(figures["caption_to_image_r@10"]) == 0
+    values = RetrievalRecall(ks=(1, 10))(same, same)
+    assert float(values["caption_to_image_r@1"]) == 0
+    assert float(values["caption_to_image_r@10"]) == 0
 
 
-def test_chance():
+def test_recall_of_random_vectors_is_at_chance():
     torch.manual_seed(0)
     text, images = (F.normalize(torch.randn(1000, 64), dim=1) for _ in range(2))
-    figures = RetrievalRecall()(text, images)
-    assert float(figures["image_to_caption_r@10"]) == pytest.approx(0.01, abs=0.01)
+    values = RetrievalRecall()(text, images)
+    assert float(values["image_to_caption_r@10"]) == pytest.approx(0.01, abs=0.01)
 
 
-def test_identification_by_hand():
-    originals = np.array([[1.0, 0.0], [0.0, 1.0], [0.9, 0.1], [0.5, 0.5]])
-    pictures = np.array([[5.0, 0.1], [3.0, 1.0]])  # the second is nearer to all but its own
-    ranks = identification_ranks(pictures, originals, np.zeros(4), among=4, seed=0)
+def test_identification_ranks_of_known_features():
+    true_features = np.array([[1.0, 0.0], [0.0, 1.0], [0.9, 0.1], [0.5, 0.5]])
+    features = np.array([[5.0, 0.1], [3.0, 1.0]])  # the second is farthest from its own
+    ranks = identification_ranks(features, true_features, np.zeros(4), among=4, seed=0)
     assert ranks.tolist() == [0, 3]
 
 
-def test_identification_is_among_the_own_group():
-    originals = np.array([[1.0, 0.0], [0.0, 1.0], [0.9, 0.1], [0.5, 0.5]])
+def test_identification_candidates_are_of_the_same_group():
+    true_features = np.array([[1.0, 0.0], [0.0, 1.0], [0.9, 0.1], [0.5, 0.5]])
     groups = np.array(["a", "b", "a", "b"])
-    ranks = identification_ranks(np.array([[0.6, 0.4]]), originals, groups, among=2, seed=0)
-    assert ranks.tolist() == [1]  # behind the third alone; the fourth is nearer still, of group b
+    ranks = identification_ranks(np.array([[0.6, 0.4]]), true_features, groups, among=2, seed=0)
+    assert ranks.tolist() == [1]  # behind the third; the fourth is nearer, but in group b
 
 
-def test_identification_by_chance():
+def test_identification_of_random_features_is_at_chance():
     generator = np.random.default_rng(0)
-    pictures, originals = generator.normal(size=(2, 2000, 64))
-    ranks = identification_ranks(pictures, originals, np.zeros(2000), among=100, seed=0)
+    features, true_features = generator.normal(size=(2, 2000, 64))
+    ranks = identification_ranks(features, true_features, np.zeros(2000), among=100, seed=0)
     assert (ranks < 5).mean() == pytest.approx(0.05, abs=0.015)
     same = identification_ranks(np.ones((9, 4)), np.ones((9, 4)), np.zeros(9), among=9, seed=0)
     assert same.tolist() == [4] * 9

@@ -1,4 +1,4 @@
-"""Scores of pictures by a classifier and by a CLIP."""
+"""Tests of the classifier score and the CLIP score."""
 
 from pathlib import Path
 
@@ -9,32 +9,32 @@ from torch import Tensor
 
 from tilewright.errors import UserError
 from tilewright.metrics.extractors import Extractor
-from tilewright.metrics.scores import classifier_score, clip_score, load_clip
+from tilewright.metrics.scores import classifier_score, clip_score, load_clip_metric
 from tilewright.viz.images import to_levels
 
 
 def extractor() -> Extractor:
-    """Features are the logits."""
-    nothing = torch.nn.Identity()
-    return Extractor("stand_in", 4, 8, "0", torch.device("cpu"), nothing, classes=nothing)
+    """Returns an extractor whose features are the logits."""
+    identity = torch.nn.Identity()
+    return Extractor("stand_in", 4, 8, "0", torch.device("cpu"), identity, classes=identity)
 
 
-def by_hand(logits: np.ndarray) -> float:
-    shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    divergence = (shares * np.log(shares / shares.mean(0))).sum(1)
+def expected_score(logits: np.ndarray) -> float:
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    divergence = (probabilities * np.log(probabilities / probabilities.mean(0))).sum(1)
     return float(np.exp(divergence.mean()))
 
 
 def test_classifier_score_of_one_split() -> None:
     logits = np.random.default_rng(0).normal(size=(50, 4)) * 3
     mean, deviation = classifier_score(logits, extractor(), splits=1)
-    assert mean == pytest.approx(by_hand(logits), rel=1e-6)
+    assert mean == pytest.approx(expected_score(logits), rel=1e-6)
     assert deviation == 0
 
 
-def test_classifier_score_of_sure_classes_is_their_number_and_of_equal_pictures_one() -> None:
-    sure = np.tile(np.eye(4) * 50, (10, 1))
-    assert classifier_score(sure, extractor(), splits=1)[0] == pytest.approx(4)
+def test_classifier_score_is_the_number_of_classes_at_best_and_one_at_worst() -> None:
+    certain = np.tile(np.eye(4) * 50, (10, 1))
+    assert classifier_score(certain, extractor(), splits=1)[0] == pytest.approx(4)
     assert classifier_score(np.ones((10, 4)), extractor(), splits=2) == pytest.approx((1, 0))
 
 
@@ -44,7 +44,7 @@ def test_classifier_score_is_the_mean_over_shuffled_splits() -> None:
     mean, deviation = classifier_score(logits, extractor(), splits=4, seed=3)
     assert torch.equal(before, torch.get_rng_state())
     order = torch.randperm(40, generator=torch.Generator().manual_seed(3)).numpy()
-    scores = [by_hand(part) for part in np.split(logits[order], 4)]
+    scores = [expected_score(part) for part in np.split(logits[order], 4)]
     assert mean == pytest.approx(np.mean(scores), rel=1e-6)
     assert deviation == pytest.approx(np.std(scores, ddof=1), rel=1e-5)
     assert mean != classifier_score(logits, extractor(), splits=4, seed=4)[0]
@@ -59,7 +59,7 @@ CAPTIONS = ["a red ring", "two", "a star", "a caption of more letters than it re
 
 
 def test_clip_score_is_the_mean_cosine(clip: Path, images: Tensor) -> None:
-    """From the model's own forward pass, pair by pair."""
+    """Compares with the model's own forward pass, pair by pair."""
     import transformers
 
     model = transformers.CLIPModel.from_pretrained(clip).eval()
@@ -71,22 +71,26 @@ def test_clip_score_is_the_mean_cosine(clip: Path, images: Tensor) -> None:
             output = model(**inputs)
         cosines.append(float(torch.cosine_similarity(output.text_embeds, output.image_embeds)))
     assert len({round(cosine, 6) for cosine in cosines}) == 5
-    metric = load_clip(clip)
+    metric = load_clip_metric(clip)
     expected = max(0, 100 * sum(cosines) / 5)
     ours = clip_score(images, CAPTIONS, metric, batch_size=2)
     assert ours == pytest.approx(expected, rel=1e-4)
-    assert clip_score(images, CAPTIONS, metric) == pytest.approx(ours, rel=1e-5)  # starts anew
+    assert clip_score(images, CAPTIONS, metric) == pytest.approx(
+        ours, rel=1e-5
+    )  # the state is reset
     assert ours > 1
 
 
-def test_no_clip_is_one_line(tmp_path: Path) -> None:
+def test_a_missing_clip_is_one_line(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    with pytest.raises(UserError, match="no CLIP can be loaded from") as error:
-        load_clip(tmp_path)
+    with pytest.raises(UserError, match="cannot load a CLIP from") as error:
+        load_clip_metric(tmp_path)
     assert "\n" not in str(error.value)
 
 
-def test_without_transformers_the_line_says_how_to_get_it(monkeypatch, tmp_path: Path) -> None:
+def test_the_error_without_transformers_names_the_install_command(
+    monkeypatch, tmp_path: Path
+) -> None:
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     with pytest.raises(UserError, match=r"pip install 'tilewright\[clip\]'"):
-        load_clip(tmp_path)
+        load_clip_metric(tmp_path)

@@ -5,7 +5,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 
-from tilewright.metrics.reconstruction import CodebookUse
+from tilewright.metrics.reconstruction import CodebookUsage
 
 
 class Codebook(pl.Callback):
@@ -17,10 +17,10 @@ class Codebook(pl.Callback):
 
     def __init__(self, num_tokens: int) -> None:
         self.num_tokens = num_tokens
-        self._use: CodebookUse | None = None
+        self._usage: CodebookUsage | None = None
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._use = CodebookUse(self.num_tokens).to(pl_module.device)
+        self._usage = CodebookUsage(self.num_tokens).to(pl_module.device)
 
     def on_validation_batch_end(
         self,
@@ -32,10 +32,10 @@ class Codebook(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         assert isinstance(outputs, dict)
-        assert self._use is not None
-        self._use.update(outputs["tokens"])
+        assert self._usage is not None
+        self._usage.update(outputs["tokens"])
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert self._use is not None
-        figures = self._use.compute()
+        assert self._usage is not None
+        figures = self._usage.compute()
         pl_module.log_dict({f"codebook/{name}": value for name, value in figures.items()})

@@ -12,7 +12,7 @@ from torch import Tensor
 from tilewright.callbacks.periodic import Periodic
 from tilewright.distributed.fsdp import gathered
 from tilewright.metrics.distances import frechet_distance
-from tilewright.metrics.extractors import Extractor, find_extractor
+from tilewright.metrics.extractors import Extractor, load_extractor
 from tilewright.metrics.features import folder_features, save_images
 from tilewright.pipeline import TextToImage
 
@@ -61,7 +61,7 @@ class FrechetDistance(Periodic):
         Every process makes and looks at its share of the pictures.
         """
         if self._extractor is None:
-            self._extractor = find_extractor(pl_module.device, self.inception_weights)
+            self._extractor = load_extractor(pl_module.device, self.inception_weights)
         mine = examples[trainer.global_rank :: trainer.world_size]
         real, captions = zip(*mine, strict=True)
         if self._real is None:
@@ -69,7 +69,7 @@ class FrechetDistance(Periodic):
         with gathered(trainer, pl_module):
             made = self._made(trainer, pl_module, torch.stack(real), captions)
         generated = self._features(made, trainer.world_size)
-        return self._extractor.figure("fid"), frechet_distance(self._real, generated)
+        return self._extractor.metric_name("fid"), frechet_distance(self._real, generated)
 
     def _made(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, real: Tensor, captions: Any

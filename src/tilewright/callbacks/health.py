@@ -56,7 +56,7 @@ class Health(pl.Callback):
             )
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        use = trainer.callback_metrics.get("codebook/use")
+        use = trainer.callback_metrics.get("codebook/usage")
         if use is not None and trainer.global_step >= self.grace and use < self.least_codebook_use:
             self._tell(
                 trainer,

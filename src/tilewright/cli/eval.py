@@ -36,9 +36,9 @@ def main(config: DictConfig) -> None:
     shutil.rmtree(folder, ignore_errors=True)  # nothing of an earlier evaluation beside this one's
     how = {"seed": config.seed, "device": config.device, "folder": folder}
     figures = evaluation(run, build_data(data), **how)
-    path = results.write(figures, folder, run=str(run), data=data_name, seed=config.seed)
-    results.log(figures, run, runs.steps(run))
-    results.show(figures, f"{name} of {run.parent.name}/{run.name}")
+    path = results.write_results(figures, folder, run=str(run), data=data_name, seed=config.seed)
+    results.log_results(figures, run, runs.steps(run))
+    results.print_results(figures, f"{name} of {run.parent.name}/{run.name}")
     print(f"Figures and pictures are in {path.parent}")
 
 

@@ -1,4 +1,4 @@
-"""Evaluations that `eval.py metric=NAME` runs on a trained run."""
+"""Evaluations of trained runs, which `eval metric=NAME` performs."""
 
 import lazy_loader
 

@@ -6,4 +6,6 @@ from .distributions import InceptionScore as InceptionScore
 from .distributions import KernelInceptionDistance as KernelInceptionDistance
 from .identification import Identification as Identification
 from .reconstruction import Reconstruction as Reconstruction
+from .results import Evaluation as Evaluation
+from .results import Result as Result
 from .retrieval import Retrieval as Retrieval

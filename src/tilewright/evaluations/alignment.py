@@ -1,7 +1,8 @@
-"""Whether pictures of the shapes world show what their captions say."""
+"""Alignment of generated images with their captions."""
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,26 +10,28 @@ from torch import Tensor
 
 from tilewright.data import CaptionChecker, CaptionedImages
 from tilewright.data.sources.capabilities import require_checker
+from tilewright.evaluations.generation import generate_images
 from tilewright.evaluations.results import Result
-from tilewright.evaluations.samples import draw
 from tilewright.metrics.alignment import alignment_by_category
 from tilewright.prior import Sampling
 from tilewright.viz.plots import bars
 
 
+@dataclass
 class Alignment:
-    """The share of single samples that the shapes checker passes, by split and kind of caption.
+    """Share of generated images that match their captions, by split and caption category.
+
+    One image is generated per caption. The source's checker compares the two.
 
     Args:
-        splits: whose captions are drawn.
-        captions: at most so many of each split, the first ones.
-        sampling: how tokens are drawn.
+        splits: splits whose captions are used.
+        captions: number of captions per split at most, the first ones.
+        sampling: sampling settings.
     """
 
-    def __init__(self, splits: list[str], captions: int = 1000, sampling: Sampling | None = None):
-        self.splits = splits
-        self.captions = captions
-        self.sampling = sampling or Sampling()
+    splits: Sequence[str]
+    captions: int = 1000
+    sampling: Sampling = field(default_factory=Sampling)
 
     def __call__(
         self, run: Path, data: CaptionedImages, *, seed: int, device: str, folder: Path
@@ -36,16 +39,12 @@ class Alignment:
         checker = require_checker(data.source, "metric=alignment")
         results: list[Result] = []
         for split in self.splits:
-            drawing = draw(run, data, split, self.captions, self.sampling, seed, device)
-            drawing.show(folder / f"{split}.png")
+            images = generate_images(run, data, split, self.captions, self.sampling, seed, device)
+            images.save_grid(folder / f"{split}.png")
             results += alignment_results(
-                checker, drawing.captions, drawing.drawn, split, vars(self.sampling)
+                checker, images.captions, images.generated, split, vars(self.sampling)
             )
-        plotted: dict[str, dict[str, tuple[float, float, float]]] = defaultdict(dict)
-        for result in results:
-            low, high = result.settings["interval"]
-            plotted[result.split][result.settings["category"]] = (result.value, low, high)
-        bars(plotted, folder / "alignment.png", up="share drawn right")
+        _plot(results, folder / "alignment.png")
         return results
 
 
@@ -56,7 +55,7 @@ def alignment_results(
     split: str,
     settings: dict[str, Any],
 ) -> list[Result]:
-    """Returns the alignment of images [N, 3, H, W] with their captions, a result per category."""
+    """Returns the alignment of images [N, 3, H, W] with their captions, one result per category."""
     return [
         Result(
             "alignment",
@@ -67,3 +66,11 @@ def alignment_results(
         )
         for category, share in alignment_by_category(checker, captions, images).items()
     ]
+
+
+def _plot(results: list[Result], path: Path) -> None:
+    by_split: dict[str, dict[str, tuple[float, float, float]]] = defaultdict(dict)
+    for result in results:
+        low, high = result.settings["interval"]
+        by_split[result.split][result.settings["category"]] = (result.value, low, high)
+    bars(by_split, path, up="alignment")

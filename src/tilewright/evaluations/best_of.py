@@ -1,20 +1,17 @@
-"""What choosing the best of N candidates gains, as N grows (section 2.6, figure 6)."""
+"""Quality of the best of N candidates as N grows (section 2.6, figure 6)."""
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from tilewright.data import CaptionedImages
 from tilewright.evaluations.alignment import alignment_results
+from tilewright.evaluations.features import ImageSetFeatures
 from tilewright.evaluations.results import Result
-from tilewright.evaluations.samples import write_folder
-from tilewright.metrics.distances import frechet_distance
-from tilewright.metrics.extractors import find_extractor
-from tilewright.metrics.features import folder_features
 from tilewright.pipeline import TextToImage
 from tilewright.prior import Sampling
 from tilewright.reranking import Ranker
@@ -22,114 +19,82 @@ from tilewright.viz.images import captioned_grid, save
 from tilewright.viz.plots import curves
 
 
+@dataclass
 class BestOf:
-    """The quality of the ranker's first choice among N candidates, for several N.
+    """Quality of the ranker's first choice among N candidates, for several N.
 
-    The candidates of a smaller N are the first of those of a larger one. On shapes the measure is
-    the checker's, which had no part in choosing; elsewhere it is a Fréchet distance.
+    The quality is the alignment if the source has a checker, which the ranker does not use.
+    Otherwise it is the Fréchet distance to the real images. The candidates of a small N are the
+    first ones of a larger N.
 
     Args:
-        ranker: what chooses.
-        counts: the N's.
-        splits: whose captions are drawn; those that the data does not have are left out.
-        captions: at most so many of each, the first ones.
-        sampling: how tokens are drawn.
-        batch_size: pictures that are drawn at once.
-        resize, inception_weights: of the Fréchet distance.
+        ranker: ranker that chooses among the candidates.
+        counts: values of N.
+        splits: splits whose captions are used. Splits that the data does not have are left out.
+        captions: number of captions per split at most, the first ones.
+        sampling: sampling settings.
+        batch_size: images that are generated at once.
+        resize: clean-fid's resize, for the Fréchet distance.
+        inception_weights: path of Inception's weights, for the Fréchet distance.
     """
 
-    def __init__(
-        self,
-        ranker: Ranker,
-        counts: Sequence[int] = (1, 2, 4, 8, 16, 32),
-        splits: Sequence[str] = ("validation", "zeroshot"),
-        captions: int = 1000,
-        sampling: Sampling | None = None,
-        batch_size: int = 128,
-        resize: str = "clean",
-        inception_weights: str | None = None,
-    ):
-        self.ranker = ranker
-        self.counts = sorted(counts)
-        self.splits = splits
-        self.captions = captions
-        self.sampling = sampling or Sampling()
-        self.batch_size = batch_size
-        self.resize = resize
-        self.inception_weights = inception_weights
+    ranker: Ranker
+    counts: Sequence[int] = (1, 2, 4, 8, 16, 32)
+    splits: Sequence[str] = ("validation", "zeroshot")
+    captions: int = 1000
+    sampling: Sampling = field(default_factory=Sampling)
+    batch_size: int = 128
+    resize: str = "clean"
+    inception_weights: str | None = None
 
     @torch.inference_mode()
     def __call__(
         self, run: Path, data: CaptionedImages, *, seed: int, device: str, folder: Path
     ) -> list[Result]:
         model = TextToImage.from_run(run, device)
+        features = None
+        if data.checker is None:
+            features = ImageSetFeatures(data, device, self.resize, self.inception_weights)
+        counts = sorted(self.counts)
         results = []
         for split in data.present(self.splits):
             real, captions = zip(*data.examples(split, self.captions), strict=True)
-            tokens = model.tokens(
-                captions,
-                self.counts[-1],
-                sampling=self.sampling,
-                seed=seed,
-                batch_size=self.batch_size,
-            )
-            scores = model.scores(self.ranker, captions, tokens, self.batch_size)
-            picks = []
-            for count in self.counts:
-                chosen = scores[:, :count].argmax(dim=1).to(tokens.device)
-                picks.append(tokens[torch.arange(len(tokens), device=tokens.device), chosen])
-            images = model.decode(torch.stack(picks, dim=1)).cpu()  # [C, counts, 3, H, W]
-            save(captioned_grid(captions[:8], images[:8]), folder / f"{split}.png")
-            for number, count in enumerate(self.counts):
-                settings = {"best_of": count, "ranker": _name(self.ranker), **vars(self.sampling)}
-                chosen_ones = images[:, number]
-                if data.checker is not None:
-                    results += alignment_results(
-                        data.checker, captions, chosen_ones, split, settings
-                    )
-                else:
-                    pair = torch.stack(real), chosen_ones
-                    cache = data.cache.parent / "features"
-                    results.append(self._frechet(pair, split, settings, device, folder, cache))
-        self._plot(results, folder)
+            chosen = self._choose(model, captions, counts, seed)
+            save(captioned_grid(captions[:8], chosen[:8]), folder / f"{split}.png")
+            for index, count in enumerate(counts):
+                settings = {"best_of": count, "ranker": self._ranker_name, **vars(self.sampling)}
+                images = chosen[:, index]
+                if features is not None:
+                    pair = {"real": torch.stack(real), "chosen": images}
+                    results.append(features.frechet_result(pair, split, folder, settings))
+                elif data.checker is not None:
+                    results += alignment_results(data.checker, captions, images, split, settings)
+        _plot(results, folder / "best_of.png")
         return results
 
-    def _frechet(
-        self,
-        pair: tuple[Tensor, Tensor],
-        split: str,
-        settings: dict[str, Any],
-        device: str,
-        folder: Path,
-        cache: Path,
-    ) -> Result:
-        """The distance between real images and chosen ones, both [N, 3, H, W]."""
-        extractor = find_extractor(device, self.inception_weights)
-        features = [
-            folder_features(
-                write_folder(images, folder / name), extractor, self.resize, cache=cache
-            )
-            for name, images in zip(("real", "chosen"), pair, strict=True)
-        ]
-        settings = {
-            **settings,
-            "extractor": extractor.name,
-            "extractor_digest": extractor.digest,
-            "resize": self.resize,
-        }
-        value = frechet_distance(*features)
-        return Result(extractor.figure("fid"), value, split, len(pair[1]), settings)
+    def _choose(
+        self, model: TextToImage, captions: Sequence[str], counts: Sequence[int], seed: int
+    ) -> Tensor:
+        """Returns the ranker's first choice of each count, images [C, len(counts), 3, H, W]."""
+        tokens = model.tokens(
+            captions, counts[-1], sampling=self.sampling, seed=seed, batch_size=self.batch_size
+        )
+        scores = model.scores(self.ranker, captions, tokens, self.batch_size)
+        rows = torch.arange(len(tokens), device=tokens.device)
+        best = [scores[:, :count].argmax(dim=1).to(tokens.device) for count in counts]
+        chosen = torch.stack([tokens[rows, index] for index in best], dim=1)
+        return model.decode(chosen).cpu()
 
-    def _plot(self, results: list[Result], folder: Path) -> None:
-        lines = defaultdict(list)
-        for result in results:
-            name = ", ".join(filter(None, (result.split, result.settings.get("category"))))
-            interval = result.settings.get("interval", [])
-            lines[name].append((result.settings["best_of"], result.value, *interval))
-        up = "share drawn right" if results[0].metric == "alignment" else results[0].metric
-        across = "N candidates, of which the ranker chooses one"
-        curves(lines, folder / "best_of.png", across=across, up=up, log_x=True)
+    @property
+    def _ranker_name(self) -> str:
+        return type(self.ranker).__name__.removesuffix("Ranker").lower()
 
 
-def _name(ranker: Ranker) -> str:
-    return type(ranker).__name__.removesuffix("Ranker").lower()
+def _plot(results: list[Result], path: Path) -> None:
+    lines = defaultdict(list)
+    for result in results:
+        name = ", ".join(filter(None, (result.split, result.settings.get("category"))))
+        interval = result.settings.get("interval", [])
+        lines[name].append((result.settings["best_of"], result.value, *interval))
+    across = "N candidates, of which the ranker chooses one"
+    curves(lines, path, across=across, up=results[0].metric, log_x=True)

@@ -1,58 +1,57 @@
-"""How well drawn pictures fit their captions, by a pretrained CLIP."""
+"""Similarity of generated images and their captions according to a pretrained CLIP."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tilewright.data import CaptionedImages
 from tilewright.data.token_cache import weights_digest
 from tilewright.errors import UserError
+from tilewright.evaluations.generation import generate_images
 from tilewright.evaluations.results import Result
-from tilewright.evaluations.samples import draw
-from tilewright.metrics.scores import clip_score, load_clip
+from tilewright.metrics.scores import clip_score, load_clip_metric
 from tilewright.prior import Sampling
 
 
+@dataclass
 class ClipScore:
-    """CLIP score of drawn pictures, and for comparison of the real ones.
+    """CLIP score of generated images, with that of the real images for comparison.
 
     Args:
-        clip: folder of a transformers CLIP, or its name on the Hugging Face Hub; there is no
+        clip: folder of a transformers CLIP, or its name on the Hugging Face Hub. There is no
             default.
-        split: whose captions and pictures.
-        images: at most so many of them, the first ones.
-        sampling: how tokens are drawn.
+        split: split of the captions and real images.
+        images: number of images at most, the first ones.
+        sampling: sampling settings.
     """
 
-    def __init__(
-        self,
-        clip: str | None,
-        split: str = "validation",
-        images: int = 1000,
-        sampling: Sampling | None = None,
-    ):
-        self.clip = clip
-        self.split = split
-        self.images = images
-        self.sampling = sampling or Sampling()
+    clip: str | None
+    split: str = "validation"
+    images: int = 1000
+    sampling: Sampling = field(default_factory=Sampling)
 
     def __call__(
         self, run: Path, data: CaptionedImages, *, seed: int, device: str, folder: Path
     ) -> list[Result]:
         if self.clip is None:
             raise UserError(
-                "metric=clip_score needs a CLIP: metric.clip=PATH of a transformers CLIP, or its "
-                "name on the Hugging Face Hub"
+                "metric=clip_score needs a CLIP: set metric.clip=PATH to the folder of a "
+                "transformers CLIP, or to its name on the Hugging Face Hub"
             )
-        clip = load_clip(self.clip, device)  # before drawing, which takes long
-        drawing = draw(run, data, self.split, self.images, self.sampling, seed, device)
-        drawing.show(folder / "samples.png")
+        clip = load_clip_metric(self.clip, device)  # first, because generation takes long
+        images = generate_images(run, data, self.split, self.images, self.sampling, seed, device)
+        images.save_grid(folder / "samples.png")
         settings = {
             "extractor": self.clip,
             "extractor_digest": weights_digest(clip.model),
             **vars(self.sampling),
         }
-        results = []
-        for of, images in (("generated", drawing.drawn), ("real", drawing.real)):
-            value = clip_score(images, drawing.captions, clip)
-            own = {"pictures": of, **settings}
-            results.append(Result("clip_score", value, self.split, len(images), own))
-        return results
+        return [
+            Result(
+                "clip_score",
+                clip_score(batch, images.captions, clip),
+                self.split,
+                len(batch),
+                {"image_set": name, **settings},
+            )
+            for name, batch in (("generated", images.generated), ("real", images.real))
+        ]

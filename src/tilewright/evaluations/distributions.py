@@ -1,161 +1,160 @@
-"""How drawn pictures are distributed, beside real ones: fid, kid and is (section 3.1)."""
+"""Distribution metrics of generated images: FID, KID and Inception score (section 3.1)."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tilewright.data import CaptionedImages
+from tilewright.evaluations.features import ImageSetFeatures, write_image_folder
+from tilewright.evaluations.generation import generate_images
 from tilewright.evaluations.results import Result
-from tilewright.evaluations.samples import draw, write_folder
 from tilewright.metrics.distances import frechet_distance, kernel_distance
-from tilewright.metrics.extractors import Extractor, find_extractor
-from tilewright.metrics.features import folder_features
 from tilewright.metrics.scores import classifier_score
 from tilewright.prior import Sampling
 from tilewright.viz.plots import curves
 
-# Features [N, D] of the folder "real" or "generated", blurred by so many pixels.
-FolderFeatures = Callable[[str, float], np.ndarray]
-# A figure and the settings that are its own.
-Figure = tuple[float, dict[str, Any]]
+Measurement = tuple[float, dict[str, Any]]  # a value and its own settings
 
 
-class DrawnDistribution(ABC):
-    """Draws one picture for each caption of a split; features of both folders of PNGs.
+@dataclass(kw_only=True)
+class DistributionMetric(ABC):
+    """Base class of metrics on the features of generated and real images.
 
-    The figures have the metric's name where clean-fid's Inception is to be had; elsewhere they are
-    computed on the offline network and bear that one's name.
+    One image is generated per caption of a split. If Inception's weights are unavailable, the
+    offline network replaces Inception and the metric carries the network's name.
 
     Args:
-        split: whose captions and pictures.
-        images: at most so many of them, the first ones.
-        resize: clean-fid's way to the network's size, "clean" or "legacy_pytorch".
-        inception_weights: path of Inception's weights, or None to look where clean-fid keeps them.
-        sampling: how tokens are drawn.
+        split: split of the captions and real images.
+        images: number of images at most, the first ones.
+        resize: clean-fid's resize, "clean" or "legacy_pytorch".
+        inception_weights: path of Inception's weights; None uses clean-fid's copy.
+        sampling: sampling settings.
     """
 
-    metric: str  # its name on Inception
+    metric = ""  # name of the metric on Inception
 
-    def __init__(
-        self,
-        split: str = "validation",
-        images: int = 1000,
-        resize: str = "clean",
-        inception_weights: str | None = None,
-        sampling: Sampling | None = None,
-    ):
-        self.split = split
-        self.images = images
-        self.resize = resize
-        self.inception_weights = inception_weights
-        self.sampling = sampling or Sampling()
+    split: str = "validation"
+    images: int = 1000
+    resize: str = "clean"
+    inception_weights: str | None = None
+    sampling: Sampling = field(default_factory=Sampling)
 
     def __call__(
         self, run: Path, data: CaptionedImages, *, seed: int, device: str, folder: Path
     ) -> list[Result]:
-        extractor = find_extractor(device, self.inception_weights)
-        drawing = draw(run, data, self.split, self.images, self.sampling, seed, device)
-        drawing.show(folder / "samples.png")
+        features = ImageSetFeatures(data, device, self.resize, self.inception_weights)
+        images = generate_images(run, data, self.split, self.images, self.sampling, seed, device)
+        images.save_grid(folder / "samples.png")
         folders = {
-            "real": write_folder(drawing.real, folder / "real"),
-            "generated": write_folder(drawing.drawn, folder / "generated"),
+            "real": write_image_folder(images.real, folder / "real"),
+            "generated": write_image_folder(images.generated, folder / "generated"),
         }
-
-        def features(of: str, blur: float = 0) -> np.ndarray:
-            return folder_features(
-                folders[of], extractor, self.resize, blur, cache=data.cache.parent / "features"
-            )
-
-        settings = {
-            "extractor": extractor.name,
-            "extractor_digest": extractor.digest,
-            "resize": self.resize,
-            **vars(self.sampling),
-        }
-        name, count = extractor.figure(self.metric), len(drawing.captions)
-        return [
-            Result(name, value, self.split, count, {**own, **settings})
-            for value, own in self.figures(extractor, features, seed)
+        name = features.extractor.metric_name(self.metric)
+        shared = {**features.settings, **vars(self.sampling)}
+        results = [
+            Result(name, value, self.split, len(images.captions), {**settings, **shared})
+            for value, settings in self.measure(features, folders, seed)
         ]
+        self.plot(results, folder)
+        return results
 
     @abstractmethod
-    def figures(self, extractor: Extractor, features: FolderFeatures, seed: int) -> list[Figure]:
-        """The values, each with the settings that are its own."""
+    def measure(
+        self, features: ImageSetFeatures, folders: Mapping[str, Path], seed: int
+    ) -> list[Measurement]:
+        """Returns the values of the metric, each with its own settings.
+
+        Args:
+            folders: folders of the images "real" and "generated".
+        """
+
+    def plot(self, results: list[Result], folder: Path) -> None:
+        """Plots the results into `folder`. Most metrics have nothing to plot."""
+        return
 
 
-class FrechetInceptionDistance(DrawnDistribution):
-    """Fréchet distance between drawn and real pictures.
+@dataclass(kw_only=True)
+class FrechetInceptionDistance(DistributionMetric):
+    """Fréchet distance between generated and real images.
 
     Args:
-        blur: standard deviations, in pixels, of a Gaussian filter over both kinds of pictures
-            before they are compared; the paper's curve is [0, 1, 2, 4, 8] at 256x256.
-        others: as `DrawnDistribution`'s.
+        blur: standard deviation of a Gaussian filter over all images, in pixels, or a list of them
+            for a curve. The paper's curve has [0, 1, 2, 4, 8] at 256x256.
+        split, images, resize, inception_weights, sampling: see `DistributionMetric`.
     """
 
     metric = "fid"
 
-    def __init__(self, blur: list[float] | float = 0, **others: Any):
-        super().__init__(**others)
-        self.blur = [blur] if isinstance(blur, int | float) else list(blur)
+    blur: Sequence[float] | float = 0
 
-    def figures(self, extractor: Extractor, features: FolderFeatures, seed: int) -> list[Figure]:
-        return [
-            (frechet_distance(features("real", blur), features("generated", blur)), {"blur": blur})
-            for blur in self.blur
-        ]
+    def measure(
+        self, features: ImageSetFeatures, folders: Mapping[str, Path], seed: int
+    ) -> list[Measurement]:
+        blurs = [self.blur] if isinstance(self.blur, int | float) else self.blur
+        measurements = []
+        for blur in blurs:
+            real = features.of_folder(folders["real"], blur)
+            generated = features.of_folder(folders["generated"], blur)
+            measurements.append((frechet_distance(real, generated), {"blur": blur}))
+        return measurements
 
-    def __call__(self, run: Path, data: CaptionedImages, **how: Any) -> list[Result]:
-        results = super().__call__(run, data, **how)
+    def plot(self, results: list[Result], folder: Path) -> None:
         if len(results) > 1:
             points = [(result.settings["blur"], result.value) for result in results]
-            path = how["folder"] / "blur.png"
-            curves({self.split: points}, path, across="blur, in pixels", up=results[0].metric)
-        return results
+            name = results[0].metric
+            curves({self.split: points}, folder / "blur.png", across="blur, in pixels", up=name)
 
 
-class KernelInceptionDistance(DrawnDistribution):
-    """Kernel distance between drawn and real pictures.
+@dataclass(kw_only=True)
+class KernelInceptionDistance(DistributionMetric):
+    """Kernel distance between generated and real images.
 
     Args:
-        subsets, subset_size: the mean over so many random subsets of so many pictures.
-        others: as `DrawnDistribution`'s.
+        subsets: number of random subsets that are averaged.
+        subset_size: images per subset.
+        split, images, resize, inception_weights, sampling: see `DistributionMetric`.
     """
 
     metric = "kid"
 
-    def __init__(self, subsets: int = 100, subset_size: int = 1000, **others: Any):
-        super().__init__(**others)
-        self.subsets = subsets
-        self.subset_size = subset_size
+    subsets: int = 100
+    subset_size: int = 1000
 
-    def figures(self, extractor: Extractor, features: FolderFeatures, seed: int) -> list[Figure]:
-        how = {"subsets": self.subsets, "subset_size": self.subset_size}
-        value = kernel_distance(features("real", 0), features("generated", 0), **how, seed=seed)
-        return [(value, how)]
+    def measure(
+        self, features: ImageSetFeatures, folders: Mapping[str, Path], seed: int
+    ) -> list[Measurement]:
+        real = features.of_folder(folders["real"])
+        generated = features.of_folder(folders["generated"])
+        value = kernel_distance(real, generated, self.subsets, self.subset_size, seed)
+        return [(value, {"subsets": self.subsets, "subset_size": self.subset_size})]
 
 
-class InceptionScore(DrawnDistribution):
-    """Inception score of drawn pictures, and for comparison of the real ones.
+@dataclass(kw_only=True)
+class InceptionScore(DistributionMetric):
+    """Inception score of generated images, with that of the real images for comparison.
+
+    The results' `spread` is one standard deviation below and above the mean.
 
     Args:
-        splits: parts that are scored for themselves; the figure is their mean, and `spread` one
-            standard deviation around it.
-        others: as `DrawnDistribution`'s.
+        splits: number of parts that are scored separately and averaged.
+        split, images, resize, inception_weights, sampling: see `DistributionMetric`.
     """
 
     metric = "is"
 
-    def __init__(self, splits: int = 10, **others: Any):
-        super().__init__(**others)
-        self.splits = splits
+    splits: int = 10
 
-    def figures(self, extractor: Extractor, features: FolderFeatures, seed: int) -> list[Figure]:
-        scored = []
-        for of in ("generated", "real"):
-            mean, deviation = classifier_score(features(of, 0), extractor, self.splits, seed)
+    def measure(
+        self, features: ImageSetFeatures, folders: Mapping[str, Path], seed: int
+    ) -> list[Measurement]:
+        measurements = []
+        for name in ("generated", "real"):
+            mean, deviation = classifier_score(
+                features.of_folder(folders[name]), features.extractor, self.splits, seed
+            )
             spread = [round(mean - deviation, 4), round(mean + deviation, 4)]
-            scored.append((mean, {"pictures": of, "splits": self.splits, "spread": spread}))
-        return scored
+            settings = {"image_set": name, "splits": self.splits, "spread": spread}
+            measurements.append((mean, settings))
+        return measurements

@@ -1,7 +1,9 @@
-"""Whether a drawn picture can be told to be of its caption, among many of other captions."""
+"""Identification of generated images: is each one nearest to the true image of its caption?"""
 
+import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -10,132 +12,121 @@ from torch import Tensor
 
 from tilewright.data import CaptionedImages
 from tilewright.errors import UserError
+from tilewright.evaluations.features import ImageSetFeatures
+from tilewright.evaluations.generation import generate_images
 from tilewright.evaluations.results import Result
-from tilewright.evaluations.samples import draw, write_folder
 from tilewright.metrics.alignment import Share
-from tilewright.metrics.extractors import find_extractor
-from tilewright.metrics.features import folder_features
 from tilewright.metrics.retrieval import identification_ranks
 from tilewright.pipeline import TextToImage
 from tilewright.prior import Sampling
 from tilewright.viz.images import captioned_grid, save
 
-EVERY = 2**62  # examples of a split: all of them
+ALL = sys.maxsize  # count that takes all examples of a split
 
 
+@dataclass
 class Identification:
-    """How often a picture drawn for a held-out caption is nearest to its true picture, among many.
+    """Share of generated images that are nearest to their true image among many candidates.
 
-    Nearest is the greatest cosine of features. Beside the drawn pictures stand the dVAE's
-    reconstructions of the true ones, the most that a prior on it can reach, and on emoji the other
-    style's picture of the same thing, which a prior that only knew the concept would draw; there
-    the many are all of the caption's style.
+    Nearest is the greatest cosine similarity of features. For comparison, the same share is
+    measured for the dVAE's reconstructions of the true images, which bound what a prior can reach.
+    If the source has two caption styles, it is also measured for the same concept in the other
+    style, which a prior would generate that learned the concept but not the style. All candidates
+    then have the caption's style.
 
     Args:
-        split: whose captions are drawn.
-        among: pictures of which one is the true one; the others are drawn by lot from this split
-            and the validation split.
-        images: at most so many captions, the first ones.
-        resize, inception_weights: as metric=fid has them.
-        sampling: how tokens are drawn.
+        split: split of the captions.
+        among: number of candidates: the true image and others, sampled from this split and from
+            the validation split.
+        images: number of captions at most, the first ones.
+        resize: clean-fid's resize, "clean" or "legacy_pytorch".
+        inception_weights: path of Inception's weights; None uses clean-fid's copy.
+        sampling: sampling settings.
     """
 
-    def __init__(
-        self,
-        split: str = "zeroshot",
-        among: int = 100,
-        images: int = 1000,
-        resize: str = "clean",
-        inception_weights: str | None = None,
-        sampling: Sampling | None = None,
-    ):
-        self.split = split
-        self.among = among
-        self.images = images
-        self.resize = resize
-        self.inception_weights = inception_weights
-        self.sampling = sampling or Sampling()
+    split: str = "zeroshot"
+    among: int = 100
+    images: int = 1000
+    resize: str = "clean"
+    inception_weights: str | None = None
+    sampling: Sampling = field(default_factory=Sampling)
 
     def __call__(
         self, run: Path, data: CaptionedImages, *, seed: int, device: str, folder: Path
     ) -> list[Result]:
-        extractor = find_extractor(device, self.inception_weights)
-        held_out = self._held_out(data)
-        drawing = draw(run, data, self.split, self.images, self.sampling, seed, device)
-        shown = {
-            "drawn": drawing.drawn,
-            "reconstructed": _reconstructed(run, drawing.real, device),
-            **_in_other_style(data, drawing.captions),
+        features = ImageSetFeatures(data, device, self.resize, self.inception_weights)
+        candidates = self._candidates(data)
+        images = generate_images(run, data, self.split, self.images, self.sampling, seed, device)
+        image_sets = {
+            "generated": images.generated,
+            "reconstructed": _reconstruct(run, images.real, device),
+            **_other_style(data, images.captions),
         }
-        columns = torch.stack([*shown.values(), drawing.real], dim=1)
-        save(captioned_grid(drawing.captions[:12], columns[:12]), folder / f"{self.split}.png")
+        columns = torch.stack([*image_sets.values(), images.real], dim=1)
+        save(captioned_grid(images.captions[:12], columns[:12]), folder / f"{self.split}.png")
 
-        def features(images: Tensor, name: str) -> np.ndarray:
-            written = write_folder(images, folder / name)
-            cache = data.cache.parent / "features"
-            return folder_features(written, extractor, self.resize, cache=cache)
-
-        originals = features(torch.stack([image for image, _ in held_out]), "true")
-        groups = np.array([_style(data, caption) for _, caption in held_out])
+        true_images = torch.stack([image for image, _ in candidates])
+        true_features = features.of_images(true_images, folder / "true")
+        styles = np.array([_style(data, caption) for _, caption in candidates])
+        shared = {**features.settings, **vars(self.sampling)}
         results = []
-        for name, images in shown.items():
-            seen = features(images, name)
-            ranks = identification_ranks(seen, originals, groups, self.among, seed)
+        for name, image_set in image_sets.items():
+            own_features = features.of_images(image_set, folder / name)
+            ranks = identification_ranks(own_features, true_features, styles, self.among, seed)
             for k in (1, 5):
                 share = Share(int((ranks < k).sum()), len(ranks))
                 settings = {
-                    "pictures": name,
+                    "image_set": name,
                     "top": k,
                     "among": self.among,
                     "interval": share.interval,
-                    "extractor": extractor.name,
-                    "extractor_digest": extractor.digest,
-                    "resize": self.resize,
-                    **vars(self.sampling),
+                    **shared,
                 }
                 results.append(
                     Result("identification", share.value, self.split, share.trials, settings)
                 )
         return results
 
-    def _held_out(self, data: CaptionedImages) -> list[tuple[Tensor, str]]:
-        """The pairs of this split, and those of the validation split behind them.
+    def _candidates(self, data: CaptionedImages) -> list[tuple[Tensor, str]]:
+        """Returns the images and captions of this split, followed by the validation split's.
 
         Raises:
-            UserError: there are too few, of some style.
+            UserError: a style has fewer than `among` images.
         """
-        others = [] if self.split.startswith("validation") else ["validation"]
-        splits = [self.split, *others]
-        pairs = [pair for split in splits for pair in data.examples(split, EVERY)]
+        more = [] if self.split.startswith("validation") else ["validation"]
+        pairs = [pair for split in [self.split, *more] for pair in data.examples(split, ALL)]
         for style, count in Counter(_style(data, caption) for _, caption in pairs).items():
             if count < self.among:
+                of_style = f" of the style {style}" if style else ""
                 raise UserError(
-                    f"{count} held-out pictures{style and f' of the style {style}'} are too few to "
-                    f"find one among {self.among}: set metric.among={count} or less"
+                    f"{count} candidates{of_style} are fewer than metric.among={self.among}: "
+                    f"set metric.among={count} or less"
                 )
         return pairs
 
 
-def _reconstructed(run: Path, images: Tensor, device: str) -> Tensor:
-    """What is left of images [N, 3, H, W] after the way through the run's image tokens."""
+def _reconstruct(run: Path, images: Tensor, device: str) -> Tensor:
+    """Returns the reconstructions of images [N, 3, H, W] from the run's image tokens."""
     model = TextToImage.from_run(run, device)
     tokens = [model.image_tokenizer.encode(batch.to(device)) for batch in images.split(64)]
     return model.decode(torch.cat(tokens)[:, None]).squeeze(1).cpu()
 
 
 def _style(data: CaptionedImages, caption: str) -> str:
+    """Returns the style of a caption, or "" if the source has no caption styles."""
     return data.caption_styles.style(caption) if data.caption_styles else ""
 
 
-def _in_other_style(data: CaptionedImages, captions: Sequence[str]) -> dict[str, Tensor]:
-    """{"other style": the pictures [N, 3, H, W] of the same emoji}, where there are two styles
-    and it has all of them."""
+def _other_style(data: CaptionedImages, captions: Sequence[str]) -> dict[str, Tensor]:
+    """Returns {"other style": images [N, 3, H, W]} of the same concepts in the other style.
+
+    Returns {} if there is no other style, or if an image is missing or unreadable.
+    """
     if data.caption_styles is None:
         return {}
-    pictures = {
-        caption: image for split in data.splits for image, caption in data.examples(split, EVERY)
+    by_caption = {
+        caption: image for split in data.splits for image, caption in data.examples(split, ALL)
     }
-    others = [data.caption_styles.in_other_style(caption) for caption in captions]
-    if not pictures.keys() >= set(others):  # some cannot be used, or filters have dropped them
-        return {}
-    return {"other style": torch.stack([pictures[str(caption)] for caption in others])}
+    counterparts = [data.caption_styles.in_other_style(caption) for caption in captions]
+    images = [by_caption[caption] for caption in counterparts if caption in by_caption]
+    return {"other style": torch.stack(images)} if len(images) == len(captions) else {}

@@ -1,8 +1,9 @@
-"""Figures with what is needed to repeat them: in results.json, on the screen, in TensorBoard."""
+"""Results of evaluations: in results.json, as a printed table, and in TensorBoard."""
 
 import json
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,17 +14,21 @@ from rich.table import Table
 from tilewright.data import CaptionedImages
 from tilewright.runs import listing
 
+# Keys that every record of results.json has, also where a metric does not use them.
+OPTIONAL_KEYS = ("extractor", "extractor_digest", "resize")
+
 
 @dataclass(frozen=True)
 class Result:
-    """One figure.
+    """A measured value with the settings that reproduce it.
 
     Args:
-        metric: its name; value: the figure itself.
-        split: of the data set.
-        images: how many pictures went into it.
-        settings: whatever else changes the value (extractor, resize, sampling, ...). What lies
-            around the value, such as an interval, is a list: it tells no figure from another.
+        metric: name of the metric.
+        value: measured value.
+        split: split of the data.
+        images: number of images that were measured.
+        settings: everything else that changes the value (extractor, resize, sampling, ...). A list
+            is a spread around the value, such as a confidence interval.
     """
 
     metric: str
@@ -34,77 +39,82 @@ class Result:
 
 
 class Evaluation(Protocol):
-    """What `conf/metric/<name>.yaml` builds; that file names the kind of run that it measures."""
+    """Interface of the classes that `conf/metric/<name>.yaml` builds."""
 
     def __call__(
         self, run: Path, data: CaptionedImages, *, seed: int, device: str, folder: Path
     ) -> list[Result]:
-        """Measures a run. Pictures worth looking at are written into `folder`."""
+        """Measures a run and returns the results.
+
+        Args:
+            run: folder of the run.
+            data: data to measure on.
+            seed: seed of everything random.
+            device: torch device.
+            folder: folder for images and plots of the evaluation.
+        """
         ...
 
 
-def write(results: list[Result], folder: Path, **common: Any) -> Path:
-    """Writes `results.json`: a flat record for each figure, its own settings and the common ones.
+def write_results(results: list[Result], folder: Path, **common: Any) -> Path:
+    """Writes `results.json`, one flat record per result, and returns its path.
 
     Args:
-        common: run, data, seed, ...
+        common: keys of every record, such as run, data and seed.
     """
-    rows = []
-    absent = {"extractor": None, "extractor_digest": None, "resize": None}
+    records = []
     for result in results:
-        row = asdict(result)
-        settings = row.pop("settings")
-        rows.append({**row, **absent, **settings, **common})
-    for row in rows:
-        if not math.isfinite(row["value"]):
-            row["value"] = str(row["value"])  # JSON has no infinity
+        record = asdict(result)
+        settings = record.pop("settings")
+        if not math.isfinite(record["value"]):
+            record["value"] = str(record["value"])  # JSON has no infinity
+        records.append({**record, **dict.fromkeys(OPTIONAL_KEYS), **settings, **common})
     path = folder / "results.json"
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(rows, indent=2) + "\n")
+    path.write_text(json.dumps(records, indent=2) + "\n")
     return path
 
 
-def show(results: list[Result], title: str) -> None:
-    """Prints a table under its title; settings that all figures share stand below it."""
-    keys = _distinguishing(results)
-    keys += [key for r in results for key, value in r.settings.items() if isinstance(value, list)]
-    keys = list(dict.fromkeys(keys))
-    shared = {key: value for r in results for key, value in r.settings.items() if key not in keys}
-    caption = ", ".join(f"{key}={value}" for key, value in shared.items() if value is not None)
+def print_results(results: list[Result], title: str) -> None:
+    """Prints a table of results; the settings that all of them share go below it."""
+    spreads = [key for r in results for key, value in r.settings.items() if isinstance(value, list)]
+    columns = list(dict.fromkeys([*_distinguishing_keys(results), *spreads]))
+    shared = {k: v for r in results for k, v in r.settings.items() if k not in columns}
     table = Table(box=box.SIMPLE_HEAD)
-    for column in ("metric", "value", "split", "images", *keys):
+    for column in ("metric", "value", "split", "images", *columns):
         table.add_column(column, justify="right" if column in {"value", "images"} else "left")
     for r in results:
-        own = [str(r.settings.get(key) if r.settings.get(key) is not None else "") for key in keys]
-        table.add_row(r.metric, f"{r.value:.4g}", r.split, str(r.images), *own)
+        settings = [r.settings.get(column) for column in columns]
+        cells = ["" if setting is None else str(setting) for setting in settings]
+        table.add_row(r.metric, f"{r.value:.4g}", r.split, str(r.images), *cells)
     console = listing.console()
     console.print(title, soft_wrap=True)
     console.print(table)
-    if caption:
+    if caption := ", ".join(f"{k}={v}" for k, v in shared.items() if v is not None):
         console.print(caption, soft_wrap=True)
 
 
-def log(results: list[Result], run: Path, step: int) -> None:
-    """Writes TensorBoard scalars `eval/<metric>/<split>` into a run, beside its training's curves.
+def log_results(results: list[Result], run: Path, step: int) -> None:
+    """Writes the TensorBoard scalars `eval/<metric>/<split>` beside the run's training curves.
 
     Args:
-        step: of the training at which the measured weights were made.
+        step: training step of the measured weights.
     """
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(run), filename_suffix=".eval") as writer:
         for result in results:
-            alike = [r for r in results if (r.metric, r.split) == (result.metric, result.split)]
-            parts = [f"{key}={result.settings.get(key)}" for key in _distinguishing(alike)]
-            tag = "/".join(["eval", result.metric, result.split, *parts])
+            same_name = [r for r in results if (r.metric, r.split) == (result.metric, result.split)]
+            settings = [f"{k}={result.settings.get(k)}" for k in _distinguishing_keys(same_name)]
+            tag = "/".join(["eval", result.metric, result.split, *settings])
             writer.add_scalar(tag.replace(" ", "_"), result.value, step)
 
 
-def _distinguishing(results: list[Result]) -> list[str]:
-    """The settings, lists aside, that tell figures of one metric and split from each other."""
+def _distinguishing_keys(results: Sequence[Result]) -> list[str]:
+    """Returns the settings, except spreads, in which results of one metric and split differ."""
     values = defaultdict(set)
     for result in results:
         for key, value in result.settings.items():
             if not isinstance(value, list):
                 values[key, result.metric, result.split].add(value)
-    return list(dict.fromkeys(key for (key, *_), differing in values.items() if len(differing) > 1))
+    return list(dict.fromkeys(key for (key, *_), distinct in values.items() if len(distinct) > 1))

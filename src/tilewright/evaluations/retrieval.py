@@ -1,5 +1,7 @@
-"""How well a ranker tells which caption belongs to which picture."""
+"""Recall of a contrastive ranker between captions and images."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,21 +12,21 @@ from tilewright.metrics.retrieval import RetrievalRecall
 from tilewright.reranking import ContrastiveRanker
 
 
+@dataclass
 class Retrieval:
-    """R@1, R@5 and R@10 both ways among the first pairs of a split.
+    """Recall@1, @5 and @10 in both directions among the first pairs of a split.
 
-    Captions that are true of several pictures make a perfect score impossible.
+    A caption that matches several images makes a perfect score impossible.
 
     Args:
-        splits: which to measure; those that the data does not have are left out.
-        images: at most so many pairs of each; R@k among more is lower.
+        splits: splits to measure. Splits that the data does not have are left out.
+        images: number of pairs per split at most. Recall among more pairs is lower.
         batch_size: pairs that are encoded at once.
     """
 
-    def __init__(self, splits: list[str], images: int = 1000, batch_size: int = 128):
-        self.splits = splits
-        self.images = images
-        self.batch_size = batch_size
+    splits: Sequence[str]
+    images: int = 1000
+    batch_size: int = 128
 
     @torch.inference_mode()
     def __call__(
@@ -35,10 +37,11 @@ class Retrieval:
         for split in data.present(self.splits):
             originals, captions = zip(*data.examples(split, self.images), strict=True)
             recall = RetrievalRecall()
-            for first in range(0, len(captions), self.batch_size):
-                part = slice(first, first + self.batch_size)
-                images = ranker.encode_images(torch.stack(originals[part]).to(device))
-                recall.update(ranker.encode_captions(captions[part]).cpu(), images.cpu())
+            for start in range(0, len(captions), self.batch_size):
+                batch = slice(start, start + self.batch_size)
+                images = ranker.encode_images(torch.stack(originals[batch]).to(device))
+                text = ranker.encode_captions(captions[batch])
+                recall.update(text.cpu(), images.cpu())
             results += [
                 Result(name, float(value), split, len(captions), {})
                 for name, value in recall.compute().items()

@@ -1,1 +1,1 @@
-"""Metrics on tensors and folders of images."""
+"""Metrics of images, captions and codebooks."""

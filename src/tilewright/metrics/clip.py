@@ -1,4 +1,4 @@
-"""A pretrained CLIP of the package transformers, for whatever compares captions with pictures."""
+"""Pretrained CLIP models of the transformers library."""
 
 import functools
 from pathlib import Path
@@ -9,39 +9,41 @@ from torch import Tensor
 from tilewright.errors import UserError
 
 
-def clip_towers(clip: str | Path) -> tuple[Any, Any]:
-    """A pretrained CLIP: a model with `get_image_features` and `get_text_features`, which both give
-    vectors [B, D] on the model's device, and the processor that makes its inputs.
+def load_clip(name_or_path: str | Path) -> tuple[Any, Any]:
+    """Loads a pretrained CLIP and its processor.
+
+    The model's `get_image_features` and `get_text_features` return vectors [B, D]. The processor
+    truncates long captions.
 
     Args:
-        clip: folder of a transformers CLIP, or its name on the Hugging Face Hub.
+        name_or_path: folder of a transformers CLIP, or its name on the Hugging Face Hub.
 
     Raises:
-        UserError: transformers is not installed, or there is no such CLIP.
+        UserError: transformers is not installed, or the CLIP cannot be loaded.
     """
     try:
         from transformers import CLIPModel, CLIPProcessor
     except ImportError as error:
         raise UserError(
-            "a CLIP needs a package that is not installed: pip install 'tilewright[clip]'"
+            "transformers, which CLIP needs, is not installed: pip install 'tilewright[clip]'"
         ) from error
 
-    class Towers(CLIPModel):
-        # transformers 5 returns all of a tower's outputs here, torchmetrics wants the vector.
-        def get_image_features(self, *inputs: Tensor, **named: Tensor) -> Tensor:
-            return super().get_image_features(*inputs, **named).pooler_output
+    class VectorCLIP(CLIPModel):
+        # transformers 5 returns all outputs of a tower here; torchmetrics expects the vectors.
+        def get_image_features(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+            return super().get_image_features(*args, **kwargs).pooler_output
 
-        def get_text_features(self, *inputs: Tensor, **named: Tensor) -> Tensor:
-            return super().get_text_features(*inputs, **named).pooler_output
+        def get_text_features(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+            return super().get_text_features(*args, **kwargs).pooler_output
 
     try:
-        model = Towers.from_pretrained(clip).eval()
-        processor: Any = CLIPProcessor.from_pretrained(clip)
+        model = VectorCLIP.from_pretrained(name_or_path).eval()
+        processor: Any = CLIPProcessor.from_pretrained(name_or_path)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"no CLIP can be loaded from {clip}: give the folder of a transformers CLIP, or its "
-            f"name on the Hugging Face Hub ({reason})"
+            f"cannot load a CLIP from {name_or_path} ({reason}): give the folder of a transformers "
+            "CLIP, or its name on the Hugging Face Hub"
         ) from error
-    # Cut by the tokenizer, a caption keeps the end token, which its vector is read off.
+    # The tokenizer must truncate: it keeps the end token, from which CLIP reads the text vector.
     return model, functools.partial(processor, truncation=True)

