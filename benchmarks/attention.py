@@ -1,7 +1,7 @@
-"""Speed of attention over the whole stream, forward and backward, by pattern.
+"""Speed of attention over the complete stream, forward and backward, by pattern.
 
-The baseline is what a prior without sparse attention would run: PyTorch's dense causal attention.
-The other way to a sparse pattern, a dense mask, costs the same for every pattern.
+The baseline is PyTorch's dense causal attention, as in a prior without sparse layers. A dense mask
+is the other way to compute a sparse pattern; it costs the same for every pattern.
 
     python benchmarks/attention.py [grid=32] [text_length=256] [batch_size=2] [any setting=value]
 """
@@ -24,49 +24,53 @@ DEFAULTS = {
     "text_length": 256,
     "grid": 32,
     "heads": 8,
-    "width": 64,  # of a head
+    "width": 64,  # per head
     "batch_size": 2,
     "dtypes": ["float32", "bfloat16"],
     "rounds": 10,
     "warmup": 2,
-    "threads": None,  # torch's own choice
+    "threads": None,  # null: torch's default
     "out": "logs/benchmarks/attention.json",
 }
 SEED = 0
 
 
-def there_and_back(attention: Callable[..., Tensor], qkv: list[Tensor]) -> None:
-    """Forward and backward."""
+def forward_and_backward(attention: Callable[..., Tensor], qkv: list[Tensor]) -> None:
+    """Runs attention forward and backward."""
     y = attention(*qkv)
     torch.autograd.grad(y, qkv, torch.ones_like(y))
 
 
 def main() -> None:
-    settings = command_line.read_own(DEFAULTS, __doc__)
+    settings = command_line.parse(DEFAULTS, __doc__)
     device = timing.prepare(settings.threads, SEED)
     stream = Stream(text_length=settings.text_length, grid=settings.grid)
     mask = dense_mask("row", stream).to(device)
     dense = {
         "dense, causal": partial(F.scaled_dot_product_attention, is_causal=True),
-        "dense under a mask": partial(F.scaled_dot_product_attention, attn_mask=mask),
+        "dense mask": partial(F.scaled_dot_product_attention, attn_mask=mask),
     }
     shape = (settings.batch_size, settings.heads, stream.length, settings.width)
     speeds = {}
     for name in settings.dtypes:
         dtype = getattr(torch, name)
         qkv = [torch.randn(shape, dtype=dtype, device=device, requires_grad=True) for _ in "qkv"]
-        where = (torch.device(device), dtype)
         ours = {
-            f"ours, {name}": partial(attend, mask=mask_on(name, stream, *where))
+            f"ours, {name}": partial(
+                attend, mask=mask_on(name, stream, torch.device(device), dtype)
+            )
             for name in PATTERNS
         }
-        ways = {**dense, **ours}
-        steps = {label: partial(there_and_back, way, qkv) for label, way in ways.items()}
+        implementations = {**dense, **ours}
+        steps = {
+            label: partial(forward_and_backward, implementation, qkv)
+            for label, implementation in implementations.items()
+        }
         speeds[name] = timing.compare(steps, settings.rounds, settings.warmup)
         title = f"Attention, {stream.length} positions, {name}"
-        timing.show_speeds(f"{title}: against dense, causal", speeds[name])
-        under_mask = timing.against(speeds[name], "dense under a mask")
-        timing.show_speeds(f"{title}: against dense under a mask", under_mask)
+        timing.print_speeds(f"{title}: against dense, causal", speeds[name])
+        under_mask = timing.against(speeds[name], "dense mask")
+        timing.print_speeds(f"{title}: against a dense mask", under_mask)
     timing.write(settings.out, speeds=speeds, settings=OmegaConf.to_container(settings))
 
 

@@ -1,9 +1,9 @@
-"""What a dVAE keeps of emoji after equal training time: this project's against DALLE-pytorch's.
+"""Reconstruction of emoji after equal training time: this project's dVAE and DALLE-pytorch's.
 
-Both train on the same pictures (64x64, an 8x8 grid, K = 512), one after the other, on as many
-threads. Ours goes first, as `python src/train.py experiment=dvae_emoji` trains, with so many steps
-as a short timing says will fill the minutes: its schedules span them. DALLE-pytorch's then gets the
-time that ours took. Measured are PSNR and codebook use on hard codes, over the validation split.
+Both train on the same images (64x64, an 8x8 grid, K = 512) and the same number of threads, one
+after the other. Ours is first, with the recipe `experiment=dvae_emoji`. A short timing estimates
+how many steps fit into the minutes, and the schedules span these steps. DALLE-pytorch's then gets
+the time that ours took. PSNR and codebook use are of hard codes, over the validation split.
 
     python benchmarks/dvae_quality.py minutes=10 [peer.batch_size=32] [any key=value of conf/]
 """
@@ -37,10 +37,10 @@ from tilewright.viz.images import enlarged, save_tensor
 TASK = ["experiment=dvae_emoji"]
 DEFAULTS = {
     "minutes": 5.0,
-    "timed_steps": 40,  # of the short timing
-    "threads": None,  # torch's own choice
+    "timed_steps": 40,  # for the estimate of steps
+    "threads": None,  # null: torch's default
     "out": "logs/benchmarks/dvae_quality.json",
-    # DALLE-pytorch's network as its README makes it, trained as its train_vae.py does by default.
+    # Network of DALLE-pytorch's README, training defaults of its train_vae.py.
     "peer": {
         "codebook_dim": 512,
         "hidden_dim": 64,
@@ -49,7 +49,7 @@ DEFAULTS = {
         "kl_div_loss_weight": 0.0,
         "batch_size": 8,
         "learning_rate": 1e-3,
-        "learning_rate_decay": 0.98,  # every 100 steps of an epoch, as the temperature's
+        "learning_rate_decay": 0.98,  # every 100 steps of an epoch, like the temperature
         "temperature": 1.0,
         "temperature_min": 0.5,
         "temperature_anneal": 1e-6,
@@ -59,7 +59,7 @@ DEFAULTS = {
 
 @dataclass
 class Trained:
-    """A trained dVAE, on the CPU: images to image tokens and back, and what the training took."""
+    """A trained dVAE on the CPU, with the cost of its training."""
 
     name: str
     encode: Callable[[Tensor], Tensor]
@@ -70,13 +70,13 @@ class Trained:
 
 
 def configuration(overrides: list[str], steps: int) -> DictConfig:
-    """The configuration of `python src/train.py` with these settings, and nothing to watch it."""
+    """Returns the configuration of `python src/train.py` without validations and observers."""
     length = [f"trainer.max_steps={steps}", "trainer.limit_val_batches=0"]
     return training.configuration([*TASK, *overrides, *length])
 
 
 def train_ours(overrides: list[str], steps: int) -> Trained:
-    """Trains this project's dVAE for so many steps."""
+    """Trains this project's dVAE."""
     config = configuration(overrides, steps)
     pl.seed_everything(config.seed, verbose=False)
     data = instantiate(config.data)
@@ -92,7 +92,7 @@ def train_ours(overrides: list[str], steps: int) -> Trained:
 
 
 def steps_in(seconds: float, overrides: list[str], timed: int) -> int:
-    """How many steps fit, from two short trainings: their difference has no start-up in it."""
+    """Estimates the steps that fit, from two short trainings whose difference has no startup."""
     short, long = (train_ours(overrides, steps).seconds for steps in (timed // 4, timed))
     each = (long - short) / (timed - timed // 4)
     return max(round(seconds / each), 1)
@@ -101,7 +101,7 @@ def steps_in(seconds: float, overrides: list[str], timed: int) -> int:
 def train_peer(
     dalle_pytorch: ModuleType, config: DictConfig, recipe: DictConfig, like: Trained
 ) -> Trained:
-    """Trains DALLE-pytorch's dVAE as train_vae.py does, for as long as ours and where it did."""
+    """Trains DALLE-pytorch's dVAE as its train_vae.py, for the time and on the device of ours."""
     pl.seed_everything(config.seed, verbose=False)
     network_config = config.model.network
     names = ("codebook_dim", "hidden_dim", "num_resnet_blocks", "straight_through")
@@ -119,51 +119,51 @@ def train_peer(
     temperature, steps = recipe.temperature, 0
     start = time.perf_counter()
     while time.perf_counter() - start < like.seconds:
-        for number, batch in enumerate(data.train_dataloader()):
+        for index, batch in enumerate(data.train_dataloader()):
             loss = vae(batch["image"].to(like.device), return_loss=True, temp=temperature)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            if number % 100 == 0:
+            if index % 100 == 0:
                 temperature *= math.exp(-recipe.temperature_anneal * steps)
                 temperature = max(temperature, recipe.temperature_min)
                 scheduler.step()
             steps += 1
             if time.perf_counter() - start >= like.seconds:
                 break
-    took = time.perf_counter() - start
+    seconds = time.perf_counter() - start
     vae.eval().cpu()
 
-    def decode(tokens: Tensor) -> Tensor:  # its decoder's pictures are normalized to [-1, 1]
+    def decode(tokens: Tensor) -> Tensor:  # its decoder returns [-1, 1]
         return (vae.decode(tokens) * 0.5 + 0.5).clamp(0, 1).contiguous()
 
     encode = vae.get_codebook_indices
-    return Trained("DALLE-pytorch 1.6.6", encode, decode, steps, took, like.device)
+    return Trained("DALLE-pytorch 1.6.6", encode, decode, steps, seconds, like.device)
 
 
 @torch.no_grad()
 def measure(trained: Trained, data: CaptionedImages, num_tokens: int) -> dict[str, Any]:
-    """Its figures over the validation split."""
+    """Returns PSNR, SSIM and codebook use over the validation split."""
     metrics, codebook = ReconstructionMetrics(), CodebookUsage(num_tokens)
-    pictures = 0
+    count = 0
     for batch in data.val_dataloader():
         images = batch["image"]
         tokens = trained.encode(images)
         metrics.update(trained.decode(tokens), images)
         codebook.update(tokens)
-        pictures += len(images)
-    figures = {**metrics.compute(), **codebook.compute()}
+        count += len(images)
+    results = {**metrics.compute(), **codebook.compute()}
     return {
         "name": trained.name,
-        **{name: float(value) for name, value in figures.items()},
-        "pictures": pictures,
+        **{name: float(value) for name, value in results.items()},
+        "images": count,
         "steps": trained.steps,
         "seconds": trained.seconds,
     }
 
 
 def main() -> None:
-    settings, overrides = command_line.read(DEFAULTS, __doc__)
+    settings, overrides = command_line.parse_known(DEFAULTS, __doc__)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     for message in project.NOISE:
         warnings.filterwarnings("ignore", message)
@@ -177,19 +177,21 @@ def main() -> None:
         trained.append(train_peer(dalle_pytorch, config, settings.peer, trained[0]))
 
     data = instantiate(config.data)
-    figures = [measure(one, data, config.model.network.num_tokens) for one in trained]
+    results = [measure(dvae, data, config.model.network.num_tokens) for dvae in trained]
     names = ("psnr", "ssim", "usage", "perplexity", "steps", "seconds")
-    rows = [[row["name"], *(f"{row[name]:.4g}" for name in names)] for row in figures]
-    note = f"{figures[0]['pictures']} validation pictures, hard codes"
-    timing.show("dVAEs after equal training time", ["dVAE", *names], rows, note)
+    rows = [[row["name"], *(f"{row[name]:.4g}" for name in names)] for row in results]
+    note = f"{results[0]['images']} validation images, hard codes"
+    timing.print_table("dVAEs after equal training time", ["dVAE", *names], rows, note)
     images = torch.stack([image for image, _ in data.examples("validation", 8)])
     with torch.no_grad():
-        kept = [one.decode(one.encode(images)) for one in trained]
-    grid = make_grid(enlarged(torch.cat([images, *kept])), nrow=8, padding=4, pad_value=0.5)
+        reconstructions = [dvae.decode(dvae.encode(images)) for dvae in trained]
+    grid = make_grid(
+        enlarged(torch.cat([images, *reconstructions])), nrow=8, padding=4, pad_value=0.5
+    )
     save_tensor(grid, Path(settings.out).with_suffix(".png"))
     timing.write(
         settings.out,
-        figures=figures,
+        results=results,
         settings=OmegaConf.to_container(settings),
         overrides=overrides,
         config=OmegaConf.to_container(config, resolve=True),

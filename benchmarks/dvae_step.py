@@ -1,8 +1,8 @@
 """Speed of one dVAE training step, against the modules that the paper's authors released.
 
-A step is forward, the negative evidence lower bound, backward and AdamW, on random pictures, with
-the same weights and the same loss for all. The released modules run as they are: on a CPU in fp32,
-contiguous.
+A step is forward, the negative evidence lower bound, backward and AdamW on random images. All
+implementations have the same weights and the same loss. The released modules run unchanged: on a
+CPU in fp32 and contiguous.
 
     python benchmarks/dvae_step.py [num_tokens=8192] [compile=false] [any setting=value]
 """
@@ -33,8 +33,8 @@ DEFAULTS = {
     "batch_size": 16,
     "rounds": 20,
     "warmup": 3,
-    "threads": None,  # torch's own choice
-    "compile": True,  # takes a minute
+    "threads": None,  # null: torch's default
+    "compile": True,  # compiling takes a minute
     "out": "logs/benchmarks/dvae_step.json",
 }
 TEMPERATURE, BETA, LEARNING_RATE, WEIGHT_DECAY = 1.0, 6.6, 1e-4, 1e-4
@@ -43,7 +43,7 @@ SEED = 0
 
 @dataclass
 class Training:
-    """One implementation, ready to train: its loss of a batch, its parameters, its optimizer."""
+    """An implementation that is ready to train on one batch of images."""
 
     loss: Callable[[Tensor], Tensor]
     parameters: list[nn.Parameter]
@@ -66,7 +66,7 @@ class Training:
 def released(
     dall_e: ModuleType, settings: DictConfig, weights: list[Tensor], images: Tensor
 ) -> Training:
-    """The released modules, with the paper's loss written out around them."""
+    """Returns the released modules with the paper's loss."""
     sizes = {"n_hid": settings.n_hid, "vocab_size": settings.num_tokens}
     encoder = dall_e.Encoder(**sizes)
     decoder = dall_e.Decoder(**sizes, output_channels=3)
@@ -93,20 +93,20 @@ def ours(
     bf16: bool = False,
     compiled: bool = False,
 ) -> Training:
-    """This project's training step, as its LightningModule says it."""
+    """Returns this project's training step, as its LightningModule defines it."""
     network = make_network(settings).to(images.device)
     fill(network, weights)
     network.to(memory_format=layout)
     module = DiscreteVAEModule(
         network, Constant(TEMPERATURE), Constant(BETA), Constant(LEARNING_RATE), WEIGHT_DECAY
     )
-    module.log = module.log_dict = lambda *_, **__: None  # there is no trainer to log to
+    module.log = module.log_dict = lambda *_, **__: None  # no trainer to log to
 
     def loss(images: Tensor) -> Tensor:
         return module.training_step({"image": images}, 0)
 
     if compiled:
-        torch._inductor.config.fallback_random = True  # the same noise as eager, to be comparable
+        torch._inductor.config.fallback_random = True  # the same noise as in eager mode
         loss = torch.compile(loss)
     return Training(
         loss=loss,
@@ -118,20 +118,20 @@ def ours(
 
 
 def make_network(settings: DictConfig) -> DiscreteVAE:
-    """The paper's architecture at the size that was asked for."""
+    """Returns the paper's architecture in the size of the settings."""
     sizes = ("image_size", "grid", "num_tokens", "n_hid")
     return DiscreteVAE(**{name: settings[name] for name in sizes}, likelihood=LogitLaplace())
 
 
 @torch.no_grad()
 def fill(network: nn.Module, weights: list[Tensor]) -> None:
-    """Copies weights in; both implementations have their parameters in the same order."""
+    """Copies weights into a network; all implementations have the same order of parameters."""
     for parameter, value in zip(network.parameters(), weights, strict=True):
         parameter.copy_(value)
 
 
 def variants(compiled: bool) -> Iterator[tuple[str, Callable[..., Training]]]:
-    """What is measured, the baseline first."""
+    """Yields the implementations by name, the baseline first."""
     dall_e = peers.load("dall_e")
     if dall_e is not None:
         yield "released modules", partial(released, dall_e)
@@ -143,10 +143,10 @@ def variants(compiled: bool) -> Iterator[tuple[str, Callable[..., Training]]]:
 
 
 def disagreement(training: Training, reference: Training) -> dict[str, float]:
-    """Relative differences of loss and gradient, for the same weights and the same noise.
+    """Returns relative differences of loss and gradient, for the same weights and noise.
 
-    The gradient's is the norm of the difference over the norm: of all of it, and of the parameter
-    where it is largest.
+    The difference of gradients is the norm of the difference over the norm: for all parameters
+    together, and for the parameter with the largest one.
     """
     torch.manual_seed(SEED)
     expected = reference.backward()
@@ -163,7 +163,7 @@ def disagreement(training: Training, reference: Training) -> dict[str, float]:
 
 
 def main() -> None:
-    settings = command_line.read_own(DEFAULTS, __doc__)
+    settings = command_line.parse(DEFAULTS, __doc__)
     device = timing.prepare(settings.threads, SEED)
     weights = [p.detach().to(device) for p in make_network(settings).parameters()]
     images = torch.rand(settings.batch_size, 3, settings.image_size, settings.image_size)
@@ -171,20 +171,20 @@ def main() -> None:
     trainings = {name: make(settings, weights, images) for name, make in variants(settings.compile)}
 
     reference = trainings["ours, fp32, contiguous"]
-    agreement = {  # the released modules draw other noise; tests/parity compares them
+    agreement = {  # the released modules use other noise; tests/parity compares them
         name: disagreement(training, reference)
         for name, training in trainings.items()
         if name.startswith("ours") and training is not reference
     }
     rows = [[name, *(f"{v:.1e}" for v in values.values())] for name, values in agreement.items()]
-    timing.show(
+    timing.print_table(
         "Relative difference from ours in fp32, contiguous",
         ["step", "loss", "gradient", "worst parameter"],
         rows,
     )
     steps = {name: training.step for name, training in trainings.items()}
     speeds = timing.compare(steps, settings.rounds, settings.warmup)
-    timing.show_speeds("A dVAE training step", speeds)
+    timing.print_speeds("A dVAE training step", speeds)
     timing.write(
         settings.out,
         speeds=speeds,

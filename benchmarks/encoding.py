@@ -1,11 +1,10 @@
-"""Speed of encoding a data set to image tokens, by so many processes, against a plain loop.
+"""Speed of encoding a data set to image tokens with several processes, against a plain loop.
 
-Ours is what `python src/encode.py processes=N` does: processes that start, share out the work by
-shards and write them to disk. The plain loop is `network.encode` over a torch DataLoader that
-opens the same pictures with Pillow, and keeps the tokens in memory. The dVAE has the paper's parts
-in the size of `model=dvae_small`, or another's, and weights that nothing has trained.
+Ours is `python src/encode.py processes=N`: processes start, divide the shards and write tokens to
+disk. The plain loop is `network.encode` over a torch DataLoader that opens the same images with
+Pillow and keeps the tokens in memory. The dVAE has random weights.
 
-    python benchmarks/encoding.py [pictures=16400] [processes=[1,2]] [any setting=value]
+    python benchmarks/encoding.py [images=16400] [processes=[1,2]] [any setting=value]
 """
 
 import shutil
@@ -31,7 +30,7 @@ from tilewright.data.transforms import CenterCrop
 
 DEFAULTS = {
     "model": "dvae_small",
-    "pictures": 16400,  # two files of 8192 rows of tokens, which are what processes share out
+    "images": 16400,  # two shards of 8192 rows, which the processes divide
     "kind": "png",  # or jpg
     "image_size": 32,
     "processes": [1, 2],
@@ -43,7 +42,7 @@ SEED = 0
 
 
 def save_dvae(folder: Path, settings: DictConfig) -> Path:
-    """An untrained dVAE in a folder of its own."""
+    """Saves a dVAE with random weights to a folder."""
     size = f"data.image_size={settings.image_size}"
     config = training.configuration(["stage=dvae", f"model={settings.model}", size])
     OmegaConf.resolve(config.model)
@@ -53,22 +52,22 @@ def save_dvae(folder: Path, settings: DictConfig) -> Path:
     return folder
 
 
-def plain_loop(pictures: Path, dvae: Path, image_size: int, device: str) -> torch.Tensor:
-    """Image tokens of all pictures, as one would make them in a few lines."""
+def plain_loop(files: Path, dvae: Path, image_size: int, device: str) -> torch.Tensor:
+    """Returns the image tokens of all images, without any checks."""
     network = runs.load_network(dvae, device)
-    rows = PlainParquet(pictures, Plain(CenterCrop(image_size)))
+    rows = PlainParquet(files, Plain(CenterCrop(image_size)))
     loader = DataLoader(rows, batch_size=64)
     with torch.inference_mode():
         return torch.cat([network.encode(images.to(device)).cpu() for images, _ in loader])
 
 
 def ours(
-    pictures: Path, dvae: Path, image_size: int, device: str, cache: Path, processes: int
+    files: Path, dvae: Path, image_size: int, device: str, cache: Path, processes: int
 ) -> None:
-    """The configuration of `src/encode.py`, resolved, and what it does with it."""
+    """Encodes as `src/encode.py` does, from an empty cache."""
     shutil.rmtree(cache, ignore_errors=True)
     crop = {"_target_": "tilewright.data.transforms.CenterCrop", "size": image_size}
-    source = {"_target_": "tilewright.data.sources.ParquetSource", "path": str(pictures)}
+    source = {"_target_": "tilewright.data.sources.ParquetSource", "path": str(files)}
     network = {"_target_": "tilewright.runs.load_network", "run": str(dvae), "device": device}
     config: dict[str, Any] = {
         "processes": processes,
@@ -88,27 +87,27 @@ def ours(
     threads = torch.get_num_threads()
     for _split, _codes in encode(config):
         pass
-    torch.set_num_threads(threads)  # it takes its share of them
+    torch.set_num_threads(threads)  # encode() lowers them
 
 
 def main() -> None:
-    settings = command_line.read_own(DEFAULTS, __doc__)
+    settings = command_line.parse(DEFAULTS, __doc__)
     device = timing.prepare(None, SEED)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        pairs.keep_copies_in(folder / "copies")
-        made = pairs.pictures(settings.pictures, settings.image_size, settings.kind)
-        files = pairs.write_parquet(folder / "pictures", settings.kind, made)
+        pairs.set_datasets_cache(folder / "copies")
+        captioned = pairs.make_pairs(settings.images, settings.image_size, settings.kind)
+        files = pairs.write_parquet(folder / "images", settings.kind, captioned)
         task = (files, save_dvae(folder / "dvae", settings), settings.image_size, device)
         steps = {"a plain loop": partial(plain_loop, *task)} | {
             f"ours, processes={count}": partial(ours, *task, folder / "tokens", count)
             for count in settings.processes
         }
         speeds = timing.compare(steps, settings.rounds, settings.warmup)
-    timing.show_speeds(f"Encoding {settings.pictures} pictures: against a plain loop", speeds)
+    timing.print_speeds(f"Encoding {settings.images} images: against a plain loop", speeds)
     for speed in speeds:
-        rate = settings.pictures / np.median(speed.seconds)
-        print(f"{speed.name}: {rate:,.0f} images a second, its start included")
+        rate = settings.images / np.median(speed.seconds)
+        print(f"{speed.name}: {rate:,.0f} images a second, startup included")
     timing.write(settings.out, speeds=speeds, settings=OmegaConf.to_container(settings))
 
 

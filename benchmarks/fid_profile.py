@@ -1,8 +1,8 @@
-"""Where the time of `eval metric=fid` goes once the pictures are drawn, offline extractor.
+"""Profile of `eval metric=fid` after the images are generated, with the offline extractor.
 
-The target: at least 80 % of it is the extractor's forward pass, at 2,000 pictures of 64x64. The
-rest is writing and reading PNGs, the resize, and the distance, whose matrix root takes the same
-time for any number of pictures.
+Target: at least 80 % of the time is the extractor's forward pass, for 2,000 images of 64x64. The
+rest is writing and reading PNGs, the resize, and the distance. The matrix root of the distance
+takes the same time for any number of images.
 
     python benchmarks/fid_profile.py [images=2000] [any setting=value]
 """
@@ -19,23 +19,23 @@ import timing
 import torch
 from omegaconf import OmegaConf
 
-from tilewright.evaluations.features import write_image_folder
+from tilewright.evaluations.samples import write_image_folder
 from tilewright.metrics.distances import frechet_distance
 from tilewright.metrics.extractors import load_efficientnet_lite0
 from tilewright.metrics.features import folder_features
 
 DEFAULTS = {
-    "images": 2000,  # real, and as many generated
+    "images": 2000,  # number of real images, and of generated ones
     "size": 64,
     "target": 0.8,
-    "threads": None,  # torch's own choice
+    "threads": None,  # null: torch's default
     "out": "logs/benchmarks/fid_profile.json",
 }
 SEED = 0
 
 
 class Stopwatch:
-    """Seconds by name, of calls that follow each other."""
+    """Total seconds of timed calls, by name."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -50,17 +50,17 @@ class Stopwatch:
 
 
 def profile(images: int, size: int, device: str) -> dict[str, float]:
-    """Seconds of each part of the metric, on random pictures: any take equally long."""
+    """Times each part of the metric on random images."""
     watch = Stopwatch()
     extractor = load_efficientnet_lite0(device)
     network = extractor.network
-    network(torch.rand(32, 3, extractor.size, extractor.size, device=device))  # allocates
+    network(torch.rand(32, 3, extractor.size, extractor.size, device=device))  # warm-up
     watched = replace(extractor, network=lambda x: watch("forward pass", network, x))
     features = []
     with tempfile.TemporaryDirectory() as folder:
         for name in ("real", "generated"):
-            pictures = torch.rand(images, 3, size, size)
-            path = watch("writing PNGs", write_image_folder, pictures, Path(folder) / name)
+            noise = torch.rand(images, 3, size, size)
+            path = watch("writing PNGs", write_image_folder, noise, Path(folder) / name)
             features.append(watch("features", folder_features, path, watched))
     watch("distance", frechet_distance, *features)
     seconds = watch.seconds
@@ -69,13 +69,13 @@ def profile(images: int, size: int, device: str) -> dict[str, float]:
 
 
 def main() -> None:
-    settings = command_line.read_own(DEFAULTS, __doc__)
+    settings = command_line.parse(DEFAULTS, __doc__)
     device = timing.prepare(settings.threads, SEED)
     seconds = profile(settings.images, settings.size, device)
     total = sum(seconds.values())
     shares = {name: value / total for name, value in seconds.items()}
-    timing.show(
-        f"Fréchet distance, 2 x {settings.images} pictures of {settings.size}x{settings.size}",
+    timing.print_table(
+        f"Fréchet distance, 2 x {settings.images} images of {settings.size}x{settings.size}",
         ["part", "seconds", "share"],
         [[name, f"{seconds[name]:.2f}", f"{share:.3f}"] for name, share in shares.items()],
     )

@@ -1,10 +1,10 @@
-"""What a GPU makes of it: training, drawing and the dVAE, against what the hardware allows.
+"""Training, sampling and the dVAE on a GPU, against the limits of the hardware.
 
     python benchmarks/gpu.py [parts=[decoding]] [any setting=value]
-    python benchmarks/gpu.py dry=true  # in tiny sizes, anywhere, to see that it runs
+    python benchmarks/gpu.py dry=true  # tiny sizes on any machine, to test the script
 
-Peaks are those of the card's data sheet where it is known, else of one large product and one large
-copy, measured. A part that does not fit the memory says so, and the others go on.
+Peaks come from the data sheet of known cards, else from one large product and one large copy. A
+part that runs out of memory is reported, and the others continue.
 """
 
 import re
@@ -68,9 +68,9 @@ DRY_PRIOR = [
     "model.network.dim=32", "model.network.depth=3", "model.network.heads=2",
     "image_tokens.grid=4", "image_tokens.vocab=8", "tokenizer.length=4", "tokenizer.vocab_size=300",
 ]  # fmt: skip
-# By a word of the card's name: bf16 products without sparsity, in flop/s, and bytes/s.
+# By a part of the card's name: dense bf16 flop/s and memory bytes/s.
 PEAKS = {"H200": (989e12, 4.8e12), "H100": (989e12, 3.35e12), "A100": (312e12, 2.04e12)}
-# What a kernel does, by a part of its name: a GPU's, or on a CPU the operator's.
+# Kinds of kernels (on a CPU: operators), by a part of their names.
 KINDS = {
     "attention": r"flex_attention|scaled_dot_product",
     "products": r"nvjet|gemm|gemv|cutlass|splitK|mm\b",
@@ -80,7 +80,7 @@ SEED = 0
 
 
 def peaks(device: str) -> tuple[float, float]:
-    """Flop/s in bf16 and bytes/s of memory."""
+    """Returns the peaks: flop/s in bf16 and bytes/s of memory."""
     if device == "cuda":
         name = torch.cuda.get_device_name()
         for word, known in PEAKS.items():
@@ -94,26 +94,26 @@ def peaks(device: str) -> tuple[float, float]:
     return 2 * side**3 / product, 2 * source.nbytes / copy
 
 
-def forget() -> None:
-    """Frees the last network. What was compiled for it would be compiled for any size next."""
-    memory.built.cache_clear()
+def free_memory() -> None:
+    """Frees the last network, and compiled code that would be generalized to other sizes."""
+    memory.build.cache_clear()
     torch._dynamo.reset()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def prior(settings: DictConfig, model: str, device: str, *overrides: str) -> Transformer:
-    """A model of `conf/model` over the paper's stream."""
+    """Returns a model of `conf/model` over the paper's stream."""
     torch.manual_seed(SEED)
-    network = memory.built(model, device, *overrides, *(DRY_PRIOR if settings.dry else []))
-    return network.to(device)  # its tables are made on the CPU
+    network = memory.build(model, device, *overrides, *(DRY_PRIOR if settings.dry else []))
+    return network.to(device)  # its tables are built on the CPU
 
 
 def training_step(
     settings: DictConfig, module: StageModule, batch: dict[str, Any], clip: float
 ) -> Callable[[], None]:
-    """What a stage does in an update, in bf16: loss, backward, gradients clipped, its optimizer."""
-    module.log_dict = module.log = lambda *_, **__: None  # there is no trainer to log to
+    """Returns an update of a stage in bf16: loss, backward, gradient clipping, optimizer."""
+    module.log_dict = module.log = lambda *_, **__: None  # no trainer to log to
     network = module.network.train()
     if settings.compile:
         network.compile()
@@ -143,7 +143,7 @@ def prior_step(
 
 
 def flops(network: Transformer) -> float:
-    """Of a training step, for each picture: products forward and backward, nothing twice."""
+    """Of a training step, for each image: products forward and backward, nothing twice."""
     stream, dim = network.stream, network.image_head.in_features
     blocks = memory.count(network.blocks) * stream.length
     heads = memory.count(network.text_head) * stream.text_length
@@ -154,65 +154,65 @@ def flops(network: Transformer) -> float:
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
-    """What a prior without sparse attention would run."""
+    """Computes dense causal attention, as in a prior without sparse layers."""
     return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
-def time_of(settings: DictConfig, step: Callable[[], Any]) -> float:
-    """Seconds, the median of the rounds."""
+def seconds_of(settings: DictConfig, step: Callable[[], Any]) -> float:
+    """Returns the median seconds of a step."""
     (speed,) = timing.compare({"step": step}, settings.rounds, settings.warmup)
     return sorted(speed.seconds)[len(speed.seconds) // 2]
 
 
 def cost_of(settings: DictConfig, step: Callable[[], Any], device: str) -> dict[str, float]:
-    """Seconds of a step and, on a GPU, the most memory that it took."""
+    """Returns the seconds of a step and, on a GPU, its peak memory."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    cost = {"seconds": time_of(settings, step)}
+    cost = {"seconds": seconds_of(settings, step)}
     if device == "cuda":
         cost["GiB"] = torch.cuda.max_memory_allocated() / memory.GIB
     return cost
 
 
 def measure_attention(settings: DictConfig, device: str) -> dict[str, Any]:
-    """Tokens/s of training: the paper's patterns by FlexAttention, and dense attention."""
+    """Training tokens/s with the paper's patterns (FlexAttention) and with dense attention."""
     model, batch_size = settings.attention.model, settings.attention.batch_size
-    figures = {}
+    results = {}
     for name, replaced in (("the paper's patterns", attention.attend), ("dense", dense)):
         with mock.patch.object(attention, "attend", replaced):
             network = prior(settings, model, device)
             step = prior_step(settings, network, batch_size, device)
-            seconds = time_of(settings, step)
-        figures[f"{name}, tokens/s"] = batch_size * network.stream.length / seconds
+            seconds = seconds_of(settings, step)
+        results[f"{name}, tokens/s"] = batch_size * network.stream.length / seconds
         del network, step
-        forget()
-    rates = list(figures.values())
-    return {**figures, "times as fast as dense": rates[0] / rates[1]}
+        free_memory()
+    rates = list(results.values())
+    return {**results, "speed ratio to dense": rates[0] / rates[1]}
 
 
 def measure_utilization(settings: DictConfig, device: str) -> dict[str, Any]:
-    """Model flops of training against the peak of the hardware, and memory."""
+    """Training tokens/s, share of the peak flop/s, and memory."""
     peak, _ = peaks(device)
-    figures = {}
+    results = {}
     for model in settings.utilization.models:
         network = prior(settings, model, device, "model.network.checkpointing=false")
         batch_size = settings.utilization.batch_size
         step = prior_step(settings, network, batch_size, device)
         cost = cost_of(settings, step, device)
-        figures |= {f"{model}, {name}": value for name, value in cost.items()}
+        results |= {f"{model}, {name}": value for name, value in cost.items()}
         rate = batch_size / cost["seconds"]
-        figures[f"{model}, tokens/s"] = rate * network.stream.length
-        figures[f"{model}, share of peak"] = rate * flops(network) / peak
+        results[f"{model}, tokens/s"] = rate * network.stream.length
+        results[f"{model}, share of peak"] = rate * flops(network) / peak
         del network, step
-        forget()
-    return figures
+        free_memory()
+    return results
 
 
 def measure_kernels(settings: DictConfig, device: str) -> dict[str, Any]:
-    """Of the time of an update's kernels, what is spent on which kind."""
+    """Shares of the kernel time of an update, by kind of kernel."""
     network = prior(settings, settings.kernels.model, device, "model.network.checkpointing=false")
     step = prior_step(settings, network, settings.kernels.batch_size, device)
-    for _ in range(2):  # compiles
+    for _ in range(2):  # warm-up, compiles
         step()
     with torch.profiler.profile() as profiler:
         step()
@@ -220,31 +220,32 @@ def measure_kernels(settings: DictConfig, device: str) -> dict[str, Any]:
     seconds: Counter[str] = Counter()
     for event in profiler.key_averages():
         on_cpu = event.device_type == torch.autograd.DeviceType.CPU
-        if "#" in event.key or (on_gpu and on_cpu):  # a name for several, or what starts kernels
+        if "#" in event.key or (on_gpu and on_cpu):  # a group of kernels, or a launch
             continue
         kinds = [kind for kind, names in KINDS.items() if re.search(names, event.key)]
         own = event.self_device_time_total if on_gpu else event.self_cpu_time_total
-        seconds[kinds[0] if kinds else "all else"] += own
+        seconds[kinds[0] if kinds else "other"] += own
     return {kind: time / seconds.total() for kind, time in seconds.most_common()}
 
 
 def measure_checkpointing(settings: DictConfig, device: str) -> dict[str, Any]:
-    """Most memory of a training step, and its time, with and without activation checkpointing."""
+    """Peak memory and time of a training step, with and without activation checkpointing."""
     model, batch_size = settings.checkpointing.model, settings.checkpointing.batch_size
-    figures = {}
-    for on in (False, True):
-        network = prior(settings, model, device, f"model.network.checkpointing={str(on).lower()}")
+    results = {}
+    for enabled in (False, True):
+        override = f"model.network.checkpointing={str(enabled).lower()}"
+        network = prior(settings, model, device, override)
         step = prior_step(settings, network, batch_size, device)
         cost = cost_of(settings, step, device)
-        label = "checkpointing" if on else "no checkpointing"
-        figures |= {f"{label}, {name}": value for name, value in cost.items()}
+        label = "checkpointing" if enabled else "no checkpointing"
+        results |= {f"{label}, {name}": value for name, value in cost.items()}
         del network, step
-        forget()
-    return figures
+        free_memory()
+    return results
 
 
 def bytes_read(network: Transformer) -> float:
-    """By one step for one picture, on average: weights, and the keys and values that it sees."""
+    """Returns the average bytes that one step reads for one image: weights, keys and values."""
     weights = [*network.blocks.parameters(), *network.blocks.buffers()]
     weights += [*network.image_head.parameters(), *network.image_head.buffers()]
     stream, dim = network.stream, network.image_embedding.weight.shape[1]
@@ -257,37 +258,37 @@ def bytes_read(network: Transformer) -> float:
 
 
 def measure_decoding(settings: DictConfig, device: str) -> dict[str, Any]:
-    """Tokens/s of one picture, and the share of the memory's peak that it reads at."""
+    """Sampling tokens/s of one image, and share of the peak bandwidth."""
     _, peak = peaks(device)
     network = prior(settings, settings.decoding.model, device, *settings.decoding.overrides).eval()
     text = torch.randint(network.stream.text_vocab, (1, network.stream.text_length), device=device)
-    figures = {}
+    results = {}
     for weights in settings.decoding.weights:
         light = lightened(network, weights)
-        for compile_ in (False, True) if settings.compile else (False,):
-            draw = partial(sample, light, text, sampling=Sampling(compile=compile_))
-            rate = network.stream.image_length / time_of(settings, draw)
-            name = f"{weights}{', compiled' if compile_ else ''}"
-            figures[f"{name}, tokens/s"] = rate
-            figures[f"{name}, share of peak bandwidth"] = rate * bytes_read(light) / peak
-    return figures
+        for compiled in (False, True) if settings.compile else (False,):
+            draw = partial(sample, light, text, sampling=Sampling(compile=compiled))
+            rate = network.stream.image_length / seconds_of(settings, draw)
+            name = f"{weights}{', compiled' if compiled else ''}"
+            results[f"{name}, tokens/s"] = rate
+            results[f"{name}, share of peak bandwidth"] = rate * bytes_read(light) / peak
+    return results
 
 
 def measure_candidates(settings: DictConfig, device: str) -> dict[str, Any]:
-    """Images/s of so many candidates of one caption."""
+    """Images/s for many candidates of one caption."""
     network = prior(settings, settings.candidates.model, device).eval()
     light = lightened(network, settings.candidates.weights)
     text = torch.randint(network.stream.text_vocab, (1, network.stream.text_length), device=device)
     sampling = Sampling(compile=settings.compile)
-    figures = {}
+    results = {}
     for number in settings.candidates.numbers:
         draw = partial(sample, light, text, number, sampling=sampling)
-        figures[f"{number} candidates, images/s"] = number / time_of(settings, draw)
-    return figures
+        results[f"{number} candidates, images/s"] = number / seconds_of(settings, draw)
+    return results
 
 
 def measure_dvae(settings: DictConfig, device: str) -> dict[str, Any]:
-    """Images/s of a training step in bf16, of encoding and of decoding."""
+    """Images/s of a dVAE: training in bf16, encoding and decoding."""
     chosen = settings.dvae
     size = f"data.image_size={chosen.image_size}"
     config = training.configuration(["stage=dvae", f"model={chosen.model}", size])
@@ -296,12 +297,12 @@ def measure_dvae(settings: DictConfig, device: str) -> dict[str, Any]:
     images = torch.rand(chosen.batch_size, 3, chosen.image_size, chosen.image_size, device=device)
     module = instantiate(config.model, network=network)
     train = training_step(settings, module, {"image": images, "caption": [""]}, clip=1.0)
-    seconds = {"training": time_of(settings, train)}
+    seconds = {"training": seconds_of(settings, train)}
     network.eval()
     with torch.inference_mode():
         tokens = network.encode(images)
-        seconds["encoding"] = time_of(settings, lambda: network.encode(images))
-        seconds["decoding"] = time_of(settings, lambda: network.decode(tokens))
+        seconds["encoding"] = seconds_of(settings, lambda: network.encode(images))
+        seconds["decoding"] = seconds_of(settings, lambda: network.decode(tokens))
     return {f"{name}, images/s": chosen.batch_size / s for name, s in seconds.items()}
 
 
@@ -317,25 +318,27 @@ PARTS: dict[str, Callable[[DictConfig, str], dict[str, Any]]] = {
 
 
 def main() -> None:
-    settings = command_line.read_own(DEFAULTS, __doc__)
+    settings = command_line.parse(DEFAULTS, __doc__)
     device = timing.prepare(None, SEED)
     if settings.dry:
         settings = OmegaConf.merge(settings, DRY)
     elif device != "cuda":
-        raise SystemExit("error: no GPU here; dry=true tries the script on a CPU, in tiny sizes")
-    figures: dict[str, dict[str, Any]] = {}
+        raise SystemExit(
+            "error: this machine has no GPU: dry=true tests the script in tiny sizes on a CPU"
+        )
+    results: dict[str, dict[str, Any]] = {}
     for name in settings.parts:
         try:
-            figures[name] = PARTS[name](settings, device)
+            results[name] = PARTS[name](settings, device)
         except torch.OutOfMemoryError as error:
-            figures[name] = {"failed": str(error).splitlines()[0]}
-        forget()
+            results[name] = {"failed": str(error).splitlines()[0]}
+        free_memory()
         rows = [
             [key, value if isinstance(value, str) else f"{value:.4g}"]
-            for key, value in figures[name].items()
+            for key, value in results[name].items()
         ]
-        timing.show(f"{name}: {PARTS[name].__doc__}", ["figure", "value"], rows)
-        timing.write(settings.out, figures=figures, settings=OmegaConf.to_container(settings))
+        timing.print_table(f"{name}: {PARTS[name].__doc__}", ["metric", "value"], rows)
+        timing.write(settings.out, results=results, settings=OmegaConf.to_container(settings))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
-"""Kills `src/train.py` with SIGKILL at random moments, resumes it, and compares what it ends with.
+"""Kills `src/train.py` with SIGKILL at random moments, resumes it and compares the final state.
 
-Each training is killed once to three times, every other time while it writes a checkpoint, goes on
-with `resume=` until it is done, and has to end with the bits of one that nothing interrupted:
-weights, averages, moments of Adam, schedules; and what it logs has to be the same. (Figures of the
-update that a kill interrupts may be missing: a checkpoint is written before they are.) Small
-networks, on a CPU.
+Each training is killed one to three times, every other time while it writes a checkpoint, and
+continues with `resume=`. It must end with the same bits as an uninterrupted training: weights,
+averages, Adam's moments, schedules and logged values. Values of an interrupted update may be
+missing, because a checkpoint is written before they are. The networks are small and on a CPU.
 
     python benchmarks/kill.py [trainings=25] [stages=[dvae,prior,ranker]] [any setting=value]
 """
@@ -33,7 +32,7 @@ from helpers.command import command
 
 DEFAULTS = {
     "stages": ["dvae", "prior", "ranker"],
-    "trainings": 25,  # of each stage; each is killed at least once
+    "trainings": 25,  # per stage; each is killed at least once
     "steps": 60,
     "seed": 0,  # of the moments
     "out": "logs/benchmarks/kill.json",
@@ -49,7 +48,7 @@ SMALL = [
     "data.batch_size=8",
     "callbacks.bar.refresh_rate=0",
 ]
-OF_STAGE = {
+STAGE_SETTINGS = {
     "dvae": ["model.network.n_hid=8", "~callbacks.frechet", "trainer.accumulate_grad_batches=2"],
     "prior": [
         "model.network.dim=32",
@@ -65,30 +64,35 @@ OF_STAGE = {
 
 
 class Command:
-    """A stage's training by the command, in any folder of a place that all of them share."""
+    """Training of a stage by the command line, into any folder under a root."""
 
-    def __init__(self, stage: str, steps: int, place: Path):
-        self.words = [f"stage={stage}", f"trainer.max_steps={steps}", *SMALL, *OF_STAGE[stage]]
-        self.data = place / "data"
-        self.logs = place / "logs"
+    def __init__(self, stage: str, steps: int, root: Path):
+        self.words = [
+            f"stage={stage}",
+            f"trainer.max_steps={steps}",
+            *SMALL,
+            *STAGE_SETTINGS[stage],
+        ]
+        self.data = root / "data"
+        self.logs = root / "logs"
         self.stage = stage
 
     def folder(self, name: str) -> Path:
         return self.logs / self.stage / name
 
     def __call__(self, folder: Path) -> None:
-        """Begins, or goes on with what is there."""
+        """Starts a training, or resumes it if there is a checkpoint."""
         words = [f"stage={self.stage}", f"resume={folder}"]
         if not list(folder.glob("checkpoints/*.ckpt")):
             shutil.rmtree(folder, ignore_errors=True)
             words = [*self.words, f"run_name={folder.name}"]
-        said = (self.logs / f"{self.stage}-{folder.name}.txt").open("a")
-        sys.stdout = sys.stderr = said
+        output = (self.logs / f"{self.stage}-{folder.name}.txt").open("a")
+        sys.stdout = sys.stderr = output
         sys.exit(command("train", words, self))
 
 
-def losses(run: Path) -> Iterator[tuple[tuple[int, str], str]]:
-    """What a run has logged, less its speed: ((step, name), value), some more than once."""
+def logged_values(run: Path) -> Iterator[tuple[tuple[int, str], str]]:
+    """Yields ((step, name), value) that a run logged, without speeds; some more than once."""
     with (run / "metrics.csv").open() as file:
         for row in csv.DictReader(file):
             for name, value in row.items():
@@ -96,71 +100,72 @@ def losses(run: Path) -> Iterator[tuple[tuple[int, str], str]]:
                     yield (int(row["step"]), name), value
 
 
-def check(stage: str, settings: Any, place: Path) -> dict[str, Any]:
-    """Figures of one stage: trainings, kills by moment, and how many ended as they have to."""
-    train = Command(stage, settings.steps, place)
+def compare(stage: str, settings: Any, root: Path) -> dict[str, Any]:
+    """Returns the kills of one stage by moment, and the number of identical trainings."""
+    train = Command(stage, settings.steps, root)
     expected = train.folder("whole")
     train.logs.mkdir(parents=True, exist_ok=True)
-    took = killing.whole(train, expected)
-    logged = dict(losses(expected))
+    seconds = killing.whole(train, expected)
+    logged = dict(logged_values(expected))
     moments = random.Random(settings.seed)
     kills: Counter[str] = Counter()
-    wrong: list[dict[str, Any]] = []
+    different: list[dict[str, Any]] = []
     missing = 0
-    began = time.monotonic()
-    for number in range(settings.trainings):
-        run = train.folder(f"killed-{number}")
-        kills += killing.killed(train, run, moments.randint(1, 3), 0.6 * took, moments)
+    start = time.monotonic()
+    for index in range(settings.trainings):
+        run = train.folder(f"killed-{index}")
+        kills += killing.killed(train, run, moments.randint(1, 3), 0.6 * seconds, moments)
         differences = killing.differences(expected, run)
-        found = list(losses(run))
-        differences += sorted({f"{key}" for key, value in found if logged.get(key) != value})
-        missing += len(logged.keys() - dict(found).keys())
+        values = list(logged_values(run))
+        differences += sorted({f"{key}" for key, value in values if logged.get(key) != value})
+        missing += len(logged.keys() - dict(values).keys())
         if differences:
-            wrong.append({"training": number, "differences": differences})
-            print(f"{stage} {number}: {len(differences)} differ, first {differences[:3]}")
+            different.append({"training": index, "differences": differences})
+            print(f"{stage} {index}: {len(differences)} differences, first {differences[:3]}")
         else:
             shutil.rmtree(run)
     return {
         "stage": stage,
         "trainings": settings.trainings,
         "kills": dict(kills),
-        "identical": settings.trainings - len(wrong),
-        "wrong": wrong,
+        "identical": settings.trainings - len(different),
+        "different": different,
         "figures_missing": missing,
-        "seconds": time.monotonic() - began,
+        "seconds": time.monotonic() - start,
     }
 
 
 def main() -> None:
-    settings = command_line.read_own(DEFAULTS, __doc__)
-    place = Path(tempfile.mkdtemp(prefix="kill-"))
+    settings = command_line.parse(DEFAULTS, __doc__)
+    root = Path(tempfile.mkdtemp(prefix="kill-"))
     if "prior" in settings.stages and "dvae" not in settings.stages:
-        (place / "logs").mkdir()
-        dvae = Command("dvae", settings.steps, place)
+        (root / "logs").mkdir()
+        dvae = Command("dvae", settings.steps, root)
         killing.whole(dvae, dvae.folder("whole"))
-    figures = []
+    results = []
     for stage in runs.STAGES:
         if stage in settings.stages:
-            figures.append(check(stage, settings, place))
-            show(figures, settings)
-    if any(f["wrong"] for f in figures):
-        sys.exit(f"the runs that differ are in {place}")
-    shutil.rmtree(place)
+            results.append(compare(stage, settings, root))
+            report(results, settings)
+    if any(f["different"] for f in results):
+        sys.exit(f"error: the runs that differ are in {root}")
+    shutil.rmtree(root)
 
 
-def show(figures: list[dict[str, Any]], settings: Any) -> None:
+def report(results: list[dict[str, Any]], settings: Any) -> None:
+    """Prints and writes the results."""
     rows = [
         [f["stage"], str(f["trainings"]), str(sum(f["kills"].values()))]
         + [str(f["kills"].get(name, 0)) for name in killing.MOMENTS]
         + [str(f["identical"])]
-        for f in figures
+        for f in results
     ]
-    timing.show(
+    timing.print_table(
         f"Trainings of {settings.steps} updates that were killed and resumed",
         ["stage", "trainings", "kills", *killing.MOMENTS, "identical"],
         rows,
     )
-    timing.write(settings.out, figures=figures, settings=OmegaConf.to_container(settings))
+    timing.write(settings.out, results=results, settings=OmegaConf.to_container(settings))
 
 
 if __name__ == "__main__":

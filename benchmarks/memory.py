@@ -1,11 +1,11 @@
-"""What training a prior takes of a GPU's memory, by arithmetic: model, strategy, number of GPUs.
+"""GPU memory of a prior's training by arithmetic, for each model, strategy and number of GPUs.
 
-In bf16-mixed, as on GPUs: weights, gradients, Adam's moments and the average in fp32, what the
-backward pass needs of a block counted on a narrow one of the same parts. What PyTorch's allocator
-and libraries take comes on top. `measured=[prior_medium]` trains that one, on a CPU and with dense
-attention, by one process and by two that share the weights. `docs/scale.md` has both tables.
+Weights, gradients, Adam's moments and the average are in fp32, as in bf16-mixed. The activations of
+a block are counted on a narrow block of the same parts. PyTorch's allocator is not included.
+`measured=[prior_medium]` also trains that model on a CPU with dense attention, with one process and
+with two sharded ones. `docs/scale.md` has both tables.
 
-    python benchmarks/memory.py [models=[prior_1b]] [gpus=[1,8]] [pictures=4] [any setting=value]
+    python benchmarks/memory.py [models=[prior_1b]] [gpus=[1,8]] [images=4] [any setting=value]
 """
 
 import multiprocessing
@@ -44,25 +44,25 @@ DEFAULTS = {
     ],
     "strategies": ["ddp", "fsdp"],
     "gpus": [1, 8, 64],
-    "pictures": 4,  # at once, on each GPU
+    "images": 4,  # per GPU in one forward pass
     "precision": "bf16-mixed",  # or 32-true
-    "measured": [],  # models that are also trained, in fp32 on this CPU
+    "measured": [],  # models to train for comparison, in fp32 on this CPU
     "out": "logs/benchmarks/memory.json",
 }
-WORD = 4  # bytes of a number in fp32
+WORD = 4  # bytes of an fp32 value
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one GPU."""
+    """Bytes on one GPU, by purpose."""
 
     weights: float
     gradients: float
     moments: float
     average: float
     exchange: float  # DDP's buckets; FSDP's gathered weights and their gradients
-    casts: float  # weights in bf16, which autocast keeps for the backward pass
+    casts: float  # bf16 weights that autocast keeps for the backward pass
     activations: float
 
     @property
@@ -71,8 +71,8 @@ class Memory:
 
 
 @lru_cache
-def built(model: str, device: str = "meta", *overrides: str) -> Transformer:
-    """A prior of the paper's stream; on meta, without memory for its weights."""
+def build(model: str, device: str = "meta", *overrides: str) -> Transformer:
+    """Builds a prior over the paper's stream; on the meta device, without memory."""
     sizes = ["image_tokens.grid=32", "image_tokens.vocab=8192", "tokenizer.vocab_size=16384"]
     data = ["data=folder", "data.source.path=x", "tokenizer.length=256", "dvae=x", "run=x"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -82,6 +82,7 @@ def built(model: str, device: str = "meta", *overrides: str) -> Transformer:
 
 
 def count(module: nn.Module) -> int:
+    """Returns the number of parameters."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
@@ -89,54 +90,54 @@ def per_gpu(
     network: Transformer,
     strategy: str,
     gpus: int,
-    pictures: int,
+    images: int,
     precision: str = "bf16-mixed",
     checkpointing: bool | None = None,
 ) -> Memory:
-    """What a GPU holds at the fullest moment of a step, at the end of the forward pass or after.
+    """Returns the peak memory of a GPU in a training step.
 
     Args:
         strategy: "ddp" or "fsdp".
-        pictures: that a GPU computes at once.
-        checkpointing: keep the blocks' inputs alone; None is the network's own setting.
+        images: images per GPU in one forward pass.
+        checkpointing: keeps only the blocks' inputs; None is the network's own setting.
     """
     half = precision == "bf16-mixed"
     total, block = count(network), count(network.blocks[0])
     outside = total - count(network.blocks)
     shards = gpus if strategy == "fsdp" else 1
-    if strategy == "fsdp":  # the block at hand and the next in bf16, the rest of it whole in fp32
+    if strategy == "fsdp":  # two gathered blocks and a gradient, and all outside of blocks
         exchange = 2 * block * (WORD / 2 if half else WORD) + block * WORD + 2 * outside * WORD
         casts = outside * WORD / 2 if half else 0
     else:
         exchange = total * WORD if gpus > 1 else 0
         casts = total * WORD / 2 if half else 0
-    own = total * WORD / shards
+    sharded = total * WORD / shards
     return Memory(
-        weights=own,
-        gradients=own,
-        moments=2 * own,
-        average=own,
+        weights=sharded,
+        gradients=sharded,
+        moments=2 * sharded,
+        average=sharded,
         exchange=exchange,
         casts=casts,
-        activations=pictures * activations(network, precision, checkpointing),
+        activations=images * activations(network, precision, checkpointing),
     )
 
 
 def activations(
     network: Transformer, precision: str = "bf16-mixed", checkpointing: bool | None = None
 ) -> float:
-    """Bytes that a picture's forward pass leaves for its backward pass."""
+    """Returns the bytes that the forward pass of one image keeps for the backward pass."""
     stream, dim = network.stream, network.text_embedding.embedding_dim
     checkpointing = network.checkpointing if checkpointing is None else checkpointing
-    of_block, of_logit = rates(type_of(network), precision)
+    of_block, of_logit = bytes_kept(parts_of(network), precision)
     states = stream.length * dim
     logits = stream.text_length * stream.text_classes + stream.image_length * stream.image_vocab
     kept = states * WORD * len(network.blocks) + states * of_block if checkpointing else 0
     return (kept or states * of_block * len(network.blocks)) + logits * of_logit
 
 
-def type_of(network: Transformer) -> tuple[tuple[str, Any], ...]:
-    """The parts of a network's blocks, as arguments of its constructor."""
+def parts_of(network: Transformer) -> tuple[tuple[str, Any], ...]:
+    """Returns the parts of a network's blocks as constructor arguments."""
     block: Any = network.blocks[0]
     return (
         ("norm", "layer" if isinstance(block.norm_mlp, nn.LayerNorm) else "rms"),
@@ -147,36 +148,36 @@ def type_of(network: Transformer) -> tuple[tuple[str, Any], ...]:
 
 
 @lru_cache
-def rates(parts: tuple[tuple[str, Any], ...], precision: str) -> tuple[float, float]:
-    """Bytes for the backward pass per number of a block's input, and per logit.
+def bytes_kept(parts: tuple[tuple[str, Any], ...], precision: str) -> tuple[float, float]:
+    """Returns the bytes kept for the backward pass, per value of a block's input and per logit.
 
-    Counted on dense attention, which on a CPU keeps what FlexAttention keeps on CUDA. A logit is
-    there three times while the loss is differentiated: the log-softmax and two gradients.
+    They are counted with dense attention, which keeps on a CPU what FlexAttention keeps on CUDA. A
+    logit exists three times in the backward pass of the loss: the log-softmax and two gradients.
     """
     stream = Stream(text_length=600, text_vocab=64, grid=2, image_vocab=16)
     width = 64
-    held = []
+    totals = []
     for depth in (1, 2):
         network = Transformer(
             stream, dim=width, depth=depth, heads=1, pattern="full", **dict(parts)
         )
-        held.append(saved(network, stream, precision))
-    of_block = (held[1] - held[0]) / (stream.length * width)
+        totals.append(saved_bytes(network, stream, precision))
+    of_block = (totals[1] - totals[0]) / (stream.length * width)
     return of_block, 3 * WORD
 
 
-def saved(network: Transformer, stream: Stream, precision: str) -> int:
-    """Bytes of all that autograd keeps of one forward pass, less the weights and their casts."""
-    found: dict[int, int] = {}
+def saved_bytes(network: Transformer, stream: Stream, precision: str) -> int:
+    """Returns the bytes that autograd keeps in a forward pass, without weights and their casts."""
+    sizes: dict[int, int] = {}
     weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
     shapes = {tuple(p.shape) for p in network.parameters()}
-    kept = []  # so that no memory is given to a second tensor
+    kept = []  # keeps tensors alive, so that no memory is reused
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        own = {tuple(tensor.shape), tuple(tensor.shape)[::-1]} & shapes
-        if storage.data_ptr() not in weights and not own:
-            found[storage.data_ptr()] = storage.nbytes()
+        is_weight = {tuple(tensor.shape), tuple(tensor.shape)[::-1]} & shapes
+        if storage.data_ptr() not in weights and not is_weight:
+            sizes[storage.data_ptr()] = storage.nbytes()
             kept.append(tensor)
         return tensor
 
@@ -188,21 +189,21 @@ def saved(network: Transformer, stream: Stream, precision: str) -> int:
         torch.autocast("cpu", torch.bfloat16, enabled=half),
     ):
         network(text, image)
-    return sum(found.values())
+    return sum(sizes.values())
 
 
 def train_briefly(
-    rank: int, processes: int, port: int, model: str, pictures: int, peaks: Any
+    rank: int, processes: int, port: int, model: str, images: int, peaks: Any
 ) -> None:
-    """Two updates by one of the processes; puts the bytes that they took at most."""
+    """Runs two updates in one of the processes, and puts its peak bytes into a queue."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank))
     torch.set_num_threads(1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    network = built(model, "cpu", "model.network.pattern=full", "model.network.checkpointing=false")
+    network = build(model, "cpu", "model.network.pattern=full", "model.network.checkpointing=false")
     stream = network.stream
     batch = {
-        "text_tokens": torch.zeros(pictures, stream.text_length, dtype=torch.long),
-        "image_tokens": torch.zeros(pictures, stream.grid, stream.grid, dtype=torch.long),
+        "text_tokens": torch.zeros(images, stream.text_length, dtype=torch.long),
+        "image_tokens": torch.zeros(images, stream.grid, stream.grid, dtype=torch.long),
     }
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -221,51 +222,51 @@ def train_briefly(
     peaks.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 2**10)
 
 
-def peak(model: str, processes: int, pictures: int) -> float:
-    """The most bytes that a process took, beyond those before it had a network."""
+def measure_peak(model: str, processes: int, images: int) -> float:
+    """Returns the peak bytes of a process beyond those before it built the network."""
     with socket.socket() as free:
         free.bind(("", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("spawn")
     peaks = context.Queue()
     ranks = [
-        context.Process(target=train_briefly, args=(rank, processes, port, model, pictures, peaks))
+        context.Process(target=train_briefly, args=(rank, processes, port, model, images, peaks))
         for rank in range(processes)
     ]
-    for one in ranks:
-        one.start()
-    found = [peaks.get() for _ in ranks]
-    for one in ranks:
-        one.join()
-    return max(found)
+    for process in ranks:
+        process.start()
+    values = [peaks.get() for _ in ranks]
+    for process in ranks:
+        process.join()
+    return max(values)
 
 
-def check(models: list[str], pictures: int) -> list[dict[str, Any]]:
-    """Arithmetic against measurement, on this CPU."""
-    figures = []
+def compare_with_training(models: list[str], images: int) -> list[dict[str, Any]]:
+    """Prints and returns counted and measured bytes on this CPU."""
+    results = []
     for model in models:
         for strategy, processes in (("ddp", 1), ("fsdp", 2)):
-            memory = per_gpu(built(model), strategy, processes, pictures, "32-true", False)
-            measured = peak(model, processes, pictures)
+            memory = per_gpu(build(model), strategy, processes, images, "32-true", False)
+            measured = measure_peak(model, processes, images)
             counted = {"model": model, "strategy": strategy, "processes": processes}
-            figures.append({**counted, "counted": memory.total, "measured": measured})
-    timing.show(
-        f"GiB of a process, {pictures} pictures at once, 32-true, on a CPU",
+            results.append({**counted, "counted": memory.total, "measured": measured})
+    timing.print_table(
+        f"GiB of a process, {images} images, 32-true, on a CPU",
         ["model", "strategy", "processes", "counted", "measured"],
         [
             [*map(str, (f["model"], f["strategy"], f["processes"]))]
             + [f"{f[name] / GIB:.2f}" for name in ("counted", "measured")]
-            for f in figures
+            for f in results
         ],
     )
-    return figures
+    return results
 
 
 def main() -> None:
-    settings = command_line.read_own(DEFAULTS, __doc__)
-    figures, rows = [], []
+    settings = command_line.parse(DEFAULTS, __doc__)
+    results, rows = [], []
     for model in settings.models:
-        network = built(model)
+        network = build(model)
         for strategy in settings.strategies:
             for gpus in settings.gpus:
                 row = []
@@ -274,11 +275,11 @@ def main() -> None:
                         network,
                         strategy,
                         gpus,
-                        settings.pictures,
+                        settings.images,
                         settings.precision,
                         checkpointing,
                     )
-                    figures.append(
+                    results.append(
                         {
                             "model": model,
                             "strategy": strategy,
@@ -289,15 +290,17 @@ def main() -> None:
                     )
                     row.append(memory.total)
                 rows.append([model, strategy, str(gpus), *(f"{x / GIB:,.1f}" for x in row)])
-    timing.show(
-        f"GiB on each GPU, {settings.pictures} pictures at once, {settings.precision}",
-        ["model", "strategy", "GPUs", "all kept", "checkpointing"],
+    timing.print_table(
+        f"GiB on each GPU, {settings.images} images, {settings.precision}",
+        ["model", "strategy", "GPUs", "no checkpointing", "checkpointing"],
         rows,
     )
-    checked = check(list(settings.measured), settings.pictures) if settings.measured else []
+    checked = (
+        compare_with_training(list(settings.measured), settings.images) if settings.measured else []
+    )
     timing.write(
         settings.out,
-        figures=figures,
+        results=results,
         checked=checked,
         settings=OmegaConf.to_container(settings),
     )

@@ -1,4 +1,4 @@
-"""Captioned pictures of nothing in particular, as files in the forms that data comes in."""
+"""Synthetic captioned images, written in the file formats that the data sources read."""
 
 import io
 import tarfile
@@ -13,40 +13,40 @@ from PIL import Image
 FORMATS = {"jpg": "JPEG", "png": "PNG"}
 
 
-def pictures(count: int, size: int, kind: str, seed: int = 0) -> Iterator[tuple[bytes, str]]:
-    """Encoded pictures of size x size, smooth with some grain as photographs are, with captions.
+def make_pairs(count: int, size: int, kind: str, seed: int = 0) -> Iterator[tuple[bytes, str]]:
+    """Yields encoded images of size x size with captions; they are smooth with grain, as photos.
 
     Args:
         kind: a key of `FORMATS`.
     """
-    numbers = np.random.default_rng(seed)
-    for number in range(count):
-        smooth = Image.fromarray(numbers.integers(256, size=(8, 8, 3), dtype=np.uint8))
-        pixels = np.asarray(smooth.resize((size, size), Image.Resampling.BICUBIC), dtype=float)
-        grain = numbers.normal(scale=4, size=(size, size, 1))
-        picture = Image.fromarray((pixels + grain).clip(0, 255).astype(np.uint8))
+    rng = np.random.default_rng(seed)
+    for index in range(count):
+        coarse = Image.fromarray(rng.integers(256, size=(8, 8, 3), dtype=np.uint8))
+        pixels = np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC), dtype=float)
+        grain = rng.normal(scale=4, size=(size, size, 1))
+        image = Image.fromarray((pixels + grain).clip(0, 255).astype(np.uint8))
         file = io.BytesIO()
-        picture.save(file, FORMATS[kind], quality=90)
-        yield file.getvalue(), f"picture number {number} of {count}"
+        image.save(file, FORMATS[kind], quality=90)
+        yield file.getvalue(), f"picture number {index} of {count}"
 
 
-def keep_copies_in(folder: Path) -> None:
-    """Where `datasets` puts its copies of what it reads, so that they go with the pictures."""
+def set_datasets_cache(folder: Path) -> None:
+    """Makes `datasets` cache in this folder, so that its copies are deleted with the images."""
     datasets.config.HF_DATASETS_CACHE = folder
     datasets.disable_progress_bars()
 
 
 def write_folder(folder: Path, kind: str, pairs: Iterator[tuple[bytes, str]]) -> Path:
-    """A picture and a .txt for each pair."""
+    """Writes an image file and a .txt file per pair."""
     folder.mkdir(parents=True)
-    for number, (picture, caption) in enumerate(pairs):
-        (folder / f"{number:06}.{kind}").write_bytes(picture)
-        (folder / f"{number:06}.txt").write_text(caption)
+    for index, (image, caption) in enumerate(pairs):
+        (folder / f"{index:06}.{kind}").write_bytes(image)
+        (folder / f"{index:06}.txt").write_text(caption)
     return folder
 
 
 def write_parquet(folder: Path, kind: str, pairs: Iterator[tuple[bytes, str]]) -> Path:
-    """One file with the columns `image` and `caption`."""
+    """Writes one parquet file with the columns `image` and `caption`."""
     folder.mkdir(parents=True)
     images, captions = zip(*pairs, strict=True)
     records = [{"bytes": image, "path": None} for image in images]
@@ -55,12 +55,12 @@ def write_parquet(folder: Path, kind: str, pairs: Iterator[tuple[bytes, str]]) -
 
 
 def write_shards(folder: Path, kind: str, pairs: Iterator[tuple[bytes, str]]) -> Path:
-    """Tar files of up to 1,000 pairs."""
+    """Writes tar shards of up to 1,000 pairs."""
     folder.mkdir(parents=True)
-    for number, (picture, caption) in enumerate(pairs):
-        with tarfile.open(folder / f"{number // 1000:04}.tar", "a") as shard:
-            for ending, content in ((kind, picture), ("txt", caption.encode())):
-                member = tarfile.TarInfo(f"{number:06}.{ending}")
+    for index, (image, caption) in enumerate(pairs):
+        with tarfile.open(folder / f"{index // 1000:04}.tar", "a") as shard:
+            for suffix, content in ((kind, image), ("txt", caption.encode())):
+                member = tarfile.TarInfo(f"{index:06}.{suffix}")
                 member.size = len(content)
                 shard.addfile(member, io.BytesIO(content))
     return folder

@@ -1,16 +1,16 @@
-"""The implementations that this project is compared with, imported where they are installed.
+"""Other implementations, imported if they are installed.
 
-The dVAE's modules as the paper's authors released them:
+The dVAE's modules that the paper's authors released:
 
     pip install DALL-E==0.1
 
-DALLE-pytorch, whose own requirements no longer install. Its dVAE and its transformer need these
-alone (and torch, numpy, requests, pyyaml, tqdm, packaging, omegaconf, which are here already):
+DALLE-pytorch, whose own requirements no longer install. Its dVAE and its transformer need only
+these (and torch, numpy, requests, pyyaml, tqdm, packaging, omegaconf, which are here already):
 
     pip install --no-deps dalle-pytorch==1.6.6 einops axial-positional-embedding \
         rotary-embedding-torch
 
-Two transformers that are in general use, to sample from and to train:
+Two widely used transformers:
 
     pip install transformers
     pip install x-transformers
@@ -32,7 +32,7 @@ INSTALL = {
     "x_transformers": "pip install x-transformers",
 }
 
-# What DALLE-pytorch imports at once and uses only for VQGANs, names by module.
+# Modules that DALLE-pytorch imports but uses only for VQGANs, with the names that it imports.
 STAND_INS = {
     "taming": (),
     "taming.models": (),
@@ -43,21 +43,21 @@ STAND_INS = {
 
 
 def load(name: str) -> ModuleType | None:
-    """A peer's module, or None where it is not installed, with one line that says how to."""
+    """Returns a peer's module. If it is not installed, prints how to install it, returns None."""
     if name == "dalle_pytorch":
-        _stand_in()
+        _add_stand_ins()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             return importlib.import_module(name)
     except ImportError as error:
-        print(f"{name} is left out ({error}). To compare with it: {INSTALL[name]}")
+        print(f"Skipping {name} ({error}). To compare with it: {INSTALL[name]}")
         return None
 
 
-def _stand_in() -> None:
-    """Puts empty modules in the place of those that are missing."""
+def _add_stand_ins() -> None:
+    """Replaces missing modules by empty ones."""
     for name, attributes in STAND_INS.items():
         try:
             importlib.import_module(name)

@@ -1,11 +1,10 @@
-"""What a prior draws after equal training time: this project's against DALLE-pytorch's.
+"""Alignment of samples after equal training time: this project's prior and DALLE-pytorch's.
 
-Both learn the same image tokens of the same pictures (data=shapes, a trained dVAE), read the same
-text tokens and have the same width, depth and heads. Ours goes first, as `python src/train.py
-stage=prior` trains, with so many steps as a short timing says will fill the minutes: its schedule
-spans them. DALLE-pytorch's then gets the time that ours took. At several moments, while the clock
-stands still, each draws one picture for each caption, at temperature 1, and the checker of the
-shapes counts those that show what the caption says.
+Both learn the same image tokens (data=shapes, a trained dVAE), read the same text tokens and have
+the same width, depth and heads. Ours is first, with the recipe of `stage=prior`. A short timing
+estimates how many steps fit into the minutes, and the schedule spans these steps. DALLE-pytorch's
+then gets the time that ours took. At several moments the clock is stopped. Each prior samples one
+image per caption at temperature 1, and the checker of shapes counts those that match.
 
     python benchmarks/prior_quality.py minutes=10 [peer.batch_size=32 peer.learning_rate=1e-3]
         [peer.attn_types=[axial_row,axial_col,conv_like]] [dvae=PATH] [any key=value of conf/]
@@ -43,15 +42,15 @@ from tilewright.viz.plots import curves
 TASK = ["stage=prior", "data=shapes"]
 DEFAULTS = {
     "minutes": 5.0,
-    "dvae": None,  # a run; null: the newest one that was trained on shapes
-    "moments": 4,  # how often alignment is measured, the last time at the end
-    "captions": 400,  # of each split
+    "dvae": None,  # a run; null: the newest one on shapes
+    "moments": 4,  # number of measurements, the last one at the end
+    "captions": 400,  # per split
     "splits": ["validation", "zeroshot"],
-    "timed_steps": 40,  # of the short timing
-    "threads": None,  # torch's own choice
+    "timed_steps": 40,  # for the estimate of steps
+    "threads": None,  # null: torch's default
     "out": "logs/benchmarks/prior_quality.json",
-    # DALLE-pytorch's transformer as its class makes it, trained as its train_dalle.py does by
-    # default: Adam at a constant rate, in fp32, with the gradient's norm clipped.
+    # Defaults of DALLE-pytorch's class, training defaults of its train_dalle.py: Adam at a constant
+    # learning rate, in fp32, with the gradient norm clipped.
     "peer": {
         "attn_types": ["full"],
         "shift_tokens": True,
@@ -61,34 +60,34 @@ DEFAULTS = {
         "batch_size": 4,
         "learning_rate": 3e-4,
         "clip_grad_norm": 0.5,
-        "filter_thres": 0.0,  # cuts nothing off, as ours
+        "filter_thres": 0.0,  # cuts nothing off, like ours
         "bf16": False,
     },
 }
-OF_NETWORK = ("attn_types", "shift_tokens", "rotary_emb", "attn_dropout", "ff_dropout")
-BATCH = 100  # captions that are drawn at once
+NETWORK_OPTIONS = ("attn_types", "shift_tokens", "rotary_emb", "attn_dropout", "ff_dropout")
+BATCH = 100  # captions per sampling batch
 
 
 class Clock:
-    """Seconds of training; it stands still while something is measured."""
+    """Seconds of training, without measurements."""
 
     def __init__(self) -> None:
-        self.before, self.since = 0.0, None
+        self.total, self.started = 0.0, None
 
     def run(self) -> None:
-        self.since = time.perf_counter()
+        self.started = time.perf_counter()
 
     def stop(self) -> None:
-        self.before, self.since = self.seconds, None
+        self.total, self.started = self.seconds, None
 
     @property
     def seconds(self) -> float:
-        return self.before + (0.0 if self.since is None else time.perf_counter() - self.since)
+        return self.total + (0.0 if self.started is None else time.perf_counter() - self.started)
 
 
 @dataclass
 class Progress:
-    """A training, and what was measured of it at its moments."""
+    """A training and its measurements."""
 
     name: str
     parameters: int
@@ -98,17 +97,17 @@ class Progress:
     seconds: float = 0.0
     moments: list[dict[str, Any]] = field(default_factory=list)
 
-    def record(self, steps: int, seconds: float, figures: list[dict[str, Any]]) -> None:
+    def record(self, steps: int, seconds: float, results: list[dict[str, Any]]) -> None:
         self.steps, self.seconds = steps, seconds
-        self.moments.append({"steps": steps, "seconds": seconds, "alignment": figures})
+        self.moments.append({"steps": steps, "seconds": seconds, "alignment": results})
 
 
 def configuration(overrides: list[str], dvae: Path, steps: int, moments: int) -> DictConfig:
-    """The configuration of `python src/train.py` with these settings, and nothing to watch it.
+    """Returns the configuration of `python src/train.py` with these settings, without observers.
 
     Args:
-        moments: validations, of one batch and evenly spread, in which the averaged weights are in
-            place; 0 for none.
+        moments: number of validations, evenly spread, of one batch each. The averaged weights are
+            in place during them.
     """
     network = runs.load_config(dvae).model.network
     own = [
@@ -123,7 +122,7 @@ def configuration(overrides: list[str], dvae: Path, steps: int, moments: int) ->
 
 
 def read_data(config: DictConfig) -> CaptionedImages:
-    """The data, its image tokens on disk and its tokenizer trained, before any clock runs."""
+    """Returns the data with encoded images and a trained tokenizer, before the clock runs."""
     data = instantiate(config.data)
     data.setup()
     data.tokenizer.train(data.captions("train"))
@@ -132,8 +131,8 @@ def read_data(config: DictConfig) -> CaptionedImages:
     return data
 
 
-class Examination:
-    """The checker's verdicts on pictures that a prior draws, one for each caption."""
+class AlignmentTest:
+    """Shares of sampled images that the checker accepts, one image per caption."""
 
     def __init__(self, data: CaptionedImages, splits: list[str], captions: int):
         self.captions = {
@@ -141,12 +140,12 @@ class Examination:
         }
 
     def __call__(self, draw: Callable[[list[str]], Tensor]) -> list[dict[str, Any]]:
-        """Shares by split and by how many objects a caption speaks of.
+        """Returns the shares by split and by number of objects in the caption.
 
         Args:
-            draw: captions to pictures [C, 3, H, W].
+            draw: samples images [C, 3, H, W] for captions.
         """
-        figures = []
+        results = []
         for split, captions in self.captions.items():
             verdicts = defaultdict(list)
             for first in range(0, len(captions), BATCH):
@@ -158,7 +157,7 @@ class Examination:
                     verdicts[objects].append(caption_is_true(image, caption))
             for objects, passed in sorted(verdicts.items()):
                 share = Share(sum(passed), len(passed))
-                figures.append(
+                results.append(
                     {
                         "split": split,
                         "captions": objects,
@@ -167,13 +166,13 @@ class Examination:
                         "number": share.trials,
                     }
                 )
-        return figures
+        return results
 
 
-class Moments(pl.Callback):
-    """Examines a prior at its validations; list it before the average's callback."""
+class Measurements(pl.Callback):
+    """Measures a prior at its validations."""
 
-    def __init__(self, progress: Progress, examine: Examination | None):
+    def __init__(self, progress: Progress, examine: AlignmentTest | None):
         self.progress, self.examine, self.clock = progress, examine, Clock()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -185,8 +184,8 @@ class Moments(pl.Callback):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.examine is not None:
             model = TextToImage.of_training(trainer, pl_module)
-            figures = self.examine(lambda captions: model.images(captions, batch_size=BATCH)[:, 0])
-            self.progress.record(trainer.global_step, self.clock.seconds, figures)
+            results = self.examine(lambda captions: model.images(captions, batch_size=BATCH)[:, 0])
+            self.progress.record(trainer.global_step, self.clock.seconds, results)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.clock.run()
@@ -196,21 +195,21 @@ class Moments(pl.Callback):
 
 
 def train_ours(
-    config: DictConfig, data: CaptionedImages, examine: Examination | None = None
+    config: DictConfig, data: CaptionedImages, examine: AlignmentTest | None = None
 ) -> Progress:
-    """Trains this project's prior for as many steps as the configuration says."""
+    """Trains this project's prior."""
     pl.seed_everything(config.seed, verbose=False)
     module = instantiate(config.model)
     parameters = sum(p.numel() for p in module.parameters())
     progress = Progress("Tilewright", parameters, data.batch_size)
-    trainer = training.make_trainer(config, Moments(progress, examine))
+    trainer = training.make_trainer(config, Measurements(progress, examine))
     trainer.fit(module, data)
     progress.device = trainer.strategy.root_device
     return progress
 
 
 def steps_in(seconds: float, make: Callable[[int], DictConfig], timed: int) -> int:
-    """How many steps fit, from two short trainings: their difference has no start-up in it."""
+    """Estimates the steps that fit, from two short trainings whose difference has no startup."""
     data = read_data(make(timed))
     short, long = (train_ours(make(steps), data).seconds for steps in (timed // 4, timed))
     each = (long - short) / (timed - timed // 4)
@@ -222,14 +221,14 @@ def train_peer(
     config: DictConfig,
     recipe: DictConfig,
     data: CaptionedImages,
-    examine: Examination,
+    examine: AlignmentTest,
     like: Progress,
 ) -> Progress:
-    """Trains DALLE-pytorch's as its train_dalle.py does, for as long as ours and where it did."""
+    """Trains DALLE-pytorch's prior as its train_dalle.py, for as long as ours."""
     pl.seed_everything(config.seed, verbose=False)
     network, stream = config.model.network, config.model.network.stream
     shape = OmegaConf.create({**network, **stream})
-    options = {name: recipe[name] for name in OF_NETWORK}
+    options = {name: recipe[name] for name in NETWORK_OPTIONS}
     options["attn_types"] = tuple(recipe.attn_types)
     prior = priors.dalle_pytorch(
         package,
@@ -270,43 +269,50 @@ def train_peer(
     return progress
 
 
-def show(trained: list[Progress]) -> None:
-    """Prints what was measured at every moment, a table for each split."""
-    alignments = [one for progress in trained for m in progress.moments for one in m["alignment"]]
-    kinds = sorted({one["captions"] for one in alignments})
-    sizes = ", ".join(f"{one.name} {one.parameters / 1e6:.2f} M parameters" for one in trained)
+def print_tables(trained: list[Progress]) -> None:
+    """Prints the measurements, one table per split."""
+    alignments = [
+        result
+        for progress in trained
+        for moment in progress.moments
+        for result in moment["alignment"]
+    ]
+    kinds = sorted({result["captions"] for result in alignments})
+    sizes = ", ".join(
+        f"{prior.name} {prior.parameters / 1e6:.2f} M parameters" for prior in trained
+    )
     note = f"single samples at temperature 1, with half of the 95 % interval; {sizes}"
-    for split in dict.fromkeys(one["split"] for one in alignments):
+    for split in dict.fromkeys(result["split"] for result in alignments):
         rows = []
         for progress in trained:
             for moment in progress.moments:
                 minutes, steps = f"{moment['seconds'] / 60:.1f}", str(moment["steps"])
-                of_split = [one for one in moment["alignment"] if one["split"] == split]
-                shares = {one["captions"]: with_spread(one) for one in of_split}
+                in_split = [result for result in moment["alignment"] if result["split"] == split]
+                shares = {result["captions"]: with_spread(result) for result in in_split}
                 rows.append([progress.name, minutes, steps, *(shares.get(k, "") for k in kinds)])
         title = f"Alignment after equal training time, {split}"
-        timing.show(title, ["prior", "minutes", "steps", *kinds], rows, note)
+        timing.print_table(title, ["prior", "minutes", "steps", *kinds], rows, note)
 
 
-def with_spread(figure: dict[str, Any]) -> str:
-    """A share with its spread."""
-    low, high = figure["interval"]
-    return f"{figure['share']:.3f} ±{(high - low) / 2:.3f}"
+def with_spread(result: dict[str, Any]) -> str:
+    """Returns a share with half of its interval."""
+    low, high = result["interval"]
+    return f"{result['share']:.3f} ±{(high - low) / 2:.3f}"
 
 
 def lines(trained: list[Progress]) -> dict[str, list[tuple[float, ...]]]:
-    """Minutes, share and its interval, by prior, split and kind of caption."""
+    """Returns points (minutes, share, low, high) by prior, split and kind of caption."""
     points = defaultdict(list)
     for progress in trained:
         for moment in progress.moments:
-            for one in moment["alignment"]:
-                name = f"{progress.name}: {one['split']}, {one['captions']}"
-                points[name].append((moment["seconds"] / 60, one["share"], *one["interval"]))
+            for result in moment["alignment"]:
+                name = f"{progress.name}: {result['split']}, {result['captions']}"
+                points[name].append((moment["seconds"] / 60, result["share"], *result["interval"]))
     return points
 
 
 def main() -> None:
-    settings, overrides = command_line.read(DEFAULTS, __doc__)
+    settings, overrides = command_line.parse_known(DEFAULTS, __doc__)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     for message in project.NOISE:
         warnings.filterwarnings("ignore", message)
@@ -322,19 +328,19 @@ def main() -> None:
     steps = max(steps // settings.moments, 1) * settings.moments  # the last moment is the end
     config = configuration(overrides, dvae, steps, settings.moments)
     data = read_data(config)
-    examine = Examination(data, settings.splits, settings.captions)
+    examine = AlignmentTest(data, settings.splits, settings.captions)
     trained = [train_ours(config, data, examine)]
     dalle_pytorch = peers.load("dalle_pytorch")
     if dalle_pytorch is not None:
         peer = train_peer(dalle_pytorch, config, settings.peer, data, examine, trained[0])
         trained.append(peer)
-    show(trained)
-    picture = Path(settings.out).with_suffix(".png")
-    curves(lines(trained), picture, across="minutes of training", up="share drawn right")
-    print(f"The curves are in {picture}")
+    print_tables(trained)
+    image = Path(settings.out).with_suffix(".png")
+    curves(lines(trained), image, across="minutes of training", up="share of matching images")
+    print(f"Curves: {image}")
     timing.write(
         settings.out,
-        figures=[{**vars(one), "device": str(one.device)} for one in trained],
+        results=[{**vars(prior), "device": str(prior.device)} for prior in trained],
         settings=OmegaConf.to_container(settings),
         overrides=overrides,
         config=OmegaConf.to_container(config, resolve=True),

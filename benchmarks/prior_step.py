@@ -1,9 +1,8 @@
 """Speed of one training step of a prior, against other transformers of equal shape.
 
-A step is forward, loss, backward and AdamW, each project's own where it has one, on random tokens,
-with random weights. DALLE-pytorch's sparse attention is its (axial_row, axial_col, conv_like).
-GPT-2 and x-transformers know of one vocabulary, text's and image's together, as DALLE-pytorch does;
-ours has a head for each.
+A step is forward, loss, backward and AdamW (each project's own if it has one), with random tokens
+and weights. DALLE-pytorch's sparse attention is its (axial_row, axial_col, conv_like). The peers
+have one vocabulary for text and image tokens; ours has one output head for each.
 
     python benchmarks/prior_step.py [batch_size=16] [compile=true] [any setting=value]
 """
@@ -22,28 +21,30 @@ DEFAULTS = {
     "batch_size": 16,
     "rounds": 20,
     "warmup": 3,
-    "threads": None,  # torch's own choice
-    "bf16": True,  # measure autocast to bf16 too
-    "compile": False,  # true: measure ours compiled too, and with the parts of the default prior
+    "threads": None,  # null: torch's default
+    "bf16": True,  # also measures autocast to bf16
+    "compile": False,  # true: also measures ours compiled, and with modern parts
     "out": "logs/benchmarks/prior_step.json",
 }
 MODERN = {"norm": "rms", "mlp": "swiglu", "positions": "rotary", "qk_norm": True}
 SEED = 0
 
 
-def of_ours(settings: DictConfig, device: str) -> Iterator[tuple[str, Callable[[], priors.Prior]]]:
-    """Ours, the paper's patterns first."""
+def our_priors(
+    settings: DictConfig, device: str
+) -> Iterator[tuple[str, Callable[[], priors.Prior]]]:
+    """Yields our priors by name, the paper's patterns first."""
     paper = partial(priors.ours, settings, device, "paper")
     yield "ours, paper's patterns", paper
     yield "ours, full attention", partial(priors.ours, settings, device, "full")
     if settings.compile:
-        yield "the first, compiled", partial(paper, compiled=True)
+        yield "ours, paper's patterns, compiled", partial(paper, compiled=True)
         yield "modern parts", partial(paper, **MODERN)
         yield "modern parts, compiled", partial(paper, compiled=True, **MODERN)
 
 
-def of_peers(shape: DictConfig, device: str) -> Iterator[tuple[str, Callable[[], priors.Prior]]]:
-    """The peers that are installed."""
+def peer_priors(shape: DictConfig, device: str) -> Iterator[tuple[str, Callable[[], priors.Prior]]]:
+    """Yields the installed peers by name."""
     dalle = peers.load("dalle_pytorch")
     if dalle is not None:
         make = partial(priors.dalle_pytorch, dalle, shape, device)
@@ -58,11 +59,11 @@ def of_peers(shape: DictConfig, device: str) -> Iterator[tuple[str, Callable[[],
 
 
 def main() -> None:
-    settings = command_line.read_own(DEFAULTS, __doc__)
+    settings = command_line.parse(DEFAULTS, __doc__)
     device = timing.prepare(settings.threads, SEED)
     pairs = priors.random_pairs(settings, settings.batch_size, device)
-    rivals = dict(of_peers(settings, device))
-    makers = dict(of_ours(settings, device)) | rivals
+    peer_makers = dict(peer_priors(settings, device))
+    makers = dict(our_priors(settings, device)) | peer_makers
     speeds = {}
     for precision in ("fp32", "bf16") if settings.bf16 else ("fp32",):
         steps = {
@@ -71,7 +72,7 @@ def main() -> None:
         }
         speeds[precision] = timing.compare(steps, settings.rounds, settings.warmup)
         title = f"A training step, {precision}"
-        timing.show_against_peers(title, speeds[precision], rivals)
+        timing.print_against_peers(title, speeds[precision], peer_makers)
     timing.write(settings.out, speeds=speeds, settings=OmegaConf.to_container(settings))
 
 

@@ -1,7 +1,7 @@
-"""Priors of one shape, ours and the peers': what they draw from captions, what their loss is.
+"""Priors of equal shape, ours and the peers', with random weights.
 
-All read the same stream: start, text tokens with a padding token for each position, image tokens.
-Weights are random, for speed alone does not depend on them.
+All read the same stream: start token, text tokens with one padding token per position, image
+tokens.
 """
 
 from collections.abc import Callable
@@ -32,13 +32,13 @@ DALLE_SPARSE = ("axial_row", "axial_col", "conv_like")
 
 @dataclass
 class Prior:
-    """One implementation.
+    """A prior of one project.
 
     Args:
-        network: what is trained.
-        draw: text tokens [B, T] to image tokens, one picture for each caption.
-        loss: of text tokens [B, T] and image tokens [B, h, w].
-        optimizer: its own; torch's AdamW as it comes where it has none.
+        network: the network to train.
+        draw: samples image tokens for text tokens [B, T], one image per caption.
+        loss: returns the loss of text tokens [B, T] and image tokens [B, h, w].
+        optimizer: makes the project's own optimizer; None is torch's AdamW.
     """
 
     network: nn.Module
@@ -48,12 +48,12 @@ class Prior:
 
 
 def stream_of(shape: DictConfig) -> Stream:
-    """Its layout."""
+    """Returns the stream of a shape."""
     return Stream(shape.text_length, shape.text_vocab, shape.grid, shape.image_vocab)
 
 
 def random_pairs(shape: DictConfig, count: int, device: str) -> tuple[Tensor, Tensor]:
-    """Text tokens [B, T] of captions of random lengths, and image tokens [B, h, w]."""
+    """Returns random text tokens [B, T] of random lengths, and image tokens [B, h, w]."""
     text = torch.randint(shape.text_vocab, (count, shape.text_length))
     lengths = torch.randint(1, shape.text_length + 1, (count, 1))
     text = text.where(torch.arange(shape.text_length) < lengths, -1)
@@ -64,7 +64,7 @@ def random_pairs(shape: DictConfig, count: int, device: str) -> tuple[Tensor, Te
 def ours(
     shape: DictConfig, device: str, pattern: str, compiled: bool = False, **parts: Any
 ) -> Prior:
-    """This project's, trained as its LightningModule says, with every caption."""
+    """Returns this project's prior, trained without caption dropout."""
     sizes = {name: shape[name] for name in ("dim", "depth", "heads")}
     network = Transformer(stream_of(shape), **sizes, pattern=pattern, **parts).to(device)
     if compiled:
@@ -73,9 +73,9 @@ def ours(
 
 
 def of_network(network: Transformer) -> Prior:
-    """A network of this project's with the loss and the optimizer of its LightningModule."""
+    """Returns a network with the loss and the optimizer of this project's LightningModule."""
     module = PriorModule(network, Constant(3e-4), caption_dropout=0.0)
-    module.log_dict = lambda *_, **__: None  # there is no trainer to log to
+    module.log_dict = lambda *_, **__: None  # no trainer to log to
 
     def loss(text: Tensor, image: Tensor) -> Tensor:
         return module.training_step({"text_tokens": text, "image_tokens": image}, 0)
@@ -95,16 +95,16 @@ def dalle_pytorch(
     filter_thres: float = 0.5,
     **options: Any,
 ) -> Prior:
-    """DALLE-pytorch's, which is fed image tokens and returns them.
+    """Returns DALLE-pytorch's prior, which reads and returns image tokens here.
 
     Args:
-        cached: its `use_cache` drops the cache where there is no guidance; this hands it on. Not
-            for its sparse layers, which would all write to one place of the cache.
-        filter_thres: share of the logits, text's included, that is cut off before drawing.
+        cached: keeps the cache that its `use_cache` drops without guidance. Not for its sparse
+            layers, which would all write to the same entry of the cache.
+        filter_thres: share of the logits, text included, that is cut off before sampling.
         options: more arguments of its DALLE.
     """
 
-    class NoVAE(package.DiscreteVAE):  # it insists on one of its own classes
+    class NoVAE(package.DiscreteVAE):  # its DALLE accepts only its own classes
         def __init__(self) -> None:
             nn.Module.__init__(self)
             self.image_size, self.num_layers, self.num_tokens = shape.grid, 0, shape.image_vocab
@@ -115,12 +115,12 @@ def dalle_pytorch(
         def decode(self, tokens: Tensor) -> Tensor:
             return tokens
 
-    class HandsOn(package.DALLE):
+    class CachingDALLE(package.DALLE):
         def forward_with_cond_scale(self, *args: Any, cond_scale: float, **rest: Any) -> Tensor:
             return self(*args, **rest)
 
     sizes = {name: shape[name] for name in ("dim", "depth", "heads")}
-    network = (HandsOn if cached else package.DALLE)(
+    network = (CachingDALLE if cached else package.DALLE)(
         **sizes,
         dim_head=shape.dim // shape.heads,
         num_text_tokens=shape.text_vocab + 1,  # 0 is its padding
@@ -141,7 +141,7 @@ def dalle_pytorch(
 
 
 def joined(stream: Stream, text: Tensor, image: Tensor | None = None) -> Tensor:
-    """The stream [B, n] in one vocabulary, text tokens first, for transformers that know of one."""
+    """Returns the stream [B, n] in one vocabulary, text tokens first."""
     start = text.new_full((len(text), 1), stream.start_token)
     parts = [start, stream.pad(text)]
     if image is not None:
@@ -150,7 +150,7 @@ def joined(stream: Stream, text: Tensor, image: Tensor | None = None) -> Tensor:
 
 
 def gpt2(package: ModuleType, shape: DictConfig, device: str) -> Prior:
-    """transformers' GPT-2, without dropout, over one vocabulary."""
+    """Returns GPT-2 of transformers, without dropout, over one vocabulary."""
     stream = stream_of(shape)
     config = package.GPT2Config(
         vocab_size=stream.text_embeddings + shape.image_vocab,
@@ -162,11 +162,11 @@ def gpt2(package: ModuleType, shape: DictConfig, device: str) -> Prior:
         embd_pdrop=0.0,
         attn_pdrop=0.0,
         bos_token_id=None,
-        eos_token_id=None,  # nothing ends a picture early
+        eos_token_id=None,  # no token ends an image early
         pad_token_id=None,
     )
     network = package.GPT2LMHeadModel(config).to(device)
-    network.loss_type = "ForCausalLM"  # it warns without
+    network.loss_type = "ForCausalLM"  # avoids a warning
 
     def draw(text: Tensor) -> Tensor:
         prompt = joined(stream, text)
@@ -188,7 +188,7 @@ def gpt2(package: ModuleType, shape: DictConfig, device: str) -> Prior:
 
 
 def x_transformers(package: ModuleType, shape: DictConfig, device: str) -> Prior:
-    """x-transformers' decoder with the attention that it has for speed, over one vocabulary."""
+    """Returns the decoder of x-transformers with its fast attention, over one vocabulary."""
     stream = stream_of(shape)
     layers = package.Decoder(
         dim=shape.dim,
@@ -220,7 +220,7 @@ def x_transformers(package: ModuleType, shape: DictConfig, device: str) -> Prior
 
 
 def training_step(prior: Prior, text: Tensor, image: Tensor, bf16: bool) -> Callable[[], None]:
-    """Forward, loss, backward and an update."""
+    """Returns a function that runs forward, loss, backward and an update."""
     if prior.optimizer is None:
         parameters = [p for p in prior.network.parameters() if p.requires_grad]
         optimizer: Optimizer = torch.optim.AdamW(parameters, lr=3e-4)

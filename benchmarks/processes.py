@@ -1,9 +1,8 @@
-"""What a second process is worth: updates a second of DDP in two processes against one process.
+"""Speed of DDP with two processes on a CPU, against one process with two threads.
 
-On the cores of a CPU, which one process of two threads has as well as two of one thread. The
-trainings are those of `python src/train.py`, without what only watches, and take turns. Beside DDP
-two processes train apart, half a batch each: what they lose is the cores' and Python's, and what
-DDP loses beyond that is the exchange of gradients.
+The trainings are those of `python src/train.py` without observers, and they take turns. Two
+independent processes with half a batch each are measured too. Their loss of speed comes from the
+cores and from Python; what DDP loses beyond that is the exchange of gradients.
 
     python benchmarks/processes.py [stage=prior] [rounds=7] [any setting=value] [any key=value of
         conf/]
@@ -29,17 +28,17 @@ from tilewright import runs
 
 DEFAULTS = {
     "stage": "prior",
-    "dvae": None,  # of the prior: a run; null: the newest one that was trained on shapes
+    "dvae": None,  # for the prior: a run; null: the newest one on shapes
     "rounds": 7,
     "warmup": 10,  # updates
-    "steps": 100,  # that are timed
+    "steps": 100,  # timed updates
     "processes": 2,
     "target": 0.85,
     "out": "logs/benchmarks/processes.json",
 }
 
 
-ALONE, APART = "one process", "apart"
+SINGLE, INDEPENDENT = "one process", "independent"
 DDP = {
     "DDP": "ddp",
     "DDP, gradients as views": {
@@ -51,21 +50,21 @@ DDP = {
 
 
 class Clock(pl.Callback):
-    """Seconds of the updates that are timed."""
+    """Measures the seconds of the timed updates."""
 
     def __init__(self, warmup: int):
         self.warmup = warmup
-        self.seconds = self.began = 0.0
+        self.seconds = self.start = 0.0
 
     def on_train_batch_end(self, trainer: pl.Trainer, *arguments: Any) -> None:
         now = time.perf_counter()
         if trainer.global_step == self.warmup:
-            self.began = now
-        self.seconds = now - self.began
+            self.start = now
+        self.seconds = now - self.start
 
 
 def configuration(settings: DictConfig, overrides: list[str]) -> DictConfig:
-    """That of the training; in a process of its own, as all that follows."""
+    """Returns the configuration of the training."""
     words = [f"stage={settings.stage}", *overrides]
     if settings.stage == "prior":
         logs = Path(training.configuration(words[:1]).paths.logs)
@@ -81,17 +80,23 @@ def configuration(settings: DictConfig, overrides: list[str]) -> DictConfig:
 
 
 def train(
-    rank: int, world: str, port: int, threads: int, settings: DictConfig, words: list[str], put: Any
+    rank: int,
+    mode: str,
+    port: int,
+    threads: int,
+    settings: DictConfig,
+    words: list[str],
+    queue: Any,
 ) -> None:
-    """A training by one of the processes of a world; the first puts the seconds that it took."""
+    """Trains in one of the processes; the first one puts its seconds into a queue."""
     torch.set_num_threads(threads)
     config = configuration(settings, words)
-    if world == APART:
+    if mode == INDEPENDENT:
         config.data.batch_size //= settings.processes
-    if world in DDP:
+    if mode in DDP:
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank))
         config.trainer.devices = settings.processes
-        config.trainer.strategy = DDP[world]
+        config.trainer.strategy = DDP[mode]
     pl.seed_everything(config.seed, verbose=False)
     data = instantiate(config.data)
     data.setup()
@@ -100,12 +105,12 @@ def train(
     clock = Clock(settings.warmup)
     training.make_trainer(config, clock).fit(instantiate(config.model), data)
     if rank == 0:
-        put.put(clock.seconds)
+        queue.put(clock.seconds)
 
 
-def seconds(world: str, settings: DictConfig, overrides: list[str]) -> float:
-    """What the updates of one training take."""
-    count = 1 if world == ALONE else settings.processes
+def time_training(mode: str, settings: DictConfig, overrides: list[str]) -> float:
+    """Returns the seconds of the timed updates of one training."""
+    count = 1 if mode == SINGLE else settings.processes
     threads = settings.processes // count
     with socket.socket() as free:
         free.bind(("", 0))
@@ -114,28 +119,28 @@ def seconds(world: str, settings: DictConfig, overrides: list[str]) -> float:
     results = context.Queue()
     ranks = [
         context.Process(
-            target=train, args=(rank, world, port, threads, settings, overrides, results)
+            target=train, args=(rank, mode, port, threads, settings, overrides, results)
         )
         for rank in range(count)
     ]
-    for one in ranks:
-        one.start()
-    for one in ranks:
-        one.join()
-    if any(one.exitcode for one in ranks):
-        sys.exit(f"error: {world} failed")
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+    if any(process.exitcode for process in ranks):
+        sys.exit(f"error: {mode} failed")
     return results.get()
 
 
 def main() -> None:
-    settings, overrides = command_line.read(DEFAULTS, __doc__)
-    found: dict[str, list[float]] = {world: [] for world in (ALONE, *DDP, APART)}
-    for number in range(settings.rounds):
-        for world in found:
-            found[world].append(seconds(world, settings, overrides))
-        print(f"round {number + 1} of {settings.rounds}", flush=True)
-    speeds = timing.speeds(found)
-    timing.show_speeds(f"{settings.stage}: {settings.processes} processes", speeds)
+    settings, overrides = command_line.parse_known(DEFAULTS, __doc__)
+    seconds: dict[str, list[float]] = {mode: [] for mode in (SINGLE, *DDP, INDEPENDENT)}
+    for index in range(settings.rounds):
+        for mode in seconds:
+            seconds[mode].append(time_training(mode, settings, overrides))
+        print(f"round {index + 1} of {settings.rounds}", flush=True)
+    speeds = timing.speeds(seconds)
+    timing.print_speeds(f"{settings.stage}: {settings.processes} processes", speeds)
     best = max((speed for speed in speeds if speed.name in DDP), key=lambda speed: speed.ratio)
     reached = "reached" if best.ratio >= settings.target else "missed"
     print(f"the target of {settings.target} is {reached}: {best.ratio:.2f} by {best.name}")

@@ -1,11 +1,11 @@
-"""Speed of reading captioned pictures, against a plain torch DataLoader over the same files.
+"""Speed of reading captioned images, against a plain torch DataLoader over the same files.
 
-Both give shuffled batches of pictures under the dVAE's random crop, with captions. The plain ones
-are what one would write for the purpose: Pillow opens, torch's own generator draws, nothing is
-checked, and no training can be resumed. A parquet file lies in their memory; tar files they read
-in order. Ours draws crops and captions so that a row repeats itself, and skips what is broken.
+Both yield shuffled batches of images, randomly cropped for the dVAE, with captions. The plain
+loaders open files with Pillow and crop with torch's global generator. They check nothing and cannot
+resume. They hold a parquet file in memory and read tar files in order. Ours makes each row
+reproducible and skips unreadable images.
 
-    python benchmarks/reading.py [pictures=1000] [size=256] [workers=0] [any setting=value]
+    python benchmarks/reading.py [images=1000] [size=256] [workers=0] [any setting=value]
 """
 
 import io
@@ -36,7 +36,7 @@ from tilewright.data.transforms import CenterCrop, StageOneCrop
 
 DEFAULTS = {
     "sources": ["folder", "parquet", "webdataset"],
-    "pictures": 1000,
+    "images": 1000,
     "kind": "jpg",  # or png
     "size": 256,  # of the files
     "image_size": 64,  # of the batches
@@ -44,7 +44,7 @@ DEFAULTS = {
     "workers": 0,
     "rounds": 5,
     "warmup": 1,
-    "threads": None,  # torch's own choice
+    "threads": None,  # null: torch's default
     "out": "logs/benchmarks/reading.json",
 }
 SEED = 0
@@ -52,14 +52,14 @@ SOURCES = {"folder": FolderSource, "parquet": ParquetSource, "webdataset": WebDa
 
 
 class Plain:
-    """Encoded pictures to tensors, the plain way."""
+    """Decodes and crops an image, without checks."""
 
     def __init__(self, crop: Callable[[Image.Image], Image.Image]):
         self.crop = crop
 
     def __call__(self, file: Any, caption: str) -> tuple[torch.Tensor, str]:
-        picture = np.array(self.crop(Image.open(file).convert("RGB")))
-        return torch.from_numpy(picture).permute(2, 0, 1).float() / 255, caption
+        image = np.array(self.crop(Image.open(file).convert("RGB")))
+        return torch.from_numpy(image).permute(2, 0, 1).float() / 255, caption
 
 
 class PlainFolder(Dataset):
@@ -99,15 +99,15 @@ class PlainShards(IterableDataset):
         for file in files:
             with tarfile.open(file) as shard:
                 members = (shard.extractfile(member).read() for member in shard)
-                for picture, caption in zip(members, members, strict=True):
-                    yield self.read(io.BytesIO(picture), caption.decode())
+                for image, caption in zip(members, members, strict=True):
+                    yield self.read(io.BytesIO(image), caption.decode())
 
 
 PLAIN = {"folder": PlainFolder, "parquet": PlainParquet, "webdataset": PlainShards}
 
 
 def plain(source: str, folder: Path, settings: DictConfig) -> DataLoader:
-    """What one would write for these files."""
+    """Returns the plain DataLoader of these files."""
     rows = PLAIN[source](folder, Plain(StageOneCrop(settings.image_size)))
     return DataLoader(
         rows,
@@ -120,7 +120,7 @@ def plain(source: str, folder: Path, settings: DictConfig) -> DataLoader:
 
 
 def ours(source: str, folder: Path, settings: DictConfig) -> DataLoader:
-    """Training's batches; they have no end."""
+    """Returns the DataLoader of a training, which is endless."""
     data = CaptionedImages(
         SOURCES[source](str(folder), validation_fraction=1e-3),
         settings.image_size,
@@ -133,20 +133,20 @@ def ours(source: str, folder: Path, settings: DictConfig) -> DataLoader:
 
 
 def measure(source: str, folder: Path, settings: DictConfig) -> list[timing.Speed]:
-    """Prints and returns the speeds of one form of files."""
-    made = pairs.pictures(settings.pictures, settings.size, settings.kind)
-    folder = pairs.WRITERS[source](folder / source, settings.kind, made)
+    """Prints and returns the speeds for one file format."""
+    captioned = pairs.make_pairs(settings.images, settings.size, settings.kind)
+    folder = pairs.WRITERS[source](folder / source, settings.kind, captioned)
     loaders = {
         "a plain DataLoader": plain(source, folder, settings),
         "ours": ours(source, folder, settings),
     }
-    batches = settings.pictures // settings.batch_size - 1  # held-out rows are missing from ours
+    batches = settings.images // settings.batch_size - 1  # ours has fewer rows: some are held out
     steps = {
         name: partial(lambda loader: deque(islice(loader, batches), maxlen=0), loader)
         for name, loader in loaders.items()
     }
     speeds = timing.compare(steps, settings.rounds, settings.warmup)
-    timing.show_speeds(f"Reading, {source}: against a plain DataLoader", speeds)
+    timing.print_speeds(f"Reading, {source}: against a plain DataLoader", speeds)
     for speed in speeds:
         rate = batches * settings.batch_size / np.median(speed.seconds)
         print(f"{source}, {speed.name}: {rate:,.0f} images a second")
@@ -154,10 +154,10 @@ def measure(source: str, folder: Path, settings: DictConfig) -> list[timing.Spee
 
 
 def main() -> None:
-    settings = command_line.read_own(DEFAULTS, __doc__)
+    settings = command_line.parse(DEFAULTS, __doc__)
     timing.prepare(settings.threads, SEED)
     with tempfile.TemporaryDirectory() as folder:
-        pairs.keep_copies_in(Path(folder) / "copies")
+        pairs.set_datasets_cache(Path(folder) / "copies")
         speeds = {source: measure(source, Path(folder), settings) for source in settings.sources}
     timing.write(settings.out, speeds=speeds, settings=OmegaConf.to_container(settings))
 

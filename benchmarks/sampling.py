@@ -1,10 +1,9 @@
-"""Speed of drawing image tokens, without the dVAE, against other samplers of equal shape.
+"""Speed of sampling image tokens, without the dVAE, against other samplers of equal shape.
 
-Every implementation draws one picture for each of so many captions, in fp32, with random weights;
-ours on request in the lighter weights too, and compiled.
-DALLE-pytorch 1.6.6 is measured as it comes, where `use_cache=True` does nothing without guidance,
-and with its cache handed on. A chain of the matrix products that our sampler needs, timed in the
-same rounds, says what is left to win: no sampler that multiplies these shapes is faster.
+Every implementation samples one image per caption in fp32 with random weights; ours also with
+lighter weights and compiled, if asked. DALLE-pytorch 1.6.6 is measured unchanged, where
+`use_cache=True` has no effect without guidance, and with its cache repaired. The matrix products of
+our sampler alone are timed in the same rounds: no sampler with these shapes can be faster.
 
     python benchmarks/sampling.py [batches=[1,16,64]] [weights=[bfloat16,int8]] [compile=true]
         [any setting=value]
@@ -28,12 +27,12 @@ from tilewright.prior.patterns import cache_plan
 DEFAULTS = {
     **priors.SHAPE,
     "batches": [1, 16, 64],
-    "weights": [],  # other number formats of ours, beside fp32: bfloat16, int8 (CPU)
-    "compile": False,  # ours by one compiled step too; compiling takes a minute for each
-    "uncached_up_to": 16,  # the largest batch for samplers that have no working cache
+    "weights": [],  # other dtypes of ours: bfloat16, int8 (CPU)
+    "compile": False,  # also ours with a compiled step; compiling takes a minute for each
+    "uncached_up_to": 16,  # largest batch for samplers without a working cache
     "rounds": 5,
     "warmup": 1,
-    "threads": None,  # torch's own choice
+    "threads": None,  # null: torch's default
     "out": "logs/benchmarks/sampling.json",
 }
 OURS = "ours, paper's patterns"
@@ -41,17 +40,17 @@ PRODUCTS = "its matrix products alone"
 SEED = 0
 
 
-def of_peers(shape: DictConfig, device: str, batch: int) -> Iterator[tuple[str, Callable]]:
-    """The peers that are installed: text tokens to image tokens."""
+def peer_samplers(shape: DictConfig, device: str, batch: int) -> Iterator[tuple[str, Callable]]:
+    """Yields the installed peers by name: functions of text tokens to image tokens."""
     dalle = peers.load("dalle_pytorch")
     if dalle is not None:
         make = partial(priors.dalle_pytorch, dalle, shape, device)
         if batch <= shape.uncached_up_to:
             yield "DALLE-pytorch, full", make().draw
             yield "DALLE-pytorch, sparse", make(priors.DALLE_SPARSE).draw
-        yield "DALLE-pytorch, full, cache handed on", make(cached=True).draw
+        yield "DALLE-pytorch, full, cache repaired", make(cached=True).draw
         axial = make(("axial_row", "axial_col"), cached=True, optimize_for_inference=True)
-        yield "DALLE-pytorch, axial for inference, cache handed on", axial.draw
+        yield "DALLE-pytorch, axial for inference, cache repaired", axial.draw
     transformers = peers.load("transformers")
     if transformers is not None:
         yield "transformers, GPT-2", priors.gpt2(transformers, shape, device).draw
@@ -61,9 +60,9 @@ def of_peers(shape: DictConfig, device: str, batch: int) -> Iterator[tuple[str, 
 
 
 class Products:
-    """The matrix products of drawing with the paper's patterns, and nothing else.
+    """The matrix products of sampling with the paper's patterns, without everything else.
 
-    No norms, no softmax, no copies, no drawn token, and of the prompt no attention.
+    There are no norms, softmax, copies and sampled tokens, and no attention in the prompt.
     """
 
     def __init__(self, network: Transformer, captions: int):
@@ -71,20 +70,20 @@ class Products:
         self.network, self.captions, self.prompt = network, captions, stream.first_image_position
         patterns = [block.attention.pattern for block in network.blocks]
         reads = zip(*(cache_plan(pattern, stream).keys_read for pattern in patterns), strict=True)
-        # Keys that each token sees, the text's among them, layer by layer.
+        # Number of keys that each token sees in each layer, text included.
         self.keys = [[self.prompt + keys for keys in token] for token in reads]
         self.dim, heads = weight.shape[1], network.blocks[0].attention.heads
         rows = captions * self.prompt
         self.states = weight.new_zeros(rows, self.dim)
         self.hidden = weight.new_zeros(rows, 4 * self.dim)
-        most = max(map(max, self.keys))
+        max_keys = max(map(max, self.keys))
         self.query = weight.new_zeros(captions * heads, 1, self.dim // heads)
-        self.cache = weight.new_zeros(captions * heads, most, self.dim // heads)
-        self.weights = weight.new_zeros(captions * heads, 1, most)
+        self.cache = weight.new_zeros(captions * heads, max_keys, self.dim // heads)
+        self.weights = weight.new_zeros(captions * heads, 1, max_keys)
 
     @property
     def multiply_adds(self) -> int:
-        """Of one call."""
+        """Number of multiply-adds of one call."""
         inputs, layers = len(self.keys), len(self.network.blocks)
         of_states = (self.prompt + inputs) * layers * 12 * self.dim**2
         of_keys = 2 * sum(map(sum, self.keys)) * self.dim
@@ -102,19 +101,19 @@ class Products:
 
     def _layers(self, rows: int, keys: list[int]) -> None:
         states, hidden = self.states[:rows], self.hidden[:rows]
-        for number, block in enumerate(self.network.blocks):
+        for index, block in enumerate(self.network.blocks):
             states @ block.attention.qkv.weight.T
             if keys:
-                cache = self.cache[:, : keys[number]]
+                cache = self.cache[:, : keys[index]]
                 self.query @ cache.mT
-                self.weights[..., : keys[number]] @ cache
+                self.weights[..., : keys[index]] @ cache
             states @ block.attention.out.weight.T
             states @ block.mlp.up.weight.T
             hidden @ block.mlp.down.weight.T
 
 
 def measure(settings: DictConfig, batch: int, device: str) -> dict[str, Any]:
-    """Prints and returns the figures of one batch."""
+    """Prints and returns the results for one batch size."""
     text, _ = priors.random_pairs(settings, batch, device)
     ours = {
         name: priors.ours(settings, device, pattern).network.eval()
@@ -133,16 +132,18 @@ def measure(settings: DictConfig, batch: int, device: str) -> dict[str, Any]:
         steps[f"{OURS}, candidates of one caption"] = partial(sample, network, text[:1], batch)
     products = Products(network, batch)
     steps[PRODUCTS] = products
-    rivals = {name: partial(draw, text) for name, draw in of_peers(settings, device, batch)}
-    speeds = timing.compare(steps | rivals, settings.rounds, settings.warmup)
-    title = f"One picture for each of {batch}" if batch > 1 else "One picture"
-    timing.show_against_peers(title, speeds, rivals)
+    peer_steps = {
+        name: partial(draw, text) for name, draw in peer_samplers(settings, device, batch)
+    }
+    speeds = timing.compare(steps | peer_steps, settings.rounds, settings.warmup)
+    title = f"One image for each of {batch} captions" if batch > 1 else "One image"
+    timing.print_against_peers(title, speeds, peer_steps)
     of_products = {speed.name: speed for speed in timing.against(speeds, PRODUCTS)}
     rate = products.multiply_adds / np.median(of_products[PRODUCTS].seconds) / 1e9
     share = of_products[OURS]
     print(
         f"Arithmetic limit: {products.multiply_adds / 1e9:.2f} G multiply-adds, which alone run "
-        f"at {rate:.1f} G/s here; ours reaches {share.ratio:.0%} ({share.low:.0%} to "
+        f"at {rate:.1f} G/s; ours reaches {share.ratio:.0%} ({share.low:.0%} to "
         f"{share.high:.0%}) of that\n"
     )
     return {
@@ -154,7 +155,7 @@ def measure(settings: DictConfig, batch: int, device: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    settings = command_line.read_own(DEFAULTS, __doc__)
+    settings = command_line.parse(DEFAULTS, __doc__)
     device = timing.prepare(settings.threads, SEED)
     batches = {str(batch): measure(settings, batch, device) for batch in settings.batches}
     timing.write(settings.out, batches=batches, settings=OmegaConf.to_container(settings))

@@ -1,7 +1,7 @@
-"""What a picture costs to draw as the grid grows: time, and the cache, by pattern of attention.
+"""Time and cache memory per image as the grid grows, by attention pattern.
 
-The target: with row or column attention the cost grows no faster than the number of image tokens.
-Time is measured in turn; the cache is counted from its plan, at these sizes and at the paper's.
+Target: with row or column attention, the cost grows no faster than the number of image tokens. Time
+is measured in turns. The cache is counted from its plan, at these sizes and at the paper's.
 
     python benchmarks/sampling_cost.py [grids=[8,16,32]] [batch_size=4] [any setting=value]
 """
@@ -23,10 +23,10 @@ DEFAULTS = {
     **{name: size for name, size in priors.SHAPE.items() if name != "grid"},
     "grids": [8, 16, 32],
     "patterns": ["row", "column", "paper", "full"],
-    "batch_size": 4,  # captions, one picture each
+    "batch_size": 4,  # captions, one image each
     "rounds": 3,
     "warmup": 1,
-    "threads": None,  # torch's own choice
+    "threads": None,  # null: torch's default
     "out": "logs/benchmarks/sampling_cost.json",
 }
 LINEAR = ("row", "column")
@@ -34,27 +34,27 @@ PAPER = {"dim": 3968, "depth": 64, "stream": Stream()}
 SEED = 0
 
 
-def cache_bytes(pattern: str, stream: Stream, dim: int, depth: int, of_value: int) -> int:
-    """Keys and values of image tokens that are held for one picture."""
+def cache_bytes(pattern: str, stream: Stream, dim: int, depth: int, value_size: int) -> int:
+    """Returns the bytes of the image keys and values that are held for one image."""
     patterns = layer_patterns(depth) if pattern == "paper" else [pattern] * depth
-    slots = sum(cache_plan(one, stream).slots for one in patterns)
-    return slots * 2 * dim * of_value
+    slots = sum(cache_plan(name, stream).slots for name in patterns)
+    return slots * 2 * dim * value_size
 
 
-def text_bytes(stream: Stream, dim: int, depth: int, of_value: int) -> int:
-    """Keys and values of start and text, which the pictures of one caption share."""
-    return stream.first_image_position * depth * 2 * dim * of_value
+def text_bytes(stream: Stream, dim: int, depth: int, value_size: int) -> int:
+    """Returns the bytes of the keys and values of start and text, shared by a caption's images."""
+    return stream.first_image_position * depth * 2 * dim * value_size
 
 
 def keys_read(pattern: str, stream: Stream, depth: int) -> float:
-    """Keys that a token sees in a layer, the text's among them, on average."""
+    """Returns the average number of keys that a token sees in a layer, text included."""
     patterns = layer_patterns(depth) if pattern == "paper" else [pattern] * depth
-    read = [cache_plan(one, stream).keys_read for one in patterns]
+    read = [cache_plan(name, stream).keys_read for name in patterns]
     return stream.first_image_position + float(np.mean(read))
 
 
 def measure(settings: DictConfig, device: str) -> list[dict[str, Any]]:
-    """What each pattern costs on each grid: seconds of all rounds, growth from the first grid."""
+    """Measures each pattern on each grid: seconds of all rounds, and growth from the first grid."""
     steps, shapes = {}, {}
     for pattern, grid in product(settings.patterns, settings.grids):
         shape = shapes[grid] = OmegaConf.create({**settings, "grid": grid})
@@ -62,16 +62,16 @@ def measure(settings: DictConfig, device: str) -> list[dict[str, Any]]:
         text, _ = priors.random_pairs(shape, settings.batch_size, device)
         steps[f"{pattern}, {grid}x{grid}"] = partial(sample, network, text)
     speeds = timing.compare(steps, settings.rounds, settings.warmup)
-    a_token = {
+    seconds_per_token = {
         case: np.array(speed.seconds) / settings.batch_size / case[1] ** 2
         for case, speed in zip(product(settings.patterns, settings.grids), speeds, strict=True)
     }
-    figures = []
-    for (pattern, grid), seconds in a_token.items():
-        growth = seconds / a_token[pattern, settings.grids[0]]
+    results = []
+    for (pattern, grid), seconds in seconds_per_token.items():
+        growth = seconds / seconds_per_token[pattern, settings.grids[0]]
         low, middle, high = np.quantile(growth, [0.25, 0.5, 0.75]).tolist()
         stream, depth = priors.stream_of(shapes[grid]), settings.depth
-        figures.append(
+        results.append(
             {
                 "pattern": pattern,
                 "grid": grid,
@@ -82,36 +82,36 @@ def measure(settings: DictConfig, device: str) -> list[dict[str, Any]]:
                 "cache_bytes": cache_bytes(pattern, stream, settings.dim, depth, 4),
             }
         )
-    return figures
+    return results
 
 
-def at_the_papers_size() -> list[dict[str, Any]]:
-    """Cache of a candidate in fp16, by pattern, beside one that holds every key of every layer."""
+def cache_at_paper_size() -> list[dict[str, Any]]:
+    """Returns the cache of a candidate in fp16 by pattern, and that of a dense cache."""
     stream, sizes = PAPER["stream"], (PAPER["dim"], PAPER["depth"], 2)
     text = text_bytes(stream, *sizes)
     dense = text + cache_bytes("full", stream, *sizes)
-    rows = [{"cache": "dense, text and image for each candidate", "bytes": dense, "shared": 0}]
+    rows = [{"cache": "dense, text and image per candidate", "bytes": dense, "shared": 0}]
     for pattern in ("row", "column", "convolutional", "paper", "full"):
-        held = cache_bytes(pattern, stream, *sizes)
-        rows.append({"cache": f"ours, {pattern}", "bytes": held, "shared": text})
+        bytes_per_candidate = cache_bytes(pattern, stream, *sizes)
+        rows.append({"cache": f"ours, {pattern}", "bytes": bytes_per_candidate, "shared": text})
     for row in rows:
         row["of_64_candidates"] = row["shared"] + 64 * row["bytes"]
     return rows
 
 
 def main() -> None:
-    settings = command_line.read_own(DEFAULTS, __doc__)
+    settings = command_line.parse(DEFAULTS, __doc__)
     device = timing.prepare(settings.threads, SEED)
 
-    paper = at_the_papers_size()
+    paper = cache_at_paper_size()
     names = ("bytes", "shared", "of_64_candidates")
     rows = [[row["cache"], *(f"{row[name] / 2**20:,.0f}" for name in names)] for row in paper]
-    timing.show(
+    timing.print_table(
         "Cache at the paper's size in fp16, MiB, counted",
-        ["cache", "each candidate", "shared by a caption's", "64 candidates of a caption"],
+        ["cache", "per candidate", "shared per caption", "64 candidates of a caption"],
         rows,
     )
-    figures = measure(settings, device)
+    results = measure(settings, device)
     rows = [
         [
             f"{row['pattern']}, {row['grid']}x{row['grid']}",
@@ -121,23 +121,23 @@ def main() -> None:
             f"{row['keys_read']:.0f}",
             f"{row['cache_bytes'] / 2**10:,.0f}",
         ]
-        for row in figures
+        for row in results
     ]
     first, last = settings.grids[0], settings.grids[-1]
-    timing.show(
-        f"A picture's cost, {settings.batch_size} drawn at once",
-        ["pattern, grid", "seconds", "a token's", "quartiles", "keys read", "cache KiB"],
+    timing.print_table(
+        f"An image's cost, {settings.batch_size} sampled at once",
+        ["pattern, grid", "seconds", "per token", "quartiles", "keys read", "cache KiB"],
         rows,
-        f"a token's: its time against that at {first}x{first}, where 1 or less is linear; "
-        f"keys read: by a token in a layer, text included; {settings.rounds} rounds",
+        f"per token: time relative to {first}x{first}; 1 or less is linear. "
+        f"keys read: per token and layer, text included. {settings.rounds} rounds",
     )
-    for row in figures:
+    for row in results:
         if row["pattern"] in LINEAR and row["grid"] == last:
             growth = row["cost_of_a_token"]
             verdict = "no faster than linear" if growth <= 1 else "faster than linear"
             print(f"{row['pattern']}, {first}x{first} to {last}x{last}: {growth:.2f}, {verdict}")
     timing.write(
-        settings.out, figures=figures, paper=paper, settings=OmegaConf.to_container(settings)
+        settings.out, results=results, paper=paper, settings=OmegaConf.to_container(settings)
     )
 
 

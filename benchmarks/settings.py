@@ -1,4 +1,4 @@
-"""Settings of a benchmark from the command line, `key=value` as everywhere in this project."""
+"""Command-line settings of a benchmark, in the form `key=value`."""
 
 import sys
 from collections.abc import Sequence
@@ -7,15 +7,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 
-def read(
+def parse_known(
     defaults: dict, description: str | None, arguments: Sequence[str] | None = None
 ) -> tuple[DictConfig, list[str]]:
-    """The benchmark's settings, and the arguments that are none of its own.
+    """Returns the settings of a benchmark, and the arguments that are not in `defaults`.
 
     Args:
-        defaults: every setting with its default; a value may be a dictionary (`group.key=value`).
-        description: printed for `--help`, with the defaults.
-        arguments: the command line's by default.
+        defaults: default of every setting; a value may be a dictionary (`group.key=value`).
+        description: printed by `--help`, with the defaults.
+        arguments: those of the command line by default.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     known = OmegaConf.create(defaults)
@@ -23,7 +23,7 @@ def read(
         print(f"{description}\nSettings:\n{OmegaConf.to_yaml(known)}")
         sys.exit()
     own = [text for text in arguments if text.partition("=")[0].partition(".")[0] in defaults]
-    OmegaConf.set_struct(known, True)  # a misspelled key of a group is a mistake, not a new key
+    OmegaConf.set_struct(known, True)  # a misspelled key of a group is an error, not a new key
     try:
         settings = OmegaConf.merge(known, OmegaConf.from_dotlist(own))
     except OmegaConfBaseException as error:
@@ -34,9 +34,9 @@ def read(
     return settings, [text for text in arguments if text not in own]
 
 
-def read_own(defaults: dict, description: str | None) -> DictConfig:
-    """The settings of a benchmark that takes no others than its own."""
-    settings, others = read(defaults, description)
-    if others:
-        sys.exit(f"error: no setting {others[0]}; --help lists the settings")
+def parse(defaults: dict, description: str | None) -> DictConfig:
+    """Returns the settings of a benchmark, and exits on an argument that is not in `defaults`."""
+    settings, unknown = parse_known(defaults, description)
+    if unknown:
+        sys.exit(f"error: {unknown[0]} is not a setting; --help lists the settings")
     return settings

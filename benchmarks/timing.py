@@ -1,8 +1,8 @@
-"""Speed as ratios: several steps measured in turn, so that they share the machine's moods.
+"""Speed ratios of steps that are timed in turns, and their output as tables and JSON.
 
-Seconds depend on the machine and on what else it does, and so they compare with nothing. What two
-steps took one right after the other does compare: the figure is the median of these paired ratios,
-with their quartiles for a spread.
+Seconds of different runs are not comparable, because they depend on the machine and its load. Two
+steps timed one right after the other are. The result is the median of these paired ratios, with
+their quartiles.
 """
 
 import json
@@ -18,16 +18,18 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tilewright.cli import app
+from tilewright.hardware import resolve_precision
 
 
 @dataclass(frozen=True)
 class Speed:
-    """How many times as fast as the baseline a step is.
+    """Speed of a step as a multiple of the baseline's.
 
     Args:
-        ratio: the median over the rounds; low, high: their quartiles.
-        seconds: of each round.
+        ratio: median over the rounds.
+        low: lower quartile.
+        high: upper quartile.
+        seconds: duration of each round.
     """
 
     name: str
@@ -40,12 +42,12 @@ class Speed:
 def compare(
     steps: Mapping[str, Callable[[], Any]], rounds: int = 10, warmup: int = 2
 ) -> list[Speed]:
-    """Measures the steps in turn, A B C A B C ...; the first one is the baseline.
+    """Times the steps in turns, A B C A B C ...; the first one is the baseline.
 
     Args:
-        steps: by name; whatever has to be compiled or allocated is, in the warm-up.
-        rounds: how many times each is measured.
-        warmup: how many times each runs beforehand.
+        steps: steps by name.
+        rounds: number of measurements of each step.
+        warmup: number of runs of each step beforehand, which compile and allocate.
     """
     for step in steps.values():
         for _ in range(warmup):
@@ -58,13 +60,13 @@ def compare(
 
 
 def speeds(seconds: Mapping[str, list[float]]) -> list[Speed]:
-    """What has been measured in turn, by name; the first is the baseline."""
+    """Returns the speeds of steps that were timed in turns; the first is the baseline."""
     baseline = np.array(next(iter(seconds.values())))
     return [_speed(name, baseline, values) for name, values in seconds.items()]
 
 
 def against(speeds: list[Speed], name: str) -> list[Speed]:
-    """The same measurements with another baseline."""
+    """Returns the speeds relative to another baseline."""
     baseline = np.array(next(speed.seconds for speed in speeds if speed.name == name))
     return [_speed(speed.name, baseline, speed.seconds) for speed in speeds]
 
@@ -88,7 +90,7 @@ def _speed(name: str, baseline: np.ndarray, seconds: list[float]) -> Speed:
 
 
 def prepare(threads: int | None, seed: int) -> str:
-    """Sets the seed and, where asked for, torch's threads; the device to measure on."""
+    """Sets the seed and torch's threads (None: the default). Returns the device to measure on."""
     if threads:
         torch.set_num_threads(threads)
     torch.manual_seed(seed)
@@ -96,14 +98,14 @@ def prepare(threads: int | None, seed: int) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """What else a speed depends on."""
+    """Returns versions and hardware that a speed depends on."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "cpu": _cpu(),
         "gpu": gpu,
-        "bf16": app.precision("auto") == "bf16-mixed",  # computed in hardware
+        "bf16": resolve_precision("auto") == "bf16-mixed",  # computed in hardware
     }
 
 
@@ -114,51 +116,51 @@ def _cpu() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def show(title: str, columns: list[str], rows: list[list[str]], note: str = "") -> None:
-    """Prints a table; the first column is text, the others are figures."""
+def print_table(title: str, columns: list[str], rows: list[list[str]], note: str = "") -> None:
+    """Prints a table; the first column is text, the others are numbers."""
     table = Table(title=title, title_justify="left", caption=note, caption_justify="left")
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left")
     for row in rows:
         table.add_row(*row)
     Console().print(table)
 
 
-def show_speeds(title: str, speeds: list[Speed]) -> None:
-    """Prints the ratios with their spread, and what they depend on."""
+def print_speeds(title: str, speeds: list[Speed]) -> None:
+    """Prints the ratios with their quartiles, and the environment."""
     rows = [[s.name, f"{s.ratio:.2f}", f"{s.low:.2f} to {s.high:.2f}"] for s in speeds]
     note = f"{len(speeds[0].seconds)} rounds; " + ", ".join(
         f"{key} {value}" for key, value in environment().items() if value is not None
     )
-    show(title, ["step", "times as fast", "quartiles"], rows, note)
+    print_table(title, ["step", "speed ratio", "quartiles"], rows, note)
 
 
-def show_against_peers(title: str, speeds: list[Speed], peers: Collection[str]) -> None:
+def print_against_peers(title: str, speeds: list[Speed], peers: Collection[str]) -> None:
     """Prints the ratios to the fastest peer, and those of the first step to every peer.
 
     Args:
-        peers: names of the steps that are the peers'; with none the baseline stays what it was.
+        peers: names of the peers' steps; if there are none, the baseline stays the same.
     """
-    rivals = [speed for speed in speeds if speed.name in peers]
+    peer_speeds = [speed for speed in speeds if speed.name in peers]
     ours = speeds[0].name
-    best = max(rivals, key=lambda speed: speed.ratio).name if rivals else ours
-    show_speeds(f"{title}: against {best}", against(speeds, best))
-    for rival in rivals:
-        speed = against(speeds, rival.name)[0]
+    fastest = max(peer_speeds, key=lambda speed: speed.ratio).name if peer_speeds else ours
+    print_speeds(f"{title}: against {fastest}", against(speeds, fastest))
+    for peer in peer_speeds:
+        speed = against(speeds, peer.name)[0]
         spread = f"{speed.low:.2f} to {speed.high:.2f}"
-        print(f"{ours}: {speed.ratio:.2f} ({spread}) times as fast as {rival.name}")
+        print(f"{ours}: {speed.ratio:.2f} ({spread}) times as fast as {peer.name}")
 
 
 def write(path: str | Path, **record: Any) -> None:
-    """Writes figures, settings and what they depend on as JSON."""
+    """Writes results, settings and environment as JSON."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({**record, "environment": environment()}, indent=2, default=_plain)
     path.write_text(text + "\n")
-    print(f"Figures are in {path}")
+    print(f"Results: {path}")
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Speed):
         return asdict(value)
-    raise TypeError(f"no JSON of {type(value).__name__}")
+    raise TypeError(f"cannot write {type(value).__name__} as JSON")

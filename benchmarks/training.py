@@ -1,4 +1,4 @@
-"""This project's own training as `python src/train.py` does it, with nothing that only watches."""
+"""This project's training as in `python src/train.py`, without callbacks that only observe."""
 
 from collections.abc import Iterable
 
@@ -8,29 +8,30 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from tilewright.cli import app
+from tilewright.hardware import resolve_precision
 
-# Callbacks that take time and change nothing.
-WATCHING = {
+# Callbacks that take time and do not change the training.
+OBSERVERS = {
     "bar", "line", "board", "throughput", "skipped", "health", "best", "last",
     "reconstructions", "codebook", "samples", "frechet",
 }  # fmt: skip
 
 
 def configuration(overrides: Iterable[str]) -> DictConfig:
-    """The configuration of `python src/train.py` with these settings."""
+    """Returns the configuration of `python src/train.py` with these settings."""
     with initialize_config_dir(str(app.CONF), version_base="1.3"):
         config = compose("train", [*overrides, "run=unused"])
     OmegaConf.set_struct(config, False)
-    for name in WATCHING & set(config.callbacks):
+    for name in OBSERVERS & set(config.callbacks):
         del config.callbacks[name]
     return config
 
 
 def make_trainer(config: DictConfig, *callbacks: pl.Callback) -> pl.Trainer:
-    """Its Trainer, which keeps nothing, with these callbacks before its own."""
+    """Returns a Trainer that writes no files, with these callbacks before its own."""
     return instantiate(
         config.trainer,
-        precision=app.precision(config.trainer.precision),
+        precision=resolve_precision(config.trainer.precision),
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -20,11 +20,11 @@ def run(*arguments):
 def test_every_part_gives_its_figures(tmp_path):
     done = run("dry=true", f"out={tmp_path / 'gpu.json'}")
     assert done.returncode == 0, done.stderr
-    figures = json.loads((tmp_path / "gpu.json").read_text())["figures"]
+    results = json.loads((tmp_path / "gpu.json").read_text())["results"]
     parts = {"attention", "utilization", "kernels", "checkpointing", "decoding", "candidates"}
-    assert set(figures) == parts | {"dvae"}
-    assert {"products", "all else"} <= set(figures["kernels"])
-    assert sum(figures["kernels"].values()) == pytest.approx(1)
-    for name, part in figures.items():
+    assert set(results) == parts | {"dvae"}
+    assert {"products", "other"} <= set(results["kernels"])
+    assert sum(results["kernels"].values()) == pytest.approx(1)
+    for name, part in results.items():
         assert all(isfinite(value) and value > 0 for value in part.values()), name
-    assert figures["utilization"]["prior_1b, share of peak"] < 1
+    assert results["utilization"]["prior_1b, share of peak"] < 1

@@ -1,4 +1,4 @@
-"""The examples of docs/extending.md, as they stand there."""
+"""Runs the examples of docs/extending.md."""
 
 import json
 import sys
@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from helpers import pages, short
 from helpers.command import command
@@ -15,19 +16,20 @@ pytestmark = pytest.mark.slow
 
 BLOCKS = pages.blocks(pages.ROOT / "docs" / "extending.md")
 FILES = [block for block in BLOCKS if block.file]
-COMMANDS = [block for block in BLOCKS if not block.language and block.commands[0][0] == "python"]
+EXAMPLES = [block for block in BLOCKS if not block.language and block.commands[0][0] == "python"]
+SOURCE, FILTER, TOKENIZER, PRIOR, RANKER, METRIC = EXAMPLES
 
 
 @pytest.fixture
 def home(home, monkeypatch):
-    """With the page's files, and with the two variables that it names."""
+    """Example project with the page's files and environment variables."""
     for block in FILES:
         path = home / block.file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(block.text)
-    numbers = np.random.default_rng(0)
-    digits = numbers.integers(256, size=(40, 28, 28), dtype=np.uint8)
-    np.savez(home / "digits.npz", images=digits, labels=numbers.integers(10, size=40))
+    rng = np.random.default_rng(0)
+    digits = rng.integers(256, size=(40, 28, 28), dtype=np.uint8)
+    np.savez(home / "digits.npz", images=digits, labels=rng.integers(10, size=40))
     monkeypatch.setenv("TILEWRIGHT_TRUST", "mine")
     monkeypatch.syspath_prepend(home)  # as PYTHONPATH=. does
     for name in [name for name in sys.modules if name.partition(".")[0] == "mine"]:
@@ -44,15 +46,15 @@ def latest(home, stage):
     return home / "logs" / stage / "latest"
 
 
-def test_the_page_lists_the_files_that_it_shows():
-    assert len(COMMANDS) == len(FILES) / 2 == 4
-    (listed,) = (block.text for block in BLOCKS if block.language == "text")
-    named = {word for word in listed.split() if word.startswith("mine/")}
-    assert named == {block.file for block in FILES}
+def test_every_shown_file_is_listed():
+    assert len(FILES) == 2 * len(EXAMPLES)
+    (listing,) = (block.text for block in BLOCKS if block.language == "text")
+    listed = {word for word in listing.split() if word.startswith("mine/")}
+    assert listed == {block.file for block in FILES}
 
 
-def test_a_data_source(home):
-    run(COMMANDS[0])
+def test_data_source(home):
+    run(SOURCE)
     data = runs.load_data(runs.load_config(latest(home, "prior")).data)
     (image, caption), *_ = data.examples("train", 36)
     assert image.shape == (3, 32, 32)
@@ -62,8 +64,15 @@ def test_a_data_source(home):
     )
 
 
-def test_an_image_tokenizer(home):
-    run(COMMANDS[1])
+def test_filter(home):
+    run(FILTER)
+    (no_digits,) = runs.load_data(runs.load_config(latest(home, "dvae")).data).filters
+    assert no_digits.keeps_caption("a red circle")
+    assert not no_digits.keeps_caption("2 red circles")
+
+
+def test_image_tokenizer(home):
+    run(TOKENIZER)
     dvae = runs.load_network(latest(home, "dvae"))
     assert type(dvae).__name__ == "PatchBits"
     images = torch.rand(2, 3, 32, 32)
@@ -74,26 +83,33 @@ def test_an_image_tokenizer(home):
     assert type(TextToImage.from_run(latest(home, "prior")).image_tokenizer) is type(dvae)
 
 
-def test_a_prior(home):
-    run(COMMANDS[2])
+def test_prior(home):
+    run(PRIOR)
     model = TextToImage.from_run(latest(home, "prior"))
     assert type(model.prior).__name__ == "ParallelTransformer"
     assert {type(block).__name__ for block in model.prior.blocks} == {"ParallelBlock"}
-    with torch.no_grad():  # as they are drawn, captions hardly matter
+    with torch.no_grad():  # with the initial weights, captions hardly matter
         for parameter in model.prior.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
     text = model.tokenizer.encode(["a large red circle"])
     image = torch.randint(model.prior.stream.image_vocab, (1, 8, 8))
-    _, whole = model.prior(text, image)
+    _, expected = model.prior(text, image)
     logits, caches = model.prior.prefill(text, 1)
     steps = [logits]
-    for number in range(63):
-        steps.append(model.prior.step(image.flatten()[number, None], number, caches))
-    assert torch.allclose(torch.stack(steps, dim=1), whole, atol=1e-4)
+    for index in range(63):
+        steps.append(model.prior.step(image.flatten()[index, None], index, caches))
+    assert torch.allclose(torch.stack(steps, dim=1), expected, atol=1e-4)
 
 
-def test_a_metric(home):
-    run(COMMANDS[3])
+def test_ranker(home):
+    run(RANKER)
+    samples = sorted((latest(home, "prior") / "samples").glob("000-*.png"))
+    first, second = (np.asarray(Image.open(path)).std() for path in samples)
+    assert first >= second
+
+
+def test_metric(home):
+    run(METRIC)
     path = latest(home, "prior") / "eval" / "variety" / "results.json"
     (result,) = json.loads(path.read_text())
     assert (result["metric"], result["temperature"], result["n"]) == ("variety", 1, 4)
@@ -102,8 +118,8 @@ def test_a_metric(home):
     assert "metric=variety" in command("eval", ["--config-dir", "mine/conf"])
 
 
-def test_what_is_not_trusted_is_refused_where_it_is_loaded(home, monkeypatch):
+def test_loading_an_untrusted_class_is_refused(home, monkeypatch):
     monkeypatch.delenv("TILEWRIGHT_TRUST")
-    train, evaluate, _ = COMMANDS[1].commands
+    train, evaluate, _ = TOKENIZER.commands
     assert short.run(train) is None
     assert "TILEWRIGHT_TRUST=mine" in short.run(evaluate)
