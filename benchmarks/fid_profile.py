@@ -19,7 +19,7 @@ import timing
 import torch
 from omegaconf import OmegaConf
 
-from tilewright.evaluations.samples import write_image_folder
+from tilewright.evaluations.features import write_image_folder
 from tilewright.metrics.distances import frechet_distance
 from tilewright.metrics.extractors import load_efficientnet_lite0
 from tilewright.metrics.features import folder_features
