@@ -32,7 +32,7 @@ import training
 from tilewright.cli import app as project
 from tilewright.data import CaptionedImages
 from tilewright.metrics.reconstruction import CodebookUsage, ReconstructionMetrics
-from tilewright.viz.images import enlarged, save_tensor
+from tilewright.viz.images import save_png, upscale_small
 
 TASK = ["experiment=dvae_emoji"]
 DEFAULTS = {
@@ -186,9 +186,9 @@ def main() -> None:
     with torch.no_grad():
         reconstructions = [dvae.decode(dvae.encode(images)) for dvae in trained]
     grid = make_grid(
-        enlarged(torch.cat([images, *reconstructions])), nrow=8, padding=4, pad_value=0.5
+        upscale_small(torch.cat([images, *reconstructions])), nrow=8, padding=4, pad_value=0.5
     )
-    save_tensor(grid, Path(settings.out).with_suffix(".png"))
+    save_png(grid, Path(settings.out).with_suffix(".png"))
     timing.write(
         settings.out,
         results=results,

@@ -37,7 +37,7 @@ from tilewright.data import CaptionedImages
 from tilewright.data.sources.shapes import caption_is_true, caption_kind
 from tilewright.metrics.alignment import Share
 from tilewright.pipeline import TextToImage
-from tilewright.viz.plots import curves
+from tilewright.viz.plots import plot_lines
 
 TASK = ["stage=prior", "data=shapes"]
 DEFAULTS = {
@@ -183,8 +183,10 @@ class Measurements(pl.Callback):
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.examine is not None:
-            model = TextToImage.of_training(trainer, pl_module)
-            results = self.examine(lambda captions: model.images(captions, batch_size=BATCH)[:, 0])
+            model = TextToImage.from_trainer(trainer, pl_module)
+            results = self.examine(
+                lambda captions: model.generate(captions, batch_size=BATCH).images[:, 0]
+            )
             self.progress.record(trainer.global_step, self.clock.seconds, results)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -336,7 +338,9 @@ def main() -> None:
         trained.append(peer)
     print_tables(trained)
     image = Path(settings.out).with_suffix(".png")
-    curves(lines(trained), image, across="minutes of training", up="share of matching images")
+    plot_lines(
+        lines(trained), image, x_label="minutes of training", y_label="share of matching images"
+    )
     print(f"Curves: {image}")
     timing.write(
         settings.out,

@@ -20,7 +20,7 @@ import settings as command_line
 import timing
 from omegaconf import OmegaConf
 
-from tilewright.viz.plots import curves
+from tilewright.viz.plots import plot_lines
 
 ROOT = Path(__file__).parents[1]
 DEFAULTS = {
@@ -103,7 +103,7 @@ def main() -> None:
     kinds = ["own", *(["workers"] if any(sample["count"] for sample in samples) else [])]
     lines = {kind: [(sample["seconds"] / 60, sample[kind]) for sample in samples] for kind in kinds}
     image = Path(settings.out).with_suffix(".png")
-    curves(lines, image, across="minutes", up="resident memory, MiB")
+    plot_lines(lines, image, x_label="minutes", y_label="resident memory, MiB")
     timing.write(
         settings.out,
         growth=grown,

@@ -1,4 +1,4 @@
-"""Captions in, pictures out: what generate, eval and the callbacks all call."""
+"""Text-to-image pipeline: captions in, images out."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,31 +25,30 @@ from tilewright.prior import (
     log_likelihood,
     sample_rows,
 )
-from tilewright.reranking import ContrastiveRanker, Ranker, candidates_of
+from tilewright.reranking import ContrastiveRanker, Ranker, resolve_best_of
 from tilewright.runs import hub
-from tilewright.viz.images import to_picture
+from tilewright.viz.images import to_pil
 
 
 @dataclass(frozen=True)
-class Ranked:
-    """Candidates that were chosen for C captions, the best first.
+class GeneratedImages:
+    """Images generated for C captions, best first.
 
     Args:
         images: [C, n, 3, H, W] in [0, 1].
-        numbers: [C, n], which of a caption's candidates they are.
-        scores: [C, n], the ranker's; None where nothing ranked them.
+        candidates: [C, n], index of each image among its caption's candidates.
+        scores: [C, n], the ranker's scores; None without a ranker.
     """
 
     images: Tensor
-    numbers: Tensor
+    candidates: Tensor
     scores: Tensor | None
 
     def records(self, captions: Sequence[str]) -> list[list[dict[str, Any]]]:
-        """What there is to say of each picture, for each of the C captions: what it was drawn for,
-        which candidate it is, and its score."""
+        """Returns a JSON record per image: its prompt, its candidate index and its score."""
         records: list[list[dict[str, Any]]] = [
-            [{"prompt": caption, "candidate": number} for number in numbers]
-            for caption, numbers in zip(captions, self.numbers.tolist(), strict=True)
+            [{"prompt": caption, "candidate": candidate} for candidate in candidates]
+            for caption, candidates in zip(captions, self.candidates.tolist(), strict=True)
         ]
         if self.scores is not None:
             for row, scores in zip(records, self.scores.tolist(), strict=True):
@@ -59,16 +58,19 @@ class Ranked:
 
 
 class TextToImage:
-    """A trained prior with its tokenizer and its dVAE.
+    """A trained prior with its text tokenizer and its image tokenizer.
+
+    Call it with captions to get PIL images. `generate` returns tensors and scores instead, and
+    `sample_tokens` returns image tokens. `sample_tokens` documents the arguments that they share.
 
     Args:
-        prior: the transformer over the stream.
-        image_tokenizer: what turns its image tokens into pictures.
-        tokenizer: what turns captions into its text tokens.
-        ranker: what came with it to choose by, if anything did.
+        prior: transformer over the stream.
+        image_tokenizer: decodes the prior's image tokens, such as a dVAE.
+        tokenizer: encodes captions as text tokens.
+        ranker: the default ranker of calls with `best_of`.
 
     Raises:
-        UserError: they do not belong together.
+        UserError: the vocabularies or the grids of the three do not match.
     """
 
     def __init__(
@@ -78,7 +80,7 @@ class TextToImage:
         tokenizer: BytePairTokenizer,
         ranker: Ranker | None = None,
     ):
-        check_fit(prior, image_tokenizer, tokenizer)
+        check_compatible(prior, image_tokenizer, tokenizer)
         self.prior = prior
         self.image_tokenizer = image_tokenizer
         self.tokenizer = tokenizer
@@ -86,15 +88,18 @@ class TextToImage:
 
     @classmethod
     def from_run(cls, run: str | Path, device: str = "cpu") -> "TextToImage":
-        """The model that a run of stage=prior trained, or that was exported from one.
+        """Loads a run of stage=prior, or a model exported from one.
 
         Raises:
-            UserError: there is no such run, or it is not whole, or its parts are of different ones.
+            UserError: the run does not exist, is incomplete, or has parts that do not match.
         """
         run = Path(run)
         config = runs.load_config(run)
         if config.stage != "prior":
-            raise UserError(f"{run} is a run of stage={config.stage}; pictures come from a prior")
+            raise UserError(
+                f"{run} is a run of stage={config.stage} and cannot generate images: name a run of "
+                "stage=prior"
+            )
         dvae = runs.load_network(run / runs.DVAE, device)
         ranker = None
         if (run / runs.RANKER).is_dir():
@@ -105,21 +110,23 @@ class TextToImage:
     def from_pretrained(
         cls, model: str | Path, device: str = "cpu", revision: str | None = None
     ) -> "TextToImage":
-        """A model that somebody shares: its folder, or its name on the Hugging Face Hub.
+        """Loads a shared model from a folder or from the Hugging Face Hub.
 
-        None of its code is run: there is none, and `untrusted` says what its settings may build.
+        No code from the model is run. `runs.safe_build` limits what its configuration may build.
 
         Args:
-            revision: of the Hub's: a branch, a tag or a commit.
+            model: a folder, or a Hub name such as `someone/name`.
+            revision: branch, tag or commit on the Hub.
 
         Raises:
-            UserError: there is no such model, or it is not whole or not harmless.
+            UserError: the model does not exist, is incomplete, or names a class that is not
+                allowed.
         """
         return cls.from_run(hub.folder_of(model, revision), device)
 
     @classmethod
-    def of_training(cls, trainer: pl.Trainer, module: pl.LightningModule) -> "TextToImage":
-        """The prior that is being trained, as it is now."""
+    def from_trainer(cls, trainer: pl.Trainer, module: pl.LightningModule) -> "TextToImage":
+        """Wraps the prior that is being trained, with its current weights."""
         prior: Any = module.network
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         return cls(prior, data.image_tokenizer, data.tokenizer)
@@ -128,32 +135,109 @@ class TextToImage:
     def device(self) -> torch.device:
         return next(self.prior.parameters()).device
 
-    def __call__(self, captions: Sequence[str], n: int = 1, **how: Any) -> list[list[Image.Image]]:
-        """`n` pictures for each caption.
+    def __call__(
+        self,
+        captions: Sequence[str],
+        n: int = 1,
+        *,
+        best_of: int | None = None,
+        ranker: Ranker | None = None,
+        sampling: Sampling | None = None,
+        seed: int = 0,
+        image_prompt: Image.Image | None = None,
+        rows: int = 0,
+        batch_size: int = 128,
+    ) -> list[list[Image.Image]]:
+        """Generates `n` PIL images for each caption.
+
+        Arguments are those of `generate`, except that the model's own ranker is the default for
+        `best_of`.
+        """
+        if best_of is not None and ranker is None:
+            ranker = self.ranker
+        generated = self.generate(
+            captions,
+            n,
+            best_of=best_of,
+            ranker=ranker,
+            sampling=sampling,
+            seed=seed,
+            image_prompt=image_prompt,
+            rows=rows,
+            batch_size=batch_size,
+        )
+        return [[to_pil(image) for image in row] for row in generated.images]
+
+    def generate(
+        self,
+        captions: Sequence[str],
+        n: int = 1,
+        *,
+        best_of: int | None = None,
+        ranker: Ranker | None = None,
+        sampling: Sampling | None = None,
+        seed: int = 0,
+        image_prompt: Image.Image | None = None,
+        rows: int = 0,
+        batch_size: int = 128,
+    ) -> GeneratedImages:
+        """Generates the best `n` of `best_of` candidates for each caption (section 2.6).
 
         Args:
-            how: as for `best`: `best_of` and `ranker`, by default the one that came with the model,
-                and what `drawing` takes.
+            best_of: number of candidates sampled per caption; None samples `n`.
+            ranker: scores the candidates. Without one they keep the order of their indices.
+            sampling, seed, image_prompt, rows, batch_size: see `sample_tokens`.
+
+        Raises:
+            UserError: best_of is less than n, or greater than n without a ranker.
         """
-        if how.get("best_of") is not None:
-            how = {"ranker": self.ranker, **how}
-        images = self.best(captions, n, **how).images
-        return [[to_picture(image) for image in row] for row in images]
+        tokens = self.sample_tokens(
+            captions,
+            resolve_best_of(n, best_of, ranker),
+            sampling=sampling,
+            seed=seed,
+            image_prompt=image_prompt,
+            rows=rows,
+            batch_size=batch_size,
+        )
+        return self.rank(captions, tokens, n, ranker)
 
-    def tokens(self, captions: Sequence[str], n: int = 1, **how: Any) -> Tensor:
-        """Image tokens [C, n, h, w] of `n` candidates for each of C captions.
+    def sample_tokens(
+        self,
+        captions: Sequence[str],
+        n: int = 1,
+        *,
+        sampling: Sampling | None = None,
+        seed: int = 0,
+        image_prompt: Image.Image | None = None,
+        rows: int = 0,
+        batch_size: int = 128,
+    ) -> Tensor:
+        """Samples image tokens [C, n, h, w]: `n` candidates for each of C captions.
 
-        A candidate depends on the seed, its caption's number and its own, and on nothing else.
+        A candidate depends only on the seed, the index of its caption and its own index.
 
         Args:
-            how: as for `drawing`.
+            sampling: temperature, top-k, guidance and so on; None is `Sampling()`.
+            seed: seed of the random numbers.
+            image_prompt: image whose top rows of image tokens are kept.
+            rows: number of rows kept from `image_prompt`; 0 ignores it.
+            batch_size: number of images sampled in one batch.
         """
-        for tokens in self.drawing(captions, n, **how):  # noqa: B007  (the last one)
+        for tokens in self.sample_tokens_by_row(  # noqa: B007
+            captions,
+            n,
+            sampling=sampling,
+            seed=seed,
+            image_prompt=image_prompt,
+            rows=rows,
+            batch_size=batch_size,
+        ):
             pass
         return tokens
 
     @torch.inference_mode()
-    def drawing(
+    def sample_tokens_by_row(
         self,
         captions: Sequence[str],
         n: int = 1,
@@ -164,151 +248,139 @@ class TextToImage:
         rows: int = 0,
         batch_size: int = 128,
     ) -> Iterator[Tensor]:
-        """The same while they are drawn, row by row.
+        """Samples image tokens and yields the unfinished grids after each row.
 
-        Args:
-            sampling: how tokens are drawn.
-            image_prompt: a picture whose top the new ones begin with.
-            rows: how many rows of its image tokens are kept.
-            batch_size: pictures that are drawn at once.
+        Arguments are those of `sample_tokens`.
 
         Yields:
-            After each row of each batch one and the same [C, n, h, w], in which tokens that are not
-            drawn yet are -1.
+            The same tensor [C, n, h, w] each time, updated in place. Tokens that have not been
+            sampled yet are -1.
         """
         text = self.tokenizer.encode(captions).to(self.device)
         prior = self.prior if sampling is None else lightened(self.prior, sampling.weights)
-        first_rows = self._first_rows(image_prompt, rows)
+        prompt_rows = self._encode_top_rows(image_prompt, rows)
         grid = self.image_tokenizer.grid
         tokens = torch.full((len(text), n, grid, grid), -1, device=self.device)
-        at_once = min(n, batch_size)
-        for first in range(0, len(text), batch_size // at_once):
-            part = text[first : first + batch_size // at_once]
-            given = None if first_rows is None else first_rows.expand(len(part), -1, -1)
-            for number in range(0, n, at_once):
-                batch = tokens[first : first + len(part), number : number + at_once]
-                for drawn in sample_rows(
+        candidates = min(n, batch_size)  # per caption and batch
+        captions_per_batch = batch_size // candidates
+        for caption in range(0, len(text), captions_per_batch):
+            batch_text = text[caption : caption + captions_per_batch]
+            first_rows = None
+            if prompt_rows is not None:
+                first_rows = prompt_rows.expand(len(batch_text), -1, -1)
+            for candidate in range(0, n, candidates):
+                batch = tokens[
+                    caption : caption + len(batch_text), candidate : candidate + candidates
+                ]
+                for finished_rows in sample_rows(
                     prior,
-                    part,
+                    batch_text,
                     batch.shape[1],
                     sampling=sampling,
                     seed=seed,
-                    first=first,
-                    first_candidate=number,
-                    first_rows=given,
+                    first=caption,
+                    first_candidate=candidate,
+                    first_rows=first_rows,
                 ):
-                    batch[:, :, : drawn.shape[2]] = drawn
+                    batch[:, :, : finished_rows.shape[2]] = finished_rows
                     yield tokens
 
     @torch.inference_mode()
     def decode(self, tokens: Tensor, batch_size: int = 128) -> Tensor:
-        """Image tokens [C, n, h, w] to images [C, n, 3, H, W] in [0, 1]."""
-        parts = tokens.flatten(0, 1).split(batch_size)
-        images = torch.cat([self.image_tokenizer.decode(part) for part in parts])
+        """Decodes image tokens [C, n, h, w] to images [C, n, 3, H, W] in [0, 1]."""
+        batches = tokens.flatten(0, 1).split(batch_size)
+        images = torch.cat([self.image_tokenizer.decode(batch) for batch in batches])
         return images.unflatten(0, tokens.shape[:2])
 
-    def images(self, captions: Sequence[str], n: int = 1, **how: Any) -> Tensor:
-        """Images [C, n, 3, H, W] in [0, 1] for C captions; the arguments are those of `drawing`."""
-        return self.decode(self.tokens(captions, n, **how))
-
-    def best(
-        self,
-        captions: Sequence[str],
-        n: int = 1,
-        *,
-        best_of: int | None = None,
-        ranker: Ranker | None = None,
-        **how: Any,
-    ) -> Ranked:
-        """The best `n` of `best_of` candidates for each caption, the best first (section 2.6).
+    def rank(
+        self, captions: Sequence[str], tokens: Tensor, n: int, ranker: Ranker | None
+    ) -> GeneratedImages:
+        """Decodes the best `n` of sampled candidates.
 
         Args:
-            best_of: how many are drawn; None draws `n`, which then need no ranker.
-            ranker: what scores them; without one the candidates come in the order of their numbers.
-            how: as for `drawing`.
-
-        Raises:
-            UserError: best_of is less than n, or more with nothing to rank by.
+            tokens: image tokens [C, best_of, h, w] of the candidates.
+            ranker: scores the candidates; None takes the first `n`.
         """
-        candidates = candidates_of(n, best_of, ranker)
-        return self.choose(captions, self.tokens(captions, candidates, **how), n, ranker)
-
-    def choose(
-        self, captions: Sequence[str], tokens: Tensor, n: int, ranker: Ranker | None
-    ) -> Ranked:
-        """The best `n` of drawn candidates, [C, best_of, h, w], as `best` does."""
         if ranker is None:
-            numbers = torch.arange(n).expand(len(tokens), n)
-            return Ranked(self.decode(tokens[:, :n]), numbers, None)
-        scores = self.scores(ranker, captions, tokens)
-        scores, numbers = scores.sort(dim=1, descending=True, stable=True)
-        numbers = numbers[:, :n]
-        chosen = tokens[torch.arange(len(tokens))[:, None], numbers.to(tokens.device)]
-        return Ranked(self.decode(chosen), numbers, scores[:, :n])
+            candidates = torch.arange(n).expand(len(tokens), n)
+            return GeneratedImages(self.decode(tokens[:, :n]), candidates, None)
+        scores = self.score(ranker, captions, tokens)
+        scores, candidates = scores.sort(dim=1, descending=True, stable=True)
+        candidates = candidates[:, :n]
+        best = tokens[torch.arange(len(tokens))[:, None], candidates.to(tokens.device)]
+        return GeneratedImages(self.decode(best), candidates, scores[:, :n])
 
-    def scores(
+    def score(
         self, ranker: Ranker, captions: Sequence[str], tokens: Tensor, batch_size: int = 128
     ) -> Tensor:
-        """A ranker's scores [C, n] of image tokens [C, n, h, w], on the CPU.
+        """Returns a ranker's scores [C, n] of image tokens [C, n, h, w], on the CPU.
 
         Args:
-            batch_size: pictures that are looked at at once.
+            batch_size: number of images scored in one batch.
         """
-        at_once = min(tokens.shape[1], batch_size)
-        rows = []
-        for first in range(0, len(tokens), batch_size // at_once):
-            part = slice(first, first + batch_size // at_once)
-            candidates = tokens[part].split(at_once, dim=1)
-            rows.append(torch.cat([ranker(self, captions[part], some) for some in candidates], 1))
-        return torch.cat(rows).float().cpu()
+        candidates = min(tokens.shape[1], batch_size)  # per caption and batch
+        captions_per_batch = batch_size // candidates
+        scores = []
+        for first in range(0, len(tokens), captions_per_batch):
+            part = slice(first, first + captions_per_batch)
+            batches = tokens[part].split(candidates, dim=1)
+            scores.append(torch.cat([ranker(self, captions[part], batch) for batch in batches], 1))
+        return torch.cat(scores).float().cpu()
 
     def complete(
         self, captions: Sequence[str], *, sampling: Sampling | None = None, seed: int = 0
     ) -> list[str]:
-        """Captions that the model has carried on to their end; an empty one is a beginning too."""
+        """Continues unfinished captions with text tokens sampled from the prior.
+
+        An empty caption is a valid beginning.
+        """
         text = self.tokenizer.encode(captions).to(self.device)
         return self.tokenizer.decode(complete(self.prior, text, sampling=sampling, seed=seed))
 
     def log_likelihood(self, captions: Sequence[str], images: Tensor) -> tuple[Tensor, Tensor]:
-        """ln p(caption) and ln p(picture | caption) of pairs, each [B], in nats.
+        """Returns ln p(caption) and ln p(image | caption) of pairs, each [B], in nats.
 
         Args:
-            images: [B, 3, H, W] in [0, 1], one for each caption.
+            images: [B, 3, H, W] in [0, 1], one per caption.
         """
         text = self.tokenizer.encode(captions).to(self.device)
         return log_likelihood(self.prior, text, self.image_tokenizer.encode(images.to(self.device)))
 
-    def _first_rows(self, image_prompt: Image.Image | None, rows: int) -> Tensor | None:
-        """The top `rows` of a picture's image tokens, [1, rows, w]."""
+    def _encode_top_rows(self, image_prompt: Image.Image | None, rows: int) -> Tensor | None:
+        """Encodes an image and returns its top `rows` of image tokens, [1, rows, w]."""
         if image_prompt is None or rows == 0:
             return None
         grid = self.image_tokenizer.grid
         if not 0 < rows < grid:
-            raise UserError(f"rows must be from 1 to {grid - 1}, got {rows}")
+            raise UserError(f"rows={rows} is not between 1 and {grid - 1}: keep that many rows")
         image = to_tensor(CenterCrop(self.image_tokenizer.image_size)(image_prompt))
         return self.image_tokenizer.encode(image[None].to(self.device))[:, :rows]
 
 
-def check_fit(
+def check_compatible(
     prior: Transformer, image_tokenizer: ImageTokenizer, tokenizer: BytePairTokenizer
 ) -> None:
-    """Whether a prior's two vocabularies are those of the tokenizers beside it.
+    """Checks that a prior's stream matches the vocabularies of both tokenizers.
 
     Raises:
-        UserError: they are not.
+        UserError: it does not.
     """
     stream = getattr(prior, "stream", None)
     if not isinstance(stream, Stream):
-        raise UserError(f"a {type(prior).__name__} is no prior: it has no stream")
+        raise UserError(
+            f"{type(prior).__name__} has no stream and is not a prior: use a network of "
+            "tilewright.prior"
+        )
     if tokenizer.length != stream.text_length or tokenizer.vocab_size > stream.text_vocab:
         raise UserError(
-            f"the prior reads {stream.text_length} text tokens of {stream.text_vocab}, and the "
-            f"tokenizer makes {tokenizer.length} of {tokenizer.vocab_size}: they do not belong "
-            "together"
+            f"the prior reads {stream.text_length} text tokens from a vocabulary of "
+            f"{stream.text_vocab}, but the tokenizer makes {tokenizer.length} from "
+            f"{tokenizer.vocab_size}: use the tokenizer that the prior was trained with"
         )
-    grid, tokens = (getattr(image_tokenizer, name, None) for name in ("grid", "num_tokens"))
-    if (grid, tokens) != (stream.grid, stream.image_vocab):
+    grid, vocab = (getattr(image_tokenizer, name, None) for name in ("grid", "num_tokens"))
+    if (grid, vocab) != (stream.grid, stream.image_vocab):
         raise UserError(
-            f"the prior draws a grid of {stream.grid}x{stream.grid} of {stream.image_vocab} image "
-            f"tokens, and the dVAE has {grid}x{grid} of {tokens}: they do not belong together"
+            f"the prior generates {stream.grid}x{stream.grid} image tokens from a codebook of "
+            f"{stream.image_vocab}, but the dVAE has {grid}x{grid} from {vocab}: use the dVAE that "
+            "the prior was trained with"
         )

@@ -1,4 +1,4 @@
-"""What picks the best of N candidates (section 2.6): each scores how well pictures fit captions."""
+"""Rankers, which score how well candidate images fit captions (section 2.6)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,13 +14,13 @@ from tilewright.errors import UserError
 from tilewright.metrics.clip import load_clip
 from tilewright.prior import Transformer, log_likelihood
 from tilewright.ranker import DualEncoder
-from tilewright.viz.images import to_levels
+from tilewright.viz.images import to_uint8
 
-LIKELIHOOD = 0.1  # chosen on shapes, on captions that are not reported (docs/ranker.md)
+LIKELIHOOD_WEIGHT = 0.1  # tuned on shapes, on captions that docs/ranker.md does not report
 
 
-class Model(Protocol):
-    """What drew the candidates, as far as a ranker asks it: `TextToImage` is one."""
+class TextToImageModel(Protocol):
+    """The part of `TextToImage` that rankers use."""
 
     prior: Transformer
     tokenizer: BytePairTokenizer
@@ -31,99 +31,111 @@ class Model(Protocol):
 
 
 class Ranker(Protocol):
-    """What `conf/ranker/<name>.yaml` builds."""
+    """Interface of the classes that `conf/ranker/<name>.yaml` builds."""
 
-    def __call__(self, model: Model, captions: Sequence[str], tokens: Tensor) -> Tensor:
-        """Scores [C, n], higher is better; only those of one caption are compared.
+    def __call__(self, model: TextToImageModel, captions: Sequence[str], tokens: Tensor) -> Tensor:
+        """Scores the candidates of each caption, [C, n]; higher is better.
+
+        Scores are only compared within one caption.
 
         Args:
-            model: what drew the candidates.
-            captions: C of them.
+            model: the model that generated the candidates.
+            captions: C captions.
             tokens: image tokens [C, n, h, w] of the candidates.
         """
         ...
 
 
 class ContrastiveRanker:
-    """The cosine of a caption's and a picture's vectors, by a trained run of stage=ranker.
+    """Cosine similarity of caption and image in a trained ranker, plus the prior's likelihood.
 
-    Among many candidates there are some that are no whole picture and deceive a network that has
-    seen true pictures alone. So the prior's opinion is added: `likelihood` times ln p(picture |
-    caption), in nats per image token. It is asked about the tokens that the dVAE makes of the
-    picture: those that it has drawn itself it finds likely, whatever they show.
+    The ranker has only seen real images, so a malformed candidate can get a high score. The score
+    therefore adds `likelihood_weight` times ln p(image | caption), in nats per image token. That
+    likelihood is taken on the decoded image, encoded again: the prior finds its own tokens likely
+    whatever they show.
 
     Args:
-        network: the two encoders.
-        tokenizer: what turns captions into their text tokens.
-        likelihood: weight of the prior's opinion; 0 leaves the cosine alone, as in the paper.
+        network: text and image encoder.
+        tokenizer: encodes captions for the text encoder.
+        likelihood_weight: weight of the prior's log-likelihood; 0 ranks by the cosine alone, as in
+            the paper.
     """
 
     def __init__(
-        self, network: DualEncoder, tokenizer: BytePairTokenizer, likelihood: float = LIKELIHOOD
+        self,
+        network: DualEncoder,
+        tokenizer: BytePairTokenizer,
+        likelihood_weight: float = LIKELIHOOD_WEIGHT,
     ):
         self.network = network
         self.tokenizer = tokenizer
-        self.likelihood = likelihood
+        self.likelihood_weight = likelihood_weight
 
     @classmethod
     def from_run(
-        cls, run: str | Path, device: str = "cpu", likelihood: float = LIKELIHOOD
+        cls, run: str | Path, device: str = "cpu", likelihood_weight: float = LIKELIHOOD_WEIGHT
     ) -> "ContrastiveRanker":
-        """The model that a run of stage=ranker trained, or that was exported from one.
-
-        Args:
-            likelihood: as of the class.
+        """Loads a run of stage=ranker, or a model exported from one.
 
         Raises:
-            UserError: there is no such run, or it is not whole.
+            UserError: the run does not exist, is incomplete, or has another stage.
         """
         run = Path(run)
         config = runs.load_config(run)
         if config.stage != "ranker":
-            raise UserError(f"{run} is a run of stage={config.stage}, not of stage=ranker")
+            raise UserError(
+                f"{run} is a run of stage={config.stage} and cannot rank images: name a run of "
+                "stage=ranker"
+            )
         network, tokenizer = runs.load_network(run, device), runs.load_tokenizer(run)
         text = getattr(network, "text_length", None), getattr(network, "text_vocab", None)
         if text != (tokenizer.length, tokenizer.vocab_size):
             raise UserError(
-                f"the ranker in {run} reads {text[0]} text tokens of {text[1]}, and its tokenizer "
-                f"makes {tokenizer.length} of {tokenizer.vocab_size}: they do not belong together"
+                f"the ranker in {run} reads {text[0]} text tokens from a vocabulary of {text[1]}, "
+                f"but its tokenizer makes {tokenizer.length} from {tokenizer.vocab_size}: use the "
+                "tokenizer that the ranker was trained with"
             )
-        return cls(network, tokenizer, likelihood)
+        return cls(network, tokenizer, likelihood_weight)
 
     @torch.inference_mode()
-    def __call__(self, model: Model, captions: Sequence[str], tokens: Tensor) -> Tensor:
+    def __call__(self, model: TextToImageModel, captions: Sequence[str], tokens: Tensor) -> Tensor:
         images = model.decode(tokens)
         if images.shape[-1] != self.network.image_size:
             raise UserError(
-                f"this ranker reads pictures of side {self.network.image_size} and the prior draws "
-                f"{images.shape[-1]}: train it on the same data, python src/train.py stage=ranker"
+                f"the ranker reads images of {self.network.image_size} pixels a side, but the "
+                f"prior generates {images.shape[-1]}: train a ranker on the same data, "
+                "python src/train.py stage=ranker"
             )
-        fit = cosines(self.encode_captions(captions), self.encode_images(images.flatten(0, 1)))
-        if not self.likelihood:
-            return fit
-        repeated = [caption for caption in captions for _ in range(tokens.shape[1])]
-        _, of_images = model.log_likelihood(repeated, images.flatten(0, 1))
-        return fit + self.likelihood * of_images.view_as(fit) / tokens[0, 0].numel()
+        flat_images = images.flatten(0, 1)
+        scores = cosine_similarities(
+            self.encode_captions(captions), self.encode_images(flat_images)
+        )
+        if not self.likelihood_weight:
+            return scores
+        captions_per_image = [caption for caption in captions for _ in range(tokens.shape[1])]
+        _, image_nats = model.log_likelihood(captions_per_image, flat_images)
+        tokens_per_image = tokens[0, 0].numel()
+        return scores + self.likelihood_weight * image_nats.view_as(scores) / tokens_per_image
 
     def encode_captions(self, captions: Sequence[str]) -> Tensor:
-        """Captions to unit vectors [B, D]."""
+        """Encodes captions as unit vectors [B, D]."""
         device = self.network.log_scale.device
         return self.network.encode_text(self.tokenizer.encode(captions).to(device))
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [0, 1] to unit vectors [B, D]."""
+        """Encodes images [B, 3, H, W] in [0, 1] as unit vectors [B, D]."""
         return self.network.encode_images(images)
 
 
 class ClipRanker:
-    """The cosine by a pretrained CLIP (a transformers model).
+    """Cosine similarity of caption and image in a pretrained CLIP of the transformers package.
 
     Args:
-        path: its folder, or its name on the Hugging Face Hub.
-        device: where it computes.
+        path: folder of the CLIP, or its name on the Hugging Face Hub.
+        device: device of the CLIP.
 
     Raises:
-        UserError: there is no such model, or the package transformers is not installed.
+        UserError: the CLIP does not exist, or transformers is not installed.
     """
 
     def __init__(self, path: str, device: str = "cpu"):
@@ -131,52 +143,54 @@ class ClipRanker:
         self.model = model.to(device).requires_grad_(False)
 
     @torch.inference_mode()
-    def __call__(self, model: Model, captions: Sequence[str], tokens: Tensor) -> Tensor:
-        # As in a PNG file: the score is that of the picture that a user gets.
-        images = to_levels(model.decode(tokens).flatten(0, 1)).cpu()
-        how = {"return_tensors": "pt", "padding": True}
-        text = self.processor(text=list(captions), **how).to(self.model.device)
-        pixels = self.processor(images=list(images), **how).to(self.model.device)
-        features = self.model.get_text_features(**text), self.model.get_image_features(**pixels)
-        return cosines(*features)
+    def __call__(self, model: TextToImageModel, captions: Sequence[str], tokens: Tensor) -> Tensor:
+        # The score belongs to the image as saved, in 8 bits.
+        images = to_uint8(model.decode(tokens).flatten(0, 1)).cpu()
+        text = self.processor(text=list(captions), return_tensors="pt", padding=True)
+        pixels = self.processor(images=list(images), return_tensors="pt", padding=True)
+        return cosine_similarities(
+            self.model.get_text_features(**text.to(self.model.device)),
+            self.model.get_image_features(**pixels.to(self.model.device)),
+        )
 
 
 class LikelihoodRanker:
-    """How much likelier the prior finds a picture under its caption than under none, in nats.
+    """Log-likelihood ratio of an image under its caption and under an empty caption, in nats.
 
-    By Bayes' rule that is ln p(caption | picture) up to a number that all candidates of a caption
-    share. It needs no second model, but a prior that was trained with caption dropout.
+    By Bayes' rule this equals ln p(caption | image) up to a constant per caption. It needs no
+    second model, but the prior must have been trained with caption dropout.
     """
 
     @torch.inference_mode()
-    def __call__(self, model: Model, captions: Sequence[str], tokens: Tensor) -> Tensor:
-        stream, candidates = model.prior.stream, tokens.shape[1]
+    def __call__(self, model: TextToImageModel, captions: Sequence[str], tokens: Tensor) -> Tensor:
+        candidates = tokens.shape[1]
+
+        def image_nats(text: Tensor) -> Tensor:
+            text = text.repeat_interleave(candidates, dim=0)
+            return log_likelihood(model.prior, text, tokens.flatten(0, 1))[1]
+
         text = model.tokenizer.encode(captions).to(tokens.device)
-        empty = stream.empty_captions(len(text), tokens.device)
-        under = [
-            log_likelihood(
-                model.prior, caption.repeat_interleave(candidates, dim=0), tokens.flatten(0, 1)
-            )[1]
-            for caption in (text, empty)
-        ]
-        return (under[0] - under[1]).view(tokens.shape[:2])
+        empty = model.prior.stream.empty_captions(len(text), tokens.device)
+        return (image_nats(text) - image_nats(empty)).view(tokens.shape[:2])
 
 
-def cosines(text: Tensor, images: Tensor) -> Tensor:
-    """Vectors [C, D] of captions and [C * n, D] of their candidates to cosines [C, n]."""
+def cosine_similarities(text: Tensor, images: Tensor) -> Tensor:
+    """Returns cosines [C, n] of caption vectors [C, D] and candidate vectors [C * n, D]."""
     text, images = F.normalize(text, dim=-1), F.normalize(images, dim=-1)
     return torch.einsum("cd,cnd->cn", text, images.unflatten(0, (len(text), -1)))
 
 
-def candidates_of(n: int, best_of: int | None, ranker: Ranker | None) -> int:
-    """How many candidates are drawn for each caption, of which the best `n` are kept.
+def resolve_best_of(n: int, best_of: int | None, ranker: Ranker | None) -> int:
+    """Returns the number of candidates per caption: `best_of`, or `n` if it is None or 0.
 
     Raises:
-        UserError: best_of is less than n, or more with nothing to rank by.
+        UserError: best_of is less than n, or greater than n without a ranker.
     """
     best_of = best_of or n
     if best_of < n:
-        raise UserError(f"the best {n} of {best_of} cannot be had: raise best_of, or lower n")
+        raise UserError(f"best_of={best_of} is smaller than n={n}: raise best_of or lower n")
     if best_of > n and ranker is None:
-        raise UserError(f"best_of={best_of} needs a ranker to choose {n} with")
+        raise UserError(
+            f"best_of={best_of} needs a ranker to choose {n}: set one, or lower best_of"
+        )
     return best_of

@@ -38,10 +38,10 @@ def measured(monkeypatch, tmp_path):
 
     def draw(captions):
         images = [right.get(caption, torch.ones(3, 32, 32)) for caption in captions]
-        return torch.stack(images)[:, None]
+        return SimpleNamespace(images=torch.stack(images)[:, None])
 
-    model = SimpleNamespace(images=draw)
-    monkeypatch.setattr(alignment.TextToImage, "of_training", lambda trainer, module: model)
+    model = SimpleNamespace(generate=draw)
+    monkeypatch.setattr(alignment.TextToImage, "from_trainer", lambda trainer, module: model)
     logged = {}
     module = SimpleNamespace(log_dict=lambda figures, **_: logged.update(figures))
     trainer = SimpleNamespace(is_global_zero=True, datamodule=data)

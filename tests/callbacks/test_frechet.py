@@ -82,11 +82,12 @@ def test_a_priors_figure_is_evals(monkeypatch, tmp_path):
     images, module = torch.rand(20, 3, 16, 16), Module()
 
     class Model:
-        def images(self, captions, sampling=None, seed=0):
+        def generate(self, captions, sampling=None, seed=0):
             shades = [float(caption.split()[1]) / 40 for caption in captions]
-            return torch.tensor(shades)[:, None, None, None, None].expand(-1, 1, 3, 16, 16)
+            images = torch.tensor(shades)[:, None, None, None, None].expand(-1, 1, 3, 16, 16)
+            return SimpleNamespace(images=images)
 
-    monkeypatch.setattr(frechet.TextToImage, "of_training", lambda *_: Model())
+    monkeypatch.setattr(frechet.TextToImage, "from_trainer", lambda *_: Model())
     monkeypatch.setattr(generation.TextToImage, "from_run", lambda *_: Model())
     trainer = trainer_with(images, cache=tmp_path / "codes", image_tokenizer="a dVAE")
     frechet.FrechetDistance(images=20).look(trainer, module)

@@ -165,7 +165,7 @@ class Parts(pl.Callback):
         if trainer.datamodule.image_tokenizer is None:
             images, _ = zip(*trainer.datamodule.examples("validation", 4), strict=True)
             return torch.cat([module.network.encode(image[None]) for image in images])
-        return TextToImage.of_training(trainer, module).tokens(["picture 3"], 2)
+        return TextToImage.from_trainer(trainer, module).sample_tokens(["picture 3"], 2)
 
 
 @pytest.mark.parametrize("stage", ["dvae", "prior"])

@@ -12,14 +12,14 @@ from tilewright.evaluations.best_of import BestOf
 class GrayModel:
     """Model whose candidate i is an image of gray i / 7."""
 
-    def tokens(self, captions, n, **settings):
+    def sample_tokens(self, captions, n, **settings):
         return torch.arange(n).view(1, n, 1, 1).expand(len(captions), n, 2, 2)
 
     def decode(self, tokens):
         gray = tokens.float()[:, :, None] / 7
         return gray.repeat_interleave(16, 3).repeat_interleave(16, 4).expand(-1, -1, 3, -1, -1)
 
-    def scores(self, ranker, captions, tokens, batch_size):
+    def score(self, ranker, captions, tokens, batch_size):
         return ranker(self, captions, tokens)
 
 

@@ -60,17 +60,17 @@ class BrightnessSource(PlainSource):
 class WhiteModel:
     """Text-to-image model that generates white images; the ranker of the test prefers black."""
 
-    def images(self, captions, n=1, **settings):
-        return torch.ones(len(captions), n, 3, SIDE, SIDE)
+    def generate(self, captions, n=1, **settings):
+        return SimpleNamespace(images=torch.ones(len(captions), n, 3, SIDE, SIDE))
 
-    def tokens(self, captions, n, **settings):
+    def sample_tokens(self, captions, n, **settings):
         """Candidate 0 is white and all others are black."""
         return (torch.arange(n) == 0).long().view(1, n, 1, 1).repeat(len(captions), 1, 1, 1)
 
     def decode(self, tokens):
         return tokens.float()[:, :, None].expand(-1, -1, 3, SIDE, SIDE)
 
-    def scores(self, ranker, captions, tokens, batch_size):
+    def score(self, ranker, captions, tokens, batch_size):
         return -tokens[:, :, 0, 0].float()
 
 
@@ -132,7 +132,7 @@ def test_metric_reconstruction_includes_the_alignment_of_reconstructions(evaluat
 def test_the_callback_logs_the_checkers_categories(monkeypatch, tmp_path):
     model = WhiteModel()
     monkeypatch.setattr(
-        alignment_callback.TextToImage, "of_training", lambda trainer, module: model
+        alignment_callback.TextToImage, "from_trainer", lambda trainer, module: model
     )
     monkeypatch.setattr(alignment_callback, "gathered", lambda *_: torch.no_grad())
     logged = {}

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -49,8 +50,9 @@ def measure(monkeypatch, tmp_path):
     """Runs an evaluation and returns its results."""
 
     class Model:
-        def images(self, captions, *, sampling, seed):
-            return random_images(seed + 1, low=0.3)[: len(captions), None]
+        def generate(self, captions, *, sampling, seed):
+            images = random_images(seed + 1, low=0.3)[: len(captions), None]
+            return SimpleNamespace(images=images)
 
     device = torch.device("cpu")
     extractor = Extractor("means", 6, 16, "0123", device, channel_means, classes=lambda x: x / 20)

@@ -1,6 +1,7 @@
 """Tests of the generated images that evaluations share."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from tilewright.evaluations import generation
 from tilewright.evaluations.generation import generate_images
 from tilewright.prior import Sampling
-from tilewright.viz.images import open_picture
+from tilewright.viz.images import open_image
 
 
 class Data:
@@ -22,9 +23,10 @@ def calls(monkeypatch):
     calls = []
 
     class Model:
-        def images(self, captions, *, sampling, seed):
+        def generate(self, captions, *, sampling, seed):
             calls.append((captions, sampling, seed))
-            return torch.full((len(captions), 1, 3, 8, 8), seed / 10)
+            images = torch.full((len(captions), 1, 3, 8, 8), seed / 10)
+            return SimpleNamespace(images=images)
 
     monkeypatch.setattr(generation.TextToImage, "from_run", lambda run, device: Model())
     generate_images.cache_clear()
@@ -64,6 +66,6 @@ def test_any_other_argument_generates_new_images(calls, change):
 def test_the_grid_shows_generated_images_left_of_real_ones(calls, tmp_path):
     images = generate_images(Path("run"), Data(), "validation", 5, Sampling(), 10, "cpu")
     images.save_grid(tmp_path / "a.png")
-    grid = open_picture(tmp_path / "a.png")
+    grid = open_image(tmp_path / "a.png")
     assert grid.getpixel((50, 24 + 50)) == (255, 255, 255)  # generated with seed 10
     assert grid.getpixel((150, 24 + 50)) == (0, 0, 0)  # the first real image

@@ -10,7 +10,7 @@ from tilewright.data.sources.emoji import EmojiSource
 from tilewright.errors import UserError
 from tilewright.evaluations import features, generation, identification
 from tilewright.evaluations.identification import Identification
-from tilewright.viz.images import open_picture
+from tilewright.viz.images import open_image
 
 STYLES = ("twemoji", "openmoji")
 SPLITS = {  # style and number of each image
@@ -44,10 +44,11 @@ class Model:
 
     image_tokenizer = SimpleNamespace(encode=lambda images: (images[:, :2] * 8).long())
 
-    def images(self, captions, **settings):
+    def generate(self, captions, **settings):
         keys = [caption.split(" of number ") for caption in captions]
         numbers = [(style, 5 if number == "3" else int(number)) for style, number in keys]
-        return torch.stack([make_image(*key) for key in numbers])[:, None]
+        images = torch.stack([make_image(*key) for key in numbers])[:, None]
+        return SimpleNamespace(images=images)
 
     def decode(self, tokens):
         """Decodes tokens [C, n, 2, 8, 8] to images [C, n, 3, 8, 8]."""
@@ -64,7 +65,7 @@ def measure(monkeypatch, tmp_path):
 
     def folder_features(folder, *args, **kwargs):
         """Returns features with an angle for the number and a third coordinate for the style."""
-        pixels = [open_picture(path).getpixel((0, 0)) for path in sorted(folder.iterdir())]
+        pixels = [open_image(path).getpixel((0, 0)) for path in sorted(folder.iterdir())]
         red, gray = np.array([pixel[:2] for pixel in pixels]).T / 255
         return np.stack([np.cos(gray), np.sin(gray), red], axis=1)
 

@@ -14,7 +14,7 @@ from tilewright.errors import UserError
 from tilewright.metrics.distances import frechet_distance
 from tilewright.metrics.extractors import Extractor, load_efficientnet_lite0
 from tilewright.metrics.features import folder_features, save_images
-from tilewright.viz.images import to_levels
+from tilewright.viz.images import to_uint8
 
 D = 6
 
@@ -56,7 +56,7 @@ def test_images_are_resized_by_pil_without_rounding(folder: Path) -> None:
 
 
 def test_the_legacy_resize_is_bilinear_without_antialiasing(folder: Path, images: Tensor) -> None:
-    levels = to_levels(images).float()
+    levels = to_uint8(images).float()
     small = torch.nn.functional.interpolate(levels, size=(8, 8), mode="bilinear")
     features = folder_features(folder, extractor(8), resize="legacy_pytorch")
     np.testing.assert_allclose(features, means(small).numpy(), rtol=1e-5)
@@ -72,7 +72,7 @@ def test_blur_is_a_gaussian_in_pixels_of_the_original_image(folder: Path, images
         source = torch.where(source > 15, 31 - source, source)
         weights[position, source] += np.exp(-(offset**2) / (2 * sigma**2))
     weights = weights / weights.sum(dim=1, keepdim=True)
-    blurred = weights @ to_levels(images).double() @ weights.T
+    blurred = weights @ to_uint8(images).double() @ weights.T
     features = folder_features(folder, extractor(16), blur=sigma)
     np.testing.assert_allclose(features, means(blurred).numpy(), rtol=1e-4)
     plain = folder_features(folder, extractor(16))
@@ -111,7 +111,7 @@ def test_fid_of_folders_equals_clean_fids(
 def test_features_of_the_real_network(folder: Path, images: Tensor) -> None:
     network = load_efficientnet_lite0("cpu")
     batch = torch.nn.functional.interpolate(
-        to_levels(images).float(), size=(224, 224), mode="bicubic", antialias=True
+        to_uint8(images).float(), size=(224, 224), mode="bicubic", antialias=True
     )
     expected = network.network(batch.clamp(0, 255)).numpy()
     features = folder_features(folder, network)

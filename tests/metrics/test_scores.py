@@ -10,7 +10,7 @@ from torch import Tensor
 from tilewright.errors import UserError
 from tilewright.metrics.extractors import Extractor
 from tilewright.metrics.scores import classifier_score, clip_score, load_clip_metric
-from tilewright.viz.images import to_levels
+from tilewright.viz.images import to_uint8
 
 
 def extractor() -> Extractor:
@@ -65,7 +65,7 @@ def test_clip_score_is_the_mean_cosine(clip: Path, images: Tensor) -> None:
     model = transformers.CLIPModel.from_pretrained(clip).eval()
     processor = transformers.CLIPProcessor.from_pretrained(clip)
     cosines = []
-    for caption, image in zip(CAPTIONS, to_levels(images), strict=True):
+    for caption, image in zip(CAPTIONS, to_uint8(images), strict=True):
         inputs = processor(text=[caption], images=[image], truncation=True, return_tensors="pt")
         with torch.no_grad():
             output = model(**inputs)

@@ -1,27 +1,21 @@
-"""A tiny model that draws, and a run of it on disk."""
+"""Fixtures: a tiny model for the playground, and a run of it on disk."""
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
 from helpers import tiny
+from helpers.gray_model import BrightnessRanker
 from tilewright import runs
 from tilewright.pipeline import TextToImage
 from tilewright.playground.session import Playground
-
-
-class Brightest:
-    """Prefers light pictures."""
-
-    def __call__(self, model, captions, tokens):
-        return model.decode(tokens).mean(dim=(2, 3, 4))
 
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory):
     module, data, _ = tiny.make("prior", tmp_path_factory.mktemp("tiny"))
     network = module.network.eval()
-    with torch.no_grad():  # as at 0.02 captions hardly matter
+    with torch.no_grad():  # at the initial scale, captions hardly change the samples
         for parameter in network.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
     return TextToImage(network, data.image_tokenizer, data.tokenizer)
@@ -29,13 +23,14 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def playground(model):
-    """Shows every row, and ranks."""
-    return Playground(model, Brightest(), names={"run": "tiny", "ranker": "brightest"}, looking=1)
+    """Playground with a ranker that shows a preview after every row."""
+    names = {"run_name": "tiny", "ranker_name": "brightness"}
+    return Playground(model, BrightnessRanker(), **names, preview_fraction=1)
 
 
 @pytest.fixture(scope="session")
 def run(model, tmp_path_factory):
-    """A folder that `TextToImage.from_run` loads the same model from."""
+    """Run from which `TextToImage.from_run` loads the same model."""
     run = tmp_path_factory.mktemp("logs") / "prior" / "tiny"
     stream = {"text_length": 12, "text_vocab": 280, "grid": 4, "image_vocab": 8}
     prior = {
@@ -60,13 +55,12 @@ def run(model, tmp_path_factory):
         "vocab_size": 280,
         "length": 12,
     }
-    kinds = {
+    parts = {
         "prior": (run, {"network": prior}, model.prior, {"tokenizer": tokenizer}),
         "dvae": (run / runs.DVAE, {"network": dvae}, model.image_tokenizer, {}),
     }
-    for stage, (folder, settings, weights, more) in kinds.items():
+    for stage, (folder, settings, network, more) in parts.items():
         config = {"stage": stage, "choices": {"data": "shapes"}, "model": settings, **more}
-        described = OmegaConf.create(config)
-        runs.save_network(folder, described, weights.state_dict())
+        runs.save_network(folder, OmegaConf.create(config), network.state_dict())
     model.tokenizer.save(run / runs.TOKENIZER)
     return run

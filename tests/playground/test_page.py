@@ -1,4 +1,4 @@
-"""The page in a browser: Chromium without a screen, driven by Playwright."""
+"""The page in a headless Chromium, driven by Playwright."""
 
 import json
 import shutil
@@ -12,12 +12,13 @@ import pytest
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
+from helpers.gray_model import BrightnessRanker
 from tilewright.cli import app
 from tilewright.playground.session import Playground
-from tilewright.viz.images import open_picture
+from tilewright.viz.images import open_image
 
 pytest.importorskip("gradio", reason="the page needs the extra demo")
-sync_api = pytest.importorskip("playwright.sync_api", reason="a browser needs the extra dev")
+sync_api = pytest.importorskip("playwright.sync_api", reason="the browser needs the extra dev")
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
@@ -25,66 +26,65 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path"),
 ]
 EXAMPLE = "picture number 7"
-WAIT = 120_000  # milliseconds: nothing takes so long, but a machine may be busy
+TIMEOUT = 120_000  # milliseconds; generous, for a busy machine
 
 
-class Gate:
-    """The model, whose drawing waits after each row while the gate is shut."""
+class PausableModel:
+    """Model that waits after each row while `running` is not set."""
 
     def __init__(self, model):
         self.model = model
-        self.open = threading.Event()
-        self.open.set()
+        self.running = threading.Event()
+        self.running.set()
 
     def __getattr__(self, name):
         return getattr(self.model, name)
 
-    def drawing(self, *captions, **how):
-        for tokens in self.model.drawing(*captions, **how):
+    def sample_tokens_by_row(self, *args, **kwargs):
+        for tokens in self.model.sample_tokens_by_row(*args, **kwargs):
             yield tokens
-            assert self.open.wait(WAIT / 1000)
-
-
-def settings():
-    with initialize_config_dir(str(app.CONF), version_base="1.3"):
-        return compose("demo", ["n=3"])
+            assert self.running.wait(TIMEOUT / 1000)
 
 
 @pytest.fixture(scope="module")
-def addresses():
-    """Whom this process talks to while there is a page."""
-    met, connect = [], socket.socket.connect
+def connections():
+    """Addresses to which this process connects while it serves the page."""
+    addresses, connect = [], socket.socket.connect
 
-    def noted(self, address):
-        met.append(address)
+    def recorded(self, address):
+        addresses.append(address)
         return connect(self, address)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(socket.socket, "connect", noted)
-        yield met
+        patch.setattr(socket.socket, "connect", recorded)
+        yield addresses
 
 
 @pytest.fixture(scope="module")
-def gate(model):
-    return Gate(model)
+def pausable(model):
+    return PausableModel(model)
 
 
 @pytest.fixture(scope="module")
-def address(gate, addresses):
-    """Where the page is served, with the tiny model and a ranker."""
-    from tilewright.playground.page import build
-    from tilewright.playground.server import start
+def url(pausable, connections):
+    """Address of the page, served with the tiny model and a ranker."""
+    from tilewright.playground.page import build_page
+    from tilewright.playground.server import launch
 
-    names = {"run": "tiny", "ranker": "brightest"}
-    playground = Playground(gate, brightest, names=names, most=64, looking=1)
-    page = build(playground, settings(), [EXAMPLE])
-    start(page, server_name="127.0.0.1")
+    with initialize_config_dir(str(app.CONF), version_base="1.3"):
+        settings = compose("demo", ["n=3"])
+    playground = Playground(
+        pausable,
+        BrightnessRanker(),
+        run_name="tiny",
+        ranker_name="brightness",
+        max_candidates=64,
+        preview_fraction=1,
+    )
+    page = build_page(playground, settings, [EXAMPLE])
+    launch(page, server_name="127.0.0.1")
     yield page.local_url
     page.close()
-
-
-def brightest(model, captions, tokens):
-    return model.decode(tokens).mean(dim=(2, 3, 4))
 
 
 @pytest.fixture(scope="module")
@@ -93,245 +93,253 @@ def browser():
         browser = playwright.chromium.launch(
             executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
         )
-        sync_api.expect.set_options(timeout=WAIT)
+        sync_api.expect.set_options(timeout=TIMEOUT)
         yield browser
         browser.close()
 
 
 @pytest.fixture
-def requests():
-    """What the browser asked for."""
+def requested_urls():
+    """URLs that the browser requests."""
     return []
 
 
 @pytest.fixture
-def page(browser, address, requests):
+def page(browser, url, requested_urls):
     page = browser.new_page()
-    page.set_default_timeout(WAIT)
-    page.on("request", lambda request: requests.append(request.url))
-    page.goto(address)
+    page.set_default_timeout(TIMEOUT)
+    page.on("request", lambda request: requested_urls.append(request.url))
+    page.goto(url)
     page.get_by_label("Caption").wait_for()
     yield page
     page.close()
 
 
+@pytest.fixture
+def paused(pausable):
+    """Pauses the model after its first row; set it to continue."""
+    pausable.running.clear()
+    yield pausable.running
+    pausable.running.set()
+
+
 def press(page, name):
-    """Presses a button as soon as that can be, and waits until the page asks for pictures."""
+    """Presses a button once it is enabled, and waits until the page sends the request."""
     with page.expect_request("**/queue/join*"):
         page.get_by_role("button", name=name, exact=True).click()
 
 
-def draw(page, caption=EXAMPLE):
+def generate(page, caption=EXAMPLE):
     page.get_by_label("Caption").fill(caption)
-    press(page, "Draw")
+    press(page, "Generate")
 
 
 def upload(page, file):
-    """Gives the page a picture, and waits until the field has it, be it one or not."""
+    """Uploads a file as the image prompt and waits until the field shows it."""
+    page.get_by_text("Start from an image").click()
     page.locator("input[type=file]").set_input_files(file)
     page.locator(".image-frame img").first.wait_for(state="attached")
 
 
-def finished(page, count):
-    """Waits for the pictures that one can save."""
+def finished_images(page, count):
+    """Waits for `count` images with links."""
     sync_api.expect(page.locator("figure a img")).to_have_count(count)
     return page.locator("figure a img")
 
 
-def sources(page):
+def image_sources(page):
     return [image.get_attribute("src") for image in page.locator("figure img").all()]
 
 
-def says(page, words):
-    sync_api.expect(page.get_by_text(words).first).to_be_visible(timeout=WAIT)
+def wait_for_other_images(page, old_source):
+    """Waits for three finished images, of which the first one differs from `old_source`."""
+    page.wait_for_function(
+        "old => document.querySelectorAll('figure a img').length == 3"
+        " && document.querySelector('figure a img').src != old",
+        arg=old_source,
+    )
 
 
-def test_a_caption_a_press_and_pictures_with_scores(page):
-    draw(page)
-    assert {image.get_attribute("alt") for image in finished(page, 3).all()} == {EXAMPLE}
-    says(page, "3 pictures, in ")
+def expect_text(page, text):
+    sync_api.expect(page.get_by_text(text).first).to_be_visible(timeout=TIMEOUT)
+
+
+def saved_metadata(page, link):
+    """Clicks a link and returns the download's file name and its PNG metadata."""
+    with page.expect_download() as download:
+        link.click()
+    with Image.open(download.value.path()) as saved:
+        return download.value.suggested_filename, json.loads(saved.text["tilewright"])
+
+
+def test_generate_shows_images_with_scores_best_first(page):
+    generate(page)
+    images = finished_images(page, 3)
+    assert {image.get_attribute("alt") for image in images.all()} == {EXAMPLE}
+    expect_text(page, "3 images, in ")
     captions = page.locator("figcaption").all_inner_texts()
     scores = [float(text.split("score")[1]) for text in captions]
     assert scores == sorted(scores, reverse=True)
-    drawn = page.locator("figure img").first.evaluate("image => image.naturalWidth")
-    assert drawn == 16
+    assert images.first.evaluate("image => image.naturalWidth") == 16
 
 
-def test_return_draws_as_well(page):
+def test_the_enter_key_generates(page):
     page.get_by_label("Caption").fill(EXAMPLE)
     page.get_by_label("Caption").press("Enter")
-    finished(page, 3)
+    finished_images(page, 3)
 
 
-def test_an_example_fills_the_field(page):
+def test_an_example_fills_the_caption(page):
     page.get_by_role("button", name=EXAMPLE).or_(page.get_by_text(EXAMPLE)).first.click()
     sync_api.expect(page.get_by_label("Caption")).to_have_value(EXAMPLE)
 
 
-def test_rows_appear_as_they_are_drawn(page, gate):
-    gate.open.clear()
-    try:
-        draw(page)
-        page.locator("progress").wait_for()
-        half_drawn = "image => { const canvas = document.createElement('canvas');"
-        half_drawn += "canvas.width = canvas.height = 16; const to = canvas.getContext('2d');"
-        half_drawn += "to.drawImage(image, 0, 0); return [...to.getImageData(0, 4, 16, 12).data] }"
-        page.wait_for_function("document.querySelectorAll('figure img').length == 3")
-        levels = page.locator("figure img").first.evaluate(half_drawn)
-        assert set(levels) == {128, 255}  # gray, and opaque
-    finally:
-        gate.open.set()
-    finished(page, 3)
+def test_rows_appear_as_they_are_sampled(page, paused):
+    generate(page)
+    page.locator("progress").wait_for()
+    page.wait_for_function("document.querySelectorAll('figure img').length == 3")
+    lower_rows = "image => { const canvas = document.createElement('canvas');"
+    lower_rows += "canvas.width = canvas.height = 16; const context = canvas.getContext('2d');"
+    lower_rows += "context.drawImage(image, 0, 0);"
+    lower_rows += "return [...context.getImageData(0, 4, 16, 12).data] }"
+    levels = page.locator("figure img").first.evaluate(lower_rows)
+    assert set(levels) == {128, 255}  # gray, and opaque
+    paused.set()
+    finished_images(page, 3)
 
 
-def test_stop_ends_a_drawing(page, gate):
-    gate.open.clear()
-    try:
-        draw(page)
-        page.locator("figure img").first.wait_for()
-        page.get_by_role("button", name="Stop").click()
-        sync_api.expect(page.locator(".view-bar.stopped")).to_be_visible()
-    finally:
-        gate.open.set()
-    draw(page)
-    finished(page, 3)
-    page.get_by_role("button", name="Stop").click()  # there is nothing to stop
-    says(page, "3 pictures, in ")
+def test_stop_cancels_a_generation(page, paused):
+    generate(page)
+    page.locator("figure img").first.wait_for()
+    page.get_by_role("button", name="Stop").click()
+    sync_api.expect(page.locator(".tw-status.stopped")).to_be_visible()
+    paused.set()
+    generate(page)
+    finished_images(page, 3)
 
 
-@pytest.mark.parametrize("name", ["Draw", "Draw others"])
-def test_one_drawing_at_a_time(page, gate, name):
-    buttons = [page.get_by_role("button", name=one, exact=True) for one in ("Draw", "Draw others")]
-    gate.open.clear()
-    try:
-        page.get_by_label("Caption").fill(EXAMPLE)
-        press(page, name)
-        for button in buttons:
-            sync_api.expect(button).to_be_disabled()
-    finally:
-        gate.open.set()
+def test_stop_keeps_finished_images(page):
+    generate(page)
+    finished_images(page, 3)
+    page.get_by_role("button", name="Stop").click()
+    expect_text(page, "3 images, in ")
+
+
+@pytest.mark.parametrize("name", ["Generate", "Next seed"])
+def test_both_buttons_are_disabled_during_a_generation(page, paused, name):
+    buttons = [
+        page.get_by_role("button", name=label, exact=True) for label in ("Generate", "Next seed")
+    ]
+    page.get_by_label("Caption").fill(EXAMPLE)
+    press(page, name)
+    for button in buttons:
+        sync_api.expect(button).to_be_disabled()
+    paused.set()
     for button in buttons:
         sync_api.expect(button).to_be_enabled()
 
 
-def test_the_best_of_many(page):
+def test_best_of_samples_more_candidates(page):
     page.get_by_label("Best of").fill("20")
-    draw(page)
-    finished(page, 3)
-    says(page, "3 pictures, the best of 20, in ")
+    generate(page)
+    finished_images(page, 3)
+    expect_text(page, "3 images, the best of 20, in ")
 
 
-def test_draw_others_takes_the_next_seed(page):
-    draw(page)
-    finished(page, 3)
-    before = sources(page)
-    press(page, "Draw others")
+def test_next_seed_changes_the_images_and_the_old_seed_restores_them(page):
+    generate(page)
+    finished_images(page, 3)
+    before = image_sources(page)
+    press(page, "Next seed")
     sync_api.expect(page.get_by_label("Seed")).to_have_value("1")
-    page.wait_for_function(
-        "before => document.querySelectorAll('figure a img').length == 3"
-        " && document.querySelector('figure a img').src != before",
-        arg=before[0],
-    )
+    wait_for_other_images(page, before[0])
     page.get_by_label("Seed").fill("0")
-    draw(page)
+    generate(page)
     page.wait_for_function(
         "before => document.querySelector('figure a img')?.src == before", arg=before[0]
     )
 
 
-def test_pictures_begin_with_an_uploaded_one(page, model, tmp_path):
-    draw(page)
-    finished(page, 3)
-    free = sources(page)
+def test_images_start_from_an_uploaded_image(page, model, tmp_path):
+    generate(page)
+    finished_images(page, 3)
+    free = image_sources(page)
     Image.radial_gradient("L").resize((40, 40)).save(tmp_path / "photo.png")
-    page.get_by_text("Begin with a picture").click()
     upload(page, tmp_path / "photo.png")
     page.get_by_label("number input for Rows kept").fill("2")
-    draw(page)
-    page.wait_for_function(
-        "free => document.querySelectorAll('figure a img').length == 3"
-        " && document.querySelector('figure a img').src != free",
-        arg=free[0],
-    )
-    how = {"image_prompt": open_picture(tmp_path / "photo.png"), "rows": 2, "ranker": brightest}
-    shown = [Image.open(BytesIO(b64decode(source.split(",")[1]))) for source in sources(page)]
-    for picture, wanted in zip(shown, model([EXAMPLE], 3, **how)[0], strict=True):
-        assert picture.tobytes() == wanted.tobytes()
-    with page.expect_download() as download:
-        page.locator("figure a").first.click()
-    with Image.open(download.value.path()) as saved:
-        told = json.loads(saved.text["tilewright"])
-    assert told["image_prompt"] == "photo.png"
-    assert told["rows"] == 2
+    generate(page)
+    wait_for_other_images(page, free[0])
+    prompt = open_image(tmp_path / "photo.png")
+    expected = model([EXAMPLE], 3, image_prompt=prompt, rows=2, ranker=BrightnessRanker())[0]
+    shown = [Image.open(BytesIO(b64decode(source.split(",")[1]))) for source in image_sources(page)]
+    assert [image.tobytes() for image in shown] == [image.tobytes() for image in expected]
+    _, metadata = saved_metadata(page, page.locator("figure a").first)
+    assert (metadata["image_prompt"], metadata["rows"]) == ("photo.png", 2)
 
 
 def test_the_grid_is_saved_with_its_settings(page):
-    draw(page)
-    finished(page, 3)
-    with page.expect_download() as download:
-        page.get_by_role("link", name="Save all as one PNG").click()
-    assert download.value.suggested_filename == "picture-number-7-seed0.png"
-    with Image.open(download.value.path()) as saved:
-        told = json.loads(saved.text["tilewright"])
-        assert saved.size == (480, 24 + 104)
-    assert told["run"] == "tiny"
-    assert told["sampling"]["temperature"] == 1
-    assert [picture["prompt"] for picture in told["pictures"]] == [EXAMPLE] * 3
+    generate(page)
+    finished_images(page, 3)
+    link = page.get_by_role("link", name="Save all as one PNG")
+    name, metadata = saved_metadata(page, link)
+    assert name == "picture-number-7-seed0.png"
+    assert metadata["run"] == "tiny"
+    assert metadata["sampling"]["temperature"] == 1
+    assert [picture["prompt"] for picture in metadata["pictures"]] == [EXAMPLE] * 3
 
 
-def test_mistakes_are_told_on_the_page(page):
-    draw(page, caption="   ")
-    says(page, "type a caption: what should the pictures show?")
+def test_errors_are_shown_until_the_next_success(page):
+    generate(page, caption="   ")
+    expect_text(page, "the caption is empty: type what the images should show")
     page.get_by_label("Best of").fill("2")
-    draw(page)
-    says(page, "the best 3 of 2 cannot be had: raise best_of, or lower n")
+    generate(page)
+    expect_text(page, "best_of=2 is smaller than n=3: raise best_of or lower n")
     page.get_by_label("Best of").fill("65")
-    draw(page)
-    says(page, "65 pictures are too many: ask for up to 64")
+    generate(page)
+    expect_text(page, "65 images are too many: ask for at most 64")
     page.get_by_label("Best of").fill("0")
     page.get_by_text("Sampling", exact=True).click()
     page.get_by_label("Top k").fill("-1")
-    draw(page)
-    says(page, "top_k must be 1 or more, got -1")
+    generate(page)
+    expect_text(page, "top_k must be")
     page.get_by_label("Top k").fill("0")
-    draw(page)
-    finished(page, 3)
+    generate(page)
+    finished_images(page, 3)
     sync_api.expect(page.get_by_role("alert")).to_be_hidden()
 
 
-def test_pictures_stay_when_the_next_request_is_a_mistake(page):
-    draw(page)
-    finished(page, 3)
-    before = sources(page)
-    draw(page, caption="")
-    says(page, "type a caption")
-    assert sources(page) == before
+def test_images_stay_after_an_invalid_request(page):
+    generate(page)
+    finished_images(page, 3)
+    before = image_sources(page)
+    generate(page, caption="")
+    expect_text(page, "the caption is empty")
+    assert image_sources(page) == before
 
 
-def test_rows_are_kept_in_their_range(page):
-    page.get_by_text("Begin with a picture").click()
+def test_the_number_of_rows_is_clamped_to_the_grid(page):
+    page.get_by_text("Start from an image").click()
     rows = page.get_by_label("number input for Rows kept")
     rows.fill("9")
-    draw(page)
+    generate(page)
     sync_api.expect(rows).to_have_value("3")
     rows.fill("0")
-    draw(page)
+    generate(page)
     sync_api.expect(rows).to_have_value("1")
-    finished(page, 3)
+    finished_images(page, 3)
 
 
-def test_a_file_that_is_no_picture_is_told_on_the_page(page, tmp_path):
-    (tmp_path / "photo.png").write_text("no picture")
-    page.get_by_text("Begin with a picture").click()
+def test_an_unreadable_upload_is_an_error(page, tmp_path):
+    (tmp_path / "photo.png").write_text("no image")
     upload(page, tmp_path / "photo.png")
-    draw(page)
-    says(page, "no picture can be read")
+    generate(page)
+    expect_text(page, "cannot read the image")
 
 
-def test_nothing_is_fetched_from_the_internet(page, requests, addresses):
-    draw(page)
-    finished(page, 3)
-    assert len(requests) > 5
-    fetched = [url for url in requests if not url.startswith(("data:", "blob:"))]
-    assert {urlparse(url).hostname for url in fetched} == {"127.0.0.1"}
-    assert {address[0] for address in addresses if isinstance(address, tuple)} <= {"127.0.0.1"}
+def test_no_request_leaves_this_machine(page, requested_urls, connections):
+    generate(page)
+    finished_images(page, 3)
+    assert len(requested_urls) > 5
+    remote = [url for url in requested_urls if not url.startswith(("data:", "blob:"))]
+    assert {urlparse(url).hostname for url in remote} == {"127.0.0.1"}
+    assert {address[0] for address in connections if isinstance(address, tuple)} <= {"127.0.0.1"}

@@ -1,4 +1,4 @@
-"""What a press of the button draws, and what it refuses."""
+"""Image generation behind the playground page."""
 
 import json
 
@@ -8,16 +8,12 @@ import torch
 from PIL import Image
 
 from tilewright.errors import UserError
-from tilewright.playground.session import Playground, Request, preview
+from tilewright.playground.session import Playground, Request, render_partial
 from tilewright.prior import Sampling
-from tilewright.viz.images import to_picture
+from tilewright.viz.images import to_pil
 
 CAPTION = "picture number 3"
 ROW = 4  # pixels
-
-
-def pixels(pictures):
-    return [np.asarray(picture) for picture in pictures]
 
 
 @pytest.fixture(scope="module")
@@ -28,105 +24,106 @@ def photo(tmp_path_factory):
     return str(path)
 
 
-def test_rows_appear_one_after_another_on_grey(playground, model):
-    *drawing, last = playground.draw(Request(CAPTION, n=3))
-    assert [view.progress for view in drawing] == [0.25, 0.5, 0.75, 1.0]
-    tokens = model.tokens([CAPTION], 3)
-    for number, view in enumerate(drawing, start=1):
-        assert not view.records
+def test_previews_show_each_sampled_row_above_gray(playground, model):
+    *previews, last = playground.generate(Request(CAPTION, n=3))
+    assert [preview.progress for preview in previews] == [0.25, 0.5, 0.75, 1.0]
+    tokens = model.sample_tokens([CAPTION], 3)
+    for rows, preview in enumerate(previews, start=1):
+        assert not preview.records
         partial = tokens.clone()
-        partial[:, :, number:] = -1
-        for picture, wanted in zip(view.pictures, preview(model, partial)[0], strict=True):
-            assert picture == to_picture(wanted)
-            assert (np.asarray(picture)[number * ROW :] == 128).all()
-            assert np.asarray(picture)[: number * ROW].std() > 0
+        partial[:, :, rows:] = -1
+        for image, expected in zip(preview.images, render_partial(model, partial)[0], strict=True):
+            assert image == to_pil(expected)
+            assert (np.asarray(image)[rows * ROW :] == 128).all()
+            assert np.asarray(image)[: rows * ROW].std() > 0
     assert last.progress == 1
     assert len(last.records) == 3
 
 
-def test_the_pictures_are_those_of_the_model(model):
-    (*_, last) = Playground(model).draw(Request(f"  {CAPTION}\n", n=3, seed=5, top_k=4, guidance=2))
-    how = {"seed": 5, "sampling": Sampling(top_k=4, guidance=2)}
-    assert last.pictures == model([CAPTION], 3, **how)[0]
-    assert last.records == [{"prompt": CAPTION, "candidate": number} for number in range(3)]
-    assert last.settings == {"seed": 5, "sampling": vars(how["sampling"])}
-    assert last.note.startswith("3 pictures, in ")
+def test_the_images_equal_those_of_the_model(model):
+    request = Request(f"  {CAPTION}\n", n=3, seed=5, top_k=4, guidance=2)
+    *_, last = Playground(model).generate(request)
+    sampling = Sampling(top_k=4, guidance=2)
+    assert last.images == model([CAPTION], 3, seed=5, sampling=sampling)[0]
+    assert last.records == [{"prompt": CAPTION, "candidate": index} for index in range(3)]
+    assert last.settings == {"seed": 5, "sampling": vars(sampling)}
+    assert last.note.startswith("3 images, in ")
 
 
-def test_the_ranker_chooses_and_scores(playground, model):
-    views = list(playground.draw(Request(CAPTION, n=2, best_of=9)))
-    assert {len(view.pictures) for view in views} == {2}
-    assert views[0].note == "Drawing 9 candidates"
-    last = views[-1]
-    assert last.note.startswith("2 pictures, the best of 9, in ")
-    lightness = model.images([CAPTION], 9)[0].mean(dim=(1, 2, 3))
-    best = lightness.sort(descending=True, stable=True)
+def test_the_ranker_keeps_the_best_candidates(playground, model):
+    first, *_, last = playground.generate(Request(CAPTION, n=2, best_of=9))
+    assert len(first.images) == len(last.images) == 2
+    assert first.note == "Generating 9 candidates"
+    assert last.note.startswith("2 images, the best of 9, in ")
+    brightness = model.generate([CAPTION], 9).images[0].mean(dim=(1, 2, 3))
+    best = brightness.sort(descending=True, stable=True)
     assert [record["candidate"] for record in last.records] == best.indices[:2].tolist()
     assert [record["score"] for record in last.records] == pytest.approx(best.values[:2].tolist())
-    everything = model([CAPTION], 9)[0]
-    assert last.pictures == [everything[number] for number in best.indices[:2]]
+    all_images = model([CAPTION], 9)[0]
+    assert last.images == [all_images[index] for index in best.indices[:2]]
     settings = json.loads(json.dumps(last.settings))
     assert settings["best_of"] == 9
-    assert (settings["run"], settings["ranker"]) == ("tiny", "brightest")
+    assert (settings["run"], settings["ranker"]) == ("tiny", "brightness")
 
 
-def test_pictures_begin_with_the_one_that_is_given(playground, model, photo):
-    *drawing, last = playground.draw(Request(CAPTION, n=4, picture=photo, rows=2))
-    given = Image.open(photo)
-    want = model.best([CAPTION], 4, image_prompt=given, rows=2, ranker=playground.ranker).images
-    assert last.pictures == list(map(to_picture, want[0]))
-    # The rows that are given are the same in all pictures, the next ones are not.
-    shown = pixels(drawing[1].pictures)
-    assert all((picture[: 2 * ROW] == shown[0][: 2 * ROW]).all() for picture in shown)
+def test_images_start_from_the_image_prompt(playground, model, photo):
+    *previews, last = playground.generate(Request(CAPTION, n=4, image_prompt=photo, rows=2))
+    prompt, ranker = Image.open(photo), playground.ranker
+    expected = model.generate([CAPTION], 4, image_prompt=prompt, rows=2, ranker=ranker)
+    assert last.images == [to_pil(image) for image in expected.images[0]]
+    top_rows = [np.asarray(image)[: 2 * ROW] for image in previews[1].images]
+    assert all((rows == top_rows[0]).all() for rows in top_rows)
     assert last.settings["image_prompt"] == "photo.png"
     assert last.settings["rows"] == 2
-    free = list(playground.draw(Request(CAPTION, n=4)))[-1]
-    assert last.pictures != free.pictures
+    *_, free = playground.generate(Request(CAPTION, n=4))
+    assert last.images != free.images
 
 
-def test_batches_do_not_change_what_is_drawn(model):
-    whole, parts = (
-        list(Playground(model, batch_size=size, looking=1).draw(Request(CAPTION, n=5)))
-        for size in (128, 2)
-    )
-    assert len(parts) == 3 * 4 + 1
-    assert parts[-1].pictures == whole[-1].pictures
-    assert [view.progress for view in parts[3:5]] == pytest.approx([0.4, 0.5])
-    assert (np.asarray(parts[3].pictures[4]) == 128).all()
+def test_the_batch_size_does_not_change_the_images(model):
+    def generate(batch_size):
+        playground = Playground(model, batch_size=batch_size, preview_fraction=1)
+        return list(playground.generate(Request(CAPTION, n=5)))
+
+    one_batch, three_batches = generate(128), generate(2)
+    assert len(three_batches) == 3 * 4 + 1  # batches, rows, the result
+    assert three_batches[-1].images == one_batch[-1].images
+    assert [snapshot.progress for snapshot in three_batches[3:5]] == pytest.approx([0.4, 0.5])
+    assert (np.asarray(three_batches[3].images[4]) == 128).all()
 
 
-def test_few_views_of_a_fast_drawing(model):
-    views = list(Playground(model, looking=1e-6).draw(Request(CAPTION, n=1)))
-    assert [bool(view.records) for view in views] == [False, True]
+def test_a_small_preview_fraction_limits_the_previews(model):
+    playground = Playground(model, preview_fraction=1e-6)
+    snapshots = list(playground.generate(Request(CAPTION, n=1)))
+    assert [bool(snapshot.records) for snapshot in snapshots] == [False, True]
 
 
 @pytest.mark.parametrize(
-    ("request_", "words"),
+    ("values", "message"),
     [
-        (Request(""), "type a caption"),
-        (Request("  \n "), "type a caption"),
-        (Request(CAPTION, n=0), "1 or more"),
-        (Request(CAPTION, n=4, best_of=3), "raise best_of"),
-        (Request(CAPTION, n=4, best_of=-1), "raise best_of"),
-        (Request(CAPTION, n=4, best_of=65), "up to 64"),
-        (Request(CAPTION, n=65), "up to 64"),
-        (Request(CAPTION, temperature=-1.0), "temperature"),
-        (Request(CAPTION, top_k=-1), "top_k"),
-        (Request(CAPTION, top_p=1.5), "top_p"),
-        (Request(CAPTION, picture="photo", rows=0), "keep 1 or more"),
-        (Request(CAPTION, picture="photo", rows=4), "rows must be from 1 to 3"),
-        (Request(CAPTION, picture="none.png"), "none.png"),
+        ({"caption": ""}, "type what the images should show"),
+        ({"caption": "  \n "}, "type what the images should show"),
+        ({"n": 0}, "ask for 1 or more"),
+        ({"n": 4, "best_of": 3}, "raise best_of"),
+        ({"n": 4, "best_of": -1}, "raise best_of"),
+        ({"n": 4, "best_of": 65}, "at most 64"),
+        ({"n": 65}, "at most 64"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"top_k": -1}, "top_k"),
+        ({"top_p": 1.5}, "top_p"),
+        ({"image_prompt": "photo", "rows": 0}, "keep 1 row or more"),
+        ({"image_prompt": "photo", "rows": 4}, "rows=4 is not between 1 and 3"),
+        ({"image_prompt": "missing.png"}, "missing.png"),
     ],
 )
-def test_mistakes_are_told_in_one_line_before_anything_is_drawn(model, photo, request_, words):
-    if request_.picture == "photo":
-        request_ = Request(request_.caption, picture=photo, rows=request_.rows)
-    playground = Playground(model, ranker=lambda *_: torch.zeros(1, 1), most=64)
-    with pytest.raises(UserError, match=words) as caught:
-        next(playground.draw(request_))
+def test_an_invalid_request_is_a_one_line_error_before_sampling(model, photo, values, message):
+    if values.get("image_prompt") == "photo":
+        values = {**values, "image_prompt": photo}
+    playground = Playground(model, ranker=lambda *_: torch.zeros(1, 1), max_candidates=64)
+    with pytest.raises(UserError, match=message) as caught:
+        next(playground.generate(Request(**{"caption": CAPTION, **values})))
     assert "\n" not in str(caught.value)
 
 
-def test_best_of_needs_a_ranker(model):
+def test_best_of_without_a_ranker_is_an_error(model):
     with pytest.raises(UserError, match="needs a ranker"):
-        next(Playground(model).draw(Request(CAPTION, n=1, best_of=2)))
+        next(Playground(model).generate(Request(CAPTION, n=1, best_of=2)))

@@ -38,11 +38,11 @@ class Alignment(Periodic):
     def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, float]:
         data = trainer.datamodule  # type: ignore[attr-defined]
         checker = require_checker(data.source, "callbacks.alignment")
-        model = TextToImage.of_training(trainer, pl_module)
+        model = TextToImage.from_trainer(trainer, pl_module)
         figures: dict[str, float] = {}
         for split in [split for split in data.splits if split != "train"]:
             captions = [caption for _, caption in data.examples(split, self.captions)]
-            images = model.images(captions).squeeze(1).cpu()
+            images = model.generate(captions).images.squeeze(1).cpu()
             for category, share in alignment_by_category(checker, captions, images).items():
                 figures[f"alignment/{split}/{category}"] = share.value
         return figures

@@ -80,8 +80,8 @@ class FrechetDistance(Periodic):
             network: Any = pl_module.network
             batches = real.to(pl_module.device).split(64)
             return torch.cat([network.decode(network.encode(batch)) for batch in batches])
-        model = TextToImage.of_training(trainer, pl_module)
-        return model.images(captions, seed=trainer.global_rank).squeeze(1)
+        model = TextToImage.from_trainer(trainer, pl_module)
+        return model.generate(captions, seed=trainer.global_rank).images.squeeze(1)
 
     def _features(self, images: Tensor, processes: int) -> np.ndarray:
         """Features of the pictures of all processes, [N, D]."""

@@ -7,7 +7,7 @@ import torch
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 
 from tilewright.metrics.reconstruction import ReconstructionMetrics
-from tilewright.viz.images import comparison, show
+from tilewright.viz.images import reconstruction_grid, show
 
 
 class Reconstructions(pl.Callback):
@@ -38,7 +38,7 @@ class Reconstructions(pl.Callback):
         images, reconstructions = batch["image"], outputs["reconstructions"]
         self._metrics.update(reconstructions, images)
         if batch_idx == 0:
-            picture = comparison(images[: self.count], reconstructions[: self.count])
+            picture = reconstruction_grid(images[: self.count], reconstructions[: self.count])
             show(trainer, "samples/reconstructions", picture)
 
     @torch.no_grad()

@@ -10,7 +10,7 @@ from torchvision.transforms.functional import to_tensor
 from tilewright.distributed.fsdp import gathered
 from tilewright.pipeline import TextToImage
 from tilewright.prior import Sampling
-from tilewright.viz.images import captioned_grid, save, show, side_by_side, to_levels
+from tilewright.viz.images import captioned_grid, save_png, show, side_by_side, to_uint8
 
 
 class Samples(pl.Callback):
@@ -65,13 +65,13 @@ class Samples(pl.Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         if self.captions is None:
             self.captions = [caption for _, caption in data.examples("validation", self.count)]
-        model = TextToImage.of_training(trainer, pl_module)
-        images = model.images(self.captions, self.candidates, sampling=self.sampling)
+        model = TextToImage.from_trainer(trainer, pl_module)
+        images = model.generate(self.captions, self.candidates, sampling=self.sampling).images
         grid = captioned_grid(self.captions, images)
         show(trainer, "samples/drawn", to_tensor(grid))
         if self.before_after is not None and trainer.global_step == 0:
-            self._before = to_levels(images).cpu()
+            self._before = to_uint8(images).cpu()
         elif self.before_after is not None and self._before is not None:
             before = captioned_grid(self.captions, self._before / 255)
             after = f"after {trainer.global_step} updates"
-            save(side_by_side({"before": before, after: grid}), Path(self.before_after))
+            save_png(side_by_side({"before": before, after: grid}), Path(self.before_after))

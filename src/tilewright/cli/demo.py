@@ -20,28 +20,27 @@ def main(config: DictConfig) -> None:
     app.check(config)
     run = runs.find(Path(config.paths.logs), "prior", config.run)
     data = runs.load_config(run).choices.data
-    names = {"run": run.name}
-    if ranks(config, run):
-        names["ranker"] = app.choices()["ranker"]
+    ranked = ranks(config, run)
 
     from hydra.utils import instantiate
 
     from tilewright.pipeline import TextToImage
-    from tilewright.playground.page import build
+    from tilewright.playground.page import build_page
     from tilewright.playground.server import serve
     from tilewright.playground.session import Playground
 
     config.device = resolve_device(config.device)
     playground = Playground(
         TextToImage.from_run(run, config.device),
-        instantiate(config.ranker) if "ranker" in names else None,
-        names=names,
+        instantiate(config.ranker) if ranked else None,
+        run_name=run.name,
+        ranker_name=app.choices()["ranker"] if ranked else None,
         batch_size=config.batch_size,
-        most=config.most,
+        max_candidates=config.max_candidates,
         weights=config.weights,
         compile=config.compile,
     )
-    page = build(playground, config, config.examples.get(data, []))
+    page = build_page(playground, config, config.examples.get(data, []))
     serve(page, config.host, config.port)
 
 

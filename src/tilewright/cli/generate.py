@@ -32,7 +32,7 @@ def main(config: DictConfig) -> None:
     from hydra.utils import instantiate
 
     from tilewright.pipeline import TextToImage
-    from tilewright.viz.images import captioned_grid, open_picture, save, save_tensor
+    from tilewright.viz.images import captioned_grid, open_image, save_png
 
     sampling = instantiate(config.sampling)
     config.device = resolve_device(config.device)
@@ -41,11 +41,11 @@ def main(config: DictConfig) -> None:
     if config.complete:
         prompts = model.complete(prompts, sampling=sampling, seed=config.seed)
         print("\n".join(prompts))
-    image_prompt = None if config.image_prompt is None else open_picture(config.image_prompt)
+    image_prompt = None if config.image_prompt is None else open_image(config.image_prompt)
     out = Path(config.out) if config.out else run / "samples"
     if next(path for path in (out, *out.parents) if path.exists()).is_file():
         raise UserError(f"out={out} is no folder: there is a file in its place")
-    best = model.best(
+    best = model.generate(
         prompts,
         config.n,
         best_of=config.best_of,
@@ -71,9 +71,11 @@ def main(config: DictConfig) -> None:
     for caption, row in enumerate(best.records(prompts)):
         for place, record in enumerate(row):
             path = out / f"{caption:03}-{place:03}.png"
-            save_tensor(best.images[caption, place], path, {**settings, **names, **record})
+            save_png(best.images[caption, place], path, {**settings, **names, **record})
             records.append({"file": path.name, **record})
     pictures = {"pictures": records}
-    save(captioned_grid(prompts, best.images), out / "grid.png", {**settings, **names, **pictures})
+    save_png(
+        captioned_grid(prompts, best.images), out / "grid.png", {**settings, **names, **pictures}
+    )
     (out / "pictures.json").write_text(json.dumps({**settings, **pictures}, indent=2))
     print(f"The pictures are in {out}, all of them together in grid.png")

@@ -14,7 +14,7 @@ from tilewright.evaluations.generation import generate_images
 from tilewright.evaluations.results import Result
 from tilewright.metrics.alignment import alignment_by_category
 from tilewright.prior import Sampling
-from tilewright.viz.plots import bars
+from tilewright.viz.plots import plot_bars
 
 
 @dataclass
@@ -73,4 +73,4 @@ def _plot(results: list[Result], path: Path) -> None:
     for result in results:
         low, high = result.settings["interval"]
         by_split[result.split][result.settings["category"]] = (result.value, low, high)
-    bars(by_split, path, up="alignment")
+    plot_bars(by_split, path, y_label="alignment")

@@ -15,8 +15,8 @@ from tilewright.evaluations.results import Result
 from tilewright.pipeline import TextToImage
 from tilewright.prior import Sampling
 from tilewright.reranking import Ranker
-from tilewright.viz.images import captioned_grid, save
-from tilewright.viz.plots import curves
+from tilewright.viz.images import captioned_grid, save_png
+from tilewright.viz.plots import plot_lines
 
 
 @dataclass
@@ -60,7 +60,7 @@ class BestOf:
         for split in data.present(self.splits):
             real, captions = zip(*data.examples(split, self.captions), strict=True)
             chosen = self._choose(model, captions, counts, seed)
-            save(captioned_grid(captions[:8], chosen[:8]), folder / f"{split}.png")
+            save_png(captioned_grid(captions[:8], chosen[:8]), folder / f"{split}.png")
             for index, count in enumerate(counts):
                 settings = {"best_of": count, "ranker": self._ranker_name, **vars(self.sampling)}
                 images = chosen[:, index]
@@ -76,10 +76,10 @@ class BestOf:
         self, model: TextToImage, captions: Sequence[str], counts: Sequence[int], seed: int
     ) -> Tensor:
         """Returns the ranker's first choice of each count, images [C, len(counts), 3, H, W]."""
-        tokens = model.tokens(
+        tokens = model.sample_tokens(
             captions, counts[-1], sampling=self.sampling, seed=seed, batch_size=self.batch_size
         )
-        scores = model.scores(self.ranker, captions, tokens, self.batch_size)
+        scores = model.score(self.ranker, captions, tokens, self.batch_size)
         rows = torch.arange(len(tokens), device=tokens.device)
         best = [scores[:, :count].argmax(dim=1).to(tokens.device) for count in counts]
         chosen = torch.stack([tokens[rows, index] for index in best], dim=1)
@@ -96,5 +96,5 @@ def _plot(results: list[Result], path: Path) -> None:
         name = ", ".join(filter(None, (result.split, result.settings.get("category"))))
         interval = result.settings.get("interval", [])
         lines[name].append((result.settings["best_of"], result.value, *interval))
-    across = "N candidates, of which the ranker chooses one"
-    curves(lines, path, across=across, up=results[0].metric, log_x=True)
+    x_label = "N candidates, of which the ranker chooses one"
+    plot_lines(lines, path, x_label=x_label, y_label=results[0].metric, log_x=True)

@@ -13,7 +13,7 @@ from tilewright.evaluations.results import Result
 from tilewright.metrics.distances import frechet_distance, kernel_distance
 from tilewright.metrics.scores import classifier_score
 from tilewright.prior import Sampling
-from tilewright.viz.plots import curves
+from tilewright.viz.plots import plot_lines
 
 Measurement = tuple[float, dict[str, Any]]  # a value and its own settings
 
@@ -104,7 +104,9 @@ class FrechetInceptionDistance(DistributionMetric):
         if len(results) > 1:
             points = [(result.settings["blur"], result.value) for result in results]
             name = results[0].metric
-            curves({self.split: points}, folder / "blur.png", across="blur, in pixels", up=name)
+            plot_lines(
+                {self.split: points}, folder / "blur.png", x_label="blur, in pixels", y_label=name
+            )
 
 
 @dataclass(kw_only=True)

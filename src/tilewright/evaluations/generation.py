@@ -10,7 +10,7 @@ from torch import Tensor
 from tilewright.data import CaptionedImages
 from tilewright.pipeline import TextToImage
 from tilewright.prior import Sampling
-from tilewright.viz.images import captioned_grid, save
+from tilewright.viz.images import captioned_grid, save_png
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +24,7 @@ class GeneratedImages:
     def save_grid(self, path: Path, count: int = 12) -> None:
         """Saves the first images below their captions, generated ones to the left of real ones."""
         pairs = torch.stack([self.generated[:count], self.real[:count]], dim=1)
-        save(captioned_grid(self.captions[:count], pairs), path)
+        save_png(captioned_grid(self.captions[:count], pairs), path)
 
 
 @functools.lru_cache(maxsize=2)  # the metrics of one command share the images
@@ -44,5 +44,5 @@ def generate_images(
     """
     real, captions = zip(*data.examples(split, count), strict=True)
     model = TextToImage.from_run(run, device)
-    generated = model.images(captions, sampling=sampling, seed=seed).squeeze(1).cpu()
+    generated = model.generate(captions, sampling=sampling, seed=seed).images.squeeze(1).cpu()
     return GeneratedImages(list(captions), torch.stack(real), generated)

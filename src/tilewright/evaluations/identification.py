@@ -19,7 +19,7 @@ from tilewright.metrics.alignment import Share
 from tilewright.metrics.retrieval import identification_ranks
 from tilewright.pipeline import TextToImage
 from tilewright.prior import Sampling
-from tilewright.viz.images import captioned_grid, save
+from tilewright.viz.images import captioned_grid, save_png
 
 ALL = sys.maxsize  # count that takes all examples of a split
 
@@ -63,7 +63,7 @@ class Identification:
             **_other_style(data, images.captions),
         }
         columns = torch.stack([*image_sets.values(), images.real], dim=1)
-        save(captioned_grid(images.captions[:12], columns[:12]), folder / f"{self.split}.png")
+        save_png(captioned_grid(images.captions[:12], columns[:12]), folder / f"{self.split}.png")
 
         true_images = torch.stack([image for image, _ in candidates])
         true_features = features.of_images(true_images, folder / "true")

@@ -13,7 +13,7 @@ from tilewright.data import CaptionedImages
 from tilewright.evaluations.features import ImageSetFeatures
 from tilewright.evaluations.results import Result
 from tilewright.metrics.reconstruction import CodebookUsage, ReconstructionMetrics
-from tilewright.viz.images import comparison, save_tensor
+from tilewright.viz.images import reconstruction_grid, save_png
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Reconstruction:
             originals, captions = zip(*data.examples(split, self.images), strict=True)
             real = torch.stack(originals)
             reconstructed, values = _reconstruct(network, real, device)
-            save_tensor(comparison(real[:16], reconstructed[:16]), folder / f"{split}.png")
+            save_png(reconstruction_grid(real[:16], reconstructed[:16]), folder / f"{split}.png")
             if data.checker is not None:
                 pairs = zip(reconstructed, captions, strict=True)
                 matches = [data.checker.matches(image, caption) for image, caption in pairs]

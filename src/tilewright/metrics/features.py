@@ -21,7 +21,7 @@ from torch import Tensor
 from tilewright.errors import UserError
 from tilewright.files import atomic_folder
 from tilewright.metrics.extractors import Extractor
-from tilewright.viz.images import to_picture
+from tilewright.viz.images import to_pil
 
 # resize mode: (clean-fid's library, its filter). Resized pixels are not rounded to integers.
 RESIZE_MODES = {"clean": ("PIL", "bicubic"), "legacy_pytorch": ("PyTorch", "bilinear")}
@@ -101,7 +101,7 @@ def save_images(images: Iterable[Tensor | Image.Image], folder: Path | str) -> i
 def _to_pil_images(images: Tensor) -> list[Image.Image]:
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
         raise ValueError(f"expected float [B, 3, H, W], got {images.dtype} {list(images.shape)}")
-    return [to_picture(image) for image in images]
+    return [to_pil(image) for image in images]
 
 
 def _extract(

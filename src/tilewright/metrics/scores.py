@@ -14,7 +14,7 @@ from torchmetrics.multimodal.clip_score import CLIPScore
 
 from tilewright.metrics.clip import load_clip
 from tilewright.metrics.extractors import Extractor
-from tilewright.viz.images import to_levels
+from tilewright.viz.images import to_uint8
 
 
 def classifier_score(
@@ -58,7 +58,7 @@ def clip_score(
     with torch.no_grad():
         for start in range(0, len(images), batch_size):
             batch = slice(start, start + batch_size)
-            metric.update(to_levels(images[batch]).to(metric.device), list(captions[batch]))
+            metric.update(to_uint8(images[batch]).to(metric.device), list(captions[batch]))
     return float(metric.compute())
 
 

@@ -1,1 +1,1 @@
-"""Gradio page that draws images for captions: `python src/demo.py`."""
+"""Gradio page that generates images from captions: `python src/demo.py`."""

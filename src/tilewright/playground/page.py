@@ -1,4 +1,4 @@
-"""The page: its fields, its buttons, and what a press of them does."""
+"""Gradio page: its fields, its buttons and their event handlers."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -6,10 +6,10 @@ from typing import Any
 import gradio as gr
 
 from tilewright.errors import UserError
-from tilewright.playground import cards
+from tilewright.playground import rendering
 from tilewright.playground.session import Playground, Request
 
-# Fonts that come with Gradio, or else the system's: none is fetched from the internet.
+# Gradio ships these fonts, so the page fetches none from the internet.
 SANS, MONO = (gr.themes.LocalFont(f"IBM Plex {kind}", (400, 700)) for kind in ("Sans", "Mono"))
 THEME = gr.themes.Base(
     primary_hue="teal",
@@ -18,172 +18,184 @@ THEME = gr.themes.Base(
     font=[SANS, "sans-serif"],
     font_mono=[MONO, "monospace"],
 )
-STYLE = ".gradio-container {max-width: 80rem !important; width: 100%}" + cards.STYLE
+STYLE = ".gradio-container {max-width: 80rem !important; width: 100%}" + rendering.STYLE
 
-MARK_STOPPED = "() => document.querySelector('.view-bar:has(progress)')?.classList.add('stopped')"
+MARK_STOPPED = "() => document.querySelector('.tw-status:has(progress)')?.classList.add('stopped')"
 
 
-def build(
+def build_page(
     playground: Playground, settings: Mapping[str, Any], examples: Sequence[str] = ()
 ) -> gr.Blocks:
-    """The page.
+    """Builds the page.
 
     Args:
-        settings: what the fields hold at first: the keys of `conf/demo.yaml`.
+        playground: generates the images.
+        settings: initial values of the fields, by the keys of `conf/demo.yaml`.
         examples: captions to click on.
     """
     with gr.Blocks(
         title="Tilewright",
         analytics_enabled=False,
         fill_width=True,
-        delete_cache=(3600, 86400),  # uploaded pictures, after a day and when the page ends
+        delete_cache=(3600, 86400),  # deletes uploads older than a day, once per hour
     ) as page:
-        gr.Markdown(f"# Tilewright\n{_about(playground)}")
+        gr.Markdown(f"# Tilewright\n{_describe_model(playground)}")
         with gr.Row():
             caption = gr.Textbox(
                 settings["prompt"] or "",
                 label="Caption",
-                info="What the pictures should show, in words like those it was trained on.",
+                info="Content of the images, in words like those of the training captions.",
                 placeholder=examples[0] if examples else "",
                 autofocus=True,
                 scale=5,
             )
             with gr.Column(scale=1, min_width=220):
-                draw = gr.Button("Draw", variant="primary")
+                generate = gr.Button("Generate", variant="primary")
                 with gr.Row():
-                    others = gr.Button("Draw others", size="md", min_width=120)
+                    next_seed = gr.Button("Next seed", size="md", min_width=120)
                     stop = gr.Button("Stop", size="md", min_width=60)
         if examples:
-            gr.Examples([[text] for text in examples], caption, label="For example")
+            gr.Examples([[text] for text in examples], caption, label="Examples")
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
-                fields = {"caption": caption, **_fields(playground, settings)}
+                fields = {"caption": caption, **_build_fields(playground, settings)}
             with gr.Column(scale=3, min_width=300):
-                mistake = gr.HTML(visible=False, apply_default_css=False)
-                view = gr.HTML(cards.blank(settings["n"]), apply_default_css=False)
+                error = gr.HTML(visible=False, apply_default_css=False)
+                placeholders = rendering.render_placeholders(settings["n"])
+                gallery = gr.HTML(placeholders, apply_default_css=False)
 
-        def show(values: Mapping[Any, Any]) -> Iterator[Mapping[Any, Any]]:
-            held = {name: values[field] for name, field in fields.items()}
-            request = Request(**{name: value for name, value in held.items() if value is not None})
+        def handle_request(values: Mapping[Any, Any]) -> Iterator[Mapping[Any, Any]]:
+            by_name = {name: values[component] for name, component in fields.items()}
+            filled = {name: value for name, value in by_name.items() if value is not None}
             try:
-                for seen in playground.draw(request):
-                    yield {view: cards.to_html(seen), mistake: gr.HTML(visible=False)}
-            except UserError as error:
-                yield {mistake: gr.HTML(cards.mistake(str(error)), visible=True)}
+                for snapshot in playground.generate(Request(**filled)):
+                    html = rendering.render_snapshot(snapshot)
+                    yield {gallery: html, error: gr.HTML(visible=False)}
+            except UserError as mistake:
+                yield {error: gr.HTML(rendering.render_error(str(mistake)), visible=True)}
 
-        how: dict[str, Any] = {
-            "fn": show,
+        handler: dict[str, Any] = {
+            "fn": handle_request,
             "inputs": set(fields.values()),
-            "outputs": [view, mistake],
-            "show_progress": "hidden",  # the view says how far it is
-            "concurrency_id": "draw",  # one drawing at a time, whichever button asks for it
+            "outputs": [gallery, error],
+            "show_progress": "hidden",  # the gallery has a progress bar
+            "concurrency_id": "generate",  # one generation at a time, for both buttons
             "api_visibility": "private",
         }
-        buttons = [draw, others]
-        asked = [draw.click, caption.submit, others.click]
-        gr.on(asked, None, None, buttons, js=_interactive(False))
-        drawing = gr.on([draw.click, caption.submit], **how)
+        buttons = [generate, next_seed]
+        triggers = [generate.click, caption.submit, next_seed.click]
+        gr.on(triggers, None, None, buttons, js=_set_interactive(False))
+        generation = gr.on([generate.click, caption.submit], **handler)
         seed = fields["seed"]
-        another = others.click(None, seed, seed, js="seed => (seed ?? 0) + 1").then(**how)
-        for ended in (drawing.then, drawing.failure, another.then, another.failure):
-            ended(None, None, buttons, js=_interactive(True))
-        stop.click(None, cancels=[drawing, another], js=MARK_STOPPED)
+        next_generation = next_seed.click(None, seed, seed, js="seed => (seed ?? 0) + 1").then(
+            **handler
+        )
+        for event in (generation, next_generation):
+            for ended in (event.then, event.failure):
+                ended(None, None, buttons, js=_set_interactive(True))
+        stop.click(None, cancels=[generation, next_generation], js=MARK_STOPPED)
     return page
 
 
-def _interactive(on: bool) -> str:
-    """JavaScript that lets both buttons be pressed, or not: a busy page would drop the press."""
+def _set_interactive(on: bool) -> str:
+    """Returns JavaScript that enables or disables both buttons.
+
+    Gradio drops clicks while a generation runs, so the buttons are disabled meanwhile.
+    """
     button = f"{{__type__: 'update', interactive: {str(on).lower()}}}"
     return f"() => [{button}, {button}]"
 
 
-def _about(playground: Playground) -> str:
-    names, prior = playground.names, playground.model.prior
+def _describe_model(playground: Playground) -> str:
     tokenizer = playground.model.image_tokenizer
     side, grid = tokenizer.image_size, tokenizer.grid
-    parameters = sum(parameter.numel() for parameter in prior.parameters())
-    said = [
-        f"prior {names['run']}" if "run" in names else "a prior",
+    parameters = sum(parameter.numel() for parameter in playground.model.prior.parameters())
+    parts = [
+        f"prior {playground.run_name}" if playground.run_name else "prior",
         f"{parameters / 1e6:.1f} million parameters",
-        f"pictures of {side} × {side} pixels, {grid} × {grid} image tokens",
-        f"ranker: {names['ranker']}" if "ranker" in names else "no ranker",
+        f"images of {side} × {side} pixels, {grid} × {grid} image tokens",
+        f"ranker: {playground.ranker_name}" if playground.ranker_name else "no ranker",
     ]
-    return " · ".join(said)
+    return " · ".join(parts)
 
 
-def _fields(playground: Playground, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields under the caption, by the names that `Request` has for them."""
-    grid = playground.model.image_tokenizer.grid
+def _build_fields(playground: Playground, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Builds the fields below the caption, by their names in `Request`."""
     fields: dict[str, Any] = {}
     fields["n"] = gr.Slider(
         1,
         max(32, settings["n"]),
         settings["n"],
         step=1,
-        label="Pictures",
-        info="How many are shown.",
+        label="Images",
+        info="Number of images to show.",
     )
     fields["best_of"] = gr.Number(
         settings["best_of"] or 0,
         precision=0,
         label="Best of",
-        info="Draw so many, and show those that the ranker likes best. 0 draws no more.",
+        info="Number of candidates to sample. The ranker keeps the best. 0: no ranking.",
         visible=playground.ranker is not None,
     )
     fields["seed"] = gr.Number(
         settings["seed"],
         precision=0,
         label="Seed",
-        info="The same seed and settings draw the same pictures.",
+        info="The same seed and settings give the same images.",
     )
     with gr.Accordion("Sampling", open=False):
-        fields["temperature"] = gr.Slider(
+        fields |= _build_sampling_fields(settings)
+    with gr.Accordion("Start from an image", open=False):
+        fields |= _build_image_prompt_fields(playground.model.image_tokenizer.grid, settings)
+    return fields
+
+
+def _build_sampling_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "temperature": gr.Slider(
             0,
             max(2, settings["temperature"]),
             settings["temperature"],
             step=0.05,
             label="Temperature",
-            info="Below 1 pictures are more alike, above 1 more daring.",
-        )
-        fields["guidance"] = gr.Slider(
+            info="Below 1: more similar images. Above 1: more varied images.",
+        ),
+        "guidance": gr.Slider(
             0,
             max(5, settings["guidance"]),
             settings["guidance"],
             step=0.1,
             label="Guidance",
-            info="Above 1: more of the caption, less variety. 1 is none.",
-        )
-        fields["top_k"] = gr.Number(
+            info="Above 1: closer to the caption, with less variety. 1: no guidance.",
+        ),
+        "top_k": gr.Number(
             settings["top_k"] or 0,
             precision=0,
             label="Top k",
-            info="Only the k likeliest image tokens. 0 takes all.",
-        )
-        fields["top_p"] = gr.Slider(
+            info="Samples from the k most likely image tokens. 0: all tokens.",
+        ),
+        "top_p": gr.Slider(
             0.05,
             1,
             settings["top_p"] or 1,
             step=0.05,
             label="Top p",
-            info="Only the likeliest that together hold this probability. 1 takes all.",
-        )
-    with gr.Accordion("Begin with a picture", open=False):
-        picture: Any = gr.Image(
-            label="Picture",
-            sources=["upload", "clipboard"],
-            buttons=[],
-            height=180,
-        )
-        # The file itself, for `open_picture`: of a broken one Gradio has nothing to say.
-        picture.preprocess = lambda payload: payload and payload.path
-        fields["picture"] = picture
-        fields["rows"] = gr.Slider(
-            1,
-            grid - 1,
-            min(settings["rows"], grid - 1),
-            step=1,
-            precision=0,
-            label="Rows kept",
-            info=f"So many of its {grid} rows stay, from the top; the rest is drawn.",
-        )
-    return fields
+            info="Samples from the most likely tokens with this total probability. 1: all tokens.",
+        ),
+    }
+
+
+def _build_image_prompt_fields(grid: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+    image: Any = gr.Image(label="Image", sources=["upload", "clipboard"], buttons=[], height=180)
+    # Passes the path on, because Gradio does not report an unreadable file to the user.
+    image.preprocess = lambda payload: payload and payload.path
+    rows = gr.Slider(
+        1,
+        grid - 1,
+        min(settings["rows"], grid - 1),
+        step=1,
+        precision=0,
+        label="Rows kept",
+        info=f"Number of rows kept from the top, of {grid}. The model generates the others.",
+    )
+    return {"image_prompt": image, "rows": rows}

@@ -1,4 +1,4 @@
-"""How the page is served: to this machine unless told, and with nothing from the internet."""
+"""Serves the playground page on this machine, without external requests."""
 
 import logging
 import os
@@ -12,20 +12,27 @@ from tilewright.playground.page import STYLE, THEME
 
 
 def serve(page: gr.Blocks, host: str, port: int) -> None:
-    """Serves the page until it is interrupted.
+    """Serves the page until Ctrl-C.
+
+    Args:
+        port: 0 takes a free port.
 
     Raises:
-        UserError: the port is taken, or the host is none of this machine's.
+        UserError: the port is in use, or the host is not an address of this machine.
     """
-    start(page, server_name=host, server_port=_port(host, port))
-    print(f"The page is at {page.local_url} until Ctrl-C ends it", flush=True)
+    launch(page, server_name=host, server_port=_resolve_port(host, port))
+    print(f"The playground is at {page.local_url} (Ctrl-C stops it)", flush=True)
     page.block_thread()
 
 
-def start(page: gr.Blocks, **where: Any) -> None:
-    """Starts to serve it in the background, without what Gradio adds for the public."""
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of each time that it asks
-    # Gradio asks the page whether it is up; a proxy would look for it on its own machine.
+def launch(page: gr.Blocks, **settings: Any) -> None:
+    """Starts a server in the background, without Gradio's sharing, monitoring and footer.
+
+    Args:
+        settings: further arguments of `gradio.Blocks.launch`.
+    """
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio's start-up requests
+    # Gradio polls the page at start-up. A proxy would not reach this machine's localhost.
     for name in ("no_proxy", "NO_PROXY"):
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1,localhost"]))
     page.launch(
@@ -36,15 +43,19 @@ def start(page: gr.Blocks, **where: Any) -> None:
         share=False,
         show_error=True,
         ssr_mode=False,
-        run_history=False,  # it would keep pictures in the browser's storage
+        run_history=False,  # it would keep images in the browser's storage
         enable_monitoring=False,
         footer_links=[],
-        **where,
+        **settings,
     )
 
 
-def _port(host: str, port: int) -> int:
-    """The port, or a free one for 0."""
+def _resolve_port(host: str, port: int) -> int:
+    """Returns the port, or a free one for 0.
+
+    Raises:
+        UserError: the address cannot be bound.
+    """
     try:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -52,6 +63,6 @@ def _port(host: str, port: int) -> int:
             return probe.getsockname()[1]
     except OSError as error:
         raise UserError(
-            f"the page cannot be served at host={host} port={port} ({error.strerror}): port=0 "
-            "takes a free port, and host=127.0.0.1 is this machine"
+            f"cannot serve the page at host={host} port={port} ({error.strerror}): set port=0 for "
+            "a free port and host=127.0.0.1 for this machine"
         ) from error

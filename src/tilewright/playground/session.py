@@ -1,7 +1,7 @@
-"""What happens when a button is pressed. It knows nothing of the page."""
+"""Image generation behind the playground page, independent of Gradio."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,20 +12,20 @@ from torch import Tensor
 from tilewright.errors import UserError
 from tilewright.pipeline import TextToImage
 from tilewright.prior import Sampling, Weights
-from tilewright.reranking import Ranker, candidates_of
-from tilewright.viz.images import open_picture, to_picture
+from tilewright.reranking import Ranker, resolve_best_of
+from tilewright.viz.images import open_image, to_pil
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the fields of the page hold.
+    """Values of the page's fields.
 
     Args:
-        best_of: candidates that are drawn, of which `n` are kept; 0 draws no more than these.
-        top_k: 0 takes all tokens.
-        top_p: 1 takes all.
-        picture: file of the picture to begin with.
-        rows: how many rows of its image tokens are kept.
+        best_of: candidates to sample, of which the ranker keeps `n`; 0 samples `n`.
+        top_k: 0 keeps all tokens.
+        top_p: 1 keeps all tokens.
+        image_prompt: path of an image whose top rows of image tokens are kept.
+        rows: number of rows kept from `image_prompt`.
     """
 
     caption: str
@@ -36,42 +36,43 @@ class Request:
     top_k: int = 0
     top_p: float = 1.0
     guidance: float = 1.0
-    picture: str | None = None
+    image_prompt: str | None = None
     rows: int = 1
 
 
 @dataclass(frozen=True)
-class View:
-    """What there is to see.
+class Snapshot:
+    """State of a generation, for display.
 
     Args:
-        caption: what the pictures are drawn for.
-        pictures: with rows in gray that are not drawn yet.
-        note: how far the drawing is, or what came of it.
-        progress: the fraction that is drawn, in [0, 1].
-        records: of each finished picture what is known of it, as in `pictures.json`.
-        settings: what they were drawn with, likewise.
+        caption: caption of the images.
+        images: images so far. Rows that have not been sampled yet are gray.
+        note: a status line.
+        progress: fraction of the tokens sampled so far, in [0, 1].
+        records: a JSON record per image, as in `pictures.json`; empty until the end.
+        settings: settings that reproduce the images; empty until the end.
     """
 
     caption: str
-    pictures: list[Image.Image]
+    images: list[Image.Image]
     note: str
     progress: float = 1.0
     records: list[dict[str, Any]] = field(default_factory=list)
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 class Playground:
-    """A model that draws what is wished for.
+    """A text-to-image model that answers requests of the page.
 
     Args:
-        model: what draws.
-        ranker: what scores the candidates and picks the best of them.
-        names: of the model and the ranker, for the record: {"run": …, "ranker": …}.
-        batch_size: pictures that are drawn at once.
-        most: candidates that one request may ask for.
-        weights, compile: number format to draw in, and whether by compiled steps: as of `Sampling`.
-        looking: the fraction of the time that may go into views of a drawing; 1 shows every row.
+        model: generates the images.
+        ranker: ranks the candidates of `best_of`.
+        run_name: name of the model's run, for the page and for saved settings.
+        ranker_name: name of the ranker, likewise.
+        batch_size: number of images sampled in one batch.
+        max_candidates: largest number of candidates that a request may sample.
+        weights, compile: see `Sampling`.
+        preview_fraction: fraction of the time that may be spent on previews; 1 shows every row.
     """
 
     def __init__(
@@ -79,63 +80,84 @@ class Playground:
         model: TextToImage,
         ranker: Ranker | None = None,
         *,
-        names: Mapping[str, str] | None = None,
+        run_name: str | None = None,
+        ranker_name: str | None = None,
         batch_size: int = 128,
-        most: int = 1024,
+        max_candidates: int = 1024,
         weights: Weights = "float32",
         compile: bool = False,
-        looking: float = 0.25,
+        preview_fraction: float = 0.25,
     ):
         self.model = model
         self.ranker = ranker
-        self.names = names or {}
+        self.run_name = run_name
+        self.ranker_name = ranker_name
         self.batch_size = batch_size
-        self.most = most
+        self.max_candidates = max_candidates
         self.weights = weights
         self.compile = compile
-        self.looking = looking
+        self.preview_fraction = preview_fraction
 
-    def draw(self, request: Request) -> Iterator[View]:
-        """Views of the first `n` candidates while all are drawn, then one of the best `n`.
+    def generate(self, request: Request) -> Iterator[Snapshot]:
+        """Yields previews of the first `n` candidates, then the best `n` of all.
 
         Raises:
-            UserError: there is something wrong with the request.
+            UserError: a value of the request is not valid.
         """
         caption = request.caption.strip()
         if not caption:
-            raise UserError("type a caption: what should the pictures show?")
-        if request.n < 1:
-            raise UserError(f"{request.n} pictures are none: ask for 1 or more")
-        candidates = candidates_of(request.n, request.best_of, self.ranker)
-        if candidates > self.most:
-            raise UserError(f"{candidates} pictures are too many: ask for up to {self.most}")
-        how = self._how(request)
+            raise UserError("the caption is empty: type what the images should show")
+        candidates = self._count_candidates(request)
+        sampling = self._sampling(request)
+        image_prompt = self._image_prompt(request)
 
-        begun = due = time.monotonic()
-        for tokens in self.model.drawing([caption], candidates, batch_size=self.batch_size, **how):
-            now = time.monotonic()
-            if now < due:
+        start = next_preview = time.monotonic()
+        for tokens in self.model.sample_tokens_by_row(
+            [caption],
+            candidates,
+            sampling=sampling,
+            seed=request.seed,
+            image_prompt=image_prompt,
+            rows=request.rows,
+            batch_size=self.batch_size,
+        ):
+            preview_start = time.monotonic()
+            if preview_start < next_preview:
                 continue
-            progress = float((tokens >= 0).float().mean())
-            what = f"{candidates} candidates" if candidates > request.n else "pictures"
-            images = preview(self.model, tokens[:, : request.n])[0]
-            yield View(caption, list(map(to_picture, images)), f"Drawing {what}", progress)
-            after = time.monotonic()  # by now it is on the page as well
-            due = after + (after - now) * (1 / self.looking - 1)
-        best = self.model.choose([caption], tokens, request.n, self.ranker)
-        seconds = time.monotonic() - begun
-        yield View(
+            images = render_partial(self.model, tokens[:, : request.n])[0]
+            kind = "candidates" if candidates > request.n else "images"
+            yield Snapshot(
+                caption,
+                [to_pil(image) for image in images],
+                f"Generating {candidates} {kind}",
+                progress=float((tokens >= 0).float().mean()),
+            )
+            preview_end = time.monotonic()  # the page has received the preview by now
+            preview_seconds = preview_end - preview_start
+            next_preview = preview_end + preview_seconds * (1 / self.preview_fraction - 1)
+        best = self.model.rank([caption], tokens, request.n, self.ranker)
+        seconds = time.monotonic() - start
+        yield Snapshot(
             caption,
-            list(map(to_picture, best.images[0])),
-            self._note(request.n, candidates, seconds),
+            [to_pil(image) for image in best.images[0]],
+            _summary(request.n, candidates, seconds),
             records=best.records([caption])[0],
-            settings=self._settings(request, candidates, how["sampling"]),
+            settings=self._settings(request, candidates, sampling),
         )
 
-    def _how(self, request: Request) -> dict[str, Any]:
-        """A request as the arguments of `TextToImage.drawing`."""
+    def _count_candidates(self, request: Request) -> int:
+        if request.n < 1:
+            raise UserError(f"n={request.n} is not a number of images: ask for 1 or more")
+        candidates = resolve_best_of(request.n, request.best_of, self.ranker)
+        if candidates > self.max_candidates:
+            raise UserError(
+                f"{candidates} images are too many: ask for at most {self.max_candidates}"
+            )
+        return candidates
+
+    def _sampling(self, request: Request) -> Sampling:
         try:
-            sampling = Sampling(
+            return Sampling(
                 request.temperature,
                 top_k=request.top_k or None,
                 top_p=None if request.top_p == 1 else request.top_p,
@@ -145,32 +167,42 @@ class Playground:
             )
         except ValueError as error:
             raise UserError(str(error)) from error
-        how: dict[str, Any] = {"sampling": sampling, "seed": request.seed}
-        if request.picture is not None:
-            if request.rows < 1:
-                raise UserError("0 rows of the picture are none: keep 1 or more, or remove it")
-            how |= {"image_prompt": open_picture(request.picture), "rows": request.rows}
-        return how
+
+    def _image_prompt(self, request: Request) -> Image.Image | None:
+        if request.image_prompt is None:
+            return None
+        if request.rows < 1:
+            raise UserError(
+                f"rows={request.rows} keeps nothing of the image: keep 1 row or more, or remove "
+                "the image"
+            )
+        return open_image(request.image_prompt)
 
     def _settings(self, request: Request, candidates: int, sampling: Sampling) -> dict[str, Any]:
-        """What it takes to draw the same pictures again."""
-        settings: dict[str, Any] = {**self.names, "seed": request.seed, "sampling": vars(sampling)}
+        """Returns the settings that reproduce the images, for the PNG files."""
+        names = {"run": self.run_name, "ranker": self.ranker_name}
+        settings: dict[str, Any] = {key: name for key, name in names.items() if name is not None}
+        settings |= {"seed": request.seed, "sampling": vars(sampling)}
         if self.ranker is not None:
             settings["best_of"] = candidates
-        if request.picture is not None:
-            settings |= {"image_prompt": Path(request.picture).name, "rows": request.rows}
+        if request.image_prompt is not None:
+            settings |= {"image_prompt": Path(request.image_prompt).name, "rows": request.rows}
         return settings
 
-    def _note(self, n: int, candidates: int, seconds: float) -> str:
-        pictures = "1 picture" if n == 1 else f"{n} pictures"
-        of = f", the best of {candidates}" if candidates > n else ""
-        return f"{pictures}{of}, in {seconds:.1f} s"
+
+def _summary(n: int, candidates: int, seconds: float) -> str:
+    images = "1 image" if n == 1 else f"{n} images"
+    selection = f", the best of {candidates}" if candidates > n else ""
+    return f"{images}{selection}, in {seconds:.1f} s"
 
 
-def preview(model: TextToImage, tokens: Tensor) -> Tensor:
-    """Images [C, n, 3, H, W] in [0, 1] of tokens [C, n, h, w], with gray for those that are -1."""
-    drawn = tokens >= 0
+def render_partial(model: TextToImage, tokens: Tensor) -> Tensor:
+    """Decodes unfinished image tokens [C, n, h, w] to images [C, n, 3, H, W] in [0, 1].
+
+    Tokens that have not been sampled yet are -1, and their part of the image is gray.
+    """
+    sampled = tokens >= 0
     images = model.decode(tokens.clamp(min=0))
     side = images.shape[-1] // tokens.shape[-1]
-    shown = drawn.repeat_interleave(side, dim=-2).repeat_interleave(side, dim=-1)
-    return images.where(shown[:, :, None], 0.5)
+    visible = sampled.repeat_interleave(side, dim=-2).repeat_interleave(side, dim=-1)
+    return images.where(visible[:, :, None], 0.5)

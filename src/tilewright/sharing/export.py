@@ -15,7 +15,7 @@ from tilewright.errors import UserError
 from tilewright.pipeline import TextToImage
 from tilewright.reranking import ContrastiveRanker
 from tilewright.sharing.model_card import card
-from tilewright.viz.images import captioned_grid, comparison, save, save_tensor
+from tilewright.viz.images import captioned_grid, reconstruction_grid, save_png
 
 SAMPLES = "samples.png"
 
@@ -85,8 +85,8 @@ def _draw(
         examples = _data(run, "say prompt=…").examples("validation", captions)
         captions = [caption for _, caption in examples]
     settings = {"captions": list(captions), "n": n, "seed": seed}
-    images = TextToImage.from_run(folder).images(captions, n, seed=seed)
-    save(captioned_grid(captions, images), folder / SAMPLES, settings)
+    images = TextToImage.from_run(folder).generate(captions, n, seed=seed).images
+    save_png(captioned_grid(captions, images), folder / SAMPLES, settings)
     return {"file": SAMPLES, **settings}
 
 
@@ -100,7 +100,7 @@ def _reconstruct(
     examples = _data(run, "").examples("validation", 16)
     originals = torch.stack([image for image, _ in examples])
     made = network.decode(network.encode(originals))
-    save_tensor(comparison(originals, made), folder / SAMPLES)
+    save_png(reconstruction_grid(originals, made), folder / SAMPLES)
     return {"file": SAMPLES}
 
 

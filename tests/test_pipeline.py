@@ -1,0 +1,140 @@
+"""Text-to-image pipeline, on an untrained model."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from PIL import Image
+
+from helpers.gray_model import CAPTIONS, BrightnessRanker, GrayTiles, make_model, make_tokenizer
+from tilewright.data import BytePairTokenizer
+from tilewright.errors import UserError
+from tilewright.pipeline import TextToImage
+from tilewright.prior import Sampling
+from tilewright.viz.images import to_pil
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model()
+
+
+def brightness(images):
+    return images.mean(dim=(2, 3, 4))
+
+
+def test_generate_returns_the_candidates_with_the_highest_scores(model):
+    best = model.generate(CAPTIONS, 3, best_of=20, ranker=BrightnessRanker())
+    scores, candidates = brightness(model.generate(CAPTIONS, 20).images).sort(
+        dim=1, descending=True, stable=True
+    )
+    torch.testing.assert_close(best.scores, scores[:, :3])
+    assert torch.equal(best.candidates, candidates[:, :3])
+    torch.testing.assert_close(brightness(best.images), scores[:, :3])
+
+
+def test_generate_without_a_ranker_keeps_the_order_of_candidates(model):
+    generated = model.generate(CAPTIONS, 4)
+    assert generated.scores is None
+    assert generated.candidates.tolist() == [[0, 1, 2, 3]] * 3
+    tokens = model.sample_tokens(CAPTIONS, 4)
+    torch.testing.assert_close(generated.images, model.decode(tokens))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"best_of": 2, "ranker": BrightnessRanker()}, "best_of=2 is smaller than n=4"),
+        ({"best_of": 9}, "needs a ranker"),
+    ],
+)
+def test_generate_rejects_an_impossible_best_of(model, arguments, message):
+    with pytest.raises(UserError, match=message):
+        model.generate(CAPTIONS, 4, **arguments)
+
+
+def test_a_call_returns_pil_images(model):
+    images = model(CAPTIONS, 2, seed=3)
+    tensors = model.generate(CAPTIONS, 2, seed=3).images
+    assert images == [[to_pil(image) for image in row] for row in tensors]
+
+
+def test_a_call_with_best_of_uses_the_models_own_ranker(model):
+    ranked = TextToImage(model.prior, model.image_tokenizer, model.tokenizer, BrightnessRanker())
+    best = model.generate(CAPTIONS, 2, best_of=9, ranker=BrightnessRanker()).images
+    assert ranked(CAPTIONS, 2, best_of=9) == [[to_pil(image) for image in row] for row in best]
+
+
+def test_records_name_the_prompt_the_candidate_and_the_score(model):
+    generated = model.generate(CAPTIONS[:1], 1, best_of=9, ranker=BrightnessRanker())
+    ((record,),) = generated.records(CAPTIONS[:1])
+    assert record == {
+        "prompt": CAPTIONS[0],
+        "candidate": int(generated.candidates[0, 0]),
+        "score": float(generated.scores[0, 0]),
+    }
+    ((record,),) = model.generate(CAPTIONS[:1]).records(CAPTIONS[:1])
+    assert record == {"prompt": CAPTIONS[0], "candidate": 0}
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 10, 25])
+def test_samples_do_not_depend_on_the_batch_size(model, batch_size):
+    tokens = model.sample_tokens(CAPTIONS, 10)
+    assert tokens.shape == (3, 10, 2, 2)
+    assert torch.equal(model.sample_tokens(CAPTIONS, 10, batch_size=batch_size), tokens)
+
+
+def test_sampling_by_row_fills_the_grids_from_the_top(model):
+    tokens = model.sample_tokens(CAPTIONS, 5)
+    steps = [step.clone() for step in model.sample_tokens_by_row(CAPTIONS, 5, batch_size=4)]
+    assert len(steps) == 3 * 2 * 2  # captions, batches per caption, rows
+    for before, after in pairwise(steps):
+        assert torch.equal(after[before >= 0], before[before >= 0])
+        assert (before < 0).sum() > (after < 0).sum()
+    first = tokens.clone()
+    first[1:], first[0, 4:], first[0, :, 1:] = -1, -1, -1
+    assert torch.equal(steps[0], first)
+    assert torch.equal(steps[-1], tokens)
+
+
+def test_an_image_prompt_fixes_the_top_rows(model):
+    prompt = Image.new("RGB", (40, 30), "white")
+    tokens = model.sample_tokens(CAPTIONS, 6, image_prompt=prompt, rows=1)
+    assert (tokens[:, :, 0] == 7).all()
+    assert len(tokens[:, :, 1].unique()) > 1
+    free = model.sample_tokens(CAPTIONS, 6)
+    assert torch.equal(model.sample_tokens(CAPTIONS, 6, image_prompt=prompt, rows=0), free)
+
+
+@pytest.mark.parametrize("rows", [-1, 2])
+def test_an_image_prompt_leaves_at_least_one_row(model, rows):
+    with pytest.raises(UserError, match=f"rows={rows} is not between 1 and 1"):
+        model.sample_tokens(CAPTIONS, image_prompt=Image.new("RGB", (16, 16)), rows=rows)
+
+
+def test_scores_do_not_depend_on_the_batch_size(model):
+    tokens = model.sample_tokens(CAPTIONS, 10)
+    one_batch, small_batches = BrightnessRanker(), BrightnessRanker()
+    scores = model.score(one_batch, CAPTIONS, tokens)
+    assert one_batch.batch_sizes == [30]
+    torch.testing.assert_close(model.score(small_batches, CAPTIONS, tokens, batch_size=4), scores)
+    assert max(small_batches.batch_sizes) == 4
+    assert sum(small_batches.batch_sizes) == 30
+
+
+def test_complete_continues_a_caption(model):
+    (caption,) = model.complete(["a red"], sampling=Sampling(temperature=0))
+    assert caption.startswith("a red")
+
+
+def test_the_vocabularies_must_match(model):
+    class LargerCodebook(GrayTiles):
+        num_tokens = 16
+
+    with pytest.raises(UserError, match="2x2 image tokens from a codebook of 8"):
+        TextToImage(model.prior, LargerCodebook(), model.tokenizer)
+    shorter = BytePairTokenizer(vocab_size=300, length=5, dropout=0.0)
+    with pytest.raises(UserError, match="8 text tokens from a vocabulary of 300"):
+        TextToImage(model.prior, GrayTiles(), shorter)
+    with pytest.raises(UserError, match="Linear has no stream"):
+        TextToImage(torch.nn.Linear(1, 1), GrayTiles(), make_tokenizer())
