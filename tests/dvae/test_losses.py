@@ -1,4 +1,4 @@
-"""The terms of the bound against torch.distributions, in float64."""
+"""Tests of the loss terms against torch.distributions, in float64."""
 
 import math
 
@@ -17,22 +17,22 @@ from tilewright.dvae.losses import (
 )
 
 
-def pictures(count=2):
+def random_images(count=2):
     return torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 
 
-def maps(channels, count=2):
+def random_maps(channels, count=2):
     return torch.randn(count, channels, 4, 4, generator=torch.Generator().manual_seed(1))
 
 
-def test_pixels_are_mapped_into_a_tenth_to_nine_tenths_and_back():
+def test_map_pixels_and_its_inverse():
     x = torch.tensor([0.0, 0.5, 1.0])
     torch.testing.assert_close(map_pixels(x), torch.tensor([0.1, 0.5, 0.9]))
     torch.testing.assert_close(unmap_pixels(map_pixels(x)), x)
 
 
-def test_logit_laplace_is_the_density_of_a_squashed_laplace():
-    x, parameters = pictures(), maps(6)
+def test_logit_laplace_is_the_density_of_a_sigmoid_transformed_laplace():
+    x, parameters = random_images(), random_maps(6)
     mu, log_scale = parameters.double().chunk(2, dim=1)
     reference = TransformedDistribution(Laplace(mu, log_scale.exp()), SigmoidTransform())
     expected = -reference.log_prob(map_pixels(x.double()))
@@ -42,39 +42,39 @@ def test_logit_laplace_is_the_density_of_a_squashed_laplace():
 
 
 def test_logit_laplace_integrates_to_one():
-    x = torch.linspace(0.0005, 0.9995, 1000, dtype=torch.float64)  # of the mapped pixel
+    x = torch.linspace(0.0005, 0.9995, 1000, dtype=torch.float64)  # mapped pixels
     image = unmap_pixels(x).view(1, 1, 1, -1).expand(1, 3, 1, -1)
     parameters = torch.tensor([0.3, 0.3, 0.3, -0.5, -0.5, -0.5]).view(1, 6, 1, 1)
     density = LogitLaplace().nll(image, parameters.expand(1, 6, 1, 1000)).neg().exp()
     assert density[0, 0].mean().item() == pytest.approx(1, abs=2e-3)
 
 
-def test_logit_laplace_is_finite_at_black_and_white_with_finite_gradients():
+def test_logit_laplace_and_its_gradients_are_finite_at_black_and_white():
     image = torch.stack([torch.zeros(3, 4, 4), torch.ones(3, 4, 4)])
-    parameters = maps(6).requires_grad_()
+    parameters = random_maps(6).requires_grad_()
     nll = LogitLaplace().nll(image, parameters)
     nll.sum().backward()
     assert nll.isfinite().all()
     assert parameters.grad.isfinite().all()
 
 
-def test_the_floor_bounds_the_scale_from_below_and_leaves_large_ones():
-    image = pictures()
+def test_min_log_scale_bounds_small_scales_and_keeps_large_ones():
+    image = random_images()
     location = torch.logit(map_pixels(image))
-    free, floored = LogitLaplace(), LogitLaplace(min_log_scale=-3.0)
+    free, bounded = LogitLaplace(), LogitLaplace(min_log_scale=-3.0)
 
-    def at(likelihood, log_scale):
+    def nll_at(likelihood, log_scale):
         scale = torch.full_like(location, log_scale)
         return likelihood.nll(image, torch.cat([location, scale], dim=1))
 
-    # At its location the density is 1 / (2 b x (1 - x)): the likelihood's ln b can be read off.
-    torch.testing.assert_close(at(floored, -50.0), at(free, -3.0))
-    torch.testing.assert_close(at(floored, 9.0), at(free, 9.0), rtol=0, atol=1e-4)
-    assert (at(free, -50.0) < at(free, -3.0)).all()
+    # At its location the density is 1 / (2 b x (1 - x)), so the NLL shows ln b.
+    torch.testing.assert_close(nll_at(bounded, -50.0), nll_at(free, -3.0))
+    torch.testing.assert_close(nll_at(bounded, 9.0), nll_at(free, 9.0), rtol=0, atol=1e-4)
+    assert (nll_at(free, -50.0) < nll_at(free, -3.0)).all()
 
 
-def test_gaussian_is_a_normal_around_the_image_before_clamping():
-    x, parameters = pictures(), maps(3)
+def test_gaussian_is_a_normal_distribution_around_the_unclamped_image():
+    x, parameters = random_images(), random_maps(3)
     mean = unmap_pixels(torch.sigmoid(parameters.double()))
     expected = -Normal(mean, 0.2).log_prob(x.double())
     actual = Gaussian(sigma=0.2).nll(x, parameters)
@@ -82,17 +82,17 @@ def test_gaussian_is_a_normal_around_the_image_before_clamping():
 
 
 @pytest.mark.parametrize("likelihood", [LogitLaplace(), Gaussian()], ids=["laplace", "gaussian"])
-def test_the_image_is_the_location_in_zero_to_one(likelihood):
-    x = pictures()
+def test_the_image_is_the_clamped_location(likelihood):
+    x = random_images()
     location = torch.logit(map_pixels(x))
-    parameters = torch.cat([location, maps(likelihood.maps)[:, 3:]], dim=1)
+    parameters = torch.cat([location, random_maps(likelihood.num_maps)[:, 3:]], dim=1)
     torch.testing.assert_close(likelihood.image(parameters), x, rtol=0, atol=1e-5)
-    wild = likelihood.image(100 * maps(likelihood.maps))
-    assert (wild.min(), wild.max()) == (0, 1)
+    extreme = likelihood.image(100 * random_maps(likelihood.num_maps))
+    assert (extreme.min(), extreme.max()) == (0, 1)
 
 
-def test_kl_is_that_of_a_categorical_from_the_uniform_one():
-    logits = 3 * maps(7)
+def test_kl_agrees_with_torch_distributions():
+    logits = 3 * random_maps(7)
     posterior = Categorical(logits=logits.double().movedim(1, -1))
     uniform = Categorical(logits=torch.zeros(7, dtype=torch.float64))
     expected = kl_divergence(posterior, uniform)
@@ -101,22 +101,22 @@ def test_kl_is_that_of_a_categorical_from_the_uniform_one():
     torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_kl_runs_from_zero_to_the_log_of_the_codebook():
+def test_kl_is_between_zero_and_the_log_of_the_codebook_size():
     assert categorical_kl(torch.full((1, 8, 2, 2), 5.0)).abs().max() < 1e-6
     certain = torch.zeros(1, 8, 2, 2)
     certain[:, 3] = 1000.0
     torch.testing.assert_close(categorical_kl(certain), torch.full((1, 2, 2), math.log(8)))
-    between = categorical_kl(5 * maps(8))
+    between = categorical_kl(5 * random_maps(8))
     assert between.min() > 0
     assert between.max() < math.log(8)
 
 
 LIKELIHOODS = {
     "laplace": LogitLaplace(),
-    "floored": LogitLaplace(min_log_scale=-3.0),
+    "bounded": LogitLaplace(min_log_scale=-3.0),
     "gaussian": Gaussian(),
 }
-CHANNELS = {"laplace": 6, "floored": 6, "gaussian": 3, "kl": 7}
+CHANNELS = {"laplace": 6, "bounded": 6, "gaussian": 3, "kl": 7}
 
 
 def term(name, images, parameters):
@@ -126,8 +126,8 @@ def term(name, images, parameters):
 
 
 @pytest.mark.parametrize("name", CHANNELS)
-def test_the_mean_over_a_batch_twice_is_the_mean_over_it(name):
-    images, parameters = pictures(), maps(CHANNELS[name])
+def test_a_repeated_batch_has_the_same_mean(name):
+    images, parameters = random_images(), random_maps(CHANNELS[name])
     once = term(name, images, parameters)
     twice = term(name, torch.cat([images, images]), torch.cat([parameters, parameters]))
     torch.testing.assert_close(twice, torch.cat([once, once]))
@@ -135,10 +135,10 @@ def test_the_mean_over_a_batch_twice_is_the_mean_over_it(name):
 
 
 @pytest.mark.parametrize("name", CHANNELS)
-def test_bf16_autocast_changes_nothing(name):
-    images, rounded = pictures(), maps(CHANNELS[name]).bfloat16()  # as the decoder's under autocast
+def test_bf16_autocast_does_not_change_the_terms(name):
+    images, rounded = random_images(), random_maps(CHANNELS[name]).bfloat16()  # the decoder's dtype
     plain = term(name, images, rounded.float())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        under = term(name, images, rounded)
-    assert under.dtype == torch.float32
-    assert torch.equal(under, plain)
+        autocast = term(name, images, rounded)
+    assert autocast.dtype == torch.float32
+    assert torch.equal(autocast, plain)

@@ -1,4 +1,4 @@
-"""The dVAE's training step: the total, what it logs, that it learns."""
+"""Tests of the dVAE's training step: loss, logged values, learning, precision."""
 
 import pytest
 import pytorch_lightning as pl
@@ -61,7 +61,7 @@ def fit(module, steps):
 
 
 @pytest.mark.parametrize("count", [1, 4])
-def test_the_kl_is_divided_by_the_number_of_pixel_values_once(count):
+def test_the_whole_loss_is_divided_by_the_number_of_pixel_values(count):
     module, images = tiny(beta=Constant(6.6)), batch(count)["image"]
     network = module.network
     latents = 10 * network.latents(images)
@@ -71,7 +71,7 @@ def test_the_kl_is_divided_by_the_number_of_pixel_values_once(count):
     nll = network.likelihood.nll(images, network.decoder(codes))
     per_token = categorical_kl(latents)
     pixel_values, tokens = 16 * 16 * 3, 4 * 4
-    # The paper's: (sum over pixels + beta * sum over the grid) / pixel values, of each picture.
+    # The paper: (sum over pixels + beta * sum over the grid) / pixel values, for each image.
     expected = (nll.sum((1, 2, 3)) + 6.6 * per_token.sum((1, 2))).mean() / pixel_values
     torch.testing.assert_close(terms["loss"], expected)
     torch.testing.assert_close(terms["reconstruction"], nll.mean())
@@ -85,7 +85,7 @@ def test_the_loss_falls_on_one_batch():
     assert sum(losses[-5:]) / 5 < sum(losses[:5]) / 5 - 0.2
 
 
-def test_schedules_are_followed_by_update_and_logged():
+def test_schedules_are_applied_at_each_update_and_logged():
     beta, temperature = Cosine(0.0, 6.6, 4), Cosine(1.0, 1 / 16, 4)
     rate = Cosine(1e-3, 1e-5, 4)
     record = fit(tiny(beta, rate, temperature), 5)
@@ -97,7 +97,7 @@ def test_schedules_are_followed_by_update_and_logged():
     assert record.rates == pytest.approx([rate(step) for step in range(5)])
 
 
-def test_validation_hands_tokens_and_pictures_to_the_callbacks():
+def test_validation_gives_tokens_and_reconstructions_to_callbacks():
     module = tiny()
     outputs = fit(module, 1).outputs
     module.network.eval()
@@ -107,7 +107,7 @@ def test_validation_hands_tokens_and_pictures_to_the_callbacks():
 
 
 def gradients(module, images, fast):
-    """Loss and gradients of one training step, as it is on plain fp32 or as it is made fast."""
+    """Returns loss and gradients of a training step in fp32, or in bf16 and channels_last."""
     layout = torch.channels_last if fast else torch.contiguous_format
     module.network.to(memory_format=layout)
     module.zero_grad()
@@ -119,8 +119,8 @@ def gradients(module, images, fast):
     return loss.detach(), torch.cat([p.grad.flatten() for p in module.parameters()])
 
 
-def test_bf16_and_channels_last_agree_with_the_plain_step():
-    """Within 1 % of the loss, and a gradient within 3 % of the plain one's length."""
+def test_bf16_and_channels_last_agree_with_fp32():
+    """The loss agrees within 1 %, and the gradient within 3 % of its norm."""
     torch.manual_seed(0)
     network = DiscreteVAE(
         image_size=32, grid=4, num_tokens=64, n_hid=16, n_init=16, blocks_per_group=2
@@ -135,7 +135,7 @@ def test_bf16_and_channels_last_agree_with_the_plain_step():
 
 @pytest.mark.parametrize("pixel", [0.0, 1.0])
 @pytest.mark.parametrize("fast", [False, True])
-def test_black_and_white_pictures_and_extreme_logits_stay_finite(pixel, fast):
+def test_black_and_white_images_and_extreme_logits_give_finite_gradients(pixel, fast):
     module = tiny(temperature=Constant(1 / 16))
     with torch.no_grad():
         module.network.encoder[-1].layer.weight.mul_(1e4)

@@ -1,4 +1,4 @@
-"""The dVAE's networks: shapes, refusals, what a token sees."""
+"""Tests of the dVAE's networks: shapes, errors, receptive fields, initialization, compiling."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def tiny(**changes):
     return DiscreteVAE(**{**settings, **changes}).eval()
 
 
-def pictures(count=2, side=32):
+def random_images(count=2, side=32):
     return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(0))
 
 
@@ -30,9 +30,9 @@ def pictures(count=2, side=32):
 )
 def test_shapes_and_dtypes(grid, likelihood):
     network = tiny(grid=grid, likelihood=likelihood)
-    logits = network.latents(pictures())
+    logits = network.latents(random_images())
     assert (logits.shape, logits.dtype) == ((2, 16, grid, grid), torch.float32)
-    tokens = network.encode(pictures())
+    tokens = network.encode(random_images())
     assert (tokens.shape, tokens.dtype) == ((2, grid, grid), torch.int64)
     assert torch.equal(tokens, logits.argmax(dim=1))
     images = network.decode(tokens)
@@ -40,21 +40,21 @@ def test_shapes_and_dtypes(grid, likelihood):
     assert images.min() >= 0
     assert images.max() <= 1
     maps = network.decoder(network.quantizer.codes(tokens))
-    assert maps.shape == (2, network.likelihood.maps, 32, 32)
+    assert maps.shape == (2, network.likelihood.num_maps, 32, 32)
 
 
 @pytest.mark.parametrize("patch", [2, 4, 8])
-def test_patches_leave_the_finest_blocks_out_and_nothing_else_changes_its_face(patch):
+def test_patches_leave_out_the_finest_blocks_and_keep_the_shapes(patch):
     network = tiny(patch=patch)
-    tokens = network.encode(pictures())
+    tokens = network.encode(random_images())
     assert tokens.shape == (2, 4, 4)
     assert network.decode(tokens).shape == (2, 3, 32, 32)
     blocks = [name for name, _ in network.encoder.named_modules() if name.endswith("branch")]
     assert len(blocks) == {2: 3, 4: 2, 8: 1}[patch]
 
 
-def test_the_gain_of_the_branches_is_the_papers():
-    network = tiny()  # a 4x4 grid of 32 pixels: four groups of one block
+def test_branch_gain_is_the_papers():
+    network = tiny()  # 32 pixels, a 4x4 grid: four groups of one block
     gains = {block.gain for block in network.modules() if isinstance(block, ResidualBlock)}
     assert gains == {1 / 16}
 
@@ -68,7 +68,7 @@ def test_a_patch_that_does_not_fit_is_refused(patch):
 @pytest.mark.parametrize(
     "shape", [(2, 3, 16, 16), (2, 3, 32, 16), (2, 1, 32, 32), (3, 32, 32)], ids=str
 )
-def test_a_picture_of_another_size_is_refused_by_name(shape):
+def test_images_of_another_size_are_refused(shape):
     for call in (tiny().latents, tiny().encode):
         with pytest.raises(ValueError, match=r"\[B, 3, 32, 32\]") as error:
             call(torch.rand(shape))
@@ -76,43 +76,43 @@ def test_a_picture_of_another_size_is_refused_by_name(shape):
 
 
 @pytest.mark.parametrize(("side", "grid"), [(48, 4), (32, 5), (32, 64), (96, 32)])
-def test_a_factor_that_is_no_power_of_two_is_refused(side, grid):
+def test_a_factor_that_is_not_a_power_of_two_is_refused(side, grid):
     with pytest.raises(ValueError, match=f"power of two, got {side} / {grid}"):
         tiny(image_size=side, grid=grid)
 
 
-def test_encoding_is_deterministic_and_draws_no_random_numbers():
-    network, images = tiny(), pictures()
+def test_encoding_is_deterministic_and_uses_no_random_numbers():
+    network, images = tiny(), random_images()
     state = torch.get_rng_state()
     first = network.encode(images)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(network.encode(images), first)
 
 
-def outside_changed(images, low, high):
-    """The pictures with other pixels everywhere but in rows and columns low..high-1."""
+def change_outside(images, low, high):
+    """Returns the images with new pixels except in rows and columns low..high-1."""
     changed = torch.rand(images.shape, generator=torch.Generator().manual_seed(9))
     changed[..., low:high, low:high] = images[..., low:high, low:high]
     return changed
 
 
-def test_with_a_kernel_of_one_a_token_sees_its_tile_and_three_pixels_around():
-    network, images = tiny(encoder_kernel=1), pictures()
-    before = network.latents(images)[:, :, 1, 1]  # its tile is 8..15, with the stem's reach 5..18
-    same = network.latents(outside_changed(images, 5, 19))[:, :, 1, 1]
+def test_with_kernel_1_a_token_sees_its_tile_and_three_pixels_around_it():
+    network, images = tiny(encoder_kernel=1), random_images()
+    before = network.latents(images)[:, :, 1, 1]  # tile 8..15, with the stem's reach 5..18
+    same = network.latents(change_outside(images, 5, 19))[:, :, 1, 1]
     torch.testing.assert_close(same, before, rtol=0, atol=1e-6)
-    less = network.latents(outside_changed(images, 6, 18))[:, :, 1, 1]
+    less = network.latents(change_outside(images, 6, 18))[:, :, 1, 1]
     assert (less - before).abs().max() > 1e-4
 
 
-def test_with_a_kernel_of_three_a_token_sees_farther():
-    network, images = tiny(), pictures()
+def test_with_kernel_3_a_token_sees_farther():
+    network, images = tiny(), random_images()
     before = network.latents(images)[:, :, 1, 1]
-    after = network.latents(outside_changed(images, 5, 19))[:, :, 1, 1]
+    after = network.latents(change_outside(images, 5, 19))[:, :, 1, 1]
     assert (after - before).abs().max() > 1e-4
 
 
-def test_with_replicated_padding_the_pictures_edge_looks_like_its_inside():
+def test_with_replicate_padding_the_border_looks_like_the_inside():
     images = torch.full((1, 3, 32, 32), 0.7)
     replicated = tiny(padding_mode="replicate").latents(images)
     torch.testing.assert_close(
@@ -122,8 +122,8 @@ def test_with_replicated_padding_the_pictures_edge_looks_like_its_inside():
     assert (zeros[..., 0, 0] - zeros[..., 1, 1]).abs().max() > 1e-3
 
 
-def test_layers_beside_the_relaxation_stay_in_fp32_under_autocast():
-    network, images = tiny(), pictures()
+def test_layers_next_to_the_relaxation_stay_in_fp32_under_autocast():
+    network, images = tiny(), random_images()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits = network.latents(images)
         codes, _ = network.quantizer(logits, 1.0)
@@ -137,14 +137,14 @@ def count(module):
     return sum(p.numel() for p in module.parameters())
 
 
-def test_parameters_of_the_papers_size():
+def test_number_of_parameters_at_the_papers_size():
     with torch.device("meta"):
         network = DiscreteVAE()
     assert count(network.encoder) == pytest.approx(53.8e6, rel=2e-3)
     assert count(network.decoder) == pytest.approx(43.8e6, rel=2e-3)
 
 
-def test_initial_weights_have_the_papers_deviation_and_no_bias():
+def test_initial_weights_have_the_papers_deviation_and_zero_bias():
     network = tiny(n_hid=32, num_tokens=64)
     for name, parameter in network.named_parameters():
         if parameter.ndim == 1:
@@ -154,7 +154,7 @@ def test_initial_weights_have_the_papers_deviation_and_no_bias():
             assert parameter.std().item() == pytest.approx(fan_in**-0.5, rel=0.1), name
 
 
-def test_encoder_and_decoder_are_one_graph_each():
+def test_encoder_and_decoder_compile_to_one_graph_each():
     graphs = []
 
     def count(graph, _):
@@ -164,16 +164,16 @@ def test_encoder_and_decoder_are_one_graph_each():
     torch._dynamo.reset()
     network = tiny()
     network.compile(backend=count)
-    network.decoder(network.latents(pictures()).softmax(dim=1))
+    network.decoder(network.latents(random_images()).softmax(dim=1))
     assert len(graphs) == 2
 
 
-def test_a_compiled_network_trains_alike():
-    images, losses, gradients = pictures(), [], []
+def test_a_compiled_network_has_the_same_loss_and_gradients():
+    images, losses, gradients = random_images(), [], []
     for compiled in (False, True):
         network = tiny(padding_mode="replicate")
         if compiled:
-            network.compile(backend="eager")  # what is traced, without the time of a compiler
+            network.compile(backend="eager")  # traces without compiling
             assert network.encoder._compiled_call_impl is not None
         maps = network.decoder(network.latents(images).softmax(dim=1))
         losses.append(network.likelihood.nll(images, maps).mean())

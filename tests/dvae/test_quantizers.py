@@ -1,4 +1,4 @@
-"""Quantizers: the face that they share, and what each promises."""
+"""Tests of the quantizers' common interface and of each quantizer."""
 
 import math
 
@@ -27,9 +27,9 @@ KINDS = {
 @pytest.fixture(params=KINDS)
 def quantizer(request):
     torch.manual_seed(0)
-    made = KINDS[request.param]()
-    made(latents(made, seed=9), 1.0)  # a VQ places its vectors at the first batch
-    return made
+    quantizer = KINDS[request.param]()
+    quantizer(latents(quantizer, seed=9), 1.0)  # a VQ initializes its vectors from a batch
+    return quantizer
 
 
 def latents(quantizer, seed=0):
@@ -37,27 +37,27 @@ def latents(quantizer, seed=0):
     return torch.randn(2, quantizer.channels, 4, 4, generator=generator)
 
 
-def test_tokens_and_their_codes(quantizer):
+def test_shapes_and_dtypes_of_tokens_and_codes(quantizer):
     tokens = quantizer.tokens(latents(quantizer))
     assert (tokens.shape, tokens.dtype) == ((2, 4, 4), torch.int64)
     assert tokens.min() >= 0
     assert tokens.max() < quantizer.num_tokens == 12
-    every = torch.arange(12).view(1, 3, 4)
-    codes = quantizer.codes(every)
+    all_tokens = torch.arange(12).view(1, 3, 4)
+    codes = quantizer.codes(all_tokens)
     assert (codes.shape, codes.dtype) == ((1, quantizer.channels, 3, 4), torch.float32)
     assert len(codes.flatten(2)[0].unique(dim=1).T) == 12
 
 
-@pytest.mark.parametrize("kind", ["gumbel", "vq"])  # an FSQ's codes are its latents, bounded
-def test_a_code_is_its_own_token(kind):
+@pytest.mark.parametrize("kind", ["gumbel", "vq"])  # an FSQ bounds its latents first
+def test_a_code_quantizes_to_its_own_token(kind):
     torch.manual_seed(0)
     quantizer = KINDS[kind]()
     quantizer(latents(quantizer, seed=9), 1.0)
-    every = torch.arange(12).view(1, 3, 4)
-    assert torch.equal(quantizer.tokens(quantizer.codes(every)), every)
+    all_tokens = torch.arange(12).view(1, 3, 4)
+    assert torch.equal(quantizer.tokens(quantizer.codes(all_tokens)), all_tokens)
 
 
-def test_training_passes_gradient_to_the_encoder(quantizer):
+def test_training_codes_pass_gradients_to_the_encoder(quantizer):
     inputs = latents(quantizer).requires_grad_()
     codes, _ = quantizer(inputs, 0.5)
     (codes * torch.randn_like(codes)).sum().backward()
@@ -65,7 +65,7 @@ def test_training_passes_gradient_to_the_encoder(quantizer):
 
 
 @pytest.mark.parametrize("kind", ["vq", "fsq"])
-def test_codes_in_training_are_those_of_the_tokens(kind):
+def test_training_codes_are_the_codes_of_the_tokens(kind):
     torch.manual_seed(0)
     quantizer = KINDS[kind]().train()
     inputs = latents(quantizer)
@@ -75,7 +75,7 @@ def test_codes_in_training_are_those_of_the_tokens(kind):
     torch.testing.assert_close(codes, quantizer.codes(quantizer.tokens(inputs)))
 
 
-def test_reading_tokens_leaves_the_codebook_alone(quantizer):
+def test_encoding_tokens_does_not_change_the_codebook(quantizer):
     quantizer.train()
     before = weights_digest(quantizer)
     for seed in range(5):
@@ -83,7 +83,7 @@ def test_reading_tokens_leaves_the_codebook_alone(quantizer):
     assert weights_digest(quantizer) == before
 
 
-def test_the_token_of_a_vq_is_its_nearest_vector():
+def test_a_vq_token_is_the_nearest_vector():
     torch.manual_seed(0)
     quantizer = KINDS["vq"]()
     quantizer(latents(quantizer, 1), 1.0)
@@ -96,17 +96,17 @@ def test_the_token_of_a_vq_is_its_nearest_vector():
     torch.testing.assert_close(penalties["commitment"], expected)
 
 
-def test_a_vq_follows_its_latents_and_revives_dead_vectors():
+def test_a_vq_follows_the_latents_and_replaces_dead_vectors():
     torch.manual_seed(0)
     quantizer = VectorQuantizer(64, channels=4, decay=0.5).train()
-    quantizer(torch.zeros(1, 4, 8, 8), 1.0)  # all vectors begin in one place
+    quantizer(torch.zeros(1, 4, 8, 8), 1.0)  # all vectors start equal
     for _ in range(30):
         quantizer(torch.randn(8, 4, 8, 8), 1.0)
     tokens = quantizer.tokens(torch.randn(8, 4, 8, 8))
     assert len(tokens.unique()) > 56
 
 
-def test_levels_of_an_fsq():
+def test_fsq_codes_have_the_given_levels():
     quantizer = FiniteScalarQuantizer([8, 6, 5])
     assert (quantizer.num_tokens, quantizer.channels) == (240, 3)
     codes = quantizer.codes(torch.arange(240).view(1, 12, 20)).flatten(2)[0]
@@ -114,7 +114,7 @@ def test_levels_of_an_fsq():
     assert codes.abs().max() <= 1
 
 
-def test_gumbel_softmax_relaxes_and_hardens():
+def test_gumbel_softmax_codes_are_soft_when_warm_and_hard_when_cold():
     quantizer = GumbelSoftmax(12)
     inputs = latents(quantizer)
     warm, penalties = quantizer(inputs, 1.0)
@@ -127,11 +127,11 @@ def test_gumbel_softmax_relaxes_and_hardens():
     assert torch.equal(hard.argmax(dim=1), inputs.argmax(dim=1))
 
 
-def test_gumbel_softmax_draws_from_the_posterior():
+def test_gumbel_softmax_samples_from_the_posterior():
     torch.manual_seed(0)
     logits = torch.tensor([0.0, 1.0, 2.0]).view(1, 3, 1, 1).expand(1, 3, 200, 200)
-    drawn = GumbelSoftmax(3)(logits, 0.1)[0].argmax(dim=1)
-    shares = torch.bincount(drawn.flatten(), minlength=3) / drawn.numel()
+    samples = GumbelSoftmax(3)(logits, 0.1)[0].argmax(dim=1)
+    shares = torch.bincount(samples.flatten(), minlength=3) / samples.numel()
     torch.testing.assert_close(shares, logits[0, :, 0, 0].softmax(0), rtol=0, atol=0.01)
 
 
@@ -170,7 +170,7 @@ def fit(trained, steps=40):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_network_with_any_quantizer_learns_and_keeps_its_face(kind):
+def test_a_network_learns_with_each_quantizer_and_reloads(kind):
     trained = module(KINDS[kind]())
     images = fit(trained)
     network = trained.network.eval()
@@ -178,19 +178,19 @@ def test_a_network_with_any_quantizer_learns_and_keeps_its_face(kind):
     assert (tokens.shape, len(tokens.unique()) > 2) == ((32, 4, 4), True)
     error = (network.decode(tokens) - images).square().mean()
     assert error < 0.6 * images.var()
-    # What is saved is all there is: a new network with these weights is the same one.
-    again = module(KINDS[kind]()).network.eval()
-    again.load_state_dict(network.state_dict())
-    assert torch.equal(again.encode(images), tokens)
-    torch.testing.assert_close(again.decode(tokens), network.decode(tokens))
+    # The state dict is complete: a new network with it encodes and decodes equally.
+    reloaded = module(KINDS[kind]()).network.eval()
+    reloaded.load_state_dict(network.state_dict())
+    assert torch.equal(reloaded.encode(images), tokens)
+    torch.testing.assert_close(reloaded.decode(tokens), network.decode(tokens))
 
 
-def test_a_quantizer_of_another_size_is_refused():
-    with pytest.raises(ValueError, match="num_tokens is 8192, and the quantizer has 12"):
+def test_a_quantizer_with_another_number_of_tokens_is_refused():
+    with pytest.raises(ValueError, match="num_tokens=8192 differs from the quantizer's 12"):
         DiscreteVAE(quantizer=KINDS["fsq"]())
 
 
-def test_penalties_weigh_as_the_papers_kl():
+def test_penalties_are_weighted_as_the_papers_kl():
     trained = module(GumbelSoftmax(12))
     images = torch.rand(2, 3, 16, 16)
     logits = torch.zeros(2, 12, 4, 4)

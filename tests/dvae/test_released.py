@@ -1,4 +1,4 @@
-"""The released modules become a dVAE that stage 2 can use."""
+"""Tests of the conversion of OpenAI's released dVAE."""
 
 import subprocess
 import sys
@@ -42,7 +42,7 @@ def convert(folder, *arguments):
     )
 
 
-def test_the_command_makes_a_dvae_that_is_found_loaded_and_frozen(modules, pickles):
+def test_convert_writes_a_frozen_dvae_that_loads(modules, pickles):
     outcome = convert(pickles, "image_size=64", "trust=true")
     assert outcome.returncode == 0, outcome.stderr
     run = runs.find(pickles, "dvae", str(pickles / "out"))
@@ -55,7 +55,7 @@ def test_the_command_makes_a_dvae_that_is_found_loaded_and_frozen(modules, pickl
     assert torch.equal(network.encode(images), expected)
 
 
-def test_a_pickle_is_not_opened_without_trust(pickles):
+def test_a_pickle_is_not_loaded_without_trust(pickles):
     outcome = convert(pickles)
     assert outcome.returncode == 1
     assert outcome.stderr.startswith("error: ")
@@ -63,18 +63,18 @@ def test_a_pickle_is_not_opened_without_trust(pickles):
     assert outcome.stderr.count("\n") == 1
 
 
-def test_files_that_hold_something_else_are_refused(pickles, tmp_path):
-    with pytest.raises(UserError, match="there is no file"):
-        released.unpickle(tmp_path / "nothing.pkl", "Encoder")
+def test_files_with_other_contents_are_refused(pickles, tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        released.load_pickled_module(tmp_path / "nothing.pkl", "Encoder")
     (tmp_path / "text.pkl").write_text("hello")
-    with pytest.raises(UserError, match="is no pickled module") as caught:
-        released.unpickle(tmp_path / "text.pkl", "Encoder")
+    with pytest.raises(UserError, match="is not a pickled module") as caught:
+        released.load_pickled_module(tmp_path / "text.pkl", "Encoder")
     assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="holds no Encoder but a Decoder"):
-        released.unpickle(pickles / "decoder.pkl", "Encoder")
+    with pytest.raises(UserError, match="contains Decoder instead of Encoder"):
+        released.load_pickled_module(pickles / "decoder.pkl", "Encoder")
 
 
 def test_modules_that_do_not_belong_together_are_refused(modules):
     other = dall_e.Decoder(n_hid=64, vocab_size=1024, n_blk_per_group=1, n_init=16)
-    with pytest.raises(UserError, match="not of the same dVAE"):
-        released.convert(modules[0], other, 64)
+    with pytest.raises(UserError, match="do not belong to the same dVAE"):
+        released.convert_modules(modules[0], other, 64)

@@ -20,11 +20,11 @@ def main(config: DictConfig) -> None:
 
     from tilewright.dvae import released
 
-    encoder = released.unpickle(config.encoder, "Encoder")
-    decoder = released.unpickle(config.decoder, "Decoder")
-    network = released.convert(encoder, decoder, config.image_size)
+    encoder = released.load_pickled_module(config.encoder, "Encoder")
+    decoder = released.load_pickled_module(config.decoder, "Decoder")
+    network = released.convert_modules(encoder, decoder, config.image_size)
     target = {"_target_": "tilewright.dvae.DiscreteVAE"}
-    settings = released.settings(encoder, decoder, config.image_size)
+    settings = released.network_arguments(encoder, decoder, config.image_size)
     saved = {
         "stage": "dvae",
         "choices": {"model": "openai_dvae"},

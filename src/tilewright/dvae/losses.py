@@ -1,6 +1,7 @@
-"""The two terms of the dVAE's evidence lower bound (section 2.1, appendices A.2 and A.3).
+"""Terms of the dVAE's evidence lower bound: pixel likelihoods and the KL (section 2.1, A.2, A.3).
 
-All of it is computed in fp32: under bf16 the logit of a pixel near black or white loses its digits.
+All terms are computed in fp32, because in bf16 the logit of a pixel near black or white loses its
+digits.
 """
 
 import math
@@ -11,51 +12,61 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# The paper's epsilon: pixels are moved into [0.1, 0.9], where the logit-Laplace is well behaved.
+# The paper's epsilon: pixels are mapped to [0.1, 0.9], where their logits are bounded.
 LOGIT_LAPLACE_EPS = 0.1
 
 
 def map_pixels(images: Tensor) -> Tensor:
-    """Pixels in [0, 1] to [eps, 1 - eps], the logit-Laplace's home."""
+    """Maps pixels from [0, 1] to [eps, 1 - eps], the range of the logit-Laplace."""
     return (1 - 2 * LOGIT_LAPLACE_EPS) * images + LOGIT_LAPLACE_EPS
 
 
 def unmap_pixels(images: Tensor) -> Tensor:
-    """The inverse of `map_pixels`; what lies outside the map's range comes out outside [0, 1]."""
+    """Inverts `map_pixels`; values outside [eps, 1 - eps] give pixels outside [0, 1]."""
     return (images - LOGIT_LAPLACE_EPS) / (1 - 2 * LOGIT_LAPLACE_EPS)
 
 
 class Likelihood(Protocol):
-    """A distribution of pixel values, whose parameters are the decoder's output maps."""
+    """Distribution of pixel values, whose parameters are the decoder's output maps.
 
-    maps: int
+    Attributes:
+        num_maps: number of output maps.
+    """
 
-    def nll(self, images: Tensor, maps: Tensor) -> Tensor: ...
+    num_maps: int
 
-    def image(self, maps: Tensor) -> Tensor: ...
+    def nll(self, images: Tensor, maps: Tensor) -> Tensor:
+        """Returns the negative log-likelihood [B, 3, H, W] of images [B, 3, H, W], in nats."""
+        ...
+
+    def image(self, maps: Tensor) -> Tensor:
+        """Returns the most likely images [B, 3, H, W] for maps [B, num_maps, H, W]."""
+        ...
 
 
 @dataclass(frozen=True)
 class LogitLaplace:
     """The paper's likelihood: a Laplace distribution of the logit of the mapped pixel.
 
-    The decoder gives its location mu and ln b for every pixel value.
+    The decoder predicts the location mu and the log scale ln b of every pixel value.
 
     Args:
-        min_log_scale: floor under ln b, approached smoothly; None (the paper's) leaves ln b free.
-            On flat synthetic pictures a free scale runs away, because the density of a perfectly
-            predictable pixel has no maximum.
+        min_log_scale: lower bound of ln b, applied smoothly. None, as in the paper, leaves ln b
+            unbounded. Flat synthetic images then make it diverge, because the density of a pixel
+            that is predicted perfectly has no maximum.
     """
 
     min_log_scale: float | None = None
-    maps = 6
+    num_maps = 6
 
     def nll(self, images: Tensor, maps: Tensor) -> Tensor:
-        """-ln f(x; mu, b) of every pixel value, in nats; rightly negative where f exceeds one.
+        """Returns -ln f(x; mu, b) of every pixel value, in nats.
+
+        It is negative where the density exceeds one.
 
         Args:
             images: [B, 3, H, W] in [0, 1], before `map_pixels`.
-            maps: [B, 6, H, W], the decoder's.
+            maps: [B, 6, H, W], mu and ln b of each channel.
         """
         with torch.autocast(images.device.type, enabled=False):
             x = map_pixels(images.float())
@@ -67,41 +78,46 @@ class LogitLaplace:
             return residual * torch.exp(-log_scale) + log_scale + math.log(2) + jacobian
 
     def image(self, maps: Tensor) -> Tensor:
-        """The picture [B, 3, H, W] in [0, 1] at the distribution's location."""
+        """Returns the images [B, 3, H, W] in [0, 1] at the location of the distribution."""
         return unmap_pixels(torch.sigmoid(maps[:, :3].float())).clamp(0, 1)
 
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Pixel values with a fixed standard deviation: squared error, in nats.
+    """Pixel values with a fixed standard deviation, which gives a squared error in nats.
 
-    Where few pixels of a picture say anything, the Laplace's absolute error holds every prediction
-    at the median, the background, for long; the squared error moves with the mean.
+    It learns flat images faster than the Laplace distribution, whose absolute error keeps
+    predictions at the median, the background (docs/dvae.md).
 
     Args:
         sigma: standard deviation of a pixel value in [0, 1].
     """
 
     sigma: float = 0.1
-    maps = 3
+    num_maps = 3
 
     def nll(self, images: Tensor, maps: Tensor) -> Tensor:
-        """-ln f(x) of every pixel value [B, 3, H, W], in nats, for the decoder's 3 maps."""
+        """Returns -ln f(x) of every pixel value, in nats.
+
+        Args:
+            images: [B, 3, H, W] in [0, 1].
+            maps: [B, 3, H, W], logits of the mapped means.
+        """
         with torch.autocast(images.device.type, enabled=False):
             mean = unmap_pixels(torch.sigmoid(maps.float()))
             residual = (images.float() - mean) / self.sigma
             return residual**2 / 2 + math.log(self.sigma) + math.log(2 * math.pi) / 2
 
     def image(self, maps: Tensor) -> Tensor:
-        """The picture [B, 3, H, W] in [0, 1] at the distribution's mean."""
+        """Returns the images [B, 3, H, W] in [0, 1] at the mean of the distribution."""
         return unmap_pixels(torch.sigmoid(maps.float())).clamp(0, 1)
 
 
 def categorical_kl(logits: Tensor) -> Tensor:
-    """KL of the codes' plain categorical posterior from the uniform prior, at every position.
+    """Returns the KL of the categorical posterior from the uniform prior at every grid position.
 
-    It is taken of the logits themselves, also while the relaxation's temperature is above zero (the
-    authors' own practice; the KL of the relaxed distribution has no closed form).
+    It is the KL of the logits, not of the relaxed distribution, which has no closed form. The
+    paper's authors do the same.
 
     Args:
         logits: [B, K, h, w].
@@ -110,6 +126,6 @@ def categorical_kl(logits: Tensor) -> Tensor:
         [B, h, w] in nats, between 0 and ln K.
     """
     with torch.autocast(logits.device.type, enabled=False):
-        # The codebook last: that is how channels_last lies in memory, and softmax needs no copy.
+        # channels_last memory has the codebook innermost, so that softmax needs no copy.
         log_q = torch.log_softmax(logits.float().movedim(1, -1), dim=-1)
         return (log_q.exp() * log_q).sum(dim=-1) + math.log(logits.shape[1])

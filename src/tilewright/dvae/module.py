@@ -1,4 +1,4 @@
-"""Stage 1 as a LightningModule: the loss, what is logged, the optimizer."""
+"""LightningModule of stage 1: loss, logging and optimizer."""
 
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
@@ -11,16 +11,16 @@ from tilewright.training.stage import StageModule
 
 
 class DiscreteVAEModule(StageModule):
-    """Trains a `DiscreteVAE` on the negative evidence lower bound (section 2.1).
+    """Training of a `DiscreteVAE` on the negative evidence lower bound (section 2.1).
 
     Args:
-        network: the model.
-        temperature: of the relaxation, by update.
-        beta: weight of the KL (of the quantizer's penalties), by update. The total is divided by
-            the number of pixel values once, so that the paper's 6.6 weighs as 6.6 / 192 for each
-            nat of a token.
-        learning_rate: by update.
-        weight_decay, betas, eps: AdamW's.
+        network: the dVAE.
+        temperature: schedule of the relaxation's temperature.
+        beta: schedule of the weight of the KL (or of another quantizer's penalties). The whole loss
+            is divided by the number of pixel values, so the paper's 6.6 weighs each nat of a token
+            by 6.6 / 192.
+        learning_rate: schedule of the learning rate.
+        weight_decay, betas, eps: arguments of AdamW.
     """
 
     def __init__(
@@ -43,11 +43,17 @@ class DiscreteVAEModule(StageModule):
     def terms(
         self, images: Tensor, codes: Tensor, penalties: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Reconstruction and penalties (the KL) per pixel value, and their weighted sum, `loss`."""
+        """Returns the terms of the loss per pixel value, and their weighted sum `loss`.
+
+        Args:
+            images: [B, 3, H, W] in [0, 1].
+            codes: [B, C, h, w], the decoder's input.
+            penalties: the quantizer's penalties per token, such as the KL.
+        """
         reconstruction = self.network.likelihood.nll(images, self.network.decoder(codes)).mean()
         tokens = codes.shape[-2] * codes.shape[-1]
-        share = tokens / images[0].numel()  # of a token in a pixel value: 1 / 192 in the paper
-        penalties = {name: value * share for name, value in penalties.items()}
+        tokens_per_value = tokens / images[0].numel()  # 1 / 192 in the paper
+        penalties = {name: value * tokens_per_value for name, value in penalties.items()}
         loss = reconstruction + self.beta(self.global_step) * sum(penalties.values())
         return {"loss": loss, "reconstruction": reconstruction, **penalties}
 
@@ -63,18 +69,23 @@ class DiscreteVAEModule(StageModule):
         return terms["loss"]
 
     def validation_step(self, batch: dict, batch_idx: int) -> dict[str, Tensor]:
-        """The bound on hard codes, which is what the prior will see; callbacks get the pictures."""
+        """Logs the loss on hard codes, which the prior will see, and its gap to relaxed codes.
+
+        Returns:
+            `tokens` [B, h, w] and `reconstructions` [B, 3, H, W], for callbacks.
+        """
         images = batch["image"]
         quantizer = self.network.quantizer
         latents = self.network.latents(images)
-        relaxed, penalties = quantizer(latents, self.temperature(self.global_step))
+        relaxed_codes, penalties = quantizer(latents, self.temperature(self.global_step))
         tokens = quantizer.tokens(latents)
         hard = self.terms(images, quantizer.codes(tokens), penalties)
-        gap = hard["loss"] - self.terms(images, relaxed, penalties)["loss"]
-        values = {**hard, "hard_code_gap": gap}
+        relaxed = self.terms(images, relaxed_codes, penalties)
+        values = {**hard, "hard_code_gap": hard["loss"] - relaxed["loss"]}
         self.log_dict(
             {f"validation/{name}": value for name, value in values.items()},
-            batch_size=float(len(images)),  # type: ignore[arg-type]  # else rounded over processes
+            # A float, because Lightning's mean over processes truncates an integer.
+            batch_size=float(len(images)),  # type: ignore[arg-type]
             sync_dist=True,
         )
         return {"tokens": tokens, "reconstructions": self.network.decode(tokens)}

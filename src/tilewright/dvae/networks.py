@@ -1,8 +1,8 @@
-"""The discrete VAE's two convolutional networks, and the model that joins them.
+"""Encoder and decoder of the discrete VAE, and the model that joins them.
 
-The architecture is that of the released modules (paper.md of the field: Ramesh et al. 2021,
-section 2.1 and appendix A): 1x1 convolutions next to the relaxation, residual blocks whose branch
-starts small (gain 1 / layers^2), max-pooling down, nearest-neighbor upsampling up.
+The architecture is that of the modules that OpenAI released (section 2.1, appendix A). The
+convolutions next to the relaxation are 1x1. Residual branches are scaled by 1 / layers^2. The
+encoder downsamples by max-pooling, the decoder upsamples by nearest neighbors.
 """
 
 import math
@@ -18,11 +18,10 @@ PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
 
 def conv(n_in: int, n_out: int, kernel: int, padding_mode: PaddingMode = "zeros") -> nn.Conv2d:
-    """A convolution that keeps the picture's size, initialized as the released modules are."""
-    mode: PaddingMode = (
-        padding_mode if kernel > 1 else "zeros"
-    )  # padding by nothing costs a copy all the same
-    layer = nn.Conv2d(n_in, n_out, kernel, padding=kernel // 2, padding_mode=mode)
+    """Returns a convolution that keeps height and width, initialized as in the released modules."""
+    if kernel == 1:
+        padding_mode = "zeros"  # other modes copy the input even if nothing is padded
+    layer = nn.Conv2d(n_in, n_out, kernel, padding=kernel // 2, padding_mode=padding_mode)
     nn.init.normal_(layer.weight, std=1 / math.sqrt(n_in * kernel**2))
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)
@@ -30,11 +29,15 @@ def conv(n_in: int, n_out: int, kernel: int, padding_mode: PaddingMode = "zeros"
 
 
 class ResidualBlock(nn.Module):
-    """Identity (or a 1x1 convolution where the width changes) plus a small residual branch.
+    """Four convolutions on a shortcut: [B, n_in, H, W] to [B, n_out, H, W].
+
+    The shortcut is the identity, or a 1x1 convolution if the width changes.
 
     Args:
-        kernels: the kernel sizes of the branch's four convolutions; its hidden width is n_out / 4.
-        gain: factor on the branch.
+        n_in, n_out: widths of input and output; the hidden width is n_out / 4.
+        kernels: kernel sizes of the four convolutions.
+        gain: factor of the convolutions' output.
+        padding_mode: padding of the convolutions.
     """
 
     def __init__(
@@ -59,7 +62,7 @@ class ResidualBlock(nn.Module):
 
 
 class InFloat32(nn.Module):
-    """Runs a layer in fp32 under autocast: the convolutions that touch the relaxation need it."""
+    """Wrapper that runs a layer in fp32 under autocast, as layers next to the relaxation need."""
 
     def __init__(self, layer: nn.Module):
         super().__init__()
@@ -71,19 +74,31 @@ class InFloat32(nn.Module):
 
 
 def group_widths(factor: int, n_hid: int) -> list[int]:
-    """Widths of the groups of blocks at full resolution, half, a quarter, ...: 1, 2, 4 ... n_hid.
+    """Returns the width of each group of blocks, from the finest resolution to the grid's.
 
-    There is one group for each resolution from the first's to the grid's, so a first resolution
-    `factor` times as fine as the grid has log2(factor) + 1 groups (the paper: 8, so 4).
+    The width doubles each time the resolution halves. The paper's factor 8 gives four groups:
+    n_hid, 2 n_hid, 4 n_hid, 8 n_hid.
+
+    Args:
+        factor: finest resolution divided by the grid's, a power of two.
     """
     return [2**i * n_hid for i in range(int(math.log2(factor)) + 1)]
 
 
+def branch_gain(groups: int, blocks_per_group: int) -> float:
+    """Returns the gain of residual branches, 1 / layers^2, which keeps deep stacks stable."""
+    return 1 / (groups * blocks_per_group) ** 2
+
+
 class Encoder(nn.Sequential):
-    """Mapped pixels [B, 3, H, W] to latents [B, C, h, w]: logits over the codebook in the paper."""
+    """Mapped pixels [B, 3, H, W] to latents [B, channels, h, w]: logits over the codebook.
+
+    See `DiscreteVAE` for the arguments.
+    """
 
     def __init__(
         self,
+        *,
         factor: int,
         channels: int,
         n_hid: int,
@@ -94,81 +109,86 @@ class Encoder(nn.Sequential):
         patch: int,
     ):
         widths = group_widths(factor // patch, n_hid)
-        gain = 1 / (len(widths) * blocks_per_group) ** 2  # keeps deep stacks stable
+        gain = branch_gain(len(widths), blocks_per_group)
         kernels = (kernel, kernel, kernel, 1)
         layers: list[nn.Module] = [nn.PixelUnshuffle(patch)] if patch > 1 else []
         layers.append(conv(3 * patch**2, n_hid, stem_kernel, padding_mode))
-        previous = n_hid
+        n_in = n_hid
         for i, width in enumerate(widths):
             if i > 0:
                 layers.append(nn.MaxPool2d(2))
             for _ in range(blocks_per_group):
-                layers.append(ResidualBlock(previous, width, kernels, gain, padding_mode))
-                previous = width
-        super().__init__(*layers, nn.ReLU(), InFloat32(conv(previous, channels, 1)))
+                layers.append(ResidualBlock(n_in, width, kernels, gain, padding_mode))
+                n_in = width
+        super().__init__(*layers, nn.ReLU(), InFloat32(conv(n_in, channels, 1)))
 
-    # torch.compile passes over the forward of torch's own modules, and would compile each block.
+    # torch.compile skips the forward of torch's own modules and would compile block by block.
     def forward(self, pixels: Tensor) -> Tensor:
         return super().forward(pixels)
 
 
 class Decoder(nn.Sequential):
-    """Codes [B, C, h, w] to the likelihood's parameters [B, maps, H, W]; one-hot in the paper."""
+    """Codes [B, channels, h, w] to the maps of a likelihood [B, num_maps, H, W].
+
+    See `DiscreteVAE` for the arguments.
+    """
 
     def __init__(
         self,
+        *,
         factor: int,
         channels: int,
         n_hid: int,
         n_init: int,
         blocks_per_group: int,
         kernel: int,
-        maps: int,
+        num_maps: int,
         patch: int,
     ):
         widths = group_widths(factor // patch, n_hid)[::-1]
-        gain = 1 / (len(widths) * blocks_per_group) ** 2  # keeps deep stacks stable
+        gain = branch_gain(len(widths), blocks_per_group)
         kernels = (1, kernel, kernel, kernel)
         layers: list[nn.Module] = [InFloat32(conv(channels, n_init, 1))]
-        previous = n_init
+        n_in = n_init
         for i, width in enumerate(widths):
             if i > 0:
                 layers.append(nn.Upsample(scale_factor=2, mode="nearest"))
             for _ in range(blocks_per_group):
-                layers.append(ResidualBlock(previous, width, kernels, gain))
-                previous = width
-        layers += [nn.ReLU(), conv(previous, maps * patch**2, 1)]
+                layers.append(ResidualBlock(n_in, width, kernels, gain))
+                n_in = width
+        layers += [nn.ReLU(), conv(n_in, num_maps * patch**2, 1)]
         super().__init__(*layers, *([nn.PixelShuffle(patch)] if patch > 1 else []))
 
-    def forward(self, codes: Tensor) -> Tensor:
+    def forward(self, codes: Tensor) -> Tensor:  # for torch.compile, as in the encoder
         return super().forward(codes)
 
 
 class DiscreteVAE(nn.Module):
-    """Stage 1: a picture becomes a grid of image tokens, and a grid of tokens a picture.
+    """Stage 1: turns an image into a grid of image tokens, and a grid of tokens into an image.
 
-    The defaults are the paper's: 256x256 pictures, a 32x32 grid, 8192 categories.
+    The defaults are the paper's: 256x256 images, a 32x32 grid, 8192 image tokens.
 
     Args:
-        image_size: side of the pictures in pixels.
+        image_size: side of the images in pixels.
         grid: side of the grid of image tokens; image_size / grid is a power of two.
         num_tokens: K, the size of the codebook.
-        patch: side of the squares of pixels that the networks begin and end with; blocks of finer
-            resolution are left out. 1, as in the paper, begins with single pixels.
-        n_hid: width of the blocks at the first resolution; it doubles with each halving.
-        n_init: width of the decoder's input convolution.
-        blocks_per_group: residual blocks at each resolution.
-        encoder_kernel: kernel of the encoder's blocks. With 1, a token sees its own tile and the
-            few pixels around it that the stem reaches, and not the whole picture.
-        decoder_kernel: kernel of the decoder's blocks.
-        stem_kernel: kernel of the encoder's first convolution.
-        padding_mode: of the encoder's convolutions, as in `torch.nn.Conv2d`. With "replicate" the
-            tile at the picture's edge looks like one inside it.
-        likelihood: of pixel values; the paper's by default.
-        quantizer: what makes tokens of the encoder's output; the paper's by default.
+        patch: side of the pixel squares that are the networks' finest positions. The paper has 1;
+            more leaves out the blocks of finer resolutions.
+        n_hid: width of the blocks at the finest resolution; it doubles with each halving.
+        n_init: width of the decoder's first convolution.
+        blocks_per_group: residual blocks per resolution.
+        encoder_kernel: kernel size of the encoder's blocks. With 1, a token sees only its own tile
+            and the few pixels around it that the stem reaches.
+        decoder_kernel: kernel size of the decoder's blocks.
+        stem_kernel: kernel size of the encoder's first convolution.
+        padding_mode: padding of the encoder's convolutions, as in `torch.nn.Conv2d`. With
+            "replicate", tiles at the border look like tiles inside the image.
+        likelihood: likelihood of pixel values; the paper's by default.
+        quantizer: quantizer of the latents; the paper's by default.
 
     Raises:
-        ValueError: sides or patch do not fit, or the quantizer has another number of tokens.
+        ValueError: image_size, grid and patch do not fit together, or the quantizer has another
+            number of tokens.
     """
 
     block_types = (ResidualBlock,)
@@ -191,8 +211,8 @@ class DiscreteVAE(nn.Module):
         quantizer: Quantizer | None = None,
     ):
         super().__init__()
-        factor, rest = divmod(image_size, grid)
-        if rest or factor < 1 or factor & (factor - 1):
+        factor, remainder = divmod(image_size, grid)
+        if remainder or factor < 1 or factor & (factor - 1):
             raise ValueError(f"image_size / grid must be a power of two, got {image_size} / {grid}")
         if patch < 1 or factor % patch:
             raise ValueError(f"patch must divide image_size / grid = {factor}, got {patch}")
@@ -203,39 +223,39 @@ class DiscreteVAE(nn.Module):
         self.quantizer = quantizer or GumbelSoftmax(num_tokens)
         if self.quantizer.num_tokens != num_tokens:
             raise ValueError(
-                f"num_tokens is {num_tokens}, and the quantizer has {self.quantizer.num_tokens}"
+                f"num_tokens={num_tokens} differs from the quantizer's "
+                f"{self.quantizer.num_tokens}: make them equal"
             )
-        channels = self.quantizer.channels
         self.encoder = Encoder(
-            factor,
-            channels,
-            n_hid,
-            blocks_per_group,
-            encoder_kernel,
-            stem_kernel,
-            padding_mode,
-            patch,
+            factor=factor,
+            channels=self.quantizer.channels,
+            n_hid=n_hid,
+            blocks_per_group=blocks_per_group,
+            kernel=encoder_kernel,
+            stem_kernel=stem_kernel,
+            padding_mode=padding_mode,
+            patch=patch,
         )
         self.decoder = Decoder(
-            factor,
-            channels,
-            n_hid,
-            n_init,
-            blocks_per_group,
-            decoder_kernel,
-            self.likelihood.maps,
-            patch,
+            factor=factor,
+            channels=self.quantizer.channels,
+            n_hid=n_hid,
+            n_init=n_init,
+            blocks_per_group=blocks_per_group,
+            kernel=decoder_kernel,
+            num_maps=self.likelihood.num_maps,
+            patch=patch,
         )
-        # Convolutions on CPU and tensor cores alike are faster with the channels innermost.
+        # Convolutions on CPUs and tensor cores are faster in channels_last.
         self.to(memory_format=torch.channels_last)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compiles the encoder and the decoder, which training calls by themselves."""
+        """Compiles the encoder and the decoder, because training calls each of them directly."""
         self.encoder.compile(*args, **kwargs)
         self.decoder.compile(*args, **kwargs)
 
     def latents(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [0, 1] to what the quantizer reads, [B, C, h, w] in fp32.
+        """Returns the quantizer's input [B, C, h, w], in fp32, for images [B, 3, H, W] in [0, 1].
 
         In the paper's dVAE these are the logits of the posterior over the codebook.
 
@@ -244,17 +264,15 @@ class DiscreteVAE(nn.Module):
         """
         side = self.image_size
         if images.ndim != 4 or images.shape[1:] != (3, side, side):
-            raise ValueError(
-                f"the dVAE reads images [B, 3, {side}, {side}], got {list(images.shape)}"
-            )
+            raise ValueError(f"expected images [B, 3, {side}, {side}], got {list(images.shape)}")
         return self.encoder(map_pixels(images))
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [0, 1] to image tokens [B, h, w]: the likeliest, no noise."""
+        """Returns the image tokens [B, h, w] of images [B, 3, H, W] in [0, 1], without noise."""
         return self.quantizer.tokens(self.latents(images))
 
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
-        """Image tokens [B, h, w] to images [B, 3, H, W] in [0, 1]."""
+        """Returns the images [B, 3, H, W] in [0, 1] of image tokens [B, h, w]."""
         return self.likelihood.image(self.decoder(self.quantizer.codes(tokens))).contiguous()

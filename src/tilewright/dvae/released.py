@@ -1,7 +1,7 @@
-"""The dVAE that the paper's authors released, as a `DiscreteVAE`.
+"""Conversion of the dVAE that OpenAI released to a `DiscreteVAE`.
 
-They published `encoder.pkl` and `decoder.pkl`, pickled modules of the package `dall_e`. A pickle
-can run any code when it is opened, so that is done only for a user who says that they trust it.
+The release is two files, `encoder.pkl` and `decoder.pkl`: pickled modules of the package `dall_e`.
+Opening a pickle can run any code, so the caller must trust the files.
 """
 
 from pathlib import Path
@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from tilewright.dvae.networks import DiscreteVAE
-from tilewright.errors import UserError
+from tilewright.errors import UserError, first_line
 
 
-def settings(encoder: Any, decoder: Any, image_size: int) -> dict[str, Any]:
-    """The arguments of the `DiscreteVAE` that released modules make up."""
+def network_arguments(encoder: Any, decoder: Any, image_size: int) -> dict[str, Any]:
+    """Returns the arguments of the `DiscreteVAE` that the released modules form."""
     return {
         "image_size": image_size,
         "grid": image_size // 2 ** (encoder.group_count - 1),
@@ -26,52 +26,58 @@ def settings(encoder: Any, decoder: Any, image_size: int) -> dict[str, Any]:
     }
 
 
-def convert(encoder: nn.Module, decoder: nn.Module, image_size: int = 256) -> DiscreteVAE:
-    """Released modules to a `DiscreteVAE` with their weights.
+def convert_modules(encoder: nn.Module, decoder: nn.Module, image_size: int = 256) -> DiscreteVAE:
+    """Converts released modules to a frozen `DiscreteVAE` with their weights.
 
     Args:
-        image_size: side of the pictures that it is to read; the networks are convolutions and take
-            any multiple of 8.
+        image_size: side of the images in pixels; the networks are convolutional and take any
+            multiple of 8.
 
     Raises:
-        UserError: the two do not belong together.
+        UserError: encoder and decoder do not belong together.
     """
-    network = DiscreteVAE(**settings(encoder, decoder, image_size))
+    network = DiscreteVAE(**network_arguments(encoder, decoder, image_size))
     for ours, theirs in ((network.encoder, encoder), (network.decoder, decoder)):
-        # The order of the layers is the same, and so is that of the parameters.
-        pairs = list(zip(ours.parameters(), theirs.parameters(), strict=False))
-        whole = len(pairs) == len(list(ours.parameters())) == len(list(theirs.parameters()))
-        if not whole or any(a.shape != b.shape for a, b in pairs):
-            raise UserError("the encoder and the decoder are not of the same dVAE")
+        # Names differ, but the layers and so the parameters have the same order.
+        targets, sources = list(ours.parameters()), list(theirs.parameters())
+        if [p.shape for p in targets] != [p.shape for p in sources]:
+            raise UserError(
+                "encoder and decoder do not belong to the same dVAE: give the two files of one "
+                "release"
+            )
         with torch.no_grad():
-            for parameter, value in pairs:
-                parameter.copy_(value)
+            for target, source in zip(targets, sources, strict=True):
+                target.copy_(source)
     return network.eval().requires_grad_(False)
 
 
-def unpickle(path: str | Path, kind: str) -> nn.Module:
-    """Opens a released file, which runs whatever code it holds.
+def load_pickled_module(path: str | Path, class_name: str) -> nn.Module:
+    """Loads a released file. This runs any code that the file contains.
 
     Args:
-        kind: "Encoder" or "Decoder", what the file is said to hold.
+        class_name: "Encoder" or "Decoder", the class that the file must contain.
 
     Raises:
-        UserError: there is no such file, it is no pickle, or it holds something else.
+        UserError: `dall_e` is not installed, or the file is missing, not a pickle, or another
+            class.
     """
     try:
         import dall_e
     except ImportError as error:
         raise UserError(
-            "the released files need the package in which they were pickled: "
+            "the package DALL-E, which the released files need, is not installed: "
             "pip install 'tilewright[openai]'"
         ) from error
     if not Path(path).is_file():
-        raise UserError(f"there is no file {path}")
+        raise UserError(f"{path} does not exist: give the path of the released {class_name} file")
     try:
         module = torch.load(path, map_location="cpu", weights_only=False)
-    except Exception as error:  # a file that is no pickle raises errors of many classes
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} is no pickled module: {reason}") from error
-    if not isinstance(module, getattr(dall_e, kind)):
-        raise UserError(f"{path} holds no {kind} but a {type(module).__name__}")
+    except Exception as error:  # a file that is not a pickle raises many classes of errors
+        raise UserError(
+            f"{path} is not a pickled module ({first_line(error)}): give the released file"
+        ) from error
+    if not isinstance(module, getattr(dall_e, class_name)):
+        raise UserError(
+            f"{path} contains {type(module).__name__} instead of {class_name}: give the other file"
+        )
     return module

@@ -1,4 +1,4 @@
-"""Quantizers between the encoder and the decoder of a dVAE."""
+"""Quantizers, which turn the dVAE's latents into image tokens."""
 
 import lazy_loader
 

@@ -1,7 +1,7 @@
-"""What stands between the encoder and the decoder and makes tokens of the encoder's output.
+"""Interface of quantizers, and the paper's: a relaxed categorical distribution.
 
-The paper's is a relaxed categorical. `vq.py` and `fsq.py` hold others; the networks around them,
-the training and everything that uses image tokens are the same for all.
+`vq.py` and `fsq.py` have alternatives. The networks, the training and all users of image tokens
+are the same for every quantizer.
 """
 
 from abc import ABC, abstractmethod
@@ -14,11 +14,11 @@ from tilewright.dvae.losses import categorical_kl
 
 
 class Quantizer(nn.Module, ABC):
-    """Latents (the encoder's output) to image tokens, and both to codes (the decoder's input).
+    """Conversion of latents (encoder output) to image tokens, and of both to codes (decoder input).
 
     Attributes:
         num_tokens: K, the size of the codebook.
-        channels: C, of latents and of codes.
+        channels: C, the number of channels of latents and codes.
     """
 
     num_tokens: int
@@ -26,30 +26,31 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, latents: Tensor, temperature: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """Codes for training, through which the encoder gets its gradient.
+        """Returns codes for training, which pass gradients to the latents, and penalties.
 
         Args:
             latents: [B, C, h, w] in fp32.
-            temperature: of a relaxation; a quantizer that has none does not look at it.
+            temperature: temperature of the relaxation; quantizers without one ignore it.
 
         Returns:
-            Codes [B, C, h, w], and by name what the loss is to add, weighted by beta: means over
-            the positions of the grid, such as the KL in nats per token.
+            Codes [B, C, h, w], and the terms that the loss adds with weight beta, by name. Each
+            term is a mean over grid positions, such as the KL in nats per token.
         """
 
     @abstractmethod
     def tokens(self, latents: Tensor) -> Tensor:
-        """The image tokens [B, h, w] of latents [B, C, h, w], without noise."""
+        """Returns the image tokens [B, h, w] of latents [B, C, h, w], without noise."""
 
     @abstractmethod
     def codes(self, tokens: Tensor) -> Tensor:
-        """The codes [B, C, h, w] of image tokens [B, h, w]."""
+        """Returns the codes [B, C, h, w] of image tokens [B, h, w]."""
 
 
 class GumbelSoftmax(Quantizer):
-    """The paper's: latents are logits over the codebook, codes a Gumbel-softmax sample of them.
+    """The paper's quantizer (section 2.1): latents are logits over the codebook, so C = K.
 
-    Section 2.1; its penalty is the `kl` of the categorical posterior from the uniform prior.
+    Codes in training are Gumbel-softmax samples; hard codes are one-hot. The penalty is the `kl` of
+    the categorical posterior from the uniform prior.
     """
 
     def __init__(self, num_tokens: int):
@@ -57,9 +58,9 @@ class GumbelSoftmax(Quantizer):
         self.num_tokens = self.channels = num_tokens
 
     def forward(self, latents: Tensor, temperature: float) -> tuple[Tensor, dict[str, Tensor]]:
-        # The codebook last: that is how channels_last lies in memory, and softmax needs no copy.
+        # channels_last memory has the codebook innermost, so that softmax needs no copy.
         logits = latents.float().movedim(1, -1)
-        # By logarithms of uniform numbers, which are drawn faster than exponential ones.
+        # Logarithms of uniform numbers, which are sampled faster than exponential ones.
         gumbel = -torch.log(-torch.log(torch.rand(logits.shape, device=logits.device)))
         with torch.autocast(latents.device.type, enabled=False):
             codes = ((logits + gumbel) / temperature).softmax(dim=-1).movedim(-1, 1)

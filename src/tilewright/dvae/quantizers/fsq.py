@@ -1,4 +1,4 @@
-"""Finite scalar quantization (Mentzer et al. 2023), by the package vector-quantize-pytorch."""
+"""Finite scalar quantization (Mentzer et al. 2023), from the package vector-quantize-pytorch."""
 
 import math
 from collections.abc import Sequence
@@ -11,13 +11,14 @@ from tilewright.dvae.quantizers.base import Quantizer
 
 
 class FiniteScalarQuantizer(Quantizer):
-    """Every channel is rounded to a few levels, and a token is one combination of them.
+    """Quantizer that rounds each channel to a few levels; a token is one combination of levels.
 
-    There is no codebook to learn, none to collapse, and nothing to add to the loss.
+    It has no codebook that could collapse and no penalty.
 
     Args:
-        levels: how many levels each channel has; their product is the size of the codebook. The
-            authors' for about 2^8, 2^10, 2^12: [8, 6, 5], [8, 5, 5, 5], [7, 5, 5, 5, 5].
+        levels: number of levels of each channel; their product is the size of the codebook. The
+            authors recommend [8, 6, 5] for about 2^8 tokens, [8, 5, 5, 5] for 2^10 and
+            [7, 5, 5, 5, 5] for 2^12.
     """
 
     def __init__(self, levels: Sequence[int]):

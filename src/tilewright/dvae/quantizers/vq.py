@@ -1,4 +1,4 @@
-"""Vector quantization (van den Oord et al. 2017), by the package vector-quantize-pytorch."""
+"""Vector quantization (van den Oord et al. 2017), from the package vector-quantize-pytorch."""
 
 import torch
 from torch import Tensor
@@ -8,18 +8,25 @@ from tilewright.dvae.quantizers.base import Quantizer
 
 
 class VectorQuantizer(Quantizer):
-    """The token of a latent is the nearest of `num_tokens` vectors, which follow the latents.
+    """Quantizer whose token is the nearest of `num_tokens` vectors, moving averages of latents.
 
     Its penalty is the `commitment`: the squared distance of a latent from its vector.
 
     Args:
         num_tokens: K, the size of the codebook.
-        channels: width of the vectors.
-        decay: share of a vector kept at each update of the codebook's moving average.
-        dead: a vector with fewer latents than this, on average per batch, is replaced by a latent.
+        channels: dimension of the vectors.
+        decay: decay of the moving average per update.
+        dead_threshold: average number of latents per batch below which a vector is dead and is
+            replaced by a latent.
     """
 
-    def __init__(self, num_tokens: int, channels: int = 16, decay: float = 0.99, dead: float = 0.1):
+    def __init__(
+        self,
+        num_tokens: int,
+        channels: int = 16,
+        decay: float = 0.99,
+        dead_threshold: float = 0.1,
+    ):
         super().__init__()
         self.num_tokens = num_tokens
         self.channels = channels
@@ -28,8 +35,8 @@ class VectorQuantizer(Quantizer):
             codebook_size=num_tokens,
             decay=decay,
             kmeans_init=True,
-            threshold_ema_dead_code=dead,
-            commitment_weight=0.0,  # measured below, in validation too
+            threshold_ema_dead_code=dead_threshold,
+            commitment_weight=0.0,  # the package computes it in training only, `forward` always
             accept_image_fmap=True,
         )
 
