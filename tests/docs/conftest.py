@@ -1,4 +1,4 @@
-"""A small world in which the documentation's commands find what they speak of."""
+"""Small project in which the documentation's commands find the files that they name."""
 
 import shutil
 import tarfile
@@ -11,7 +11,7 @@ from helpers import short, untrained
 from tilewright.metrics import extractors
 
 TRAINED = [
-    "stage=dvae data=folder data.source.path=my/pictures run_name=of_mine",
+    "stage=dvae data=folder data.source.path=my/images run_name=of_mine",
     "stage=dvae run_name=small",
     "stage=prior run_name=A",
     "stage=prior run_name=B",
@@ -21,19 +21,20 @@ TRAINED = [
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
-    """Runs of all stages on shapes and a dVAE on a folder of pictures, all of two updates.
+    """Project with runs of all stages on shapes and a dVAE on a folder of images.
 
-    Beside them what a reader of the pages has: pictures in several forms, a model that somebody
-    shares, the files of the released dVAE (a tiny one).
+    Each run has two updates. There are also images in several formats, a shared model, and a tiny
+    version of the files of OpenAI's dVAE.
     """
     world = tmp_path_factory.mktemp("world")
-    pictures = untrained.pictures(world / "my" / "pictures")
-    untrained.pictures(pictures / "validation", 6)
+    images = untrained.pictures(world / "my" / "images")
+    (world / "my" / "pictures").symlink_to("images")
+    untrained.pictures(images / "validation", 6)
     for name in ("photos", "drawn"):
         untrained.pictures(world / name, 4)
-    shutil.copyfile(pictures / "0.png", world / "top.png")
-    shards(world / "my" / "shards")
-    released(world)
+    shutil.copyfile(images / "0.png", world / "top.png")
+    write_shards(world / "my" / "shards")
+    write_released_dvae(world)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(world)
         patch.setattr(extractors, "_answers", lambda url, seconds: False)
@@ -48,18 +49,18 @@ def world(tmp_path_factory):
     return world
 
 
-def shards(folder):
-    """Two tar shards of pictures with captions."""
-    pictures = untrained.pictures(folder)
+def write_shards(folder):
+    """Writes two tar shards of images with captions."""
+    images = untrained.pictures(folder)
     for shard in range(2):
         with tarfile.open(folder / f"{shard:04}.tar", "w") as tar:
-            for number in range(15 * shard, 15 * shard + 15):
+            for index in range(15 * shard, 15 * shard + 15):
                 for suffix in ("png", "txt"):
-                    tar.add(pictures / f"{number}.{suffix}", f"{number}.{suffix}")
+                    tar.add(images / f"{index}.{suffix}", f"{index}.{suffix}")
 
 
-def released(folder):
-    """The released dVAE's two pickles, with few channels."""
+def write_released_dvae(folder):
+    """Writes the two pickles of OpenAI's dVAE, with few channels."""
     dall_e = pytest.importorskip("dall_e")
     torch.manual_seed(0)
     sizes = {"n_hid": 8, "n_blk_per_group": 1, "vocab_size": 16}
@@ -69,9 +70,9 @@ def released(folder):
 
 @pytest.fixture
 def home(world, tmp_path, monkeypatch):
-    """A copy of the world, in which the test is, without the internet.
+    """Copy of the project as the current folder, without the internet.
 
-    Fréchet distances look at the first features only: the root of a matrix of all takes seconds.
+    Fréchet distances use the first 64 features only, because the matrix root of all takes seconds.
     """
     home = tmp_path / "home"
     shutil.copytree(world, home, symlinks=True)

@@ -1,9 +1,10 @@
-"""Every command of the README, of docs/ and of the help texts is run, in a size that takes seconds,
-or stands in the table of those that are not, with the reason. Every piece of Python is run; links
-lead somewhere.
+"""Runs the commands and the Python of the README, docs/, benchmarks/ and the help texts.
 
-A block of code without a language is a list of commands, run one after the other in a folder of its
-own. Other text than that is a block of the language `text`.
+Commands run in a size that takes seconds. Those that cannot run are in NOT_RUN, with the reason and
+a check that replaces the run. Links must lead to files and headings.
+
+A code block without a language is a list of commands, run one after the other in a new folder.
+Other text is a block of the language `text`.
 """
 
 import functools
@@ -23,16 +24,16 @@ from tilewright.cli import app
 ELSEWHERE = {"docs/extending.md"}  # tests/docs/test_extending.py runs it, with the files in it
 PAGES = [page for page in pages.PAGES if pages.name(page) not in ELSEWHERE]
 BLOCKS = [block for page in PAGES for block in pages.blocks(page)]
-LINKING = [*pages.PAGES, pages.ROOT / "CONTRIBUTING.md", pages.ROOT / "benchmarks" / "README.md"]
+LINKING = [*pages.PAGES, pages.ROOT / "CONTRIBUTING.md", pages.ROOT / "CHANGELOG.md"]
 
 
-def composed(words):
-    """It cannot run here: its configuration is right, and what that names is there."""
-    (place,) = (i for i, word in enumerate(words) if word == "src/train.py")
-    training(words[place + 1 :])
+def check_training(words):
+    """Checks the configuration of a training command."""
+    check_config(words[words.index("src/train.py") + 1 :])
 
 
-def training(words):
+def check_config(words):
+    """Composes a training configuration and checks that its targets exist."""
     with initialize_config_dir(str(app.CONF), version_base="1.3"):
         config = compose("train", [*words, "run=x", "++image_tokens={grid: 8, vocab: 64}"])
     for target in targets(OmegaConf.to_container(config, resolve=True)):
@@ -40,7 +41,7 @@ def training(words):
 
 
 def targets(value):
-    """All `_target_`s of a configuration."""
+    """Returns all `_target_`s of a configuration."""
     if isinstance(value, list):
         return [target for item in value for target in targets(item)]
     if not isinstance(value, dict):
@@ -49,20 +50,20 @@ def targets(value):
     return own + targets(list(value.values()))
 
 
-def benchmarks(words):
-    """Its settings exist; what is none of its own is one of the training that it times."""
+def check_benchmark(words):
+    """Checks that the settings exist, in the benchmark or in the training that it times."""
     _, script, *words = words
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(pages.ROOT / "benchmarks")
         names = runpy.run_path(str(pages.ROOT / script))["DEFAULTS"]
     others = [word for word in words if re.split("[.=]", word)[0] not in names]
     if script.endswith(("_quality.py", "processes.py")):
-        training([f"stage={'dvae' if 'dvae' in script else 'prior'}", *others])
+        check_config([f"stage={'dvae' if 'dvae' in script else 'prior'}", *others])
     else:
         assert not others
 
 
-def is_a_target(words):
+def check_make_target(words):
     _, target, *settings = words
     makefile = (pages.ROOT / "Makefile").read_text()
     assert re.search(rf"^{target}:", makefile, re.M)
@@ -70,36 +71,36 @@ def is_a_target(words):
         assert f"$({word.partition('=')[0]})" in makefile
 
 
-def is_an_extra(words):
+def check_extra(words):
     project = tomllib.loads((pages.ROOT / "pyproject.toml").read_text())["project"]
     for extra in re.findall(r"^tilewright\[(\w+)\]$", words[-1]):
         assert extra in project["optional-dependencies"]
 
 
-def is_a_dependency(words):
+def check_dependency(words):
     project = tomllib.loads((pages.ROOT / "pyproject.toml").read_text())["project"]
     package = {"hf": "huggingface_hub"}.get(words[0], words[0])
-    assert any(re.match(rf"{package}\b", wanted) for wanted in project["dependencies"])
+    assert any(re.match(rf"{package}\b", name) for name in project["dependencies"])
 
 
-# What is not run, why, and what is looked at in its place.
+# Commands that are not run: pattern, reason, check that replaces the run.
 NOT_RUN = {
     r"python src/train\.py .*trainer=(ddp|fsdp)": (
-        "starts a process for each core or GPU: tests/test_processes.py and test_sharding.py do",
-        composed,
+        "starts a process for each core or GPU, tested in tests/distributed",
+        check_training,
     ),
-    r"torchrun ": ("starts processes: tests/test_processes.py does", composed),
-    r"srun ": ("needs SLURM", composed),
-    r"python benchmarks/": ("takes minutes, for figures that a busy machine spoils", benchmarks),
-    r"make ": ("takes minutes", is_a_target),
-    r"pip install ": ("needs the network", is_an_extra),
-    r"hf (down|up)load ": ("needs the network", is_a_dependency),
-    r"tensorboard ": ("serves until it is interrupted", is_a_dependency),
+    r"torchrun ": ("starts processes, tested in tests/distributed", check_training),
+    r"srun ": ("needs SLURM", check_training),
+    r"python benchmarks/": ("takes minutes", check_benchmark),
+    r"make ": ("takes minutes", check_make_target),
+    r"pip install ": ("needs the network", check_extra),
+    r"hf (down|up)load ": ("needs the network", check_dependency),
+    r"tensorboard ": ("serves until it is interrupted", check_dependency),
 }
-# What stands for a thing of the reader's, and what it is here.
+# Placeholders of the pages, and their replacements in the project of conftest.py.
 STANDS_FOR = {
     "/my/": "my/",
-    "data.source.path=pictures": "data.source.path=my/pictures",  # made by the page's Python
+    "data.source.path=pictures": "data.source.path=my/pictures",  # the page's Python writes it
     "{0000..0099}": "{0000..0001}",
     "metric=NAME": "metric=fid",
     "metric.clip=PATH": "metric.clip=clip",
@@ -108,38 +109,37 @@ STANDS_FOR = {
     "dvae/NAME": "dvae/small",
     "photo.png": "top.png",
 }
-# What a reader has trained before the examples of a help text.
+# Trainings that the examples of a help text assume.
 BEFORE = {
     "eval": ["stage=dvae data=emoji", "stage=prior data=emoji"],
     "runs": ["stage=dvae data=emoji"],
 }
 
 
-def groups():
-    """Commands that belong together: of a block, of a help text, and each that a sentence names."""
-    shown = [block for block in BLOCKS if not block.language]
-    found = {str(block): block.commands for block in shown}
-    seen = [words for commands in found.values() for words in commands]
+def command_groups():
+    """Returns commands that run in one folder: of a block, of a help text, or of a sentence."""
+    groups = {str(block): block.commands for block in BLOCKS if not block.language}
+    seen = [words for commands in groups.values() for words in commands]
     for page in PAGES:
         for words in pages.named_in_prose(page):
             if words not in seen:
                 seen.append(words)
-                found[f"{pages.name(page)}: {' '.join(words)}"] = [words]
+                groups[f"{pages.name(page)}: {' '.join(words)}"] = [words]
     for text in pages.HELP:
         before = [["python", "src/train.py", *words.split()] for words in BEFORE.get(text.stem, [])]
         new = [words for words in pages.examples(text) if words not in seen]
         if new:
-            found[f"{text.stem}.py --help"] = before + new
-    return found
+            groups[f"{text.stem}.py --help"] = before + new
+    return groups
 
 
-GROUPS = groups()
+GROUPS = command_groups()
 TEXTS = [" ".join(words) for commands in GROUPS.values() for words in commands]
 
 
 @pytest.fixture
 def home(home, clip, monkeypatch):
-    """With a CLIP, and with a page that is not served but built."""
+    """Project with a CLIP, in which the playground page is built but not served."""
     (home / "clip").symlink_to(clip)
     serving = pytest.importorskip("tilewright.playground.server")
     monkeypatch.setattr(serving, "serve", lambda page, host, port: page.get_config_file())
@@ -160,7 +160,7 @@ def run(words):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("commands", GROUPS.values(), ids=GROUPS)
-def test_commands(commands, home):
+def test_commands_run(commands, home):
     for words in commands:
         text = " ".join(words)
         checks = [check for start, (_, check) in NOT_RUN.items() if re.match(start, text)]
@@ -172,39 +172,39 @@ def test_commands(commands, home):
 
 
 @pytest.mark.parametrize("start", NOT_RUN)
-def test_an_exception_is_needed(start):
+def test_every_exception_is_used(start):
     assert any(re.match(start, text) for text in TEXTS)
 
 
 @pytest.mark.parametrize("text", STANDS_FOR)
-def test_a_substitute_is_needed(text):
+def test_every_placeholder_is_used(text):
     assert any(text in command for command in TEXTS)
 
 
-def test_languages_of_blocks():
+def test_block_languages_are_known():
     assert {block.language for block in BLOCKS} <= {"", "text", "python", "mermaid"}
 
 
 @pytest.mark.parametrize("page", LINKING, ids=map(pages.name, LINKING))
-def test_links(page):
+def test_links_lead_to_files_and_headings(page):
     for path, anchor in pages.links(page):
         assert path.exists(), path
         assert not anchor or anchor in pages.anchors(path), anchor
 
 
 @functools.lru_cache(maxsize=1)
-def python():
-    """Pieces of Python by page, those of one page to be run one after the other."""
-    found = {}
+def python_blocks():
+    """Returns the Python blocks by page; those of one page run one after the other."""
+    blocks = {}
     for block in BLOCKS:
         if block.language == "python":
-            found.setdefault(block.page, []).append(block)
-    return found
+            blocks.setdefault(block.page, []).append(block)
+    return blocks
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", python())
-def test_python(page, home):
+@pytest.mark.parametrize("page", python_blocks())
+def test_python_runs(page, home):
     names = {}
-    for block in python()[page]:
+    for block in python_blocks()[page]:
         exec(compile(block.text, str(block), "exec"), names)

@@ -1,4 +1,4 @@
-"""The documentation's pages and help texts: the code in them, and the commands that they name."""
+"""Code blocks, commands and links of the documentation's pages and help texts."""
 
 import re
 import shlex
@@ -6,10 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "benchmarks").glob("*.md")),
+]
 HELP = sorted((ROOT / "conf" / "hydra" / "help").glob("*.yaml"))
 
-# A block of code, with the name of its file where that stands in the line before.
+# A code block, with the name of its file if the line before has one.
 BLOCK = re.compile(
     r"^(?:`(?P<file>[^`\n]+)`\n)?(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^ *```$",
     re.M | re.S,
@@ -18,7 +22,14 @@ BLOCK = re.compile(
 
 @dataclass(frozen=True)
 class Block:
-    """A block of code: its page, the line it begins in, its language, its file's name if any."""
+    """A code block.
+
+    Args:
+        page: path of the page.
+        line: line at which the block begins.
+        language: empty for commands.
+        file: name of the file that the block shows, if any.
+    """
 
     page: str
     line: int
@@ -31,7 +42,7 @@ class Block:
 
     @property
     def commands(self):
-        """The commands of a block without a language, as lists of words; comments are none."""
+        """The commands of a block without a language, as lists of words, without comments."""
         lines = self.text.replace("\\\n", " ").splitlines()
         return [words for line in lines if (words := shlex.split(line, comments=True))]
 
@@ -41,35 +52,35 @@ def name(page):
 
 
 def blocks(page):
-    """All blocks of code of a page, in their order."""
+    """Returns the code blocks of a page in order."""
     text = page.read_text()
     return [
         Block(
             page=name(page),
-            line=text.count("\n", 0, found.start("text")),
-            language=found["language"],
-            file=found["file"],
-            text=re.sub(f"^{found['indent']}", "", found["text"], flags=re.M),
+            line=text.count("\n", 0, match.start("text")),
+            language=match["language"],
+            file=match["file"],
+            text=re.sub(f"^{match['indent']}", "", match["text"], flags=re.M),
         )
-        for found in BLOCK.finditer(text)
+        for match in BLOCK.finditer(text)
     ]
 
 
 def named_in_prose(page):
-    """The commands that stand in a sentence or a table, as lists of words: `python … key=value`."""
+    """Returns the commands in sentences and tables (`python … key=value`), as lists of words."""
     prose = BLOCK.sub("", page.read_text())
     spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)]
     return [shlex.split(span) for span in spans if re.match(r"python |torchrun |make ", span)]
 
 
 def examples(text):
-    """The commands of a help text, as lists of words: what two spaces set apart explains them."""
+    """Returns the commands of a help text as lists of words; two spaces begin an explanation."""
     lines = re.findall(r"^ +(python .*?)(?: {2,}.*)?$", text.read_text(), re.M)
     return [shlex.split(line) for line in lines]
 
 
 def links(page):
-    """What a page links to or shows that is not on the internet, as (path, anchor)."""
+    """Returns the links and images of a page that are in the repository, as (path, anchor)."""
     prose = BLOCK.sub("", page.read_text())
     targets = re.findall(r"\]\(([^)\s]+)\)", prose) + re.findall(r'src="([^"]+)"', prose)
     parts = [target.partition("#") for target in targets if not re.match(r"\w+:", target)]
@@ -77,6 +88,6 @@ def links(page):
 
 
 def anchors(page):
-    """The headings of a page as links name them."""
+    """Returns the anchors of the headings of a page."""
     headings = re.findall(r"^#+ (.*)$", BLOCK.sub("", page.read_text()), re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
