@@ -37,7 +37,7 @@ def world(tmp_path_factory):
     write_released_dvae(world)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(world)
-        patch.setattr(extractors, "_answers", lambda url, seconds: False)
+        patch.setattr(extractors, "_host_answers", lambda url, seconds: False)
         for words in TRAINED:
             assert short.run(["python", "src/train.py", *words.split()]) is None
         words = ["out=models/shapes", "with_ranker=true"]
@@ -77,7 +77,7 @@ def home(world, tmp_path, monkeypatch):
     home = tmp_path / "home"
     shutil.copytree(world, home, symlinks=True)
     monkeypatch.chdir(home)
-    monkeypatch.setattr(extractors, "_answers", lambda url, seconds: False)
+    monkeypatch.setattr(extractors, "_host_answers", lambda url, seconds: False)
     distance = fid.fid_from_feats
     monkeypatch.setattr(fid, "fid_from_feats", lambda *two: distance(*(x[:, :64] for x in two)))
     return home
