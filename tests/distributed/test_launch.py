@@ -74,14 +74,14 @@ def test_gathered_gradients_are_those_of_one_process(strategy, tmp_path):
 
 
 @pytest.mark.parametrize("strategy", ["ddp", FullyShardedStrategy], ids=["ddp", "fsdp"])
-def test_patchworks_of_all_processes_are_told_apart(strategy, tmp_path, monkeypatch):
-    """Patchworks without their noise, and of each picture alone: a process has others to mix."""
+def test_cutmix_negatives_are_gathered_from_all_processes(strategy, tmp_path, monkeypatch):
+    """Uses negatives that depend on one image only, because processes mix different images."""
 
-    def patchwork(images):
+    def flip_left_half(images):
         half = images.shape[-1] // 2
         return torch.cat([images.flip(-1)[..., :half], images[..., half:]], dim=-1)
 
-    monkeypatch.setattr("tilewright.ranker.module.patchwork", patchwork)
+    monkeypatch.setattr("tilewright.ranker.module.make_cutmix_negatives", flip_left_half)
     train("ranker", tmp_path / "1", 1, steps=20)
     train("ranker", tmp_path / "2", 2, strategy, steps=20)
     train("ranker", tmp_path / "without", 1, steps=20, noise=False)

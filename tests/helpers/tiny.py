@@ -77,7 +77,7 @@ def make(stage, folder, noise=True, source=None, workers=0):
     elif stage == "ranker":
         sizes = {"text_vocab": 280, "text_length": 12, "image_size": SIZE, "grid": 4}
         encoders = DualEncoder(**sizes, dim=16, heads=2, embedding=8)
-        module = RankerModule(encoders, Cosine(1e-2, 1e-3, STEPS), patchworks=noise)
+        module = RankerModule(encoders, Cosine(1e-2, 1e-3, STEPS), cutmix_negatives=noise)
         callbacks = [Retrieval()]
     else:
         image_tokenizer = network.eval().requires_grad_(False)

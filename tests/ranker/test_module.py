@@ -1,4 +1,4 @@
-"""Training the ranker."""
+"""Training of the ranker."""
 
 import pytorch_lightning as pl
 import torch
@@ -11,7 +11,7 @@ from tilewright.training.schedules import Constant
 COLORS = torch.eye(3)[:, :, None, None].expand(3, 3, 16, 16)
 
 
-def test_it_learns_which_caption_belongs_to_which_picture():
+def test_training_matches_captions_with_their_images():
     torch.manual_seed(0)
     network = DualEncoder(text_vocab=3, text_length=2, image_size=16, grid=4, dim=16, heads=2)
     module = RankerModule(network, learning_rate=Constant(1e-3))
@@ -29,14 +29,14 @@ def test_it_learns_which_caption_belongs_to_which_picture():
     with torch.no_grad():
         similarity = network.encode_text(batch["text_tokens"]) @ network.encode_images(COLORS).T
     assert similarity.argmax(dim=1).tolist() == [0, 1, 2]
-    assert float(trainer.callback_metrics["train/loss"]) < 0.3  # ln 3 where nothing is learned
+    assert float(trainer.callback_metrics["train/loss"]) < 0.3  # ln 3 without training
 
 
-def test_only_matrices_decay():
+def test_only_matrices_have_weight_decay():
     network = DualEncoder(text_vocab=3, text_length=2, image_size=16, grid=4, dim=16, heads=2)
     optimizer = RankerModule(network, Constant(1.0)).configure_optimizers()["optimizer"]
     groups = [group for group in optimizer.param_groups if group["weight_decay"]]
-    decaying = {id(parameter) for group in groups for parameter in group["params"]}
-    assert id(network.image_out.weight) in decaying
-    for kept in (network.text.embedding.weight, network.text.position, network.log_scale):
-        assert id(kept) not in decaying
+    decayed = {id(parameter) for group in groups for parameter in group["params"]}
+    assert id(network.image_out.weight) in decayed
+    for parameter in (network.text.embedding.weight, network.text.position, network.log_scale):
+        assert id(parameter) not in decayed

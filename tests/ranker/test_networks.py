@@ -1,4 +1,4 @@
-"""The ranker's encoders and its loss."""
+"""Encoders and loss of the ranker."""
 
 import math
 
@@ -6,7 +6,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tilewright.ranker.networks import DualEncoder, ImageEncoder, contrastive_loss, patchwork
+from tilewright.ranker.networks import (
+    DualEncoder,
+    ImageEncoder,
+    contrastive_loss,
+    make_cutmix_negatives,
+)
 
 
 @pytest.fixture
@@ -16,7 +21,7 @@ def network():
     return DualEncoder(text_vocab=9, text_length=5, image_size=16, grid=4, **sizes).eval()
 
 
-def test_vectors_have_length_one(network):
+def test_embeddings_are_unit_vectors(network):
     text = network.encode_text(torch.tensor([[1, 2, -1, -1, -1], [3, 4, 5, 6, 7]]))
     images = network.encode_images(torch.rand(3, 3, 16, 16))
     assert (text.shape, images.shape) == ((2, 8), (3, 8))
@@ -24,24 +29,24 @@ def test_vectors_have_length_one(network):
     torch.testing.assert_close(images.norm(dim=1), torch.ones(3))
 
 
-def test_what_lies_past_a_caption_changes_nothing(network):
+def test_padding_does_not_change_a_captions_embedding(network):
     alone = network.encode_text(torch.tensor([[1, 2, -1, -1, -1]]))
-    beside_a_longer_one = network.encode_text(torch.tensor([[1, 2, -1, -1, -1], [3, 4, 5, 6, 7]]))
-    torch.testing.assert_close(alone, beside_a_longer_one[:1])
-    padding = torch.tensor([[1, 2, -3, -1, -2]])
-    torch.testing.assert_close(alone, network.encode_text(padding))
+    padded_batch = network.encode_text(torch.tensor([[1, 2, -1, -1, -1], [3, 4, 5, 6, 7]]))
+    torch.testing.assert_close(alone, padded_batch[:1])
+    other_padding = torch.tensor([[1, 2, -3, -1, -2]])
+    torch.testing.assert_close(alone, network.encode_text(other_padding))
 
 
-def test_the_order_of_words_counts(network):
+def test_the_order_of_words_matters(network):
     ab, ba = network.encode_text(torch.tensor([[1, 2, -1, -1, -1], [2, 1, -1, -1, -1]]))
     assert (ab - ba).abs().max() > 1e-4
 
 
-def test_an_empty_caption_has_a_vector(network):
+def test_an_empty_caption_has_a_finite_embedding(network):
     assert network.encode_text(torch.full((2, 5), -1)).isfinite().all()
 
 
-def test_where_things_are_counts(network):
+def test_positions_in_the_image_matter(network):
     image = torch.zeros(2, 3, 16, 16)
     image[0, :, :8], image[1, :, 8:] = 1, 1
     top, bottom = network.encode_images(image)
@@ -49,82 +54,87 @@ def test_where_things_are_counts(network):
 
 
 @pytest.mark.parametrize("grid", [16, 5, 32])
-def test_a_grid_that_does_not_fit(grid):
-    with pytest.raises(ValueError, match="grid times 2"):
+def test_a_grid_that_does_not_divide_the_image_by_a_power_of_two_is_an_error(grid):
+    with pytest.raises(ValueError, match=f"grid={grid} times 2"):
         ImageEncoder(16, grid, dim=16, depth=1, heads=2)
 
 
-def test_pictures_of_another_size(network):
+def test_images_of_another_size_are_an_error(network):
     with pytest.raises(ValueError, match="16, 16"):
         network.encode_images(torch.rand(1, 3, 32, 32))
 
 
-def test_the_loss_by_hand():
+def test_the_loss_equals_the_formula():
     text = F.normalize(torch.randn(3, 4, dtype=torch.float64), dim=1)
     images = F.normalize(torch.randn(3, 4, dtype=torch.float64), dim=1)
-    want = 0.0
+    expected = 0.0
     for i in range(3):
         row = [5 * float(text[i] @ images[j]) for j in range(3)]
         column = [5 * float(text[j] @ images[i]) for j in range(3)]
         for scores in (row, column):
-            want += math.log(sum(map(math.exp, scores))) - scores[i]
+            expected += math.log(sum(map(math.exp, scores))) - scores[i]
     loss = contrastive_loss(text, images, torch.tensor(5.0, dtype=torch.float64))
-    assert float(loss) == pytest.approx(want / 6)
+    assert float(loss) == pytest.approx(expected / 6)
 
 
-def test_the_scale_is_bounded(network):
+def test_the_logit_scale_is_bounded(network):
     network.log_scale.data.fill_(20.0)
     assert network.scale.item() == pytest.approx(100.0)
 
 
-def test_wrong_ones_stand_in_the_others_way_only():
+def test_negatives_enter_only_the_loss_of_captions():
     torch.manual_seed(0)
-    text, images, wrong = (F.normalize(torch.randn(3, 4), dim=1) for _ in range(3))
+    text, images, negatives = (F.normalize(torch.randn(3, 4), dim=1) for _ in range(3))
     scale = torch.tensor(5.0)
-    without = contrastive_loss(text, images, scale)
-    logits = 5 * text @ torch.cat([images, wrong]).T
-    of_text = F.cross_entropy(logits, torch.arange(3))
-    of_images = F.cross_entropy(5 * images @ text.T, torch.arange(3))
-    with_images = contrastive_loss(text, images, scale, wrong)
-    torch.testing.assert_close(with_images, (of_text + of_images) / 2)
-    assert with_images > without
+    loss = contrastive_loss(text, images, scale, negatives)
+    logits = 5 * text @ torch.cat([images, negatives]).T
+    text_loss = F.cross_entropy(logits, torch.arange(3))
+    image_loss = F.cross_entropy(5 * images @ text.T, torch.arange(3))
+    torch.testing.assert_close(loss, (text_loss + image_loss) / 2)
+    assert loss > contrastive_loss(text, images, scale)
 
 
-def test_a_patchwork_has_a_rectangle_of_the_next_or_of_its_own():
-    """Pixels say where they come from: of which picture, from which row and which column."""
+BATCH, HEIGHT, WIDTH = 200, 8, 12
+
+
+@pytest.fixture(scope="module")
+def cutmix():
+    """Negatives of images whose channels hold each pixel's image index, row and column."""
     torch.manual_seed(0)
-    number, height, width = 200, 8, 12
-    at = [torch.arange(float(size)) for size in (number, height, width)]
-    images = torch.stack(torch.meshgrid(*at, indexing="ij"), dim=1)
-    made = patchwork(images).long()
-    areas, kinds = [], []
-    for i, (of, row, column) in enumerate(made):
-        foreign = (made[i] != images[i]).any(dim=0)
-        rows, columns = foreign.any(dim=1), foreign.any(dim=0)
-        assert torch.equal(foreign, rows[:, None] & columns[None, :])
-        for inside in (rows, columns):  # one stretch, without a gap
-            places = inside.nonzero().flatten()
-            assert len(places) == 0 or places[-1] - places[0] + 1 == len(places)
-        areas.append(foreign.float().mean())
-        if not foreign.any():
+    axes = [torch.arange(float(size)) for size in (BATCH, HEIGHT, WIDTH)]
+    images = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=1)
+    return images.long(), make_cutmix_negatives(images).long()
+
+
+def test_a_cutmix_negative_replaces_one_rectangle(cutmix):
+    images, negatives = cutmix
+    replaced = (negatives != images).any(dim=1)
+    for mask in replaced:
+        rows, columns = mask.any(dim=1), mask.any(dim=0)
+        assert torch.equal(mask, rows[:, None] & columns[None, :])
+        for side in (rows, columns):
+            positions = side.nonzero().flatten()
+            assert len(positions) == 0 or positions[-1] - positions[0] + 1 == len(positions)
+    assert 0.05 < replaced.float().mean() < 0.2  # the expected area is (1/3)^2
+
+
+def test_a_cutmix_rectangle_is_from_the_previous_image_or_from_the_image_shifted(cutmix):
+    images, negatives = cutmix
+    from_other_image = []
+    for i, (source, row, column) in enumerate(negatives):
+        mask = (negatives[i] != images[i]).any(dim=0)
+        if not mask.any():
             continue
-        kinds.append((of[foreign] != i).float().mean())
-        if kinds[-1]:
-            assert (of[foreign] == (i - 1) % number).all()
-            assert torch.equal(row, images[i, 1].long())
-            assert torch.equal(column, images[i, 2].long())
-        else:  # all of it from as far away, no more than a quarter of the picture
-            down = ((row - images[i, 1].long()) % height)[foreign].unique()
-            across = ((column - images[i, 2].long()) % width)[foreign].unique()
-            assert len(down) == len(across) == 1
-            assert min(down, height - down) <= height / 4
-            assert min(across, width - across) <= width / 4
-    assert set(torch.stack(kinds).tolist()) == {0.0, 1.0}
-    assert 0.3 < torch.stack(kinds).mean() < 0.7
-    assert 0.05 < torch.stack(areas).mean() < 0.2  # (1/3)^2 in the mean
-
-
-def test_a_scale_that_was_saved_as_a_number_is_read(network):
-    state = network.state_dict()
-    network.load_state_dict(state | {"log_scale": torch.tensor(1.5)})
-    assert network.scale.item() == pytest.approx(math.exp(1.5))
+        foreign = (source[mask] != i).float().mean()
+        from_other_image.append(foreign)
+        if foreign:
+            assert (source[mask] == (i - 1) % BATCH).all()
+            assert torch.equal(row, images[i, 1])
+            assert torch.equal(column, images[i, 2])
+        else:  # one cyclic shift for the whole rectangle, by at most a quarter of the image
+            (down,) = ((row - images[i, 1]) % HEIGHT)[mask].unique()
+            (right,) = ((column - images[i, 2]) % WIDTH)[mask].unique()
+            assert min(down, HEIGHT - down) <= HEIGHT / 4
+            assert min(right, WIDTH - right) <= WIDTH / 4
+    assert set(torch.stack(from_other_image).tolist()) == {0.0, 1.0}
+    assert 0.3 < torch.stack(from_other_image).mean() < 0.7

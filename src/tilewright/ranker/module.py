@@ -1,33 +1,33 @@
-"""Stage 3 as a LightningModule: the loss, what is logged, the optimizer."""
+"""LightningModule of stage 3: loss, logging and optimizer."""
 
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics import CatMetric, MeanMetric
 
-from tilewright.ranker.networks import DualEncoder, contrastive_loss, patchwork
+from tilewright.ranker.networks import DualEncoder, contrastive_loss, make_cutmix_negatives
 from tilewright.training.optimizers import matrix_optimizer, scheduled
 from tilewright.training.schedules import Schedule
 from tilewright.training.stage import StageModule
 
 
 class RankerModule(StageModule):
-    """Trains a `DualEncoder` to find each caption's picture in its batch, and the reverse.
+    """Trains a `DualEncoder` to match captions and images within a batch.
 
     Args:
-        network: the model.
-        learning_rate: by update.
-        patchworks: captions have also to tell their picture from patchworks; false makes it
-            CLIP's own training.
-        weight_decay, betas, eps: AdamW's; only matrices decay.
-        muon: Muon updates the matrices, AdamW the rest.
+        network: text and image encoder.
+        learning_rate: learning rate by optimizer step.
+        cutmix_negatives: adds a CutMix negative per image to the captions' choices; False trains
+            as CLIP does.
+        weight_decay, betas, eps: see `torch.optim.AdamW`; only matrices decay.
+        muon: updates the matrices with Muon and the other parameters with AdamW.
     """
 
     def __init__(
         self,
         network: DualEncoder,
         learning_rate: Schedule,
-        patchworks: bool = True,
+        cutmix_negatives: bool = True,
         weight_decay: float = 0.1,
         betas: tuple[float, float] = (0.9, 0.98),
         eps: float = 1e-6,
@@ -36,35 +36,37 @@ class RankerModule(StageModule):
         super().__init__()
         self.network = network
         self.learning_rate = learning_rate
-        self.patchworks = patchworks
+        self.cutmix_negatives = cutmix_negatives
         self.weight_decay = weight_decay
         self.betas = (betas[0], betas[1])
         self.eps = eps
         self.muon = muon
-        # All vectors of a validation, of all processes: its loss does not depend on batches.
+        # Vectors of the whole validation, so that its loss does not depend on the batch size.
         self.texts = CatMetric(nan_strategy="disable")
         self.images = CatMetric(nan_strategy="disable")
-        self.scale = MeanMetric(nan_strategy="disable")  # that of the weights that are validated
+        # Recorded in validation_step, where the EMA weights may be in use.
+        self.scale = MeanMetric(nan_strategy="disable")
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
-        images, pairs = batch["image"], len(batch["image"])
-        if self.patchworks:
-            images = torch.cat([images, patchwork(images)])
+        images = batch["image"]
+        batch_size = len(images)
+        if self.cutmix_negatives:
+            images = torch.cat([images, make_cutmix_negatives(images)])
         text = self.network.encode_text(batch["text_tokens"])
-        vectors = [text, *self.network.encode_images(images).split(pairs)]
-        if self.trainer.world_size > 1:  # those of the others are to be told apart as well
+        vectors = [text, *self.network.encode_images(images).split(batch_size)]
+        if self.trainer.world_size > 1:  # the other processes' images are negatives too
             vectors = [
                 self.all_gather(part, sync_grads=True).flatten(0, 1)  # type: ignore[union-attr]
                 for part in vectors
             ]
-        text, images, *patchworks = vectors
-        loss = contrastive_loss(text, images, self.network.scale, *patchworks)
+        text, images, *negatives = vectors
+        loss = contrastive_loss(text, images, self.network.scale, *negatives)
         self.log("train/loss", loss.detach())
         self.log("train/scale", self.network.scale.detach())
         return loss
 
     def validation_step(self, batch: dict, batch_idx: int) -> dict[str, Tensor]:
-        """The vectors, which callbacks look at as well."""
+        """Returns the vectors, which the callback `Retrieval` reads."""
         text = self.network.encode_text(batch["text_tokens"])
         images = self.network.encode_images(batch["image"])
         self.texts.update(text)
@@ -81,6 +83,7 @@ class RankerModule(StageModule):
         self.scale.reset()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        how = (self.weight_decay, self.betas, self.eps, self.muon)
-        optimizer = matrix_optimizer(self.network, *how)
+        optimizer = matrix_optimizer(
+            self.network, self.weight_decay, self.betas, self.eps, self.muon
+        )
         return scheduled(optimizer, self.learning_rate)

@@ -1,7 +1,7 @@
-"""The ranker's networks: a caption and a picture become vectors that can be compared.
+"""Networks and loss of the ranker, a small CLIP.
 
-The paper picks the best of N candidates by a pretrained CLIP (section 2.6); this is the same idea
-at any size, trained on one's own captioned pictures.
+The paper ranks candidates with a pretrained CLIP (section 2.6). This one is trained on the same
+captioned images as the prior.
 """
 
 import itertools
@@ -11,44 +11,49 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-MOST_SCALE = 100.0  # CLIP's bound on the factor before the softmax, for stable training
+MAX_SCALE = 100.0  # upper bound of the logit scale, as in CLIP, for stable training
 
 
 class TextEncoder(nn.Module):
-    """Text tokens to one vector: a transformer that reads them in both directions.
+    """Bidirectional transformer that turns text tokens into one vector.
 
     Args:
-        vocab: number of text tokens; length: T, the most positions.
-        dim: width; depth: number of blocks; heads: number of heads.
+        vocab: size of the text vocabulary.
+        length: T, maximum number of text tokens.
+        dim: width.
+        depth: number of blocks.
+        heads: number of attention heads.
     """
 
     def __init__(self, vocab: int, length: int, *, dim: int, depth: int, heads: int):
         super().__init__()
         self.embedding = nn.Embedding(vocab, dim)
         self.position = nn.Parameter(torch.randn(1 + length, dim) * 0.02)
-        self.blocks = _blocks(dim, depth, heads)
+        self.blocks = _make_blocks(dim, depth, heads)
         nn.init.normal_(self.embedding.weight, std=0.02)
 
     def forward(self, text: Tensor) -> Tensor:
-        """Text tokens [B, T], negative past their end, to states [B, dim]."""
-        text = text[:, : int((text >= 0).sum(dim=1).max())]  # past the longest there is nothing
-        states = F.pad(self.embedding(text.clamp(min=0)), (0, 0, 1, 0))  # room for the summary
-        absent = F.pad(text < 0, (1, 0))  # the summary is always there: a caption may be empty
-        states = self.blocks(states + self.position[: states.shape[1]], src_key_padding_mask=absent)
-        return states[:, 0]
+        """Encodes text tokens [B, T], negative after the caption, as vectors [B, dim]."""
+        text = text[:, : int((text >= 0).sum(dim=1).max())]  # drops columns without text
+        # Position 0 holds the summary token, a zero vector that is never masked.
+        states = F.pad(self.embedding(text.clamp(min=0)), (0, 0, 1, 0))
+        padding = F.pad(text < 0, (1, 0))
+        states = states + self.position[: states.shape[1]]
+        return self.blocks(states, src_key_padding_mask=padding)[:, 0]
 
 
 class ImageEncoder(nn.Module):
-    """Images to one vector: convolutions down to a grid of patches, then a transformer.
+    """Convolutions down to a grid of patches, then a transformer, which turn images into vectors.
 
-    The convolutions overlap, so that an outline is the same thing wherever the patches cut it.
+    The convolutions overlap, so the features of an outline do not depend on the patch borders.
 
     Args:
-        image_size: side of the images; grid: patches along it, image_size over a power of two.
-        dim, depth, heads: as the text encoder's.
+        image_size: side of the images, in pixels.
+        grid: patches per side; image_size must be grid times 2, 4, 8, ...
+        dim, depth, heads: see `TextEncoder`.
 
     Raises:
-        ValueError: image_size is no power of two times grid.
+        ValueError: image_size is not grid times a power of two.
     """
 
     def __init__(self, image_size: int, grid: int, *, dim: int, depth: int, heads: int):
@@ -56,38 +61,42 @@ class ImageEncoder(nn.Module):
         halvings = round(math.log2(max(image_size // grid, 1)))
         if grid * 2**halvings != image_size or halvings < 1:
             raise ValueError(
-                f"image_size must be grid times 2, 4, 8, ..., got {image_size} and {grid}"
+                f"image_size={image_size} is not grid={grid} times 2, 4, 8, ...: change one of them"
             )
         self.image_size = image_size
         widths = [3, *(max(dim >> (halvings - 1 - i), 16) for i in range(halvings))]
         layers: list[nn.Module] = []
-        for before, after in itertools.pairwise(widths):
-            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GELU()]
+        for in_width, out_width in itertools.pairwise(widths):
+            layers += [nn.Conv2d(in_width, out_width, 3, stride=2, padding=1), nn.GELU()]
         self.stem = nn.Sequential(*layers, nn.Conv2d(widths[-1], dim, 1))
         self.position = nn.Parameter(torch.randn(1 + grid**2, dim) * 0.02)
-        self.blocks = _blocks(dim, depth, heads)
+        self.blocks = _make_blocks(dim, depth, heads)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [0, 1] to states [B, dim]."""
+        """Encodes images [B, 3, H, W] in [0, 1] as vectors [B, dim]."""
         if images.shape[-2:] != (self.image_size, self.image_size):
             raise ValueError(
                 f"images must be [B, 3, {self.image_size}, {self.image_size}], "
                 f"got {list(images.shape)}"
             )
         patches = self.stem(images * 2 - 1).flatten(2).transpose(1, 2)
-        states = F.pad(patches, (0, 0, 1, 0)) + self.position  # ahead of them, the summary
+        states = F.pad(patches, (0, 0, 1, 0)) + self.position  # position 0: the summary token
         return self.blocks(states)[:, 0]
 
 
 class DualEncoder(nn.Module):
-    """A text encoder and an image encoder whose vectors lie close where they belong together.
+    """Text encoder and image encoder with a shared embedding space, as in CLIP.
 
     Args:
-        text_vocab: number of text tokens; text_length: T, the most positions of a caption.
-        image_size: side of the images; grid: patches along it.
-        embedding: D, length of the vectors that are compared.
-        dim, heads: width of both encoders, and their number of heads.
-        text_depth, image_depth: their blocks.
+        text_vocab: size of the text vocabulary.
+        text_length: T, maximum number of text tokens.
+        image_size: side of the images, in pixels.
+        grid: patches per side in the image encoder.
+        embedding: D, size of the embeddings.
+        dim: width of both encoders.
+        heads: number of attention heads of both encoders.
+        text_depth: number of blocks of the text encoder.
+        image_depth: number of blocks of the image encoder.
     """
 
     block_types = (nn.TransformerEncoderLayer,)
@@ -112,81 +121,78 @@ class DualEncoder(nn.Module):
         self.image = ImageEncoder(image_size, grid, dim=dim, depth=image_depth, heads=heads)
         self.text_out = nn.Linear(dim, embedding, bias=False)
         self.image_out = nn.Linear(dim, embedding, bias=False)
-        # CLIP's beginning; a vector, because a number cannot be sharded.
+        # CLIP's initial temperature, 0.07. One element, because FSDP cannot shard a scalar.
         self.log_scale = nn.Parameter(torch.tensor([math.log(1 / 0.07)]))
-        self.register_load_state_dict_pre_hook(_read_scale)
 
     def encode_text(self, text: Tensor) -> Tensor:
-        """Text tokens [B, T], negative past their end, to unit vectors [B, D]."""
+        """Encodes text tokens [B, T], negative after the caption, as unit vectors [B, D]."""
         return F.normalize(self.text_out(self.text(text)).float(), dim=-1)
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [0, 1] to unit vectors [B, D]."""
+        """Encodes images [B, 3, H, W] in [0, 1] as unit vectors [B, D]."""
         return F.normalize(self.image_out(self.image(images)).float(), dim=-1)
 
     @property
     def scale(self) -> Tensor:
-        """What cosines are multiplied with before the softmax: one over the temperature."""
-        return self.log_scale.clamp(max=math.log(MOST_SCALE)).exp().squeeze()
-
-
-def _read_scale(network: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """The scale was a number in earlier checkpoints."""
-    if f"{prefix}log_scale" in state:
-        state[f"{prefix}log_scale"] = state[f"{prefix}log_scale"].reshape(1)
+        """Logit scale, the inverse of the softmax temperature."""
+        return self.log_scale.clamp(max=math.log(MAX_SCALE)).exp().squeeze()
 
 
 def contrastive_loss(
-    text: Tensor, images: Tensor, scale: Tensor, wrong_images: Tensor | None = None
+    text: Tensor, images: Tensor, scale: Tensor, negatives: Tensor | None = None
 ) -> Tensor:
-    """Symmetric cross-entropy of finding each one's partner among B (CLIP's loss), in nats.
+    """Returns CLIP's symmetric cross-entropy between captions and images, in nats.
 
     Args:
-        text, images: unit vectors [B, D], row by row a pair.
-        scale: factor before the softmax.
-        wrong_images: vectors [M, D] of further images, none of which is any caption's own.
+        text: unit vectors [B, D] of the captions.
+        images: unit vectors [B, D] of their images, in the same order.
+        scale: logit scale.
+        negatives: unit vectors [M, D] of additional images that match no caption.
     """
-    partner = torch.arange(len(text), device=text.device)
-    all_images = images if wrong_images is None else torch.cat([images, wrong_images])
-    of_text = F.cross_entropy(scale * text @ all_images.T, partner)
-    return (of_text + F.cross_entropy(scale * images @ text.T, partner)) / 2
+    pair = torch.arange(len(text), device=text.device)
+    all_images = images if negatives is None else torch.cat([images, negatives])
+    text_loss = F.cross_entropy(scale * text @ all_images.T, pair)
+    image_loss = F.cross_entropy(scale * images @ text.T, pair)
+    return (text_loss + image_loss) / 2
 
 
-def patchwork(images: Tensor) -> Tensor:
-    """Images [B, 3, H, W] with a rectangle each of the next one, or of another place of their own.
+def make_cutmix_negatives(images: Tensor) -> Tensor:
+    """Replaces a random rectangle of each image [B, 3, H, W], as CutMix does.
 
-    A prior's bad candidates are of these kinds: every part is fine and the whole is not, often in
-    one and the same color.
+    The rectangle comes from the previous image of the batch, or from the same image shifted by up
+    to a quarter of its size. Bad samples of a prior look alike: each part is fine, the whole is
+    not, and all of it often has one color.
     """
     batch, _, height, width = images.shape
 
     def random(*shape: int) -> Tensor:
         return torch.rand(batch, *shape, device=images.device)
 
-    def covered(side: int) -> Tensor:
-        """Between two random places: [B, side]."""
+    def random_interval(side: int) -> Tensor:
+        """Returns True between two random positions, [B, side]."""
         ends = random(2).sort(dim=1).values * side
-        at = torch.arange(side, device=images.device) + 0.5
-        return (ends[:, :1] <= at) & (at < ends[:, 1:])
+        centers = torch.arange(side, device=images.device) + 0.5
+        return (ends[:, :1] <= centers) & (centers < ends[:, 1:])
 
-    def moved(side: int) -> Tensor:
-        """Where each pixel comes from, up to a quarter of the picture away: [B, side]."""
-        by = ((random(1) - 0.5) * side / 2).round().long()
-        return (torch.arange(side, device=images.device) + by) % side
+    def shifted_indices(side: int) -> Tensor:
+        """Returns the source index of each pixel after a random cyclic shift, [B, side]."""
+        shift = ((random(1) - 0.5) * side / 2).round().long()
+        return (torch.arange(side, device=images.device) + shift) % side
 
-    rectangle = covered(height)[:, None, :, None] & covered(width)[:, None, None, :]
-    rows, columns = moved(height)[:, None, :, None], moved(width)[:, None, None, :]
-    own = images.gather(2, rows.expand_as(images)).gather(3, columns.expand_as(images))
-    others = torch.where(random(1, 1, 1) < 0.5, own, images.roll(1, dims=0))
-    return torch.where(rectangle, others, images)
+    rectangle = random_interval(height)[:, None, :, None] & random_interval(width)[:, None, None, :]
+    rows, columns = shifted_indices(height), shifted_indices(width)
+    shifted = images.gather(2, rows[:, None, :, None].expand_as(images))
+    shifted = shifted.gather(3, columns[:, None, None, :].expand_as(images))
+    source = torch.where(random(1, 1, 1) < 0.5, shifted, images.roll(1, dims=0))
+    return torch.where(rectangle, source, images)
 
 
-def _blocks(dim: int, depth: int, heads: int) -> nn.TransformerEncoder:
+def _make_blocks(dim: int, depth: int, heads: int) -> nn.TransformerEncoder:
     block = nn.TransformerEncoderLayer(
         dim, heads, 4 * dim, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
     )
     encoder = nn.TransformerEncoder(block, depth, nn.LayerNorm(dim), enable_nested_tensor=False)
-    for parameter in encoder.parameters():  # PyTorch's are copies of one block
+    for parameter in encoder.parameters():  # nn.TransformerEncoder initializes all blocks alike
         if parameter.ndim == 2:
             nn.init.normal_(parameter, std=0.02)
     return encoder
