@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 
 import training
 from tilewright import runs
-from tilewright.data.encoding import encode
+from tilewright.data.encode_parallel import encode_in_parallel
 from tilewright.data.transforms import CenterCrop
 
 DEFAULTS = {
@@ -85,7 +85,7 @@ def ours(
         },
     }
     threads = torch.get_num_threads()
-    for _split, _codes in encode(config):
+    for _split, _cache in encode_in_parallel(config):
         pass
     torch.set_num_threads(threads)  # encode() lowers them
 

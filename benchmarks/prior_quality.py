@@ -127,7 +127,7 @@ def read_data(config: DictConfig) -> CaptionedImages:
     data.setup()
     data.tokenizer.train(data.captions("train"))
     for split in ("train", "validation"):
-        data.rows(split, training=split == "train")
+        data.dataset(split, training=split == "train")
     return data
 
 

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from tilewright import runs
+from tilewright.data.image_tokenizer import ImageTokenizer
 from tilewright.data.images import to_tensor
-from tilewright.data.token_cache import ImageTokenizer
 from tilewright.data.tokenizer import BytePairTokenizer
 from tilewright.data.transforms import CenterCrop
 from tilewright.errors import UserError

@@ -125,14 +125,14 @@ CASES = {
     "words for a number": ("train", [*DVAE, "data.batch_size=many"], None, ["data", "many"]),
     "batch of none": ("train", [*DVAE, "data.batch_size=0"], None, ["data.batch_size=0"]),
     "negative workers": ("train", [*DVAE, "data.num_workers=-1"], None, ["num_workers=-1"]),
-    "negative views": ("train", [*DVAE, "data.views=-1"], None, ["data.views=-1"]),
-    "two kinds of views": (
+    "negative crops": ("train", [*DVAE, "data.crops_per_image=-1"], None, ["crops_per_image=-1"]),
+    "two kinds of crops": (
         "train",
-        [*DVAE, "data.views=2", "data.augmented_tokens=true"],
+        [*DVAE, "data.crops_per_image=2", "data.augmented_tokens=true"],
         None,
-        ["data.views", "augmented_tokens"],
+        ["data.crops_per_image", "augmented_tokens"],
     ),
-    "split of no rows": ("train", [*DVAE, "data.source.train=0"], None, ["train", "not 0"]),
+    "split of no rows": ("train", [*DVAE, "data.source.train=0"], None, ["data.source.train=0"]),
     "resume of another model": (
         "train",
         [*DVAE, "resume=true", "model=dvae_paper"],
@@ -143,10 +143,10 @@ CASES = {
     "a name that is taken": ("train", [*DVAE, "run_name=d"], None, ["resume="]),
     # data
     "no folder": ("train", [*FOLDER[:-1], "data.source.path=/no"], None, ["no folder", "/no"]),
-    "empty folder": ("train", FOLDER, None, ["no pictures"]),
+    "empty folder": ("train", FOLDER, None, ["no images"]),
     "no captions": ("train", FOLDER, lambda h: folder(h, captions=False), ["no captions"]),
     "one picture": ("train", FOLDER, lambda h: folder(h, 1), ["too few"]),
-    "all pictures broken": ("train", FOLDER, lambda h: folder(h, content=b"x"), ["not a picture"]),
+    "all pictures broken": ("train", FOLDER, lambda h: folder(h, content=b"x"), ["not an image"]),
     "metadata that is no JSON": ("train", FOLDER, lambda h: metadata(h, "{oh"), ["line 1"]),
     "metadata without names": (
         "train",
@@ -187,7 +187,7 @@ CASES = {
     ),
     "filters that keep nothing": (
         "train",
-        [*FOLDER, "filter=paper", "data.filters.length.words=99", "~data.filters.english"],
+        [*FOLDER, "filter=paper", "data.filters.length.min_words=99", "~data.filters.english"],
         folder,
         ["keep no row", "short caption"],
     ),

@@ -1,4 +1,4 @@
-"""Batches of `gray.TinySource`, made as a test asks for them."""
+"""Fixtures: a data module over `gray.TinySource`, and a text tokenizer for it."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def make(tmp_path):
                 "batch_size": 4,
                 "train_transform": CenterCrop(SIZE),
                 "eval_transform": CenterCrop(SIZE),
-                "cache": tmp_path / "codes",
+                "cache": tmp_path / "image_tokens",
                 **arguments,
             },
         )
@@ -27,6 +27,6 @@ def make(tmp_path):
 
 @pytest.fixture
 def tokenizer():
-    made = BytePairTokenizer(vocab_size=300, length=12, dropout=0.5)
-    made.train(["grey 1", "gray 2"] * 10)
-    return made
+    tokenizer = BytePairTokenizer(vocab_size=300, length=12, dropout=0.5)
+    tokenizer.train(["grey 1", "gray 2"] * 10)
+    return tokenizer

@@ -1,4 +1,4 @@
-"""The paper's filters: what they drop, and how it is counted."""
+"""Filters of the paper: dropped pairs and their counts."""
 
 import io
 import logging
@@ -18,15 +18,15 @@ PHRASES = ["photographed on <date>", "image may contain"]
 @pytest.mark.parametrize(
     ("size", "kept"), [((8, 8), True), ((16, 8), True), ((8, 16), True), ((17, 8), False)]
 )
-def test_aspect_ratio(size, kept):
-    assert AspectRatio(2.0).keeps_picture(*size) == kept
+def test_aspect_ratio_filter(size, kept):
+    assert AspectRatio(2.0).keeps_image(*size) == kept
 
 
 @pytest.mark.parametrize(
     ("caption", "kept"),
     [("dog", False), ("a dog", True), ("  dog ", False), ("赤い丸い円", True), ("犬", False)],
 )
-def test_short_captions(caption, kept):
+def test_caption_length_filter(caption, kept):
     assert CaptionLength(2).keeps_caption(caption) == kept
 
 
@@ -42,12 +42,12 @@ def test_short_captions(caption, kept):
         ("a boat", True),
     ],
 )
-def test_boilerplate(caption, kept):
+def test_boilerplate_filter(caption, kept):
     assert Boilerplate(PHRASES).keeps_caption(caption) == kept
 
 
-def test_boilerplate_that_is_no_expression_is_one_line():
-    with pytest.raises(UserError, match="no regular expression"):
+def test_invalid_boilerplate_phrase_is_an_error():
+    with pytest.raises(UserError, match="invalid regular expression"):
         Boilerplate(["(a"])
 
 
@@ -59,12 +59,12 @@ def test_boilerplate_that_is_no_expression_is_one_line():
         ("赤い丸が左にあります", False),
     ],
 )
-def test_english(caption, kept):
+def test_english_filter(caption, kept):
     pytest.importorskip("gcld3")
     assert English().keeps_caption(caption) == kept
 
 
-def test_english_without_its_package_is_one_line(monkeypatch):
+def test_english_filter_without_its_package_is_an_error(monkeypatch):
     from tilewright.data import filters
 
     filters._classifier.cache_clear()
@@ -74,7 +74,7 @@ def test_english_without_its_package_is_one_line(monkeypatch):
 
 
 class Source:
-    """Rows of which some are to be dropped, and one that is broken."""
+    """Source with rows that the filters drop, and one row with a broken image."""
 
     ROWS = (
         ((8, 8), ["a red dog"]),
@@ -85,51 +85,51 @@ class Source:
         (None, ["a broken dog"]),
     )
 
-    def __init__(self, stream):
-        self.stream = stream
+    def __init__(self, streaming):
+        self.streaming = streaming
 
     def load(self):
-        images = [{"bytes": self.picture(size), "path": None} for size, _ in self.ROWS]
+        images = [{"bytes": self.image(size), "path": None} for size, _ in self.ROWS]
         features = Features({"image": Image(decode=False), "caption": List(Value("string"))})
         captions = [captions for _, captions in self.ROWS]
         rows = Dataset.from_dict({"image": images, "caption": captions}, features=features)
-        if self.stream:
+        if self.streaming:
             rows = rows.to_iterable_dataset()
             return IterableDatasetDict({"train": rows, "validation": rows})
         return DatasetDict({"train": rows, "validation": rows})
 
-    def picture(self, size):
-        file = io.BytesIO(b"no picture")
+    def image(self, size):
+        file = io.BytesIO(b"not an image")
         if size:
             PILImage.new("RGB", size).save(file, "PNG")
         return file.getvalue()
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_what_filters_drop_is_counted(stream, caplog):
+@pytest.mark.parametrize("streaming", [False, True])
+def test_dropped_rows_are_counted_by_reason(streaming, caplog):
     filters = {"a": AspectRatio(), "b": CaptionLength(), "c": Boilerplate(PHRASES)}
     crop = CenterCrop(8)
-    data = CaptionedImages(Source(stream), 8, 3, crop, crop, filters=filters)
+    data = CaptionedImages(Source(streaming), 8, 3, crop, crop, filters=filters)
     with caplog.at_level(logging.INFO):
         batches = [data.on_after_batch_transfer(batch, 0) for batch in data.val_dataloader()]
     assert [c for batch in batches for c in batch["caption"]] == ["a red dog", "a blue dog"]
     assert list(data.captions()) == [
         "a red dog",
-        *["a wide dog"] * stream,
+        *["a wide dog"] * streaming,
         "a blue dog",
         "a broken dog",
     ]
-    if stream:
+    if streaming:
         filtered = dict.fromkeys(("aspect ratio", "boilerplate", "short caption"), 1)
-        assert data.skips.kinds == {**filtered, "not a picture": 1}
+        assert data.skip_counts.reasons == {**filtered, "not an image": 1}
     else:
         dropped = "3 of 6 rows dropped: 1 × aspect ratio, 1 × boilerplate, 1 × short caption"
         assert f"validation: {dropped}" in caplog.text
-        assert data.skips.kinds == {"not a picture": 1}
+        assert data.skip_counts.reasons == {"not an image": 1}
 
 
-def test_filters_that_keep_nothing_are_one_line():
+def test_filters_that_drop_all_rows_are_an_error():
     crop = CenterCrop(8)
     data = CaptionedImages(Source(False), 8, 2, crop, crop, filters={"a": CaptionLength(9)})
-    with pytest.raises(UserError, match="the filters keep no row of train: 6 × short caption"):
+    with pytest.raises(UserError, match=r"the filters keep no row of train \(6 × short caption\)"):
         data.setup()

@@ -1,4 +1,4 @@
-"""Pictures of every kind become 8-bit RGB, and what is no picture is said to be none."""
+"""Decoding of images: all modes become 8-bit RGB, and other bytes are rejected."""
 
 import contextlib
 from io import BytesIO
@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tilewright.data.images import UnreadableImage, decode, to_tensor
+from tilewright.data.images import UnreadableImage, decode_image, to_tensor
 
 
 def encode(image, form="PNG", **options):
@@ -22,44 +22,44 @@ def noise(height=24, width=16, channels=3):
     return pixels
 
 
-def test_rgb_is_kept_pixel_for_pixel():
+def test_rgb_is_unchanged():
     pixels = noise()
-    image = decode(encode(Image.fromarray(pixels)))
+    image = decode_image(encode(Image.fromarray(pixels)))
     assert image.mode == "RGB"
     np.testing.assert_array_equal(np.asarray(image), pixels)
 
 
 def test_path_is_read_when_there_are_no_bytes(tmp_path):
     Image.fromarray(noise()).save(tmp_path / "a.png")
-    image = decode({"bytes": None, "path": str(tmp_path / "a.png")})
+    image = decode_image({"bytes": None, "path": str(tmp_path / "a.png")})
     np.testing.assert_array_equal(np.asarray(image), noise())
 
 
 def test_exif_rotation_is_applied():
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: shown upright it is rotated by 90 degrees
-    image = decode(encode(Image.fromarray(noise()), exif=exif))
+    exif[0x0112] = 6  # rotated by 90 degrees
+    image = decode_image(encode(Image.fromarray(noise()), exif=exif))
     np.testing.assert_array_equal(np.asarray(image), np.rot90(noise(), -1))
 
 
-def test_transparent_lies_on_white():
+def test_transparent_parts_become_white():
     pixels = np.zeros((4, 4, 4), np.uint8)
     pixels[:2] = (255, 0, 0, 255)
-    image = np.asarray(decode(encode(Image.fromarray(pixels))))
+    image = np.asarray(decode_image(encode(Image.fromarray(pixels))))
     assert (image[:2] == (255, 0, 0)).all()
     assert (image[2:] == 255).all()
 
 
-def test_half_transparent_is_mixed_with_white():
-    image = decode(encode(Image.new("LA", (2, 2), (0, 128))))
+def test_half_transparent_parts_are_mixed_with_white():
+    image = decode_image(encode(Image.new("LA", (2, 2), (0, 128))))
     assert image.getpixel((0, 0)) == pytest.approx((127, 127, 127), abs=1)
 
 
-def test_palette_with_a_transparent_entry():
+def test_transparent_palette_entry_becomes_white():
     image = Image.new("P", (2, 1), 0)
     image.putpalette([10, 20, 30, 40, 50, 60])
     image.putpixel((1, 0), 1)
-    image = decode(encode(image, transparency=0))
+    image = decode_image(encode(image, transparency=0))
     assert image.getpixel((0, 0)) == (255, 255, 255)
     assert image.getpixel((1, 0)) == (40, 50, 60)
 
@@ -67,42 +67,42 @@ def test_palette_with_a_transparent_entry():
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr"])
 def test_other_modes_become_rgb(mode):
     form = "TIFF" if mode in ("CMYK", "YCbCr") else "PNG"
-    # Pillow 12 writes YCbCr that it cannot read, unless it is compressed.
+    # Pillow 12 cannot read the uncompressed YCbCr that it writes.
     packed = {"compression": "tiff_lzw"} if mode == "YCbCr" else {}
-    image = decode(encode(Image.new("RGB", (5, 7), "white").convert(mode), form, **packed))
+    image = decode_image(encode(Image.new("RGB", (5, 7), "white").convert(mode), form, **packed))
     assert (image.mode, image.size) == ("RGB", (5, 7))
     assert min(image.getpixel((2, 2))) >= 254
 
 
 def test_cmyk_jpeg_keeps_its_color():
-    image = decode(encode(Image.new("RGB", (16, 16), (250, 10, 10)).convert("CMYK"), "JPEG"))
+    image = decode_image(encode(Image.new("RGB", (16, 16), (250, 10, 10)).convert("CMYK"), "JPEG"))
     assert image.getpixel((8, 8)) == pytest.approx((250, 10, 10), abs=6)
 
 
 @pytest.mark.parametrize("form", ["PNG", "TIFF"])
-def test_sixteen_bits_are_scaled_not_clipped(form):
+def test_sixteen_bits_are_scaled_and_not_clipped(form):
     gray = np.array([[0, 257 * 100, 65535]], np.uint16)
-    image = np.asarray(decode(encode(Image.fromarray(gray), form)))
+    image = np.asarray(decode_image(encode(Image.fromarray(gray), form)))
     np.testing.assert_array_equal(image[0, :, 0], [0, 100, 255])
 
 
-def test_float_pixels():
-    image = decode(encode(Image.fromarray(np.array([[0.0, 0.2, 1.0]], np.float32)), "TIFF"))
+def test_float_pixels_are_scaled():
+    image = decode_image(encode(Image.fromarray(np.array([[0.0, 0.2, 1.0]], np.float32)), "TIFF"))
     assert [image.getpixel((x, 0))[0] for x in range(3)] == [0, 51, 255]
 
 
 def test_animation_gives_its_first_frame():
     frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
-    image = decode(encode(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    image = decode_image(encode(frames[0], "GIF", save_all=True, append_images=frames[1:]))
     assert image.getpixel((0, 0)) == pytest.approx((255, 0, 0), abs=2)
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
-def test_truncated(form):
+def test_truncated_file_is_rejected(form):
     record = encode(Image.fromarray(noise(64, 64)), form)
     record["bytes"] = record["bytes"][: len(record["bytes"]) // 2]
     with pytest.raises(UnreadableImage):
-        decode(record)
+        decode_image(record)
 
 
 @pytest.mark.parametrize(
@@ -116,23 +116,23 @@ def test_truncated(form):
         {"bytes": None, "path": "/no/such/picture.png"},
     ],
 )
-def test_no_picture(record):
+def test_bytes_that_are_not_an_image_are_rejected(record):
     with pytest.raises(UnreadableImage):
-        decode(record)
+        decode_image(record)
 
 
-def test_broken_bits_never_raise_anything_else():
+def test_corrupt_bytes_only_raise_unreadable_image():
     data = bytearray(encode(Image.fromarray(noise(32, 32)), "JPEG")["bytes"])
     generator = np.random.default_rng(0)
     for _ in range(100):
-        broken = bytearray(data)
-        for at in generator.integers(0, len(data), 20):
-            broken[at] = generator.integers(256)
+        corrupt = bytearray(data)
+        for index in generator.integers(0, len(data), 20):
+            corrupt[index] = generator.integers(256)
         with contextlib.suppress(UnreadableImage):
-            assert decode({"bytes": bytes(broken)}).mode == "RGB"
+            assert decode_image({"bytes": bytes(corrupt)}).mode == "RGB"
 
 
-def test_to_tensor():
+def test_to_tensor_gives_floats_in_0_to_1():
     tensor = to_tensor(Image.fromarray(noise(5, 7)))
     assert tensor.shape == (3, 5, 7)
     assert tensor.dtype == torch.float32

@@ -1,4 +1,4 @@
-"""Streams: shared out without loss, shuffled anew in each epoch, resumed to the row."""
+"""Streaming data: no row is lost or repeated, each epoch is shuffled, resuming is exact."""
 
 import io
 from itertools import chain, islice
@@ -10,6 +10,7 @@ from datasets import Dataset, Features, Image, IterableDataset, IterableDatasetD
 from PIL import Image as PILImage
 
 from tilewright.data import CaptionedImages, streaming
+from tilewright.data.streaming_position import ReaderGroup
 from tilewright.data.transforms import CenterCrop
 from tilewright.errors import UserError
 
@@ -23,12 +24,12 @@ PNG = _FILE.getvalue()
 def generate(shards):
     for shard in shards:
         for row in range(shard, ROWS, SHARDS):
-            picture = PNG if row % 10 != 9 else b"no picture"
-            yield {"image": {"bytes": picture, "path": None}, "caption": f"row {row}"}
+            image = PNG if row % 10 != 9 else b"not an image"
+            yield {"image": {"bytes": image, "path": None}, "caption": f"row {row}"}
 
 
 class Source:
-    """60 rows in 4 shards, of which 6 are broken, as a generator, a table or parquet files."""
+    """Source of 60 rows in 4 shards, 6 of them broken."""
 
     def __init__(self, form, folder):
         self.form, self.folder = form, folder
@@ -84,29 +85,30 @@ def make(tmp_path):
 
 
 def train(data, count):
-    """Captions of each of the next batches, and the state after each."""
-    seen, states = [], []
+    """Returns the captions of each of the next batches, and the state after each batch."""
+    captions, states = [], []
     for batch in islice(data.train_dataloader(), count):
         batch = data.on_after_batch_transfer(batch, 0)
-        seen.append(batch["caption"])
+        captions.append(batch["caption"])
         if data.trainer.world_size == 1:
             states.append(data.state_dict())
-    return seen, states
+    return captions, states
 
 
-def summary(state):
-    """A state, less what the library says of its readers, which one place has several words for."""
-    places = {part: {**at, "state": None} for part, at in state["positions"].items()}
-    return {**state, "positions": places}
+def without_shards(state):
+    """Returns a state without the positions in shards, which have several equal forms."""
+    positions = state["streaming"]["positions"]
+    stripped = {reader: {**position, "shards": None} for reader, position in positions.items()}
+    return {**state, "streaming": {**state["streaming"], "positions": stripped}}
 
 
-def good(form):
+def usable_captions(form):
     return sorted(f"row {n}" for n in range(form == "filtered", ROWS) if n % 10 != 9)
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_epoch_has_every_row_once_in_a_new_order(make, form):
-    rows = good(form)
+def test_each_epoch_has_each_row_once_in_a_new_order(make, form):
+    rows = usable_captions(form)
     data = make(form)
     seen = list(chain(*train(data, 2 * len(rows) // BATCH)[0]))
     epochs = [seen[: len(rows)], seen[len(rows) : 2 * len(rows)]]
@@ -115,24 +117,25 @@ def test_every_epoch_has_every_row_once_in_a_new_order(make, form):
     assert sorted(epochs[0]) == rows
     assert epochs[0] != epochs[1]
     assert epochs[0] != rows
-    skipped = data.skips.total
-    assert skipped == 12 or (form == "filtered" and skipped in (10, 11, 12))  # it is not at its end
-    assert data.skips.read == skipped + len(seen)
+    skipped = data.skip_counts.total
+    # The last batch of the filtered data is not at the end of an epoch.
+    assert skipped == 12 or (form == "filtered" and skipped in (10, 11, 12))
+    assert data.skip_counts.read == skipped + len(seen)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("form", FORMS)
-def test_resumes_exactly_after_any_batch(make, form, workers):
+def test_resuming_after_any_batch_is_exact(make, form, workers):
     count = 14  # one and a half epochs
-    whole, states = train(make(form, workers=workers), count)
+    expected, states = train(make(form, workers=workers), count)
     for batches in range(1, count) if not workers else (1, 4, 9, 11):
-        again = make(form, workers=workers, batches=batches, state=states[batches - 1])
-        rest, rest_states = train(again, count - batches)
-        assert rest == whole[batches:], batches
-        assert summary(rest_states[-1]) == summary(states[-1])
+        resumed = make(form, workers=workers, batches=batches, state=states[batches - 1])
+        rest, rest_states = train(resumed, count - batches)
+        assert rest == expected[batches:], batches
+        assert without_shards(rest_states[-1]) == without_shards(states[-1])
 
 
-def test_a_state_is_of_what_checkpoints_may_hold(make, tmp_path):
+def test_a_state_has_plain_values_only(make, tmp_path):
     _, states = train(make(), 5)
     torch.save(states[-1], tmp_path / "state")
     assert torch.load(tmp_path / "state", weights_only=True) == states[-1]
@@ -140,15 +143,15 @@ def test_a_state_is_of_what_checkpoints_may_hold(make, tmp_path):
 
 @pytest.mark.parametrize("form", ["generator", "parquet"])
 @pytest.mark.parametrize(("processes", "workers"), [(2, 0), (3, 0), (2, 2), (1, 3)])
-def test_parts_have_all_rows_and_none_twice(make, form, processes, workers):
-    parts = processes * max(1, workers)
+def test_readers_share_the_rows_without_repeating_any(make, form, processes, workers):
+    readers = processes * max(1, workers)
     seen = []
     for rank in range(processes):
         data = make(form, rank=rank, processes=processes, workers=workers)
-        rows = data.rows("train", training=True)
+        dataset = data.dataset("train", training=True)
         for worker in range(max(1, workers)):
-            part = rank * max(1, workers) + worker
-            records = streaming.Part(rows.data, [2, 0, 3, 1], part, parts, 2)
+            reader = rank * max(1, workers) + worker
+            records = streaming.ShardReader(dataset.data, [2, 0, 3, 1], reader, readers, 2)
             seen += [record["caption"] for record in records]
         batches = [batch for batch, _ in zip(data.train_dataloader(), range(3), strict=False)]
         assert all(len(batch["caption"]) == BATCH // processes for batch in batches)
@@ -156,22 +159,22 @@ def test_parts_have_all_rows_and_none_twice(make, form, processes, workers):
 
 
 @pytest.mark.parametrize("workers", [0, 3])
-def test_validation_has_every_row_once(make, workers):
+def test_validation_has_each_row_once(make, workers):
     seen = [c for batch in make(workers=workers).val_dataloader() for c in batch["caption"]]
-    assert sorted(seen) == good("generator")
+    assert sorted(seen) == usable_captions("generator")
 
 
-def test_another_number_of_parts_goes_on_with_the_next_epoch(make, caplog):
+def test_another_number_of_readers_continues_with_the_next_epoch(make, caplog):
     _, states = train(make(), 4)
     data = make(workers=2, batches=4, state=states[-1])
-    assert "was read in 1 parts and is now in 2" in caplog.text
+    assert "had 1 readers and now has 2" in caplog.text
     _, states = train(data, 2)
-    assert {at["epoch"] for at in states[-1]["positions"].values()} == {1}
+    assert {position["epoch"] for position in states[-1]["streaming"]["positions"].values()} == {1}
 
 
-def test_a_part_without_rows_is_one_line(make):
-    read = make().rows("train").read
+def test_a_reader_without_rows_is_an_error(make):
+    reader = make().dataset("train").reader
     source = IterableDataset.from_generator(generate, gen_kwargs={"shards": [0]})
-    empty = streaming.StreamedRows(source.take(0), read, streaming.Place(), seed=0)
-    with pytest.raises(UserError, match="too few rows for its 1 parts"):
+    empty = streaming.StreamingDataset(source.take(0), reader, ReaderGroup(), seed=0)
+    with pytest.raises(UserError, match="too few rows for 1 readers"):
         next(iter(empty))

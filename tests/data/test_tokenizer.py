@@ -1,4 +1,4 @@
-"""Captions to text tokens and back, in any script; what a broken tokenizer file says."""
+"""Text tokenizer: round trips in any script, BPE dropout, and broken files."""
 
 import json
 import random
@@ -17,9 +17,9 @@ CAPTIONS = ["a large red circle", "a small red circle on the left", "a large blu
 
 @pytest.fixture
 def tokenizer():
-    made = BytePairTokenizer(vocab_size=300, length=64, dropout=0.5)
-    made.train(CAPTIONS)
-    return made
+    tokenizer = BytePairTokenizer(vocab_size=300, length=64, dropout=0.5)
+    tokenizer.train(CAPTIONS)
+    return tokenizer
 
 
 @pytest.mark.parametrize(
@@ -38,11 +38,11 @@ def tokenizer():
         "",
     ],
 )
-def test_any_caption_comes_back_lowercased(tokenizer, caption):
+def test_decoding_restores_any_caption_in_lower_case(tokenizer, caption):
     assert tokenizer.decode(tokenizer.encode([caption])) == [caption.lower()]
 
 
-def test_positions_past_the_end_are_minus_one(tokenizer):
+def test_tokens_are_padded_with_minus_one(tokenizer):
     tokens = tokenizer.encode(["a large red circle", ""])
     assert tokens.shape == (2, 64)
     assert tokens.dtype == torch.long
@@ -53,63 +53,62 @@ def test_positions_past_the_end_are_minus_one(tokenizer):
     assert tokens.max() < 300
 
 
-def test_no_more_tokens_than_asked_for_and_all_bytes(tokenizer):
+def test_vocabulary_has_all_bytes_and_at_most_vocab_size_tokens(tokenizer):
     assert 256 < tokenizer._tokenizer.get_vocab_size() <= 300
     with pytest.raises(ValueError, match="256"):
         BytePairTokenizer(vocab_size=255)
 
 
-def test_dropout_only_when_asked(tokenizer):
+def test_dropout_is_used_on_request_only(tokenizer):
     caption = ["a small red circle on the left"]
     plain = tokenizer.encode(caption)
-    spellings = {tuple(tokenizer.encode(caption, dropout=True)[0].tolist()) for _ in range(20)}
-    assert len(spellings) > 1
-    for spelling in spellings:  # other tokens, the same caption
-        assert tokenizer.decode(torch.tensor([spelling])) == caption
+    segmentations = {tuple(tokenizer.encode(caption, dropout=True)[0].tolist()) for _ in range(20)}
+    assert len(segmentations) > 1
+    for segmentation in segmentations:  # other tokens, the same caption
+        assert tokenizer.decode(torch.tensor([segmentation])) == caption
     assert torch.equal(tokenizer.encode(caption), plain)
 
 
-def test_dropout_follows_from_the_seed(tokenizer):
-    def spell(seed):
+def test_dropout_depends_on_the_seed_only(tokenizer):
+    def encode(seed):
         torch.manual_seed(seed)
         return tokenizer.encode(CAPTIONS, dropout=True)
 
-    assert torch.equal(spell(1), spell(1))
-    assert not torch.equal(spell(1), spell(2))
+    assert torch.equal(encode(1), encode(1))
+    assert not torch.equal(encode(1), encode(2))
 
 
-def test_a_dropout_of_next_to_nothing_spells_as_without(tokenizer):
+def test_a_tiny_dropout_gives_the_tokens_without_dropout(tokenizer):
     plain = tokenizer.encode(CAPTIONS)
     tokenizer.dropout = 1e-12
     assert torch.equal(tokenizer.encode(CAPTIONS, dropout=True), plain)
 
 
-def test_dropout_is_that_of_its_definition(tokenizer):
-    """Of the pairs that may be merged, each is skipped by a number of its own; the first goes."""
+def test_dropout_matches_its_definition(tokenizer):
+    """Each possible merge is skipped independently, and the first remaining one is applied."""
     bpe = json.loads(tokenizer._tokenizer.to_str())["model"]
     ranks = {tuple(pair): rank for rank, pair in enumerate(bpe["merges"])}
     tokenizer.dropout = 0.4
     for seed, caption in enumerate(["a red circle", "blue", "red red red"] * 5):
         torch.manual_seed(seed)
-        found = tokenizer.encode([caption], dropout=True)[0]
+        tokens = tokenizer.encode([caption], dropout=True)[0]
         torch.manual_seed(seed)
-        draw = random.Random(int(torch.randint(2**31, ()))).random
+        random_number = random.Random(int(torch.randint(2**31, ()))).random
         expected = []
         for word in re.findall(" ?[^ ]+", caption):
             parts = list(word.replace(" ", "Ġ"))
             while True:
                 pairs = [(ranks[p], i) for i, p in enumerate(pairwise(parts)) if p in ranks]
-                kept = [pair for pair in pairs if draw() >= 0.4]
+                kept = [pair for pair in pairs if random_number() >= 0.4]
                 if not kept:
                     break
                 _, i = min(kept)
                 parts[i : i + 2] = [parts[i] + parts[i + 1]]
             expected += [bpe["vocab"][part] for part in parts]
-        assert found[found >= 0].tolist() == expected
+        assert tokens[tokens >= 0].tolist() == expected
 
 
-def test_dropout_skips_merges_at_its_share(tokenizer):
-    """Of two letters with one merge, the merge is skipped as often as was said."""
+def test_dropout_skips_the_given_share_of_merges(tokenizer):
     tokenizer.train(["ab"])
     tokenizer.dropout = 0.3
     torch.manual_seed(0)
@@ -117,7 +116,7 @@ def test_dropout_skips_merges_at_its_share(tokenizer):
     assert (tokens[:, 1] >= 0).float().mean().item() == pytest.approx(0.3, abs=0.04)
 
 
-def test_no_dropout_leaves_training_alone():
+def test_zero_dropout_gives_the_tokens_without_dropout():
     tokenizer = BytePairTokenizer(vocab_size=300, length=64, dropout=0.0)
     tokenizer.train(CAPTIONS)
     assert torch.equal(
@@ -125,7 +124,7 @@ def test_no_dropout_leaves_training_alone():
     )
 
 
-def test_longer_captions_are_cut_and_counted():
+def test_longer_captions_are_truncated_and_counted():
     tokenizer = BytePairTokenizer(vocab_size=256, length=4)
     tokenizer.train(["ab"])
     tokens = tokenizer.encode(["abcd", "abcdefgh", "abcde", "a"])
@@ -133,15 +132,15 @@ def test_longer_captions_are_cut_and_counted():
     assert tokenizer.decode(tokens) == ["abcd", "abcd", "abcd", "a"]
 
 
-def test_decode_leaves_out_what_is_no_token(tokenizer):
+def test_decoding_ignores_values_that_are_not_tokens(tokenizer):
     tokens = tokenizer.encode(["red"])
     tokens[0, -1] = 10_000
     assert tokenizer.decode(tokens) == ["red"]
 
 
-def test_saved_and_loaded_is_the_same(tokenizer, tmp_path):
+def test_a_saved_tokenizer_loads_unchanged(tokenizer, tmp_path):
     path = tmp_path / "tokenizer.json"
-    tokenizer.encode(CAPTIONS, dropout=True)  # a dropout that was saved would come back
+    tokenizer.encode(CAPTIONS, dropout=True)  # the dropout must not be saved
     tokenizer.save(path)
     loaded = BytePairTokenizer(vocab_size=300, length=64)
     loaded.load(path)
@@ -149,7 +148,7 @@ def test_saved_and_loaded_is_the_same(tokenizer, tmp_path):
     assert loaded.decode(loaded.encode(["Größe 赤"])) == ["größe 赤"]
 
 
-def test_hugging_face_opens_the_file(tokenizer, tmp_path):
+def test_hugging_face_tokenizers_open_the_file(tokenizer, tmp_path):
     path = tmp_path / "tokenizer.json"
     tokenizer.encode(CAPTIONS, dropout=True)
     tokenizer.save(path)
@@ -159,14 +158,14 @@ def test_hugging_face_opens_the_file(tokenizer, tmp_path):
         assert theirs.encode("A Large Red circle").ids == ours[ours >= 0].tolist()
 
 
-def test_training_twice_gives_the_same(tokenizer):
+def test_training_is_deterministic(tokenizer):
     again = BytePairTokenizer(vocab_size=300, length=64)
     again.train(CAPTIONS)
     assert torch.equal(again.encode(CAPTIONS), tokenizer.encode(CAPTIONS))
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "{}", '{"version": "1.0", "model": 3}'])
-def test_broken_file_is_one_line(tmp_path, content):
+def test_a_broken_file_is_an_error(tmp_path, content):
     path = tmp_path / "tokenizer.json"
     if content is not None:
         path.write_text(content)
@@ -176,7 +175,7 @@ def test_broken_file_is_one_line(tmp_path, content):
     assert "\n" not in str(caught.value)
 
 
-def test_too_large_vocabulary_is_one_line(tokenizer, tmp_path):
+def test_a_too_large_vocabulary_is_an_error(tokenizer, tmp_path):
     path = tmp_path / "tokenizer.json"
     tokenizer.save(path)
     with pytest.raises(UserError, match=r"more than tokenizer.vocab_size=260") as caught:

@@ -1,4 +1,4 @@
-"""The crops: sizes, where they cut, and what they leave alone."""
+"""Image transforms: size, position and scale of the crops."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ SIZES = [(64, 64), (200, 90), (90, 200), (65, 64), (30, 20), (1, 500)]
 
 
 def ramp(width, height):
-    """Red grows from left to right, green from top to bottom."""
+    """Returns an image whose red grows from left to right and green from top to bottom."""
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[..., 0] = np.linspace(0, 255, width)[None]
     pixels[..., 1] = np.linspace(0, 255, height)[:, None]
@@ -20,34 +20,34 @@ def ramp(width, height):
 
 @pytest.mark.parametrize("crop", [StageOneCrop(64), StageTwoCrop(64), CenterCrop(64)])
 @pytest.mark.parametrize("size", SIZES)
-def test_result_is_square_and_of_the_size(crop, size):
+def test_result_has_the_requested_size(crop, size):
     for _ in range(20):
         assert crop(ramp(*size)).size == (64, 64)
 
 
 @pytest.mark.parametrize("crop", [StageOneCrop(32), StageTwoCrop(32)])
-def test_torch_seed_decides(crop):
-    def draw(seed):
+def test_crops_depend_on_the_torch_seed_only(crop):
+    def crops(seed):
         torch.manual_seed(seed)
         return [crop(ramp(100, 60)).tobytes() for _ in range(5)]
 
-    assert draw(1) == draw(1)
-    assert draw(1) != draw(2)
-    assert len(set(draw(1))) > 1
+    assert crops(1) == crops(1)
+    assert crops(1) != crops(2)
+    assert len(set(crops(1))) > 1
 
 
-def test_center_crop_leaves_the_right_size_alone():
+def test_center_crop_returns_an_image_of_the_right_size_unchanged():
     image = ramp(48, 48)
     assert CenterCrop(48)(image) is image
 
 
-def test_center_crop_cuts_the_middle_pixel_for_pixel():
+def test_center_crop_keeps_the_pixels_of_the_center():
     image = ramp(80, 48)
     expected = np.asarray(image)[:, 16:64]
     np.testing.assert_array_equal(np.asarray(CenterCrop(48)(image)), expected)
 
 
-def test_shrinking_is_area_averaging():
+def test_shrinking_averages_areas():
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     expected = pixels.reshape(16, 4, 16, 4, 3).mean((1, 3))
     shrunk = np.asarray(CenterCrop(16)(Image.fromarray(pixels)), float)
@@ -56,16 +56,16 @@ def test_shrinking_is_area_averaging():
 
 def test_enlarging_is_smooth():
     enlarged = np.asarray(CenterCrop(64)(ramp(8, 8)))[32, :, 0]
-    assert len(np.unique(enlarged)) > 32  # nearest or box would repeat the 8 there are
+    assert len(np.unique(enlarged)) > 32  # nearest or box would repeat 8 values
 
 
 def scale_of(image, source):
-    """How many pixels of the source one pixel of a crop of a ramp spans."""
+    """Returns the number of source pixels per pixel of a crop of a ramp."""
     row = np.asarray(image, float)[32, :, 0]
     return abs(row[-1] - row[0]) / 255 * (source - 1) / (len(row) - 1)
 
 
-def test_stage_one_shrinks_to_a_side_from_9_to_12_eighths():
+def test_stage_one_resizes_to_9_to_12_eighths():
     torch.manual_seed(0)
     spans = [scale_of(StageOneCrop(64)(ramp(512, 512)), 512) for _ in range(300)]
     sides = 512 / np.array(spans)
@@ -73,7 +73,7 @@ def test_stage_one_shrinks_to_a_side_from_9_to_12_eighths():
     assert sides.max() == pytest.approx(96, abs=1.5)
 
 
-def test_stage_two_shrinks_to_a_side_from_8_to_9_eighths():
+def test_stage_two_resizes_to_8_to_9_eighths():
     torch.manual_seed(0)
     spans = [scale_of(StageTwoCrop(64)(ramp(512, 512)), 512) for _ in range(300)]
     sides = 512 / np.array(spans)
@@ -81,23 +81,23 @@ def test_stage_two_shrinks_to_a_side_from_8_to_9_eighths():
     assert sides.max() == pytest.approx(72, abs=1.5)
 
 
-def test_stage_one_flips_every_other_picture_or_none():
-    def flipped(crop):
+def test_stage_one_flips_half_of_the_images_or_none():
+    def count_flipped(crop):
         torch.manual_seed(0)
         rows = [np.asarray(crop(ramp(128, 128)), int)[0, :, 0] for _ in range(200)]
         return sum(row[0] > row[-1] for row in rows)
 
-    assert 70 < flipped(StageOneCrop(64)) < 130
-    assert flipped(StageOneCrop(64, flip=False)) == 0
-    assert flipped(StageTwoCrop(64)) == 0
+    assert 70 < count_flipped(StageOneCrop(64)) < 130
+    assert count_flipped(StageOneCrop(64, flip=False)) == 0
+    assert count_flipped(StageTwoCrop(64)) == 0
 
 
-def test_stage_two_cuts_near_the_middle_and_stage_one_anywhere():
+def test_stage_two_crops_near_the_center_and_stage_one_anywhere():
     def lefts(crop):
         torch.manual_seed(0)
-        # 64 high, so nothing is resized; red is the position from left to right.
+        # 64 pixels high, so nothing is resized. Red is the horizontal position.
         reds = [np.asarray(crop(ramp(256, 64)))[0, 0, 0] for _ in range(300)]
-        return np.array(reds) / 255 * 255 / 192  # as a share of the slack
+        return np.array(reds) / 255 * 255 / 192  # as a share of the range
 
     middle, anywhere = lefts(StageTwoCrop(64)), lefts(StageOneCrop(64, flip=False))
     assert middle.min() == pytest.approx(3 / 8, abs=0.02)
@@ -107,6 +107,6 @@ def test_stage_two_cuts_near_the_middle_and_stage_one_anywhere():
 
 
 @pytest.mark.parametrize("crop", [StageOneCrop(64, flip=False), StageTwoCrop(64)])
-def test_picture_of_the_target_size_is_not_enlarged(crop):
+def test_image_of_the_target_size_is_not_enlarged(crop):
     image = ramp(64, 64)
     assert crop(image).tobytes() == image.tobytes()

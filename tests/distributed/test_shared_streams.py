@@ -79,12 +79,12 @@ def test_two_processes_share_a_stream_and_go_on_in_the_middle_of_an_epoch(
         assert sorted(whole[0][epoch] + whole[1][epoch]) == good
     assert whole[0][: EPOCH * SHARE] != whole[0][EPOCH * SHARE :]
     saved = torch.load(tmp_path / "whole" / killing.LAST, weights_only=True)
-    skips = saved["CaptionedImages"]["skips"]
-    assert skips == {"read": 2 * SHARDS * (GOOD + 1), "kinds": {"not a picture": 2 * SHARDS}}
+    skips = saved["CaptionedImages"]["skip_counts"]
+    assert skips == {"read": 2 * SHARDS * (GOOD + 1), "reasons": {"not an image": 2 * SHARDS}}
 
     logged = figures(tmp_path / "whole")
-    assert logged[6, "skipped/not_a_picture"] >= SHARDS  # of one epoch, and a step
-    assert logged[6, "skipped/not_a_picture"] <= SHARDS + 2
+    assert logged[6, "skipped/not_an_image"] >= SHARDS  # of one epoch, and a step
+    assert logged[6, "skipped/not_an_image"] <= SHARDS + 2
 
     middle = EPOCH + EPOCH // 2
     train("dvae", tmp_path / "stopped", 2, steps=middle, **shared)
@@ -93,4 +93,4 @@ def test_two_processes_share_a_stream_and_go_on_in_the_middle_of_an_epoch(
     assert captions(tmp_path / "stopped") == [seen[middle * SHARE :] for seen in whole]
     assert killing.differences(tmp_path / "whole", tmp_path / "stopped") == []
     saved = torch.load(tmp_path / "stopped" / killing.LAST, weights_only=True)
-    assert saved["CaptionedImages"]["skips"] == skips
+    assert saved["CaptionedImages"]["skip_counts"] == skips

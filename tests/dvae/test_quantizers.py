@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from tilewright.callbacks.ema import AveragedWeights
-from tilewright.data.token_cache import weights_digest
+from tilewright.data.image_tokenizer import weights_digest
 from tilewright.dvae import DiscreteVAE
 from tilewright.dvae.losses import Gaussian, categorical_kl
 from tilewright.dvae.module import DiscreteVAEModule

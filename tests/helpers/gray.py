@@ -1,4 +1,4 @@
-"""A tiny source of gray pictures, an image tokenizer for them, and what batches of them hold."""
+"""Tiny source of gray images, with an image tokenizer and helpers to read its batches."""
 
 import io
 from dataclasses import dataclass
@@ -19,26 +19,30 @@ def png(level):
 
 
 class TinySource:
-    """Gray pictures of level 10 i, captioned "gray i" and "gray i"; `broken` ones are no PNG."""
+    """Gray images of level 10 i, captioned "grey i" and "gray i".
 
-    def __init__(self, rows=8, broken=(), stream=False):
-        self.rows, self.broken, self.stream = rows, broken, stream
+    Args:
+        broken: rows whose image is not a PNG file.
+    """
+
+    def __init__(self, rows=8, broken=(), streaming=False):
+        self.rows, self.broken, self.streaming = rows, broken, streaming
 
     def load(self):
         images = [
-            {"bytes": b"no picture" if i in self.broken else png(10 * i), "path": None}
+            {"bytes": b"not an image" if i in self.broken else png(10 * i), "path": None}
             for i in range(self.rows)
         ]
         captions = [[f"grey {i}", f"gray {i}"] for i in range(self.rows)]
         rows = Dataset.from_dict({"image": images, "caption": captions}, features=FEATURES)
-        if self.stream:
+        if self.streaming:
             rows = rows.cast_column("image", Image(decode=False)).to_iterable_dataset()
             return IterableDatasetDict({"train": rows, "validation": rows})
         return DatasetDict({"train": rows, "validation": rows})
 
 
 class Levels(torch.nn.Module):
-    """An image tokenizer: a picture's level, 0 to 255, is the token of its 2 x 2 tiles."""
+    """Image tokenizer whose token, for each of the 2 x 2 tiles, is the gray level, 0 to 255."""
 
     image_size, grid, num_tokens = SIZE, 2, 256
 
@@ -56,9 +60,9 @@ class Levels(torch.nn.Module):
         raise NotImplementedError
 
 
-@dataclass(frozen=True)  # its name is one in every process
+@dataclass(frozen=True)  # its repr must be the same in all processes
 class Noise:
-    """A transform that draws at random, as an augmentation does."""
+    """Transform that returns a random gray level, like an augmentation."""
 
     def __call__(self, image):
         level = int(torch.randint(256, ()))
@@ -66,13 +70,14 @@ class Noise:
 
 
 def batches(data, loader, count=None):
-    """Batches as a training step sees them; those of training have no end."""
+    """Returns batches as a training step sees them. Training batches need a `count`."""
     return [data.on_after_batch_transfer(batch, 0) for batch in islice(loader, count)]
 
 
-def numbers(batch):
+def row_indices(batch):
+    """Returns the row index of each caption in a batch."""
     return [int(caption.split()[1]) for caption in batch["caption"]]
 
 
-def flat(lists):
+def flatten(lists):
     return [item for items in lists for item in items]

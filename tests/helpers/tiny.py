@@ -102,7 +102,7 @@ def make(stage, folder, noise=True, source=None, workers=0):
         tokenizer=tokenizer,
         image_tokenizer=image_tokenizer,
         augmented_tokens=True,
-        cache=folder / "codes",
+        cache=folder / "image_tokens",
         num_workers=workers,
     )
     return module, data, callbacks

@@ -78,7 +78,7 @@ def run(logs, stage, images):
         "eval_transform": crop,
         "tokenizer": None if stage == "dvae" else TOKENIZER,
         "image_tokenizer": {"_target_": "tilewright.runs.load_network", "run": "somewhere"},
-        "cache": str(logs / "codes"),
+        "cache": str(logs / "image_tokens"),
     }
     folder = logs / stage / "untrained"
     config = {

@@ -7,7 +7,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from tilewright.data.order import seed_of
+from tilewright.data.seeding import derive_seed
 
 
 class StepSeeds(pl.Callback):
@@ -24,7 +24,7 @@ class StepSeeds(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        seed = seed_of(self.seed, trainer.fit_loop.total_batch_idx, trainer.global_rank)
+        seed = derive_seed(self.seed, trainer.fit_loop.total_batch_idx, trainer.global_rank)
         random.seed(seed)
         np.random.seed(seed)
         # torch.manual_seed seeds every kind of device, and takes longer than all else here.

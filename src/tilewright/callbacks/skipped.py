@@ -11,6 +11,6 @@ class Skipped(pl.Callback):
     """
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        skips = trainer.datamodule.all_skips()  # type: ignore[attr-defined]
-        for kind, count in sorted(skips.kinds.items()):
-            pl_module.log(f"skipped/{kind.replace(' ', '_')}", float(count))
+        counts = trainer.datamodule.total_skip_counts()  # type: ignore[attr-defined]
+        for reason, count in sorted(counts.reasons.items()):
+            pl_module.log(f"skipped/{reason.replace(' ', '_')}", float(count))

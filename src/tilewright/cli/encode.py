@@ -21,9 +21,10 @@ def main(config: DictConfig) -> None:
         app.check(config)
     config.device = resolve_device(config.device)
 
-    from tilewright.data.encoding import encode
+    from tilewright.data.encode_parallel import encode_in_parallel
 
     settings: Any = OmegaConf.to_container(config, resolve=True)
-    for split, codes in encode(settings):
-        wrong = f", {codes.wrong().total()} of them unreadable" if codes.wrong() else ""
-        print(f"Image tokens of {split} ({len(codes)} pictures{wrong}) are in {codes.folder}")
+    for split, cache in encode_in_parallel(settings):
+        skipped = cache.unreadable().total()
+        note = f", {skipped} of them unreadable" if skipped else ""
+        print(f"Image tokens of {split} ({len(cache)} images{note}) are in {cache.folder}")

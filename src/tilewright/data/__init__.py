@@ -1,4 +1,4 @@
-"""Captioned images: sources, the LightningDataModule, and everything from a file to a batch."""
+"""Captioned images: sources, tokenizers, transforms, and the LightningDataModule of all stages."""
 
 import lazy_loader
 

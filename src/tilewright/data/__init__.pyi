@@ -4,6 +4,7 @@ from .filters import Boilerplate as Boilerplate
 from .filters import CaptionLength as CaptionLength
 from .filters import English as English
 from .filters import Filter as Filter
+from .image_tokenizer import ImageTokenizer as ImageTokenizer
 from .sources import CaptionChecker as CaptionChecker
 from .sources import CaptionStyles as CaptionStyles
 from .sources import EmojiSource as EmojiSource
@@ -13,7 +14,6 @@ from .sources import ParquetSource as ParquetSource
 from .sources import ShapesSource as ShapesSource
 from .sources import Source as Source
 from .sources import WebDatasetSource as WebDatasetSource
-from .token_cache import ImageTokenizer as ImageTokenizer
 from .tokenizer import BytePairTokenizer as BytePairTokenizer
 from .transforms import CenterCrop as CenterCrop
 from .transforms import StageOneCrop as StageOneCrop

@@ -1,10 +1,11 @@
-"""Which pairs are left out of a data set: the paper's filters (section 2, data collection).
+"""Filters of captioned images, including those of the paper (section 2, data collection).
 
-A filter is any object with the methods of `Filter`; a configuration builds them, and `filter=paper`
-chooses those of the paper.
+A filter is any object with the methods of `Filter`. Configurations build the filters;
+`filter=paper` selects those of the paper.
 """
 
 import importlib
+import logging
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,71 +16,85 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, Image
 
-from tilewright.data.images import UnreadableImage, size
-from tilewright.data.skipped import Unusable
+from tilewright.data.images import UnreadableImage, read_size
+from tilewright.data.skipping import SkipRow, format_counts
 from tilewright.errors import UserError
+
+log = logging.getLogger(__name__)
 
 NO_CAPTION = "no caption"
 EMPTY_CAPTION = "empty caption"
-NO_TEXT = "caption is no text"
+NOT_TEXT = "caption is not text"
 
 
 class Filter:
-    """What a pair has to be like; `kind` is what those that are not are counted as."""
+    """Base class of filters. It keeps each pair.
 
-    kind: str
+    Attributes:
+        reason: reason by which dropped pairs are counted.
+    """
+
+    reason: str
 
     def keeps_caption(self, caption: str) -> bool:
+        """Returns True if the caption may be used."""
         return True
 
-    def keeps_picture(self, width: int, height: int) -> bool:
+    def keeps_image(self, width: int, height: int) -> bool:
+        """Returns True if an image of this size in pixels may be used."""
         return True
 
 
 @dataclass(frozen=True)
 class AspectRatio(Filter):
-    """The longer side is at most `most` times the shorter: 2 is the paper's [1/2, 2]."""
+    """Keeps images whose longer side is at most `max_ratio` times the shorter one.
 
-    most: float = 2.0
-    kind = "aspect ratio"
+    The paper keeps aspect ratios in [1/2, 2].
+    """
 
-    def keeps_picture(self, width: int, height: int) -> bool:
-        return max(width, height) <= self.most * min(width, height)
+    max_ratio: float = 2.0
+    reason = "aspect ratio"
+
+    def keeps_image(self, width: int, height: int) -> bool:
+        return max(width, height) <= self.max_ratio * min(width, height)
 
 
 @dataclass(frozen=True)
 class CaptionLength(Filter):
-    """At least so many words. The paper drops what is "too short" and does not say how short."""
+    """Keeps captions of at least `min_words` words.
 
-    words: int = 2
-    kind = "short caption"
+    The paper drops captions that are "too short" and does not give a number.
+    """
+
+    min_words: int = 2
+    reason = "short caption"
 
     def keeps_caption(self, caption: str) -> bool:
-        # Words of scripts without spaces are counted as their letters, two to a word.
+        # Scripts without spaces count two letters as a word.
         parts = caption.split()
         wide = sum(ord(letter) >= 0x3040 for letter in caption)
-        return max(len(parts), wide // 2) >= self.words
+        return max(len(parts), wide // 2) >= self.min_words
 
 
 @dataclass(frozen=True)
 class Boilerplate(Filter):
-    """A caption does not consist primarily of such phrases: half of its letters are its own.
+    """Keeps captions in which at least half of the letters are outside of boilerplate phrases.
 
     Args:
-        phrases: regular expressions, whatever the case. The paper has "photographed on <date>" for
-            an example; <date> in a phrase stands for a date in the usual notations.
+        phrases: regular expressions, case-insensitive. `<date>` in a phrase matches a date in the
+            common notations. The paper's example is "photographed on <date>".
     """
 
     phrases: Sequence[str]
-    kind = "boilerplate"
+    reason = "boilerplate"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "phrases", tuple(self.phrases))
         _pattern(self.phrases)
 
     def keeps_caption(self, caption: str) -> bool:
-        left = _letters(_pattern(self.phrases).sub("", caption))
-        return left > 0 and 2 * left >= _letters(caption)
+        remaining = _count_letters(_pattern(self.phrases).sub("", caption))
+        return remaining > 0 and 2 * remaining >= _count_letters(caption)
 
 
 MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?"
@@ -91,28 +106,30 @@ DATE = (
 
 @lru_cache(maxsize=8)
 def _pattern(phrases: tuple[str, ...]) -> re.Pattern[str]:
-    one_of = "|".join(f"(?:{phrase.replace('<date>', DATE)})" for phrase in phrases)
+    alternatives = "|".join(f"(?:{phrase.replace('<date>', DATE)})" for phrase in phrases)
     try:
-        return re.compile(one_of, re.IGNORECASE)
+        return re.compile(alternatives, re.IGNORECASE)
     except re.error as error:
-        raise UserError(f"a phrase of boilerplate is no regular expression: {error}") from error
+        raise UserError(
+            f"data.filters.boilerplate.phrases has an invalid regular expression ({error}): fix it"
+        ) from error
 
 
 @dataclass(frozen=True)
 class English(Filter):
-    """The classifier of the paper, CLD3, does not take the caption for another language.
+    """Keeps captions unless CLD3, the paper's classifier, reliably detects another language.
 
-    It is seldom sure of a few words; only where it is, the caption is dropped.
+    CLD3 is rarely reliable for a few words.
     """
 
-    kind = "not English"
+    reason = "not English"
 
     def __post_init__(self) -> None:
-        _classifier()  # a package that is missing is told before anything is read
+        _classifier()  # reports a missing package before any data is read
 
     def keeps_caption(self, caption: str) -> bool:
-        found = _classifier().FindLanguage(text=caption)
-        return found.language == "en" or not found.is_reliable
+        result = _classifier().FindLanguage(text=caption)
+        return result.language == "en" or not result.is_reliable
 
 
 @lru_cache(maxsize=1)
@@ -121,74 +138,93 @@ def _classifier() -> Any:
         package = importlib.import_module("gcld3")
     except ImportError as error:
         raise UserError(
-            "the filter of English captions needs a package: pip install 'tilewright[filters]', "
-            "or leave it out by ~data.filters.english"
+            "the filter of English captions needs the package gcld3: "
+            "pip install 'tilewright[filters]', or remove the filter with ~data.filters.english"
         ) from error
     return package.NNetLanguageIdentifier(min_num_bytes=0, max_num_bytes=1000)
 
 
-def captions_of(value: Any, filters: Sequence[Filter] = ()) -> list[str]:
-    """The captions of a row that can be used, of one or several.
+def usable_captions(value: Any, filters: Sequence[Filter] = ()) -> list[str]:
+    """Returns the captions of a row that are text and pass the filters.
+
+    Args:
+        value: a caption or a list of captions, as stored.
 
     Raises:
-        Unusable: there is none.
+        SkipRow: no caption can be used.
     """
     values = value if isinstance(value, (list, tuple)) else [value]
     texts = [text for text in values if isinstance(text, str) and text.strip()]
     if not texts:
-        kinds = [
-            EMPTY_CAPTION if isinstance(text, str) else NO_CAPTION if text is None else NO_TEXT
+        reasons = [
+            EMPTY_CAPTION if isinstance(text, str) else NO_CAPTION if text is None else NOT_TEXT
             for text in values
         ]
-        raise Unusable(next(iter(kinds), NO_CAPTION))
-    for one in filters:
-        texts = [text for text in texts if one.keeps_caption(text)]
+        raise SkipRow(next(iter(reasons), NO_CAPTION))
+    for caption_filter in filters:
+        texts = [text for text in texts if caption_filter.keeps_caption(text)]
         if not texts:
-            raise Unusable(one.kind)
+            raise SkipRow(caption_filter.reason)
     return texts
 
 
-def check_picture(width: int, height: int, filters: Sequence[Filter]) -> None:
-    """Raises Unusable unless the filters keep a picture of that size."""
-    for one in filters:
-        if not one.keeps_picture(width, height):
-            raise Unusable(one.kind)
+def check_image_size(width: int, height: int, filters: Sequence[Filter]) -> None:
+    """Raises SkipRow unless all filters keep an image of this size."""
+    for image_filter in filters:
+        if not image_filter.keeps_image(width, height):
+            raise SkipRow(image_filter.reason)
 
 
-def apply(rows: Dataset, filters: Sequence[Filter]) -> tuple[Dataset, Counter[str]]:
-    """The rows that all filters keep, and how many were dropped by each.
+def filter_table(name: str, rows: Dataset, filters: Sequence[Filter]) -> Dataset:
+    """Returns the rows that all filters keep, and logs the number of rows that each one drops.
 
-    Pictures are read as far as their headers; what cannot be read is kept, to be counted as such.
-    The choice is kept on disk by `datasets`, as that of any map is.
+    Only the headers of images are read. Unreadable images are kept here and skipped later.
+    `datasets` caches the result on disk.
+
+    Args:
+        name: name of the split, for messages.
+
+    Raises:
+        UserError: no row is left.
     """
-    kinds = rows.cast_column("image", Image(decode=False)).map(
-        _kinds,
+    reasons = rows.cast_column("image", Image(decode=False)).map(
+        _drop_reasons,
         batched=True,
         batch_size=256,
         remove_columns=rows.column_names,
         fn_kwargs={"filters": list(filters)},
         desc="Filtering",
-    )["kind"]
-    kinds = np.array(kinds)
-    dropped = Counter(kind for kind in kinds.tolist() if kind)
-    return (rows.select(np.flatnonzero(kinds == "")) if dropped else rows), dropped
+    )["reason"]
+    reasons = np.array(reasons)
+    dropped = Counter(reason for reason in reasons.tolist() if reason)
+    if not dropped:
+        return rows
+    log.info(
+        "%s: %d of %d rows dropped: %s", name, dropped.total(), len(rows), format_counts(dropped)
+    )
+    if dropped.total() == len(rows):
+        raise UserError(
+            f"the filters keep no row of {name} ({format_counts(dropped)}): relax data.filters"
+        )
+    return rows.select(np.flatnonzero(reasons == ""))
 
 
-def _kinds(batch: dict[str, list], filters: Sequence[Filter]) -> dict[str, list[str]]:
+def _drop_reasons(batch: dict[str, list], filters: Sequence[Filter]) -> dict[str, list[str]]:
     pairs = zip(batch["image"], batch["caption"], strict=True)
-    return {"kind": [_kind(record, caption, filters) for record, caption in pairs]}
+    return {"reason": [_drop_reason(record, caption, filters) for record, caption in pairs]}
 
 
-def _kind(record: Mapping[str, Any] | None, caption: Any, filters: Sequence[Filter]) -> str:
+def _drop_reason(record: Mapping[str, Any] | None, caption: Any, filters: Sequence[Filter]) -> str:
+    """Returns the reason for dropping a row, or "" to keep it."""
     try:
-        captions_of(caption, filters)
-        check_picture(*size(record), filters)
+        usable_captions(caption, filters)
+        check_image_size(*read_size(record), filters)
     except UnreadableImage:
         return ""
-    except Unusable as unusable:
-        return unusable.kind
+    except SkipRow as skip:
+        return skip.reason
     return ""
 
 
-def _letters(text: str) -> int:
+def _count_letters(text: str) -> int:
     return sum(map(str.isalnum, text))

@@ -1,18 +1,17 @@
-"""Image tokens of a whole split, encoded once by a frozen dVAE and kept on disk, memory-mapped.
+"""Cache of image tokens on disk: a split is encoded once and then memory-mapped.
 
-They lie in shards of `SHARD` rows, each a file that is there when it is whole. Any number of
-processes, started at any time and also on machines that share the disk, make them together: each
-takes the next shard that nobody is at work on.
+The tokens lie in shards of `SHARD` rows. A shard file exists only when it is complete. Several
+processes can encode at the same time, also on machines that share the disk. Each process takes the
+next shard that no other process is encoding.
 """
 
 import contextlib
-import hashlib
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,46 +20,22 @@ from rich import get_console
 from rich.progress import Progress
 from torch import Tensor
 
-from tilewright.data.images import KINDS
+from tilewright.data.image_tokenizer import ImageTokenizer
+from tilewright.data.images import REASONS
 from tilewright.errors import UserError
+from tilewright.files import atomic_file
 
 SHARD = 8192  # rows of a file
-SAVE_EVERY = 30.0  # seconds between two saves of a shard that is not whole yet
+SAVE_EVERY = 30.0  # seconds between two saves of an incomplete shard
 
-# A row whose picture cannot be used holds this number less that of its kind; no codebook is so
-# large.
+# A row whose image cannot be used stores UNREADABLE minus the index of its reason in `REASONS`.
 UNREADABLE = np.iinfo(np.uint16).max
 
-
-class ImageTokenizer(Protocol):
-    """What turns pictures into image tokens and back: a dVAE, or anything with its face."""
-
-    image_size: int
-    grid: int
-    num_tokens: int
-
-    def encode(self, images: Tensor) -> Tensor: ...
-
-    def decode(self, tokens: Tensor) -> Tensor: ...
+ReadImages = Callable[[range], list[Tensor | str]]
 
 
-def weights_digest(module: torch.nn.Module) -> str:
-    """A short hash of a module's weights: the same weights, the same image tokens."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def kind_of(tokens: np.ndarray) -> str | None:
-    """What was wrong with a row's picture; None if nothing."""
-    number = UNREADABLE - int(tokens.flat[0])
-    return KINDS[number] if number < len(KINDS) else None
-
-
-class Codes:
-    """Image tokens [h, w] of each of `rows` rows, uint16 and read-only, from a folder of shards."""
+class TokenCache:
+    """Image tokens [h, w] of each row of a split, uint16 and read-only, from a folder of shards."""
 
     def __init__(self, folder: Path, rows: int):
         self.folder = folder
@@ -73,95 +48,105 @@ class Codes:
     def __getitem__(self, row: int) -> np.ndarray:
         if not 0 <= row < self.rows:
             raise IndexError(row)
-        shard, place = divmod(row, SHARD)
+        shard, offset = divmod(row, SHARD)
         if shard not in self._shards:
             self._shards[shard] = self._open(shard)
-        return self._shards[shard][place]
+        return self._shards[shard][offset]
 
-    def __reduce__(self) -> Any:  # a copy for another process maps the files itself
-        return Codes, (self.folder, self.rows)
+    def __reduce__(self) -> Any:  # another process maps the files itself
+        return TokenCache, (self.folder, self.rows)
 
-    def wrong(self) -> Counter[str]:
-        """How many rows hold no tokens, by kind."""
+    def unreadable(self) -> Counter[str]:
+        """Returns the number of rows without tokens, by reason."""
         first = np.concatenate(
             [self._open(shard)[:, 0, 0] for shard in range(-(-self.rows // SHARD))]
         )
-        counts = {kind: int((first == UNREADABLE - i).sum()) for i, kind in enumerate(KINDS)}
-        return Counter({kind: count for kind, count in counts.items() if count})
+        counts = {reason: int((first == UNREADABLE - i).sum()) for i, reason in enumerate(REASONS)}
+        return Counter({reason: count for reason, count in counts.items() if count})
 
     def _open(self, shard: int) -> np.ndarray:
         path = shard_file(self.folder, shard)
         try:
-            found = np.load(path, mmap_mode="r")
+            tokens = np.load(path, mmap_mode="r")
         except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{path} cannot be read: remove it, and it is made again") from error
-        if len(found) != min(SHARD, self.rows - shard * SHARD):
-            raise UserError(f"{path} is of other data: remove it, and it is made again")
-        return found
+            raise UserError(f"{path} cannot be read: delete it to encode it again") from error
+        if len(tokens) != min(SHARD, self.rows - shard * SHARD):
+            raise UserError(f"{path} belongs to other data: delete it to encode it again")
+        return tokens
+
+
+def unreadable_reason(tokens: np.ndarray) -> str | None:
+    """Returns the reason for which a row has no tokens, or None if it has tokens."""
+    index = UNREADABLE - int(tokens.flat[0])
+    return REASONS[index] if index < len(REASONS) else None
 
 
 def encode_rows(
     rows: int,
-    read: Callable[[range], list[Tensor | str]],
+    read: ReadImages,
     tokenizer: ImageTokenizer,
     folder: Path,
     *,
     device: torch.device | str = "cpu",
     batch_size: int = 64,
     label: str | None = "images",
-) -> Codes:
-    """Image tokens of `rows` pictures, from disk or encoded now.
+) -> TokenCache:
+    """Encodes the images of `rows` rows, or opens the tokens if the folder has them.
 
-    An interrupted encoding goes on where it stopped. The caller names the folder after everything
-    that the tokens depend on.
+    An interrupted encoding continues near the row where it stopped.
 
     Args:
-        read: pictures [3, H, W] of a range of rows; one of `KINDS` where a picture cannot be used.
-        label: what the progress bar calls the rows; None shows no bar.
+        read: returns the images [3, H, W] of a range of rows, or one of `REASONS` for an image that
+            cannot be used.
+        folder: folder of the shards. Its name must depend on all that determines the tokens.
+        label: name of the rows in the progress bar. None shows no bar.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    if tokenizer.num_tokens > UNREADABLE - len(KINDS):
-        raise ValueError(f"a codebook of {tokenizer.num_tokens} does not fit 16 bits")
-    parts = [range(first, min(first + SHARD, rows)) for first in range(0, rows, SHARD)]
-    files = [shard_file(folder, number) for number in range(len(parts))]
-    if not all(file.exists() for file in files):
-        shown = label is not None and get_console().is_terminal  # in a log file it is blank lines
-        with _written(folder), Progress(transient=True, disable=not shown) as progress:
-            folder.mkdir(parents=True, exist_ok=True)
-            bar = progress.add_task(f"Encoding {label} to image tokens", total=rows)
-            # First the shards that nobody is at work on, then those that others have not finished.
-            for wait in (False, True):
-                for part, file in zip(parts, files, strict=True):
-                    with _claimed(file, wait) as mine:
-                        if mine:
-                            done = sum(map(len, _whole(parts, files)))
-                            progress.update(bar, completed=done)
-                            advance = _advancing(progress, bar)
-                            _encode_shard(file, part, read, tokenizer, device, batch_size, advance)
-    return Codes(folder, rows)
+    if tokenizer.num_tokens > UNREADABLE - len(REASONS):
+        raise ValueError(
+            f"a codebook of {tokenizer.num_tokens} does not fit 16 bits: use at most "
+            f"{UNREADABLE - len(REASONS)} tokens"
+        )
+    ranges = [range(first, min(first + SHARD, rows)) for first in range(0, rows, SHARD)]
+    shards = {shard_file(folder, index): shard for index, shard in enumerate(ranges)}
+    if all(file.exists() for file in shards):
+        return TokenCache(folder, rows)
+    # A log file would get blank lines instead of a bar.
+    is_visible = label is not None and get_console().is_terminal
+    with _write_errors(folder), Progress(transient=True, disable=not is_visible) as progress:
+        folder.mkdir(parents=True, exist_ok=True)
+        bar = progress.add_task(f"Encoding {label} to image tokens", total=rows)
+        # The first pass takes free shards. The second waits for the shards of other processes,
+        # and encodes those that they did not finish.
+        for wait in (False, True):
+            for file, shard in shards.items():
+                with _lock_shard(file, wait) as locked:
+                    if locked:
+                        completed = sum(len(s) for f, s in shards.items() if f.exists())
+                        progress.update(bar, completed=completed)
+                        advance = partial(progress.advance, bar)
+                        _encode_shard(file, shard, read, tokenizer, device, batch_size, advance)
+    return TokenCache(folder, rows)
 
 
-def shard_file(folder: Path, number: int) -> Path:
-    return folder / f"{number:05}.npy"
-
-
-def _whole(parts: list[range], files: list[Path]) -> Iterator[range]:
-    return (part for part, file in zip(parts, files, strict=True) if file.exists())
-
-
-def _advancing(progress: Progress, bar: Any) -> Callable[[int], None]:
-    return lambda rows: progress.advance(bar, rows)
+def shard_file(folder: Path, shard: int) -> Path:
+    """Returns the path of a shard."""
+    return folder / f"{shard:05}.npy"
 
 
 @contextlib.contextmanager
-def _claimed(file: Path, wait: bool) -> Iterator[bool]:
-    """Whether a shard is to be made, by this process, which holds it in here."""
+def _lock_shard(file: Path, wait: bool) -> Iterator[bool]:
+    """Locks a shard, and yields True if this process must encode it.
+
+    Args:
+        wait: wait for a process that holds the lock. Otherwise skip the shard.
+    """
     if file.exists():
         yield False
         return
-    # The lock of a process that is killed goes with it.
+    # The operating system releases the lock of a killed process.
     lock = FileLock(file.with_name(f".{file.name}.lock"))
     try:
         lock.acquire(blocking=wait)
@@ -172,80 +157,74 @@ def _claimed(file: Path, wait: bool) -> Iterator[bool]:
         yield not file.exists()
     finally:
         lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)  # whoever waits for it finds the shard whole
+        # Safe to delete: a process that waits for this lock finds the complete shard.
+        Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def _encode_shard(
     file: Path,
     rows: range,
-    read: Callable[[range], list[Tensor | str]],
+    read: ReadImages,
     tokenizer: ImageTokenizer,
     device: torch.device | str,
     batch_size: int,
     advance: Callable[[int], None],
 ) -> None:
-    begun = file.with_name(f".{file.name}.part")
-    tokens = _begun(begun, (len(rows), tokenizer.grid, tokenizer.grid))
+    partial_file = file.with_name(f".{file.name}.partial")
+    tokens = _load_partial(partial_file, (len(rows), tokenizer.grid, tokenizer.grid))
     saved, last_save = len(tokens), time.monotonic()
     advance(saved)
     try:
         while len(tokens) < len(rows):
             first = rows.start + len(tokens)
             batch = range(first, min(first + batch_size, rows.stop))
-            tokens = np.concatenate([tokens, _encode(read(batch), tokenizer, device)])
+            tokens = np.concatenate([tokens, _encode_batch(read(batch), tokenizer, device)])
             advance(len(batch))
             if time.monotonic() - last_save >= SAVE_EVERY:
-                _save(begun, tokens)
+                _save(partial_file, tokens)
                 saved, last_save = len(tokens), time.monotonic()
     except BaseException:
         if len(tokens) > saved:
-            _save(begun, tokens)
+            _save(partial_file, tokens)
         raise
     _save(file, tokens)
-    begun.unlink(missing_ok=True)
+    partial_file.unlink(missing_ok=True)
 
 
-def _begun(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
-    """The rows of a shard that an interrupted encoding has left, none if it left none."""
-    with contextlib.suppress(OSError, ValueError, EOFError):  # none yet, or not whole
-        found = np.load(path)
-        if found.shape[1:] == shape[1:] and len(found) <= shape[0] and found.dtype == np.uint16:
-            return found
+def _load_partial(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
+    """Returns the encoded rows of an interrupted shard, or no rows if there is no usable file."""
+    with contextlib.suppress(OSError, ValueError, EOFError):
+        tokens = np.load(path)
+        if tokens.shape[1:] == shape[1:] and len(tokens) <= shape[0] and tokens.dtype == np.uint16:
+            return tokens
     return np.empty((0, *shape[1:]), dtype=np.uint16)
 
 
 def _save(path: Path, tokens: np.ndarray) -> None:
-    """Writes a file such that a process that is killed leaves the old one or the new one."""
-    new = path.with_name(f".{path.name}-{os.getpid()}")
-    try:
-        with new.open("wb") as file:
-            np.save(file, tokens)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        np.save(file, tokens)
 
 
 @contextlib.contextmanager
-def _written(folder: Path) -> Iterator[None]:
+def _write_errors(folder: Path) -> Iterator[None]:
+    """Converts errors of the file system to a UserError."""
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"image tokens cannot be written to {folder} ({error.strerror or error}): mend that, "
-            "or set data.cache; what has been encoded is kept"
+            f"image tokens cannot be written to {folder} ({error.strerror or error}): fix that, or "
+            "set data.cache; finished shards are kept"
         ) from error
 
 
-def _encode(
+def _encode_batch(
     images: list[Tensor | str], tokenizer: ImageTokenizer, device: torch.device | str
 ) -> np.ndarray:
     tokens = np.empty((len(images), tokenizer.grid, tokenizer.grid), dtype=np.uint16)
     usable = [i for i, image in enumerate(images) if isinstance(image, Tensor)]
     for i, image in enumerate(images):
         if isinstance(image, str):
-            tokens[i] = UNREADABLE - KINDS.index(image)
+            tokens[i] = UNREADABLE - REASONS.index(image)
     if usable:
         stacked = torch.stack([image for image in images if isinstance(image, Tensor)]).to(device)
         tokens[usable] = tokenizer.encode(stacked).cpu().numpy().astype(np.uint16)

@@ -1,4 +1,4 @@
-"""Captions to text tokens and back: byte-level BPE, on Hugging Face tokenizers (section 2.2)."""
+"""Byte-level BPE tokenizer of captions, based on Hugging Face tokenizers (section 2.2)."""
 
 import json
 import random
@@ -11,26 +11,30 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
-from tilewright.errors import UserError
+from tilewright.errors import UserError, first_line
+from tilewright.files import write_atomically
 
-REMEMBERED = 2**16  # parts of words, in training with dropout
+MERGE_CACHE_SIZE = 2**16  # entries; used by BPE dropout
 
 
 class BytePairTokenizer:
-    """Byte-level BPE over lowercased captions; any caption in any script comes back as it was.
+    """Byte-level BPE over lowercased captions. Decoding restores any text in any script.
 
-    A new one knows no merges yet: `train` it on captions or `load` one that was saved.
+    A new tokenizer has no merges: call `train` with captions, or `load` a saved one.
 
     Args:
-        vocab_size: most tokens that training makes; captions of few different words need fewer.
-        length: T, positions of a caption; longer ones are cut and counted in `truncated`.
-        dropout: share of merges skipped at random in training, so that a word is seen in several
-            spellings (BPE dropout, the paper's 10 %).
+        vocab_size: maximum number of tokens. Captions with few different words give fewer.
+        length: T, the number of positions. Longer captions are truncated and counted in
+            `truncated`.
+        dropout: share of merges that are skipped at random in training, so that a word is seen in
+            several segmentations (BPE dropout; the paper uses 0.1).
     """
 
     def __init__(self, vocab_size: int = 16384, length: int = 256, dropout: float = 0.1):
         if vocab_size < 256:
-            raise ValueError(f"vocab_size must hold the 256 bytes at least, got {vocab_size}")
+            raise ValueError(
+                f"vocab_size={vocab_size} is too small: set at least 256, one per byte"
+            )
         self.vocab_size = vocab_size
         self.length = length
         self.dropout = dropout
@@ -41,109 +45,113 @@ class BytePairTokenizer:
         self._tokenizer.decoder = decoders.ByteLevel()
 
     def train(self, captions: Iterable[str]) -> None:
-        """Learns the merges from captions."""
+        """Learns merges from captions."""
         trainer = trainers.BpeTrainer(
             vocab_size=self.vocab_size,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
         self._tokenizer.train_from_iterator(captions, trainer)
-        self.__dict__.pop("_spelling", None)
+        self.__dict__.pop("_merge_table", None)
 
     def save(self, path: str | Path) -> None:
-        """Writes `tokenizer.json`, which Hugging Face tools open as it is."""
-        self._tokenizer.save(str(path))
+        """Writes a `tokenizer.json` that Hugging Face tools can open."""
+        write_atomically(Path(path), self._tokenizer.to_str(pretty=True))
 
     def load(self, path: str | Path) -> None:
-        """Reads a saved `tokenizer.json`.
+        """Loads a saved `tokenizer.json`.
 
         Raises:
-            UserError: there is none, it is no byte-level BPE, or it has tokens that are none of
-                `vocab_size`.
+            UserError: the file cannot be read, is not a byte-level BPE of lowercased captions, or
+                has more than `vocab_size` tokens.
         """
         try:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exceptions
-            raise UserError(f"no tokenizer can be read from {path}: {error}") from error
+            raise UserError(
+                f"{path} cannot be read as a tokenizer ({first_line(error)}): give a tokenizer.json"
+            ) from error
         is_bpe = isinstance(tokenizer.model, models.BPE)
         if not is_bpe or tokenizer.normalizer is None or tokenizer.pre_tokenizer is None:
-            raise UserError(f"{path} is no byte-level BPE of lowercased captions, which is needed")
-        tokens = 1 + max(tokenizer.get_vocab().values(), default=-1)  # numbers may leave gaps
+            raise UserError(
+                f"{path} is not a byte-level BPE of lowercased captions: give one that is"
+            )
+        tokens = 1 + max(tokenizer.get_vocab().values(), default=-1)  # ids may have gaps
         if tokens > self.vocab_size:
             raise UserError(
-                f"{path} has {tokens} tokens, more than tokenizer.vocab_size={self.vocab_size}"
+                f"{path} has {tokens} tokens, more than tokenizer.vocab_size={self.vocab_size}: "
+                f"set tokenizer.vocab_size={tokens}"
             )
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        tokenizer.model.dropout = None  # one that others have saved with it
+        tokenizer.model.dropout = None  # may be set in files of other projects
         self._tokenizer = tokenizer
-        self.__dict__.pop("_spelling", None)
+        self.__dict__.pop("_merge_table", None)
 
     def encode(self, captions: Sequence[str], dropout: bool = False) -> Tensor:
-        """Captions to text tokens [B, T], -1 past their end.
+        """Converts captions to text tokens [B, T], padded with -1.
 
         Args:
-            dropout: skip merges at random, by torch's default generator; for training only.
+            dropout: skip merges at random, with torch's default generator. For training only.
         """
         if dropout and self.dropout:
-            found = [self._spell(caption) for caption in captions]
+            encoded = [self._encode_with_dropout(caption) for caption in captions]
         else:
-            found = [encoding.ids for encoding in self._tokenizer.encode_batch(list(captions))]
-        self.truncated += sum(len(ids) > self.length for ids in found)
+            encoded = [encoding.ids for encoding in self._tokenizer.encode_batch(list(captions))]
+        self.truncated += sum(len(ids) > self.length for ids in encoded)
         padding = [-1] * self.length
-        return torch.tensor([(ids + padding)[: self.length] for ids in found])
+        return torch.tensor([(ids + padding)[: self.length] for ids in encoded])
 
     def decode(self, tokens: Tensor) -> list[str]:
-        """Text tokens [B, T] to captions; whatever is no BPE token is left out."""
+        """Converts text tokens [B, T] to captions. Values that are not BPE tokens are ignored."""
         size = self._tokenizer.get_vocab_size()
         return [
             self._tokenizer.decode([token for token in row if 0 <= token < size])
             for row in tokens.tolist()
         ]
 
-    def _spell(self, caption: str) -> list[int]:
-        """A caption's tokens where each merge is skipped at random.
+    def _encode_with_dropout(self, caption: str) -> list[int]:
+        """Returns the ids of a caption, with merges skipped at random.
 
-        The library's own dropout takes random numbers that nobody can seed, and a training that
-        resumes has to see what it would have seen.
+        The library's own dropout cannot be seeded, but a resumed training must see the same tokens.
         """
-        draw = random.Random(int(torch.randint(2**31, ()))).random
-        dropout, spelling = self.dropout, self._spelling
+        random_number = random.Random(int(torch.randint(2**31, ()))).random
+        dropout, table = self.dropout, self._merge_table
         ids: list[int] = []
         text = self._tokenizer.normalizer.normalize_str(caption)
         for word, _ in self._tokenizer.pre_tokenizer.pre_tokenize_str(text):
             parts = tuple(word)
-            while kept := [merge for merge in spelling.merges(parts) if draw() >= dropout]:
+            while kept := [m for m in table.merges(parts) if random_number() >= dropout]:
                 _, _, parts = min(kept)
-            ids += [spelling.ids[part] for part in parts]
+            ids += [table.ids[part] for part in parts]
         return ids
 
     @cached_property
-    def _spelling(self) -> "_Spelling":
-        return _Spelling(self._tokenizer)
+    def _merge_table(self) -> "_MergeTable":
+        return _MergeTable(self._tokenizer)
 
 
 Parts = tuple[str, ...]
 
 
-class _Spelling:
-    """What a word's parts can be merged to, remembered, for the same words come again and again."""
+class _MergeTable:
+    """Possible merges of the parts of a word, cached because words repeat."""
 
     def __init__(self, tokenizer: Tokenizer):
         merges = json.loads(tokenizer.to_str())["model"]["merges"]
         self.ids = tokenizer.get_vocab()
         self._ranks = {tuple(pair): rank for rank, pair in enumerate(merges)}
-        self._known: dict[Parts, list[tuple[int, int, Parts]]] = {}
+        self._cache: dict[Parts, list[tuple[int, int, Parts]]] = {}
 
     def merges(self, parts: Parts) -> list[tuple[int, int, Parts]]:
-        """Each possible merge from left to right: its rank, its place, the parts after it."""
-        found = self._known.get(parts)
-        if found is None:
-            found = [
+        """Returns each possible merge from left to right: (rank, index, parts after the merge)."""
+        merges = self._cache.get(parts)
+        if merges is None:
+            merges = [
                 (self._ranks[pair], i, (*parts[:i], "".join(pair), *parts[i + 2 :]))
                 for i, pair in enumerate(pairwise(parts))
                 if pair in self._ranks
             ]
-            if len(self._known) < REMEMBERED:
-                self._known[parts] = found
-        return found
+            if len(self._cache) < MERGE_CACHE_SIZE:
+                self._cache[parts] = merges
+        return merges

@@ -1,7 +1,7 @@
-"""The paper's two augmentations, and the plain crop of evaluation.
+"""Image transforms: the paper's two augmentations, and the center crop for evaluation.
 
-Each is a callable from a PIL picture of any size to one of `size` x `size` pixels. Random numbers
-come from torch's default generator, which DataLoader seeds in every worker.
+Each is a callable from a PIL image of any size to a PIL image of `size` x `size` pixels. Random
+numbers come from torch's default generator.
 """
 
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class StageOneCrop:
-    """The dVAE's augmentation: any square, shrunk to 9/8 to 12/8 of `size`, any crop, any flip.
+    """Augmentation of stage 1: a random square, resized to 9/8 to 12/8 of `size`, then cropped.
 
     Args:
-        size: the side of the result, in pixels.
-        flip: mirror every other picture; off for pictures whose captions say left and right.
+        size: side of the result in pixels.
+        flip: mirror half of the images. Turn it off if captions say left and right.
     """
 
     size: int
@@ -24,44 +24,45 @@ class StageOneCrop:
 
     def __call__(self, image: Image.Image) -> Image.Image:
         short = min(image.size)
-        left, top = (_draw(0, slack - short) for slack in image.size)
-        side = _draw(_side(short, self.size, 9 / 8), _side(short, self.size, 12 / 8))
+        left, top = (_random_integer(0, slack - short) for slack in image.size)
+        side = _random_integer(_side(short, self.size, 9 / 8), _side(short, self.size, 12 / 8))
         image = _random_crop(_resize_square(image, left, top, short, side), self.size)
-        if self.flip and _draw(0, 1):
+        if self.flip and _random_integer(0, 1):
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return image
 
 
 @dataclass(frozen=True)
 class StageTwoCrop:
-    """The prior's augmentation: a square near the middle, shrunk to 1 to 9/8 of `size`, any crop.
+    """Augmentation of stage 2: a square near the center, resized to 1 to 9/8 of `size`, cropped.
 
-    There is no flip, for pictures may hold text.
+    Images are not flipped, because they may contain text.
 
     Args:
-        size: the side of the result, in pixels.
+        size: side of the result in pixels.
     """
 
     size: int
 
     def __call__(self, image: Image.Image) -> Image.Image:
         short = min(image.size)
-        # The square's offset lies in the middle quarter of what it may be.
+        # The offset of the square lies in the middle quarter of its range.
         left, top = (
-            _draw(3 * (length - short) // 8, 5 * (length - short) // 8) for length in image.size
+            _random_integer(3 * (length - short) // 8, 5 * (length - short) // 8)
+            for length in image.size
         )
-        side = _draw(self.size, _side(short, self.size, 9 / 8))
+        side = _random_integer(self.size, _side(short, self.size, 9 / 8))
         return _random_crop(_resize_square(image, left, top, short, side), self.size)
 
 
 @dataclass(frozen=True)
 class CenterCrop:
-    """Evaluation's crop: the square in the middle, resized; nothing is random.
+    """Center square of an image, resized to `size`.
 
-    A picture that is of that size already is returned as it is, pixel for pixel.
+    An image that has this size already is returned unchanged.
 
     Args:
-        size: the side of the result, in pixels.
+        size: side of the result in pixels.
     """
 
     size: int
@@ -72,29 +73,29 @@ class CenterCrop:
         return _resize_square(image, left, top, short, self.size)
 
 
-def _draw(low: int, high: int) -> int:
-    """A random integer from low to high, both included."""
+def _random_integer(low: int, high: int) -> int:
+    """Returns a random integer from `low` to `high`, both inclusive."""
     return int(torch.randint(low, high + 1, ()))
 
 
 def _side(short: int, size: int, factor: float) -> int:
-    # As in the paper's listing, a picture is never enlarged for the sake of the crop. One that is
-    # smaller than the target has to be enlarged, but no further than that.
+    # As in the paper's listing, the crop never enlarges an image. An image that is smaller than
+    # the target is enlarged to the target.
     return max(size, min(short, round(factor * size)))
 
 
 def _resize_square(image: Image.Image, left: int, top: int, short: int, side: int) -> Image.Image:
-    """Cut out the square of side `short` at (left, top) and resize it to `side`."""
+    """Crops the square of side `short` at (left, top) and resizes it to `side`."""
     box = (left, top, left + short, top + short)
     if image.size == (side, side):
         return image
     if short == side:
         return image.crop(box)
-    # Box filtering is area averaging, the right thing for shrinking only.
+    # The box filter averages areas, which suits shrinking only.
     filter_ = Image.Resampling.BOX if side < short else Image.Resampling.BICUBIC
     return image.resize((side, side), filter_, box=box)
 
 
 def _random_crop(image: Image.Image, size: int) -> Image.Image:
-    left, top = (_draw(0, length - size) for length in image.size)
+    left, top = (_random_integer(0, length - size) for length in image.size)
     return image.crop((left, top, left + size, top + size))

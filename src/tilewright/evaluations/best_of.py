@@ -57,7 +57,7 @@ class BestOf:
             features = ImageSetFeatures(data, device, self.resize, self.inception_weights)
         counts = sorted(self.counts)
         results = []
-        for split in data.present(self.splits):
+        for split in data.available_splits(self.splits):
             real, captions = zip(*data.examples(split, self.captions), strict=True)
             chosen = self._choose(model, captions, counts, seed)
             save_png(captioned_grid(captions[:8], chosen[:8]), folder / f"{split}.png")

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tilewright.data import CaptionedImages
-from tilewright.data.token_cache import weights_digest
+from tilewright.data.image_tokenizer import weights_digest
 from tilewright.errors import UserError
 from tilewright.evaluations.generation import generate_images
 from tilewright.evaluations.results import Result

@@ -46,7 +46,7 @@ class Reconstruction:
         if self.frechet:
             features = ImageSetFeatures(data, device, self.resize, self.inception_weights)
         results = []
-        for split in data.present(self.splits):
+        for split in data.available_splits(self.splits):
             originals, captions = zip(*data.examples(split, self.images), strict=True)
             real = torch.stack(originals)
             reconstructed, values = _reconstruct(network, real, device)

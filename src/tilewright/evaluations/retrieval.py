@@ -34,7 +34,7 @@ class Retrieval:
     ) -> list[Result]:
         ranker = ContrastiveRanker.from_run(run, device)
         results = []
-        for split in data.present(self.splits):
+        for split in data.available_splits(self.splits):
             originals, captions = zip(*data.examples(split, self.images), strict=True)
             recall = RetrievalRecall()
             for start in range(0, len(captions), self.batch_size):

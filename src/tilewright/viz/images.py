@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torchvision.transforms.functional import to_pil_image, to_tensor
 from torchvision.utils import make_grid
 
-from tilewright.data.images import UnreadableImage, decode
+from tilewright.data.images import UnreadableImage, decode_image
 from tilewright.errors import UserError
 
 MIN_SIDE = 96  # pixels; grids upscale smaller images so that people can see them
@@ -117,7 +117,7 @@ def open_image(path: str | Path) -> Image.Image:
         UserError: the file does not exist, or is not a readable image.
     """
     try:
-        return decode({"path": str(path)})
+        return decode_image({"path": str(path)})
     except UnreadableImage as error:
         raise UserError(f"cannot read the image {error}: give another file") from error
 

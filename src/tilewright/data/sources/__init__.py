@@ -1,4 +1,4 @@
-"""Data sources. Each loads splits of captioned images as Hugging Face datasets."""
+"""Data sources, which load splits of captioned images as Hugging Face datasets."""
 
 import lazy_loader
 

@@ -1,9 +1,9 @@
+from .base import Source as Source
 from .capabilities import CaptionChecker as CaptionChecker
 from .capabilities import CaptionStyles as CaptionStyles
 from .emoji import EmojiSource as EmojiSource
 from .folder import FolderSource as FolderSource
+from .hub import HubSource as HubSource
+from .parquet import ParquetSource as ParquetSource
 from .shapes import ShapesSource as ShapesSource
-from .tables import HubSource as HubSource
-from .tables import ParquetSource as ParquetSource
-from .tables import Source as Source
 from .webdataset import WebDatasetSource as WebDatasetSource

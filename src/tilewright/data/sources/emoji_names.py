@@ -1,4 +1,4 @@
-"""What an emoji shows: its name as a phrase, and which emoji show one and the same thing."""
+"""Names of emoji as phrases, and concepts that group variants of the same emoji."""
 
 import re
 from typing import Any
@@ -11,9 +11,9 @@ TONES = {
     "\U0001f3ff": "dark skin",
 }
 
-# What tells apart variants of one picture is dropped, or replaced by what stands for them all.
-_SAME = str.maketrans(
-    dict.fromkeys([*TONES, "\u200d", "\ufe0f"], "")  # skin tones; joiner; "as a picture"
+# Characters that only distinguish variants are dropped, or replaced by a common one.
+_VARIANT_CHARACTERS = str.maketrans(
+    dict.fromkeys([*TONES, "\u200d", "\ufe0f"], "")  # skin tones; joiner; variation selector
     | dict.fromkeys("♀♂➡🦰🦱🦲🦳", "")  # gender, direction, hair
     | dict.fromkeys("⬛🟫🟩❄", "")  # an animal or a fruit in another color
     | dict.fromkeys("👨👩", "🧑")
@@ -26,7 +26,7 @@ _SAME = str.maketrans(
     | {chr(code): "🕐" for code in range(0x1F550, 0x1F568)}  # clock faces
     | {chr(code): "🌑" for code in range(0x1F311, 0x1F319)}  # phases of the moon
 )
-_TOGETHER = {
+_SAME_CONCEPT = {
     "🧑❤🧑": "💑",
     "🧑❤💋🧑": "💏",
     "🧑🐰🧑": "👯",
@@ -36,33 +36,33 @@ _TOGETHER = {
 
 
 def concept(emoji: str) -> str:
-    """The emoji that stands for all that show the same thing.
+    """Returns the emoji that represents all variants of an emoji.
 
-    Skin tones, genders and hair of one person, the members of a family, recolored animals, the
-    hours of the clock and the phases of the moon are one concept each.
+    One concept covers the skin tones, genders and hair of a person, the members of a family,
+    recolored animals, the hours of the clock, or the phases of the moon.
     """
-    base = emoji.translate(_SAME)
+    base = emoji.translate(_VARIANT_CHARACTERS)
     if len(base) > 1 and set(base) <= set("🧑🧒"):
         return "👪"
-    return _TOGETHER.get(base, base) or emoji
+    return _SAME_CONCEPT.get(base, base) or emoji
 
 
 def codepoints(emoji: str) -> str:
-    """The emoji as lower-case hexadecimal codepoints without the variation selector: "2764-1f525".
+    """Returns the lower-case hexadecimal codepoints without the variation selector: "2764-1f525".
 
-    Emoji data and picture packages disagree on the selector, and on leading zeros.
+    The `emoji` package and the image packages disagree on the selector and on leading zeros.
     """
     return "-".join(f"{ord(character):x}" for character in emoji if character != "\ufe0f")
 
 
 def phrase(emoji: str, names: dict[str, dict[str, Any]]) -> str | None:
-    """What the emoji shows, in lower case and with its article: "a green apple".
+    """Returns the name of an emoji in lower case with its article: "a green apple".
 
     Args:
-        names: by `codepoints`, entries as in `emoji.EMOJI_DATA`.
+        names: entries of `emoji.EMOJI_DATA` by `codepoints`.
 
     Returns:
-        None if the emoji has no name.
+        The phrase, or None if the emoji has no name.
     """
     tones = [TONES[character] for character in emoji if character in TONES and len(emoji) > 1]
     base = re.sub(f"[{''.join(TONES)}]", "", emoji) if tones else emoji
@@ -74,7 +74,7 @@ def phrase(emoji: str, names: dict[str, dict[str, Any]]) -> str | None:
     return f"{text} with {' and '.join(dict.fromkeys(tones))}" if tones else text
 
 
-# (pattern, replacement): names that are not yet something one would say.
+# (pattern, replacement) for names that are not natural English.
 _REWORD = [
     (r"^(man|woman|person) (bald)$", r"\2 \1"),
     (r"^(man|woman|person) ((?:red|white|curly|blond) hair|beard)$", r"\1 with \2"),
@@ -93,7 +93,7 @@ _HEAD_ENDS = re.compile(
 )
 _PLURAL = re.compile(r"^(?:men|women|people)\b(?!')|(?<![su'])s$")
 _SINGULAR = re.compile(r"(?:ss|us|tennis|lens|rhinoceros)$")
-# Things that come by the pound rather than by the piece, and doings.
+# Uncountable things and activities, which take no article.
 _UNCOUNTED = re.compile(
     r"\b(?:bacon|badminton|baseball|basketball|bowling|bread|broccoli|butter|camping|construction|"
     r"cooking|coral|cricket|fire|fog|foggy|food|football|garlic|hair|hockey|ice|lacrosse|luggage|"

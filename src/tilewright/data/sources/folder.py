@@ -1,4 +1,4 @@
-"""Captioned pictures in a folder of the user's own."""
+"""Captioned images in a folder."""
 
 import csv
 import json
@@ -12,7 +12,12 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, Features, Image, List, Value
 
-from tilewright.data.splits import CANONICAL, cut, position, settle
+from tilewright.data.sources.splits import (
+    NAME_TO_SPLIT,
+    hash_position,
+    resolve_splits,
+    validation_limit,
+)
 from tilewright.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -22,27 +27,28 @@ CAPTION_COLUMNS = ("caption", "text")
 
 
 @dataclass(frozen=True)
-class _Row:
+class _CaptionedFile:
     path: Path
-    name: str  # relative to the folder: what identifies the picture, wherever the folder lies
+    name: str  # relative to the folder, so that moving the folder does not change the splits
     captions: list[str]
 
 
 @dataclass(frozen=True)
 class FolderSource:
-    """Pictures in a folder, captioned in either of two ways.
+    """Images in a folder, captioned in one of two ways.
 
-    - a `metadata.jsonl` or `metadata.csv` in the folder, or in folders below it: `file_name`,
-      relative to the metadata file, and a caption (or, in JSON, a list of captions);
-    - beside each picture a `.txt` of the same stem, in which each line is a caption.
+    - A `metadata.jsonl` or `metadata.csv` in the folder or below it. It has the columns
+      `file_name`, relative to the metadata file, and a caption (in JSON also a list of captions).
+    - A `.txt` file with the stem of each image, one caption per line.
 
-    Folders `train`, `validation` and `test` directly below are the splits if they are there.
-    Pictures without a caption are skipped, with one warning that counts them.
+    The folders `train`, `validation` and `test` directly below are the splits, if they exist.
+    Images without a caption are skipped, and one warning counts them.
 
     Args:
-        caption_column: the metadata's column of captions; None takes `caption` or `text`.
-        validation_fraction: the share of pictures that is held out when there is neither a
-            `validation` nor a `test` folder; a hash of (seed, file name) chooses them.
+        caption_column: column of the captions in the metadata. None uses `caption` or `text`.
+        validation_fraction: share of the images to hold out if there is neither a `validation`
+            nor a `test` folder. A hash of the seed and the file name chooses them.
+        seed: seed of that choice.
     """
 
     path: str
@@ -51,73 +57,81 @@ class FolderSource:
     seed: int = 0
 
     def load(self) -> DatasetDict:
-        """Load the splits; see `Source.load`. No picture is opened."""
+        """Loads the splits without opening an image. See `Source.load`."""
         root = Path(self.path).expanduser().absolute()
-        if not root.is_dir():
-            raise UserError(f"no folder at {self.path!r}: give the path of a folder of pictures")
-        pictures = sorted(
-            file
-            for file in root.rglob("*")
-            if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
-        )
-        if not pictures:
-            raise UserError(f"no pictures in {self.path!r}: it needs {', '.join(sorted(SUFFIXES))}")
-
-        splits: dict[str, list[_Row]] = defaultdict(list)
-        captions = self._read_metadata(root)
-        for picture in pictures:
-            texts = captions.get(str(picture)) or _captions_beside(picture)
-            if texts:
-                name = picture.relative_to(root)
-                split = CANONICAL.get(name.parts[0].lower(), "train")
-                splits[split].append(_Row(picture, name.as_posix(), texts))
+        images = self._find_images(root)
+        splits: dict[str, list[_CaptionedFile]] = defaultdict(list)
+        metadata = self._read_metadata(root)
+        for image in images:
+            captions = metadata.get(str(image)) or _read_text_file(image)
+            if captions:
+                name = image.relative_to(root)
+                split = NAME_TO_SPLIT.get(name.parts[0].lower(), "train")
+                splits[split].append(_CaptionedFile(image, name.as_posix(), captions))
         captioned = sum(map(len, splits.values()))
         if not captioned:
             raise UserError(
                 f"no captions in {self.path!r}: add a metadata.jsonl (file_name, caption), or "
-                "a .txt of the same name beside each picture"
+                "a .txt file of the same name beside each image"
             )
-        if missing := len(pictures) - captioned:
+        if missing := len(images) - captioned:
             log.warning(
-                "%d of %d pictures in %s have no caption and are skipped",
-                missing, len(pictures), self.path,
+                "%d of %d images in %s have no caption and are skipped",
+                missing, len(images), self.path,
             )  # fmt: skip
-
-        found = settle(
-            splits, self._halve, f"folder {self.path!r}", "put pictures in a folder 'train' there"
+        resolved = resolve_splits(
+            splits, self._hold_out, f"folder {self.path!r}", "put images in a folder 'train' there"
         )
-        single = all(len(row.captions) == 1 for rows in found.values() for row in rows)
-        return DatasetDict({split: _dataset(rows, single) for split, rows in found.items()})
+        single = all(len(file.captions) == 1 for files in resolved.values() for file in files)
+        return DatasetDict({split: _dataset(files, single) for split, files in resolved.items()})
+
+    def _find_images(self, root: Path) -> list[Path]:
+        if not root.is_dir():
+            raise UserError(f"no folder at {self.path!r}: give the path of a folder of images")
+        images = sorted(
+            file
+            for file in root.rglob("*")
+            if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
+        )
+        if not images:
+            raise UserError(
+                f"no images in {self.path!r}: add files of type {', '.join(sorted(SUFFIXES))}"
+            )
+        return images
 
     def _read_metadata(self, root: Path) -> dict[str, list[str]]:
-        """Captions by the picture's absolute path."""
+        """Returns captions by the absolute path of the image."""
         captions: dict[str, list[str]] = defaultdict(list)
         files = (file for form in ("jsonl", "csv") for file in root.rglob(f"metadata.{form}"))
         for file in sorted(files):
             name = file.relative_to(root.parent)
-            for row in _read_rows(file):
+            for record in _read_records(file):
                 column = self.caption_column or next(
-                    (column for column in CAPTION_COLUMNS if column in row), CAPTION_COLUMNS[0]
+                    (column for column in CAPTION_COLUMNS if column in record), CAPTION_COLUMNS[0]
                 )
-                for needed in ("file_name", column):
-                    if needed not in row:
-                        way_out = "" if needed == "file_name" else "; set caption_column"
+                for required in ("file_name", column):
+                    if required not in record:
+                        hint = "add it" if required == "file_name" else "set caption_column"
                         raise UserError(
-                            f"{name} has no column {needed!r}: it has {', '.join(row)}{way_out}"
+                            f"{name} has no column {required!r}, only {', '.join(record)}: {hint}"
                         )
-                value = row[column] if isinstance(row[column], list) else [row[column]]
+                value = record[column] if isinstance(record[column], list) else [record[column]]
                 texts = [str(text).strip() for text in value if text is not None]
-                captions[normpath(file.parent / row["file_name"])] += filter(None, texts)
+                captions[normpath(file.parent / record["file_name"])] += filter(None, texts)
         return captions
 
-    def _halve(self, rows: list[_Row]) -> tuple[list[_Row], list[_Row]]:
-        positions = [position(self.seed, row.name) for row in rows]
-        limit = cut(positions, self.validation_fraction, f"folder {self.path!r}")
-        pairs = list(zip(rows, positions, strict=True))
-        return [row for row, at in pairs if at >= limit], [row for row, at in pairs if at < limit]
+    def _hold_out(
+        self, files: list[_CaptionedFile]
+    ) -> tuple[list[_CaptionedFile], list[_CaptionedFile]]:
+        positions = [hash_position(self.seed, file.name) for file in files]
+        limit = validation_limit(positions, self.validation_fraction, f"folder {self.path!r}")
+        pairs = list(zip(files, positions, strict=True))
+        train = [file for file, position in pairs if position >= limit]
+        validation = [file for file, position in pairs if position < limit]
+        return train, validation
 
 
-def _read_rows(file: Path) -> Iterator[dict[str, Any]]:
+def _read_records(file: Path) -> Iterator[dict[str, Any]]:
     with file.open(encoding="utf-8-sig", newline="") as lines:
         if file.suffix == ".csv":
             yield from csv.DictReader(lines)
@@ -126,28 +140,30 @@ def _read_rows(file: Path) -> Iterator[dict[str, Any]]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                record = json.loads(line)
             except ValueError:
-                row = None
-            if not isinstance(row, dict):
-                raise UserError(f"{file}, line {number} is not a JSON object: mend or remove it")
-            yield row
+                record = None
+            if not isinstance(record, dict):
+                raise UserError(f"{file}, line {number} is not a JSON object: fix or remove it")
+            yield record
 
 
-def _captions_beside(picture: Path) -> list[str]:
+def _read_text_file(image: Path) -> list[str]:
+    """Returns the captions in the .txt file beside an image, or [] if there is none."""
     try:
-        text = picture.with_suffix(".txt").read_text(encoding="utf-8", errors="replace")
+        text = image.with_suffix(".txt").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return []
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def _dataset(rows: list[_Row], single: bool) -> Dataset:
+def _dataset(files: list[_CaptionedFile], single: bool) -> Dataset:
+    """Makes a dataset, with one string per row if `single`, else with a list of strings."""
     caption = Value("string") if single else List(Value("string"))
     return Dataset.from_dict(
         {
-            "image": [str(row.path) for row in rows],
-            "caption": [row.captions[0] if single else row.captions for row in rows],
+            "image": [str(file.path) for file in files],
+            "caption": [file.captions[0] if single else file.captions for file in files],
         },
         features=Features({"image": Image(), "caption": caption}),
     )

@@ -1,4 +1,4 @@
-"""Captioned pictures in tar shards, as webdataset and img2dataset write them."""
+"""Captioned images in tar shards, in the format of webdataset and img2dataset."""
 
 import gzip
 import json
@@ -27,154 +27,167 @@ from datasets import (
 )
 from datasets.download import StreamingDownloadManager
 
-from tilewright.data.filters import captions_of
-from tilewright.data.skipped import Unusable
-from tilewright.data.sources.tables import as_pairs
-from tilewright.data.splits import halve_rows, settle, split_in_name
-from tilewright.errors import UserError
+from tilewright.data.filters import usable_captions
+from tilewright.data.skipping import SkipRow
+from tilewright.data.sources.columns import select_image_and_caption
+from tilewright.data.sources.splits import hold_out_validation, resolve_splits, split_from_path
+from tilewright.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
 
-PICTURES = ("jpg", "jpeg", "png", "webp")
-CAPTIONS = ("txt", "json")
+IMAGE_KEYS = ("jpg", "jpeg", "png", "webp")
+CAPTION_KEYS = ("txt", "json")
 FEATURES = Features({"image": Image(decode=False), "caption": List(Value("string"))})
-BROKEN = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
+BROKEN_SHARD = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
 BRACES = re.compile(r"\{([^{}]*)\}")
+MEMBERS_TO_CHECK = 100
 
 
 @dataclass(frozen=True)
 class WebDatasetSource:
     """Tar files whose members `NAME.jpg` and `NAME.txt` (or `.json`) are a pair.
 
-    A file is of the split that its name says ("val-0001.tar"), as with parquet; the others are for
-    training. A member that is no part of a pair is passed over.
+    The name of a file says its split ("val-0001.tar"), as for parquet files. All other files are
+    for training. Members that do not belong to a pair are ignored.
 
-    `datasets` has a loader of its own for these. It takes the columns from the first five pairs and
-    ends at the first that differs, such as a PNG among JPEGs, or text that is not UTF-8.
+    `datasets` has its own loader of this format. It is not used, because it takes the columns from
+    the first five pairs and stops at the first pair that differs, such as a PNG among JPEGs.
 
     Args:
-        path: a file, a folder (its *.tar, at any depth), a pattern with `*` or `{0000..0099}`, or a
-            list of these. An address (https://…, hf://…, s3://…) is read as it is, braces expanded.
-        image_keys, caption_keys: endings of the members, the first that is there counts.
-        caption_field: which field of a `.json` is the caption.
-        streaming: read while training; else all pairs are first copied to the cache of `datasets`.
-        validation_fraction: the share of training pictures that is held out when no file is of a
-            split to validate on.
+        path: a file, a folder (its *.tar at any depth), a pattern with `*` or `{0000..0099}`, or a
+            list of these. In an address (https://…, hf://…, s3://…) only braces are expanded.
+        image_keys, caption_keys: endings of the members, in order of preference.
+        caption_field: field of a `.json` member that holds the caption.
+        streaming: read during training. False first copies all pairs to the cache of `datasets`.
+        validation_fraction: share of the training images to hold out if there is no file for
+            validation.
+        seed: seed of that choice.
     """
 
     path: str | Sequence[str]
-    image_keys: Sequence[str] = PICTURES
-    caption_keys: Sequence[str] = CAPTIONS
+    image_keys: Sequence[str] = IMAGE_KEYS
+    caption_keys: Sequence[str] = CAPTION_KEYS
     caption_field: str = "caption"
     streaming: bool = True
     validation_fraction: float = 0.05
     seed: int = 0
 
     def load(self) -> DatasetDict | IterableDatasetDict:
-        """Load the splits; see `Source.load`."""
-        what = f"webdataset at {self.path!r}"
+        """Loads the splits. See `Source.load`."""
+        description = f"webdataset at {self.path!r}"
         shards: dict[str, list[str]] = {}
         for file in self.files():
-            shards.setdefault(split_in_name(file), []).append(file)
-        self._check(next(iter(shards.values()))[0])
-        splits = {split: self._rows(files, what) for split, files in shards.items()}
-        halve = partial(halve_rows, fraction=self.validation_fraction, seed=self.seed, what=what)
-        found = settle(splits, halve, what, "put 'train' in the name of a file")
-        return IterableDatasetDict(found) if self.streaming else DatasetDict(found)
+            shards.setdefault(split_from_path(file), []).append(file)
+        self._check_members(next(iter(shards.values()))[0])
+        splits = {split: self._dataset(files, description) for split, files in shards.items()}
+        hold_out = partial(
+            hold_out_validation,
+            fraction=self.validation_fraction,
+            seed=self.seed,
+            description=description,
+        )
+        resolved = resolve_splits(
+            splits, hold_out, description, "put 'train' in the name of a file"
+        )
+        return IterableDatasetDict(resolved) if self.streaming else DatasetDict(resolved)
 
     def files(self) -> list[str]:
-        """Paths and addresses of the shards, in order.
+        """Returns the paths and addresses of the shards, in order.
 
         Raises:
-            UserError: a pattern has none.
+            UserError: no file matches a pattern.
         """
         patterns = [self.path] if isinstance(self.path, str) else list(self.path)
-        found = []
-        for pattern in (one for many in patterns for one in expand(many)):
+        files: list[str] = []
+        for pattern in (expanded for item in patterns for expanded in expand_braces(item)):
             if "://" in pattern:
-                found.append(pattern)
+                files.append(pattern)
                 continue
             path = Path(pattern).expanduser()
-            inside = str(path / "**" / "*.tar") if path.is_dir() else str(path)
-            files = sorted(glob(inside, recursive=True))  # noqa: PTH207
-            if not files:
+            local = str(path / "**" / "*.tar") if path.is_dir() else str(path)
+            matches = sorted(glob(local, recursive=True))  # noqa: PTH207
+            if not matches:
                 raise UserError(f"no tar file at {pattern!r}: give a file, a folder or a pattern")
-            found += files
-        return found
+            files += matches
+        return files
 
-    def _check(self, shard: str) -> None:
-        """Reads the beginning of a shard: what is wrong with all of them comes out here."""
+    def _check_members(self, shard: str) -> None:
+        """Reads the first members of a shard, to report wrong keys before the training starts."""
         keys = {"image": self.image_keys, "caption": self.caption_keys}
-        seen: set[str] = set()
+        endings: set[str] = set()
         try:
-            for name, _ in islice(_members(shard), 100):
-                seen.add(_split_name(name)[1])
-        except Exception as error:  # of tarfile, fsspec, and of each kind of address
-            if not seen:
-                reason = (str(error) or type(error).__name__).splitlines()[0]
-                raise UserError(f"{shard} cannot be read as a tar file: {reason}") from error
-        for role, wanted in keys.items():
-            if not seen & set(wanted):
+            for name, _ in islice(_members(shard), MEMBERS_TO_CHECK):
+                endings.add(_split_name(name)[1])
+        except Exception as error:  # classes of tarfile, fsspec and each protocol
+            if not endings:
                 raise UserError(
-                    f"{shard} has no member that ends in {' or '.join(wanted)}: it has "
-                    f"{', '.join(sorted(seen)) or 'none'}; set {role}_keys"
+                    f"{shard} cannot be read as a tar file: {first_line(error)}"
+                ) from error
+        for role, expected in keys.items():
+            if not endings & set(expected):
+                raise UserError(
+                    f"{shard} has no member that ends in {' or '.join(expected)}, only "
+                    f"{', '.join(sorted(endings)) or 'none'}: set {role}_keys"
                 )
 
-    def _rows(self, files: list[str], what: str) -> Dataset | IterableDataset:
-        # `datasets` takes every list for one of shards, and the endings are none.
+    def _dataset(self, files: list[str], description: str) -> Dataset | IterableDataset:
+        # Tuples, because `datasets` treats each list as a list of shards.
         keys = {"image_keys": tuple(self.image_keys), "caption_keys": tuple(self.caption_keys)}
         arguments: dict[str, Any] = {"files": files, **keys, "caption_field": self.caption_field}
         if self.streaming:
-            return IterableDataset.from_generator(pairs, gen_kwargs=arguments)
-        stamps = tuple(_stamp(file) for file in files)  # a file that has changed is read anew
+            return IterableDataset.from_generator(read_pairs, gen_kwargs=arguments)
+        stamps = tuple(_stamp(file) for file in files)  # a changed file is read again
         arguments = {**arguments, "stamps": stamps}
         rows = Dataset.from_generator(table_rows, features=FEATURES, gen_kwargs=arguments)
-        return as_pairs(rows, "image", "caption", what)
+        return select_image_and_caption(rows, "image", "caption", description)
 
 
-def pairs(
+def read_pairs(
     files: list[str], image_keys: Sequence[str], caption_keys: Sequence[str], caption_field: str
 ) -> Iterator[dict[str, Any]]:
-    """The pairs of shards; a caption is as it was found there, text or not.
+    """Yields the pairs in shards. A caption is returned as stored and may not be text.
 
-    A shard that is broken ends early, with a warning.
+    A broken shard ends early, with a warning.
 
     Raises:
         UserError: a shard cannot be opened.
     """
     for file in files:
-        found = 0
+        count = 0
         try:
             for parts in _samples(file, {*image_keys, *caption_keys}):
-                found += 1
-                picture = next((parts[key] for key in image_keys if key in parts), None)
-                caption = next((key for key in caption_keys if key in parts), None)
+                count += 1
+                image = next((parts[key] for key in image_keys if key in parts), None)
+                key = next((key for key in caption_keys if key in parts), None)
                 yield {
-                    "image": {"bytes": picture, "path": None},
-                    "caption": caption and _caption(caption, parts[caption], caption_field),
+                    "image": {"bytes": image, "path": None},
+                    "caption": key and _parse_caption(key, parts[key], caption_field),
                 }
-        except BROKEN as error:
-            log.warning("%s is broken after %d pairs, the rest is skipped: %s", file, found, error)
-        except Exception as error:  # of the classes of each kind of address
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+        except BROKEN_SHARD as error:
+            log.warning("%s is broken after %d pairs, the rest is skipped: %s", file, count, error)
+        except Exception as error:  # classes of each protocol
             raise UserError(
-                f"the shard {file} cannot be opened ({reason}): mend that, then go on with "
-                "resume=true"
+                f"the shard {file} cannot be opened ({first_line(error)}): fix that, then continue "
+                "with resume=true"
             ) from error
 
 
 def table_rows(stamps: Sequence[Any], **arguments: Any) -> Iterator[dict[str, Any]]:
-    """The pairs of shards for a table, in which all captions are lists of text."""
-    for pair in pairs(**arguments):
+    """Yields the pairs in shards with a list of strings as the caption.
+
+    Args:
+        stamps: sizes and times of the files. They are part of the cache key of `datasets`.
+    """
+    for pair in read_pairs(**arguments):
         try:
-            texts = captions_of(pair["caption"])
-        except Unusable:
+            texts = usable_captions(pair["caption"])
+        except SkipRow:
             texts = []
         yield {**pair, "caption": texts}
 
 
-def expand(pattern: str) -> list[str]:
-    """Braces as shells have them: `{0..9}`, with leading zeros kept, and `{a,b}`."""
+def expand_braces(pattern: str) -> list[str]:
+    """Expands braces as a shell does: `{0..9}`, which keeps leading zeros, and `{a,b}`."""
     braces = BRACES.search(pattern)
     if braces is None:
         return [pattern]
@@ -185,11 +198,11 @@ def expand(pattern: str) -> list[str]:
     else:
         choices = braces[1].split(",")
     before, after = pattern[: braces.start()], pattern[braces.end() :]
-    return [path for choice in choices for path in expand(before + choice + after)]
+    return [path for choice in choices for path in expand_braces(before + choice + after)]
 
 
-def _samples(file: str, wanted: set[str]) -> Iterator[dict[str, bytes]]:
-    """What members of one name hold, by their endings."""
+def _samples(file: str, keys: set[str]) -> Iterator[dict[str, bytes]]:
+    """Yields the contents of consecutive members that share a name, by their endings."""
     name, parts = "", dict[str, bytes]()
     for path, content in _members(file):
         base, ending = _split_name(path)
@@ -197,7 +210,7 @@ def _samples(file: str, wanted: set[str]) -> Iterator[dict[str, bytes]]:
             if parts:
                 yield parts
             name, parts = base, {}
-        if ending in wanted:
+        if ending in keys:
             parts.setdefault(ending, content.read())
     if parts:
         yield parts
@@ -208,24 +221,25 @@ def _members(file: str) -> Iterator[tuple[str, Any]]:
 
 
 def _split_name(path: str) -> tuple[str, str]:
-    """`a/b.seg.PNG` to `a/b` and `seg.png`."""
+    """Splits `a/b.seg.PNG` into `a/b` and `seg.png`."""
     folder, _, file = path.rpartition("/")
     stem, _, ending = file.partition(".")
     return f"{folder}/{stem}", ending.lower()
 
 
-def _caption(key: str, content: bytes, field: str) -> Any:
+def _parse_caption(key: str, content: bytes, field: str) -> Any:
     if key.endswith("json"):
         try:
-            found = json.loads(content)
+            value = json.loads(content)
         except ValueError:
-            return {}  # which is no text, and counted as that
-        return found.get(field) if isinstance(found, dict) else {}
+            return {}  # not text, and counted as such
+        return value.get(field) if isinstance(value, dict) else {}
     return content.decode("utf-8", errors="replace").strip()
 
 
 def _stamp(file: str) -> tuple[int, int] | None:
+    """Returns the size and the modification time of a local file."""
     if "://" in file:
         return None
-    state = Path(file).stat()
-    return state.st_size, state.st_mtime_ns
+    status = Path(file).stat()
+    return status.st_size, status.st_mtime_ns

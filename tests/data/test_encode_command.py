@@ -1,4 +1,4 @@
-"""The command that encodes ahead: whole, on several processes, and after SIGKILL."""
+"""`src/encode.py` on several processes and after SIGKILL."""
 
 import os
 import re
@@ -25,9 +25,9 @@ def start(home, name, *words):
 
 def run(home, name, *words):
     process = start(home, name, *words)
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, said
-    return said
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
 
 
 def files(folder):
@@ -43,27 +43,27 @@ def test_encodes_on_several_processes_and_after_a_kill(tmp_path):
     ]
     quick = [*steps, "trainer.val_check_interval=1", "~callbacks.frechet"]
     run(tmp_path, "train", "stage=dvae", *quick)
-    whole = run(tmp_path, "encode", "device=cpu", f"data.cache={tmp_path / 'whole'}")
-    assert "Image tokens of train (8200 pictures)" in " ".join(whole.split())
+    output = run(tmp_path, "encode", "device=cpu", f"data.cache={tmp_path / 'reference'}")
+    assert "Image tokens of train (8200 images)" in " ".join(output.split())
 
-    codes = tmp_path / "data" / "codes"
+    cache = tmp_path / "data" / "image_tokens"
     killed = start(tmp_path, "encode", "device=cpu", "processes=2")
-    while not list(codes.glob("*/*.npy")) and killed.poll() is None:
+    while not list(cache.glob("*/*.npy")) and killed.poll() is None:
         time.sleep(0.05)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
-    begun = {path: path.stat().st_mtime_ns for path in codes.glob("*/*.npy")}
-    assert begun
-    said = run(tmp_path, "encode", "device=cpu", "processes=2")
-    assert len(re.findall("pictures", said)) == 2
-    assert {path: path.stat().st_mtime_ns for path in begun} == begun  # not made again
-    made, expected = files(codes), files(tmp_path / "whole")
-    assert len(made) == len(expected) == 2
-    assert not [path for path in codes.glob("*/.*") if "part" in path.name]
-    for folder in (tmp_path / "whole").iterdir():
+    finished = {path: path.stat().st_mtime_ns for path in cache.glob("*/*.npy")}
+    assert finished
+    output = run(tmp_path, "encode", "device=cpu", "processes=2")
+    assert len(re.findall("images", output)) == 2
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished  # not encoded again
+    encoded, expected = files(cache), files(tmp_path / "reference")
+    assert len(encoded) == len(expected) == 2
+    assert not [path for path in cache.glob("*/.*") if "partial" in path.name]
+    for folder in (tmp_path / "reference").iterdir():
         for file in folder.glob("*.npy"):
-            assert (codes / folder.name / file.name).read_bytes() == file.read_bytes()
+            assert (cache / folder.name / file.name).read_bytes() == file.read_bytes()
 
-    at = {path: path.stat().st_mtime_ns for path in codes.rglob("*.npy")}
+    times = {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")}
     run(tmp_path, "train", "stage=prior", *quick, "~callbacks.samples")
-    assert {path: path.stat().st_mtime_ns for path in codes.rglob("*.npy")} == at
+    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")} == times

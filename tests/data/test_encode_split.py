@@ -1,10 +1,10 @@
-"""Image tokens that are encoded ahead: once, of several views, anew when a picture changes."""
+"""Image tokens that are encoded once, per crop, and again when an image file changes."""
 
 import pytest
 from datasets import Dataset
 from PIL import Image as PILImage
 
-from helpers.gray import SIZE, Levels, Noise, batches, numbers
+from helpers.gray import SIZE, Levels, Noise, batches, row_indices
 from tilewright.data.sources import ParquetSource
 from tilewright.data.sources.folder import FolderSource
 
@@ -15,9 +15,9 @@ def test_tokens_are_encoded_once(make):
     for _ in range(2):
         batches(data, data.train_dataloader(), 2)
     assert tokenizer.encoded == 8
-    again = Levels()  # the same weights in another process
-    batches(data, make(image_tokenizer=again).train_dataloader(), 2)
-    assert again.encoded == 0
+    same = Levels()  # the same weights, as in another process
+    batches(data, make(image_tokenizer=same).train_dataloader(), 2)
+    assert same.encoded == 0
     other = Levels()
     other.weight.data += 1
     batches(data, make(image_tokenizer=other).train_dataloader(), 2)
@@ -25,9 +25,9 @@ def test_tokens_are_encoded_once(make):
 
 
 @pytest.mark.parametrize("form", ["folder", "parquet"])
-def test_a_picture_that_is_exchanged_is_encoded_again(make, form, tmp_path, monkeypatch):
+def test_a_changed_image_file_is_encoded_again(make, form, tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    files = [tmp_path / "pictures" / f"{level}.png" for level in range(8)]
+    files = [tmp_path / "images" / f"{level}.png" for level in range(8)]
     files[0].parent.mkdir()
     for level, file in enumerate(files):
         PILImage.new("L", (SIZE, SIZE), level).save(file)
@@ -41,63 +41,65 @@ def test_a_picture_that_is_exchanged_is_encoded_again(make, form, tmp_path, monk
     def tokens():
         data = make(source, image_tokenizer=Levels())
         splits = [data.encode(split, quiet=True)[0] for split in ("train", "validation")]
-        return sorted(int(row[0, 0]) for codes in splits for row in codes)
+        return sorted(int(row[0, 0]) for cache in splits for row in cache)
 
     assert tokens() == list(range(8))
-    made = len(list((tmp_path / "codes").iterdir()))
+    folders = len(list((tmp_path / "image_tokens").iterdir()))
     assert tokens() == list(range(8))
-    assert len(list((tmp_path / "codes").iterdir())) == made  # they were there
+    assert len(list((tmp_path / "image_tokens").iterdir())) == folders  # nothing was encoded
     PILImage.new("L", (SIZE, SIZE), 200).save(files[3])
     assert tokens() == [0, 1, 2, 4, 5, 6, 7, 200]
 
 
-def test_augmented_tokens_are_encoded_at_every_step(make):
+def test_augmented_tokens_are_encoded_at_each_step(make):
     tokenizer = Levels()
     data = make(image_tokenizer=tokenizer, augmented_tokens=True)
     for _ in range(2):
         for batch in batches(data, data.train_dataloader(), 2):
             assert set(batch) == {"caption", "image_tokens"}
-            assert (batch["image_tokens"][:, 0, 0] // 10).tolist() == numbers(batch)
+            assert (batch["image_tokens"][:, 0, 0] // 10).tolist() == row_indices(batch)
     assert tokenizer.encoded == 16
     batches(data, data.val_dataloader())
     batches(data, data.val_dataloader())
-    assert tokenizer.encoded == 24  # validation's come from disk
+    assert tokenizer.encoded == 24  # the tokens of validation come from disk
 
 
 class Speckles(Levels):
-    """An image tokenizer that shows which crop it was given: the levels of its first pixels."""
+    """Image tokenizer whose tokens identify the crop: the levels of its first pixels."""
 
     def encode(self, images):
         self.encoded += len(images)
         return (images[:, 0, :2, :2] * 255).round().long()
 
 
-def test_views_are_encoded_once_and_taken_by_turns(make):
+def test_crops_are_encoded_once_and_used_in_turn(make):
     def train(tokenizer, epochs=1, **settings):
-        data = make(image_tokenizer=tokenizer, train_transform=Noise(), views=3, **settings)
-        seen = [{} for _ in range(epochs)]
+        data = make(
+            image_tokenizer=tokenizer, train_transform=Noise(), crops_per_image=3, **settings
+        )
+        tokens_by_epoch = [{} for _ in range(epochs)]
         loader = data.train_dataloader()
-        for number, batch in enumerate(batches(data, loader, 2 * epochs)):
-            for row, tokens in zip(numbers(batch), batch["image_tokens"], strict=True):
-                seen[number // 2][row] = tuple(tokens.flatten().tolist())
-        return seen
+        for index, batch in enumerate(batches(data, loader, 2 * epochs)):
+            for row, tokens in zip(row_indices(batch), batch["image_tokens"], strict=True):
+                tokens_by_epoch[index // 2][row] = tuple(tokens.flatten().tolist())
+        return tokens_by_epoch
 
     tokenizer = Speckles()
-    seen = train(tokenizer, epochs=6)
+    first = train(tokenizer, epochs=6)
     assert tokenizer.encoded == 3 * 8
     for row in range(8):
-        views = [epoch[row] for epoch in seen]
-        assert views[:3] == views[3:]  # by turns
-        assert len(set(views[:3])) == 3  # each crop is another
-    again = Speckles()
-    assert train(again, epochs=6) == seen
-    assert again.encoded == 0
-    assert train(Speckles(), epochs=6, seed=1) != seen
+        crops = [epoch[row] for epoch in first]
+        assert crops[:3] == crops[3:]
+        assert len(set(crops[:3])) == 3
+    unused = Speckles()
+    assert train(unused, epochs=6) == first
+    assert unused.encoded == 0
+    assert train(Speckles(), epochs=6, seed=1) != first
 
 
-def test_views_are_of_training_only(make):
+def test_validation_uses_the_center_crop(make):
     tokenizer = Levels()
-    data = make(image_tokenizer=tokenizer, train_transform=Noise(), views=2)
+    data = make(image_tokenizer=tokenizer, train_transform=Noise(), crops_per_image=2)
     for batch in batches(data, data.val_dataloader()):
-        assert (batch["image_tokens"][:, 0, 0] // 10).tolist() == numbers(batch)
+        assert (batch["image_tokens"][:, 0, 0] // 10).tolist() == row_indices(batch)
     assert tokenizer.encoded == 8

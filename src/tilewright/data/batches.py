@@ -1,0 +1,114 @@
+"""Batch samplers: the rows of each batch as a function of the batch index.
+
+Each process takes its share of each batch. A training on several processes therefore sees the same
+batches as a training on one process, and a resumed training continues with the next batch.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import count
+from typing import NamedTuple
+
+import torch
+from torch.utils.data import Sampler
+
+from tilewright.data.seeding import derive_seed
+
+
+class SeededIndex(NamedTuple):
+    """Index of a row, with the seed of the row's random numbers.
+
+    Attributes:
+        row: index of the row in its split.
+        seed: (seed of the training, epoch, row), or None for a row without random numbers.
+    """
+
+    row: int
+    seed: tuple[int, int, int] | None
+
+
+class TrainingBatches(Sampler[list[SeededIndex]]):
+    """Endless batches of all rows, in a new random order in each epoch.
+
+    A batch may contain the end of one epoch and the beginning of the next.
+
+    Args:
+        rows: number of rows of the split.
+        batch_size: rows of a batch, summed over all processes.
+        seed: seed of the order.
+        start: index of the first batch to yield.
+        rank: rank of this process.
+        processes: number of processes that share each batch.
+        repeated: repeat the first `repeated` batches forever. 0 uses all batches.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        batch_size: int,
+        seed: int,
+        start: int = 0,
+        rank: int = 0,
+        processes: int = 1,
+        repeated: int = 0,
+    ):
+        self.rows = rows
+        self.batch_size = batch_size
+        self.seed = seed
+        self.start = start
+        self.repeated = repeated
+        self.share = batch_size // processes
+        self.offset = rank * self.share
+        self._order = lru_cache(maxsize=2)(self._shuffled)
+
+    def __iter__(self) -> Iterator[list[SeededIndex]]:
+        for batch_index in count(self.start):
+            if self.repeated:
+                batch_index %= self.repeated
+            first = batch_index * self.batch_size + self.offset
+            yield self._rows_between(first, first + self.share)
+
+    def _rows_between(self, position: int, end: int) -> list[SeededIndex]:
+        """Returns the rows at the positions [position, end) of the sequence of all epochs."""
+        batch: list[SeededIndex] = []
+        while position < end:
+            epoch, offset = divmod(position, self.rows)
+            rows = self._order(epoch)[offset : offset + end - position].tolist()
+            batch += [SeededIndex(row, (self.seed, epoch, row)) for row in rows]
+            position += len(rows)
+        return batch
+
+    def _shuffled(self, epoch: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch))
+        return torch.randperm(self.rows, generator=generator)
+
+
+class EvaluationBatches(Sampler[list[int]]):
+    """Each row once, in order. Each process gets a part of each batch.
+
+    The last batch is smaller. If it has fewer rows than processes, the batch before includes it.
+
+    Args:
+        rows: number of rows of the split.
+        batch_size: rows of a batch, summed over all processes.
+        rank: rank of this process.
+        processes: number of processes that share each batch.
+    """
+
+    def __init__(self, rows: int, batch_size: int, rank: int = 0, processes: int = 1):
+        self.rank, self.processes = rank, processes
+        self.starts = list(range(0, rows, batch_size))
+        if len(self.starts) > 1 and rows - self.starts[-1] < processes:
+            del self.starts[-1]
+        self.ends = [*self.starts[1:], rows]
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for start, end in zip(self.starts, self.ends, strict=True):
+            first, last = (
+                start + (end - start) * rank // self.processes
+                for rank in (self.rank, self.rank + 1)
+            )
+            yield list(range(first, last))

@@ -1,0 +1,78 @@
+"""Encoding of a split to image tokens, with one crop per image."""
+
+import contextlib
+import hashlib
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from tilewright.data.image_tokenizer import ImageTokenizer, weights_digest
+from tilewright.data.images import UnreadableImage
+from tilewright.data.row_reader import RowReader, Transform
+from tilewright.data.seeding import temporary_seed
+from tilewright.data.token_cache import TokenCache, encode_rows
+
+
+def encode_split(
+    table: Dataset,
+    tokenizer: ImageTokenizer,
+    cache: Path,
+    transform: Transform,
+    crop_seed: tuple[int, int] | None = None,
+    *,
+    max_pixels: int,
+    label: str | None,
+) -> TokenCache:
+    """Encodes all images of a split, or opens their tokens if they are on disk.
+
+    The name of the folder depends on the weights of the tokenizer, the data and the crop. It also
+    depends on the sizes and modification times of images that are separate files.
+
+    Args:
+        cache: folder of all token caches.
+        transform: crop of the images.
+        crop_seed: (seed, index of the crop) of a random crop. None for a deterministic one.
+        max_pixels: larger images are skipped.
+        label: name of the split in the progress bar. None shows no bar.
+    """
+    assert isinstance(tokenizer, torch.nn.Module)
+    parts = [weights_digest(tokenizer), table._fingerprint, repr(transform), str(max_pixels)]
+    if crop_seed is not None:
+        parts.append(repr(crop_seed))
+    parts += _digest_files(table)
+    folder = cache / hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
+    reader = RowReader(transform, None, training=False, max_pixels=max_pixels)
+
+    def read(rows: range) -> list[Tensor | str]:
+        images = table.select_columns("image")[rows.start : rows.stop]["image"]
+        return [read_image(row, image) for row, image in zip(rows, images, strict=True)]
+
+    def read_image(row: int, image: object) -> Tensor | str:
+        try:
+            if crop_seed is None:
+                return reader.read_image(image)
+            with temporary_seed(*crop_seed, row):
+                return reader.read_image(image)
+        except UnreadableImage as error:
+            return error.reason
+
+    device = next(tokenizer.parameters()).device
+    return encode_rows(len(table), read, tokenizer, folder, device=device, label=label)
+
+
+def _digest_files(table: Dataset) -> list[str]:
+    """Returns a hash of the files' sizes and times, or [] if the table has the bytes."""
+    digest, has_files = hashlib.sha256(), False
+    for batch in table.select_columns("image").with_format("arrow").iter(1000):
+        images = batch.column("image").combine_chunks()
+        paths = images.field("path").filter(images.field("bytes").is_null()).drop_null()
+        if not len(paths) and not has_files:  # do not read all bytes of a table for nothing
+            return []
+        has_files = True
+        for path in paths.to_pylist():
+            with contextlib.suppress(OSError):
+                status = Path(path).stat()
+                digest.update(f"{path}\0{status.st_size} {status.st_mtime_ns}\0".encode())
+    return [digest.hexdigest()]

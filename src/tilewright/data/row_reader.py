@@ -1,0 +1,126 @@
+"""Conversion of a record to a batch row, and of batch rows to a batch."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tilewright.data.filters import Filter, check_image_size, usable_captions
+from tilewright.data.images import MAX_PIXELS, decode_image, to_bytes, to_floats
+from tilewright.data.seeding import temporary_seed
+from tilewright.data.skipping import SkipRow
+from tilewright.data.token_cache import unreadable_reason
+from tilewright.data.tokenizer import BytePairTokenizer
+
+Transform = Callable[[Image.Image], Image.Image]
+
+
+class RowReader:
+    """Converts a record to a batch row, or returns the reason for skipping it.
+
+    In training, all random numbers of a row (its caption, its crop, the segmentation of its words)
+    depend on the row's seed only, so that any process gives the same row.
+
+    Args:
+        transform: PIL image to a PIL image of the final size.
+        tokenizer: text tokenizer, or None for rows without text tokens.
+        training: choose one of several captions at random, and use BPE dropout. Otherwise, use the
+            first caption without dropout.
+        filters: filters of captions and images.
+        max_pixels: larger images are skipped.
+    """
+
+    def __init__(
+        self,
+        transform: Transform,
+        tokenizer: BytePairTokenizer | None,
+        training: bool,
+        filters: Sequence[Filter] = (),
+        max_pixels: int = MAX_PIXELS,
+    ):
+        self.transform = transform
+        self.tokenizer = tokenizer
+        self.training = training
+        self.filters = filters
+        self.max_pixels = max_pixels
+
+    def __call__(
+        self,
+        image: Any,
+        caption: Any,
+        tokens: Any | None = None,
+        seed: tuple[int, ...] | None = None,
+    ) -> dict | str:
+        """Converts a record to a batch row.
+
+        Args:
+            image: encoded image. Ignored if there are tokens.
+            caption: a caption or a list of captions.
+            tokens: image tokens [h, w] from the token cache.
+            seed: seed of the row's random numbers.
+
+        Returns:
+            A dictionary with `caption`, `text_tokens` (with a tokenizer), and either `image_tokens`
+            or `pixels` (bytes, [H, W, 3]). If the row cannot be used, the reason.
+        """
+        try:
+            if seed is None:
+                return self._row(image, caption, tokens)
+            with temporary_seed(*seed):
+                return self._row(image, caption, tokens)
+        except SkipRow as skip:
+            return skip.reason
+
+    def read_image(self, image: Any) -> Tensor:
+        """Decodes and transforms an encoded image to floats in [0, 1], [3, H, W].
+
+        Raises:
+            SkipRow: the image cannot be read, or a filter drops it.
+        """
+        return to_floats(self._pixels(image))
+
+    def _pixels(self, image: Any) -> Tensor:
+        decoded = decode_image(image, self.max_pixels)
+        check_image_size(*decoded.size, self.filters)
+        return to_bytes(self.transform(decoded))
+
+    def _row(self, image: Any, caption: Any, tokens: Any | None) -> dict:
+        captions = usable_captions(caption, self.filters)
+        choose = self.training and len(captions) > 1
+        chosen = captions[int(torch.randint(len(captions), ())) if choose else 0]
+        row: dict[str, Any] = {"caption": chosen}
+        if self.tokenizer is not None:
+            row["text_tokens"] = self.tokenizer.encode([chosen], dropout=self.training)[0]
+        if tokens is None:
+            row["pixels"] = self._pixels(image)
+            return row
+        if reason := unreadable_reason(tokens):
+            raise SkipRow(reason)
+        row["image_tokens"] = torch.from_numpy(tokens.astype("int64"))
+        return row
+
+
+def collate(rows: list[dict | str]) -> dict[str, Any]:
+    """Stacks the usable rows of a batch, and counts the skipped ones by reason as `skipped`.
+
+    Pixels become floats here, for all rows at once. A batch of streaming data has the `position` of
+    its last row.
+    """
+    usable = [row for row in rows if isinstance(row, dict)]
+    skipped = Counter(row for row in rows if isinstance(row, str))
+    position = None
+    for row in usable:
+        skipped.update(row.pop("skipped", {}))
+        position = row.pop("position", None)
+    batch: dict[str, Any] = {"skipped": dict(skipped)}
+    if position is not None:
+        batch["position"] = position
+    for key in usable[0]:
+        values = [row[key] for row in usable]
+        batch[key] = torch.stack(values) if isinstance(values[0], Tensor) else values
+    if "pixels" in batch:
+        batch["image"] = to_floats(batch.pop("pixels"))
+    return batch

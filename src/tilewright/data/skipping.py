@@ -1,0 +1,64 @@
+"""Skipped rows: the exception that skips a row, and counts by reason."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from tilewright.errors import UserError
+
+
+class SkipRow(Exception):  # noqa: N818
+    """Raised to skip a row that cannot be used.
+
+    Args:
+        reason: short reason by which skipped rows are counted, for example "no caption".
+        detail: path of the image and the message of its codec.
+    """
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(reason, detail)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        reason, detail = self.args
+        return f"{reason}: {detail}" if detail else reason
+
+
+class SkipCounts:
+    """Numbers of rows that were read and that were skipped, by reason."""
+
+    def __init__(self) -> None:
+        self.read = 0
+        self.reasons: Counter[str] = Counter()
+
+    def add(self, read: int, reasons: Mapping[str, int]) -> None:
+        self.read += read
+        self.reasons.update(reasons)
+
+    @property
+    def total(self) -> int:
+        """Number of skipped rows."""
+        return self.reasons.total()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"read": self.read, "reasons": dict(self.reasons)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.read, self.reasons = state["read"], Counter(state["reasons"])
+
+    def __str__(self) -> str:
+        """`500 of 10,000 rows were skipped: 300 × image is truncated, 200 × no caption`."""
+        return f"{self.total:,} of {self.read:,} rows were skipped: {format_counts(self.reasons)}"
+
+
+def format_counts(reasons: Mapping[str, int]) -> str:
+    """Returns counts by reason on one line, the largest first."""
+    ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count:,} × {reason}" for reason, count in ordered)
+
+
+def no_usable_rows(reasons: Mapping[str, int]) -> UserError:
+    """Returns the error for data of which no row can be used."""
+    return UserError(
+        f"no row of the data can be used ({format_counts(reasons)}): fix the data or its settings"
+    )

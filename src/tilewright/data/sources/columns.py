@@ -1,0 +1,81 @@
+"""Columns of a dataset: selection of the image and the caption column, with checks."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from datasets import Dataset, Image, IterableDataset, LargeList, List, Value
+
+from tilewright.errors import UserError
+
+log = logging.getLogger(__name__)
+
+AnyDataset = TypeVar("AnyDataset", Dataset, IterableDataset)
+
+TEXT = ("string", "large_string")
+BYTES = ("binary", "large_binary")
+
+
+def select_image_and_caption(
+    dataset: AnyDataset, image_column: str, caption_column: str, description: str
+) -> AnyDataset:
+    """Reduces a dataset to the columns `image` (encoded) and `caption`.
+
+    Rows of a table that have no caption are dropped, and one warning counts them.
+
+    Args:
+        description: name of the dataset in error messages.
+
+    Raises:
+        UserError: a column does not exist or has another type.
+    """
+    # Streaming data may not know its columns before the first row.
+    columns = dataset.column_names or list(next(iter(dataset), {}))
+    for argument, column in (("image_column", image_column), ("caption_column", caption_column)):
+        if column not in columns:
+            raise UserError(
+                f"{description} has no column {column!r}, only {', '.join(columns)}: set {argument}"
+            )
+    if dataset.features is not None:
+        if not _holds_images(dataset.features[image_column]):
+            raise UserError(
+                f"{description} has no images in column {image_column!r}: set image_column"
+            )
+        if not _holds_text(dataset.features[caption_column]):
+            raise UserError(
+                f"{description} has no text in column {caption_column!r}: set caption_column"
+            )
+        # Cast first: streaming data decodes its images in any later step, even in a renaming.
+        dataset = dataset.cast_column(image_column, Image(decode=False))
+    dataset = dataset.select_columns([image_column, caption_column])
+    names = {image_column: "image", caption_column: "caption"}
+    dataset = dataset.rename_columns({old: new for old, new in names.items() if old != new})
+    if isinstance(dataset, IterableDataset):  # rows without a caption are counted during training
+        return dataset
+    captioned = dataset.filter(_has_caption)
+    if missing := len(dataset) - len(captioned):
+        log.warning(
+            "%d of %d rows of %s have no caption and are skipped",
+            missing, len(dataset), description,
+        )  # fmt: skip
+    return (captioned if missing else dataset).cast_column("image", Image())
+
+
+def is_value(feature: Any, dtypes: tuple[str, ...]) -> bool:
+    """Returns True if a feature is a plain value of one of the dtypes."""
+    return isinstance(feature, Value) and feature.dtype in dtypes
+
+
+def _has_caption(row: Mapping[str, Any]) -> bool:
+    return bool(row["caption"])
+
+
+def _holds_images(feature: Any) -> bool:
+    if isinstance(feature, dict):  # struct of an Image whose type was lost
+        return {"bytes", "path"} <= set(feature)
+    return isinstance(feature, Image) or is_value(feature, TEXT + BYTES)
+
+
+def _holds_text(feature: Any) -> bool:
+    is_list = isinstance(feature, (List, LargeList))
+    return is_value(feature.feature if is_list else feature, TEXT)

@@ -1,0 +1,91 @@
+"""Captioned images in parquet files."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import partial
+from glob import glob
+from os.path import commonpath
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict, Image, concatenate_datasets, load_dataset
+
+from tilewright.data.sources.columns import TEXT, is_value, select_image_and_caption
+from tilewright.data.sources.splits import hold_out_validation, resolve_splits, split_from_path
+from tilewright.errors import UserError, first_line
+
+
+@dataclass(frozen=True)
+class ParquetSource:
+    """Parquet files with a column of images and a column of captions.
+
+    The name of a file or of its folder says the split: train, validation, valid, val, dev, test or
+    zeroshot as a word ("val-00000-of-00001.parquet", "val/part-3.parquet"). All other files are for
+    training.
+
+    Args:
+        path: a file, a folder (its *.parquet at any depth), or a glob pattern.
+        image_column: encoded images as Hugging Face structs or as bytes, or paths of images
+            relative to the folder of the parquet file.
+        validation_fraction: share of the training images to hold out if there is no file for
+            validation.
+        seed: seed of that choice.
+    """
+
+    path: str
+    image_column: str = "image"
+    caption_column: str = "caption"
+    validation_fraction: float = 0.05
+    seed: int = 0
+
+    def load(self) -> DatasetDict:
+        """Loads the splits. See `Source.load`."""
+        path = Path(self.path).expanduser()
+        pattern = str(path / "**" / "*.parquet") if path.is_dir() else str(path)
+        files = sorted(Path(file).resolve() for file in glob(pattern, recursive=True))  # noqa: PTH207
+        if not files:
+            raise UserError(f"no parquet file at {self.path!r}: give a file, a folder or a pattern")
+
+        # One folder at a time, because paths in a file are relative to its own folder.
+        groups: dict[str, dict[Path, list[Path]]] = defaultdict(lambda: defaultdict(list))
+        root = commonpath([file.parent for file in files])
+        for file in files:
+            groups[split_from_path(file.relative_to(root))][file.parent].append(file)
+        splits = {
+            split: concatenate_datasets([self._load_folder(*group) for group in folders.items()])
+            for split, folders in groups.items()
+        }
+
+        description = f"parquet at {self.path!r}"
+        hold_out = partial(
+            hold_out_validation,
+            fraction=self.validation_fraction,
+            seed=self.seed,
+            description=description,
+        )
+        return DatasetDict(
+            resolve_splits(splits, hold_out, description, "put 'train' in the name of a file")
+        )
+
+    def _load_folder(self, folder: Path, files: list[Path]) -> Dataset:
+        description = f"parquet in {str(folder)!r}"
+        try:
+            rows = load_dataset("parquet", data_files=[str(file) for file in files], split="train")
+        except Exception as error:  # pyarrow's classes, wrapped in those of datasets
+            reason = first_line(error.__cause__ or error)
+            names = ", ".join(file.name for file in files)
+            raise UserError(
+                f"{description} could not be read: {reason}; make sure that {names} is complete"
+            ) from error
+        holds_paths = is_value(rows.features.get(self.image_column), TEXT)
+        pairs = select_image_and_caption(rows, self.image_column, self.caption_column, description)
+        if not holds_paths:
+            return pairs
+        encoded = pairs.cast_column("image", Image(decode=False)).map(
+            _make_absolute, fn_kwargs={"folder": str(folder)}, desc="Finding the images"
+        )
+        return encoded.cast_column("image", Image())
+
+
+def _make_absolute(row: dict[str, Any], folder: str) -> dict[str, Any]:
+    return {"image": {"bytes": None, "path": str(Path(folder, row["image"]["path"]))}}

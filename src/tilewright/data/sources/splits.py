@@ -1,0 +1,164 @@
+"""Division of a dataset into train and validation.
+
+A dataset's own splits are used if it has them. Otherwise, a hash of each image assigns it to train
+or validation. The assignment of an image does not depend on the machine, on the order of the
+rows, or on rows that are added later.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from datasets import Dataset, Image, IterableDataset
+
+from tilewright.errors import UserError
+
+Rows = TypeVar("Rows")
+
+# Split -> names that datasets use for it, the most common first.
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing"),
+    "zeroshot": ("zeroshot",),
+}
+NAME_TO_SPLIT = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+
+HEAD = 100  # rows of streaming data that are read first, to detect a tiny dataset
+
+
+def split_from_path(path: Path | str) -> str:
+    """Returns the split that a file name or its folders say, or `train` if they say none."""
+    words = re.split(r"[^a-z]+", str(path).lower())
+    # The last word wins, so that the name of the file precedes the name of its folder.
+    return next((NAME_TO_SPLIT[word] for word in reversed(words) if word in NAME_TO_SPLIT), "train")
+
+
+def resolve_splits(
+    splits: Mapping[str, Rows],
+    hold_out: Callable[[Rows], tuple[Rows, Rows]],
+    description: str,
+    hint: str,
+) -> dict[str, Rows]:
+    """Renames the splits of a dataset to this project's names, and adds a validation split.
+
+    Without a validation split, `test` becomes the validation split. Without both, `hold_out`
+    divides the training split. A single split is the training split, whatever its name.
+
+    Args:
+        hold_out: divides rows into (train, validation).
+        description, hint: begin and end of the error message.
+
+    Raises:
+        UserError: there is no training split.
+    """
+    resolved = {
+        split: next(splits[name] for name in names if name in splits)
+        for split, names in SPLIT_NAMES.items()
+        if any(name in splits for name in names)
+    }
+    if len(splits) == 1:
+        resolved = {"train": next(iter(splits.values()))}
+    if "train" not in resolved:
+        raise UserError(f"{description} has no training split, only {', '.join(splits)}: {hint}")
+    if "validation" not in resolved and "test" in resolved:
+        resolved["validation"] = resolved.pop("test")
+    if "validation" not in resolved:
+        resolved["train"], resolved["validation"] = hold_out(resolved["train"])
+    return resolved
+
+
+def hash_position(seed: int, identity: bytes | str) -> float:
+    """Returns a hash of the seed and an image's identity, uniform in [0, 1)."""
+    data = identity.encode() if isinstance(identity, str) else identity
+    digest = hashlib.blake2b(data, digest_size=8, key=str(seed).encode()).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48  # 48 bits: exact in a float, never 1.0
+
+
+def validation_limit(
+    positions: Sequence[float] | np.ndarray, fraction: float, description: str
+) -> float:
+    """Returns the hash position below which an image belongs to validation.
+
+    This is `fraction`, unless one split would be empty. Then the limit moves until the lowest
+    position is in validation, or the highest in train. Only in such tiny datasets can an added
+    row move another row to the other split.
+
+    Raises:
+        UserError: `fraction` is not between 0 and 1, or there are fewer than two different images.
+    """
+    require_fraction(fraction)
+    distinct = np.unique(np.asarray(positions))
+    if len(distinct) < 2:
+        raise UserError(
+            f"{description} has {len(distinct)} different image(s), too few for a training and a "
+            "validation split: add images, or a validation split"
+        )
+    return float(np.clip(fraction, distinct[1], distinct[-1]))
+
+
+def hold_out_validation(
+    rows: Dataset | IterableDataset, fraction: float, seed: int, description: str
+) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset]:
+    """Divides rows with an `image` column into (train, validation) by a hash of the images' bytes.
+
+    A Dataset is read once, and `datasets` caches the positions on disk. An IterableDataset is
+    filtered while it streams, so its validation split reads all of the data.
+    """
+    # Streaming data without features has encoded images.
+    encoded = rows if rows.features is None else rows.cast_column("image", Image(decode=False))
+    if isinstance(encoded, Dataset):
+        table = encoded.select_columns("image").map(
+            _hash_batch,
+            batched=True,
+            batch_size=256,
+            remove_columns="image",
+            fn_kwargs={"seed": seed},
+            desc="Splitting into train and validation",
+        )
+        positions = np.array(table["position"])
+        limit = validation_limit(positions, fraction, description)
+        return (
+            rows.select(np.flatnonzero(positions >= limit)),
+            rows.select(np.flatnonzero(positions < limit)),
+        )
+
+    require_fraction(fraction)
+    head = [hash_position(seed, image_identity(row["image"])) for row in encoded.take(HEAD)]
+    limit = fraction if len(head) == HEAD else validation_limit(head, fraction, description)
+    train, validation = (
+        encoded.filter(
+            _is_in_split, fn_kwargs={"seed": seed, "limit": limit, "validation": validation}
+        )
+        for validation in (False, True)
+    )
+    return train, validation
+
+
+def image_identity(record: Mapping[str, Any] | None) -> bytes:
+    """Returns the bytes of an encoded image, or its path if the bytes are missing."""
+    record = record or {}
+    if record.get("bytes") is not None:
+        return record["bytes"]
+    path = record.get("path") or ""
+    try:
+        return Path(path).read_bytes()
+    except OSError:  # an address or a missing file, which is reported when the row is read
+        return path.encode()
+
+
+def require_fraction(fraction: float) -> None:
+    """Raises a UserError unless `fraction` is between 0 and 1."""
+    if not 0 < fraction < 1:
+        raise UserError(f"a split of fraction {fraction} is not possible: set between 0 and 1")
+
+
+def _hash_batch(batch: dict[str, list], seed: int) -> dict[str, list[float]]:
+    return {"position": [hash_position(seed, image_identity(image)) for image in batch["image"]]}
+
+
+def _is_in_split(row: dict[str, Any], seed: int, limit: float, validation: bool) -> bool:
+    return (hash_position(seed, image_identity(row["image"])) < limit) == validation

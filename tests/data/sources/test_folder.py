@@ -1,0 +1,135 @@
+"""FolderSource: captions, splits and mistakes."""
+
+import json
+
+import pytest
+from datasets import List, Value
+
+from helpers.numbered_images import assert_load_fails, numbers_by_split, png, write_folder
+from tilewright.data.sources import FolderSource
+
+
+@pytest.mark.parametrize("captions", ["jsonl", "csv", "txt"])
+def test_caption_formats(tmp_path, captions):
+    numbers = numbers_by_split(FolderSource(write_folder(tmp_path, range(60), captions)).load())
+    assert set(numbers) == {"train", "validation"}
+    assert numbers["train"] | numbers["validation"] == set(range(60))
+    assert not numbers["train"] & numbers["validation"]
+    assert 1 <= len(numbers["validation"]) < 12
+
+
+def test_splits_depend_on_the_seed_and_not_on_the_place_of_the_folder(tmp_path):
+    one, two = (write_folder(tmp_path / name, range(60)) for name in ("one", "two"))
+    expected = numbers_by_split(FolderSource(one, validation_fraction=0.3).load())
+    assert numbers_by_split(FolderSource(two, validation_fraction=0.3).load()) == expected
+    assert numbers_by_split(FolderSource(one, validation_fraction=0.3, seed=1).load()) != expected
+
+
+def test_added_images_do_not_move_others(tmp_path):
+    few, many = (
+        numbers_by_split(FolderSource(write_folder(tmp_path, n), validation_fraction=0.2).load())
+        for n in (range(50, 100), range(200))
+    )
+    assert few["validation"] <= many["validation"]
+    assert few["train"] <= many["train"]
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_tiny_folder_has_both_splits(tmp_path, count):
+    numbers = numbers_by_split(FolderSource(write_folder(tmp_path, range(count))).load())
+    assert all(numbers.values())
+
+
+def test_folders_are_splits(tmp_path):
+    for name, numbers in (("train", [1, 2]), ("val", [3]), ("test", [4])):
+        write_folder(tmp_path / name, numbers)
+    numbers = numbers_by_split(FolderSource(str(tmp_path)).load())
+    assert numbers == {"train": {1, 2}, "validation": {3}, "test": {4}}
+
+
+def test_folders_are_splits_with_one_metadata_file(tmp_path):
+    for name, n in (("train", 1), ("validation", 2)):
+        write_folder(tmp_path / name, [n], captions=None)
+    rows = [("train/1.png", "number 1"), ("validation/2.png", "number 2")]
+    lines = [json.dumps({"file_name": name, "text": text}) for name, text in rows]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    numbers = numbers_by_split(FolderSource(str(tmp_path)).load())
+    assert numbers == {"train": {1}, "validation": {2}}
+
+
+def test_test_folder_becomes_the_validation_split(tmp_path):
+    for name, n in (("train", 1), ("test", 2)):
+        write_folder(tmp_path / name, [n])
+    numbers = numbers_by_split(FolderSource(str(tmp_path)).load())
+    assert numbers == {"train": {1}, "validation": {2}}
+
+
+def test_other_folders_are_for_training(tmp_path):
+    write_folder(tmp_path / "cats", range(5), "txt")
+    write_folder(tmp_path / "dogs" / "big", range(5, 10), "txt")
+    numbers = numbers_by_split(FolderSource(str(tmp_path)).load())
+    assert numbers["train"] | numbers["validation"] == set(range(10))
+
+
+def test_several_lines_are_several_captions(tmp_path):
+    write_folder(tmp_path, range(4), "txt")
+    (tmp_path / "2.txt").write_text("a two\n\n  the number two  \n")
+    splits = FolderSource(str(tmp_path)).load()
+    rows = [row for split in splits.values() for row in split]
+    assert ["a two", "the number two"] in [row["caption"] for row in rows]
+    assert all(split.features["caption"] == List(Value("string")) for split in splits.values())
+
+
+def test_several_rows_of_one_image_are_its_captions(tmp_path):
+    write_folder(tmp_path, range(2))
+    with (tmp_path / "metadata.jsonl").open("a") as file:
+        file.write(json.dumps({"file_name": "1.png", "caption": "one more"}))
+    captions = [row["caption"] for split in FolderSource(str(tmp_path)).load().values()
+                for row in split]  # fmt: skip
+    assert sorted(captions) == [["number 0"], ["number 1", "one more"]]
+
+
+def test_named_caption_column(tmp_path):
+    write_folder(tmp_path, range(3), captions=None)
+    (tmp_path / "metadata.csv").write_text(
+        "file_name,caption,said\n" + "\n".join(f"{n}.png,no,number {n}" for n in range(3))
+    )
+    numbers = numbers_by_split(FolderSource(str(tmp_path), caption_column="said").load())
+    assert numbers["train"] | numbers["validation"] == {0, 1, 2}
+    assert_load_fails(
+        FolderSource(str(tmp_path), caption_column="lost"),
+        "metadata.csv", "'lost'", "file_name, caption, said", "caption_column",
+    )  # fmt: skip
+
+
+def test_images_without_a_caption_are_counted_in_one_warning(tmp_path, caplog):
+    write_folder(tmp_path, range(10))
+    for n in range(10, 13):
+        (tmp_path / f"{n}.png").write_bytes(png(n))
+    (tmp_path / "12.txt").write_text(" \n")
+    splits = FolderSource(str(tmp_path)).load()
+    assert sum(map(len, splits.values())) == 10
+    assert len(caplog.records) == 1
+    assert "3 of 13 images" in caplog.text
+
+
+def test_broken_images_are_loaded(tmp_path):
+    write_folder(tmp_path, range(3))
+    (tmp_path / "1.png").write_bytes(b"this is not an image")
+    splits = FolderSource(str(tmp_path)).load()
+    assert sum(map(len, splits.values())) == 3
+
+
+def test_mistakes_are_one_line(tmp_path):
+    assert_load_fails(FolderSource(str(tmp_path / "none")), "no folder", "none")
+    assert_load_fails(FolderSource(str(tmp_path)), "no images")
+    write_folder(tmp_path, range(3), captions=None)
+    assert_load_fails(FolderSource(str(tmp_path)), "no captions", "metadata.jsonl", ".txt")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "1.png", "caption": "x"}\n{oh')
+    assert_load_fails(FolderSource(str(tmp_path)), "metadata.jsonl", "line 2")
+
+
+def test_folder_without_a_training_split_is_an_error(tmp_path):
+    for name, n in (("val", 1), ("test", 2)):
+        write_folder(tmp_path / name, [n])
+    assert_load_fails(FolderSource(str(tmp_path)), "no training split, only test, validation")

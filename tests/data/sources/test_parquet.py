@@ -1,0 +1,69 @@
+"""ParquetSource: forms of images, splits and mistakes."""
+
+import pytest
+from datasets import Dataset, Image
+
+from helpers.numbered_images import assert_load_fails, numbered_rows, numbers_by_split, write_folder
+from tilewright.data.sources import ParquetSource
+
+
+@pytest.mark.parametrize("form", ["bytes", "struct", "path"])
+def test_forms_of_images(tmp_path, form):
+    rows = numbered_rows(range(30))
+    if form == "struct":
+        rows = rows.cast_column("image", Image())
+    elif form == "path":
+        write_folder(tmp_path / "files", range(30), captions=None)
+        paths = [f"files/{n}.png" for n in range(30)]
+        rows = rows.remove_columns("image").add_column("image", paths)
+    rows.to_parquet(tmp_path / "images.parquet")
+    numbers = numbers_by_split(ParquetSource(str(tmp_path / "images.parquet")).load())
+    assert all(numbers.values())
+    assert numbers["train"] | numbers["validation"] == set(range(30))
+
+
+def test_bytes_and_structs_give_the_same_splits(tmp_path):
+    rows = numbered_rows(range(50))
+    rows.to_parquet(tmp_path / "bytes.parquet")
+    rows.cast_column("image", Image()).to_parquet(tmp_path / "struct.parquet")
+    from_bytes, from_structs = (
+        numbers_by_split(ParquetSource(str(tmp_path / f"{form}.parquet")).load())
+        for form in ("bytes", "struct")
+    )
+    assert from_bytes == from_structs
+
+
+def test_paths_are_relative_to_the_parquet_file(tmp_path):
+    for name, numbers in (("a", [1, 2]), ("b", [3])):
+        write_folder(tmp_path / name, numbers, captions=None)
+        paths = {"image": [f"{n}.png" for n in numbers]}
+        captions = {"caption": [f"number {n}" for n in numbers]}
+        Dataset.from_dict(paths | captions).to_parquet(tmp_path / name / "x.parquet")
+    numbers = numbers_by_split(ParquetSource(str(tmp_path)).load())
+    assert numbers["train"] | numbers["validation"] == {1, 2, 3}
+
+
+def test_pattern_and_split_names_of_files(tmp_path):
+    for name, n in (("train-00000", 1), ("train-00001", 2), ("val-00000", 3), ("test", 4)):
+        numbered_rows([n]).to_parquet(tmp_path / f"{name}.parquet")
+    expected = {"train": {1, 2}, "validation": {3}, "test": {4}}
+    assert numbers_by_split(ParquetSource(str(tmp_path)).load()) == expected
+    pattern = str(tmp_path / "[tv]*-*.parquet")
+    assert numbers_by_split(ParquetSource(pattern).load()) == {"train": {1, 2}, "validation": {3}}
+
+
+def test_split_names_of_folders(tmp_path):
+    for name, n in (("train", 1), ("validation", 2)):
+        (tmp_path / name).mkdir()
+        numbered_rows([n]).to_parquet(tmp_path / name / "0.parquet")
+    numbers = numbers_by_split(ParquetSource(str(tmp_path)).load())
+    assert numbers == {"train": {1}, "validation": {2}}
+
+
+def test_mistakes_are_one_line(tmp_path):
+    path = str(tmp_path / "x.parquet")
+    assert_load_fails(ParquetSource(path), "no parquet file", "x.parquet")
+    numbered_rows(range(3)).to_parquet(path)
+    assert_load_fails(ParquetSource(path, image_column="jpg"), "'jpg'", "image, caption")
+    (tmp_path / "x.parquet").write_bytes(b"this is not parquet")
+    assert_load_fails(ParquetSource(path), "x.parquet", "could not be read")

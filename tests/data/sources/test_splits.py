@@ -1,0 +1,44 @@
+"""Division of a dataset into train and validation."""
+
+import numpy as np
+import pytest
+
+from helpers.numbered_images import assert_load_fails, write_folder
+from tilewright.data.sources import FolderSource
+from tilewright.data.sources.splits import hash_position, validation_limit
+from tilewright.errors import UserError
+
+
+def test_hash_position_is_fixed():
+    # Another value would move the images of all users to other splits.
+    assert hash_position(0, "a.png") == hash_position(0, b"a.png") == 0.1609277282376098
+    assert hash_position(1, "a.png") != hash_position(0, "a.png")
+
+
+def test_hash_positions_are_uniform():
+    positions = [hash_position(3, str(n)) for n in range(4000)]
+    assert min(positions) >= 0
+    assert max(positions) < 1
+    shares, _ = np.histogram(positions, bins=10)
+    assert abs(shares - 400).max() < 100
+
+
+@pytest.mark.parametrize("positions", [[0.5, 0.9], [0.01, 0.02], [0.3, 0.3, 0.4], [0.0, 0.9]])
+def test_limit_leaves_no_split_empty(positions):
+    limit = validation_limit(positions, 0.05, "set")
+    assert min(positions) < limit <= max(positions)
+
+
+def test_limit_is_the_fraction_if_no_split_is_empty():
+    assert validation_limit([n / 100 for n in range(100)], 0.055, "set") == 0.055
+
+
+def test_limit_needs_two_different_images():
+    with pytest.raises(UserError, match=r"^set has 1 different"):
+        validation_limit([0.3, 0.3], 0.05, "set")
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -1, 5])
+def test_fraction_must_be_between_0_and_1(fraction, tmp_path):
+    source = FolderSource(write_folder(tmp_path, range(3)), validation_fraction=fraction)
+    assert_load_fails(source, str(fraction))
