@@ -135,8 +135,6 @@ def one_line(error: BaseException) -> str:
             f"{error.override} cannot be read: characters such as {{ }} ( ) : need Hydra's quotes "
             f"within those of the shell, \"{key}='{value}'\""
         )
-    if "hydra/sweeper/optuna" in str(error):
-        return "a sweep needs Optuna, which is not installed: pip install 'tilewright[sweep]'"
     place = re.search(r"full_key: (\S+)", str(error))
     absent = _absent_package(error)
     if place and absent:
