@@ -128,9 +128,8 @@ def sweep(folder, results, **settings):
 
 def test_failed_trial_is_one_line_and_the_sweep_continues(tmp_path, caplog):
     pytest.importorskip("optuna")
-    sweep(
-        tmp_path, [SystemExit("error: loss is nan"), RuntimeError("no memory\nat all"), None, 2.0]
-    )
+    errors = [SystemExit("error: loss is nan"), RuntimeError("no memory\nat all")]
+    sweep(tmp_path, [*errors, None, 2.0], max_failures=4)
     lines = [record.getMessage() for record in caplog.records if "failed" in record.getMessage()]
     assert lines == [
         "Trial 0 failed: loss is nan",
