@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tilewright.prior import Stream
-from tilewright.prior.attention import attend, mask_on
+from tilewright.prior.attention import attend, attention_mask
 from tilewright.prior.patterns import PATTERNS, dense_mask
 
 DEFAULTS = {
@@ -57,7 +57,7 @@ def main() -> None:
         qkv = [torch.randn(shape, dtype=dtype, device=device, requires_grad=True) for _ in "qkv"]
         ours = {
             f"ours, {name}": partial(
-                attend, mask=mask_on(name, stream, torch.device(device), dtype)
+                attend, mask=attention_mask(name, stream, torch.device(device), dtype)
             )
             for name in PATTERNS
         }

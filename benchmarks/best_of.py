@@ -18,7 +18,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from tilewright.prior import Sampling, Transformer, lightened, sample
+from tilewright.prior import Sampling, Transformer, sample, with_low_precision_weights
 
 DEFAULTS = {
     "candidates": 64,
@@ -59,7 +59,7 @@ def measure(settings: DictConfig, device: str) -> dict[str, Any]:
     }
     steps, cache_sizes = {}, {}
     for name, (network, captions, candidates) in tasks.items():
-        network = lightened(network.eval(), settings.weights)
+        network = with_low_precision_weights(network.eval(), settings.weights)
         sampling = Sampling(compile=settings.compile)
         steps[name] = partial(sample, network, captions, candidates, sampling=sampling)
         cache_sizes[name] = cache_bytes(network, captions, candidates)

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import training
-from tilewright.prior import Sampling, Transformer, attention, lightened, sample
+from tilewright.prior import Sampling, Transformer, attention, sample, with_low_precision_weights
 from tilewright.prior.module import PriorModule
-from tilewright.prior.patterns import cache_plan, dense_mask
+from tilewright.prior.patterns import cache_slots, dense_mask
 from tilewright.training.schedules import Constant
 from tilewright.training.stage import StageModule
 
@@ -252,7 +252,7 @@ def bytes_read(network: Transformer) -> float:
     light = network.image_head.weight.dtype == torch.bfloat16
     keys = 0.0
     for block in network.blocks:
-        read = cache_plan(block.attention.pattern, stream).keys_read
+        read = cache_slots(block.attention.pattern, stream).reads_per_token
         keys += stream.first_image_position + sum(read) / len(read)
     return sum(weight.nbytes for weight in weights) + keys * 2 * dim * (2 if light else 4)
 
@@ -264,7 +264,7 @@ def measure_decoding(settings: DictConfig, device: str) -> dict[str, Any]:
     text = torch.randint(network.stream.text_vocab, (1, network.stream.text_length), device=device)
     results = {}
     for weights in settings.decoding.weights:
-        light = lightened(network, weights)
+        light = with_low_precision_weights(network, weights)
         for compiled in (False, True) if settings.compile else (False,):
             draw = partial(sample, light, text, sampling=Sampling(compile=compiled))
             rate = network.stream.image_length / seconds_of(settings, draw)
@@ -277,7 +277,7 @@ def measure_decoding(settings: DictConfig, device: str) -> dict[str, Any]:
 def measure_candidates(settings: DictConfig, device: str) -> dict[str, Any]:
     """Images/s for many candidates of one caption."""
     network = prior(settings, settings.candidates.model, device).eval()
-    light = lightened(network, settings.candidates.weights)
+    light = with_low_precision_weights(network, settings.candidates.weights)
     text = torch.randint(network.stream.text_vocab, (1, network.stream.text_length), device=device)
     sampling = Sampling(compile=settings.compile)
     results = {}

@@ -21,8 +21,8 @@ import timing
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from tilewright.prior import Sampling, Transformer, lightened, sample
-from tilewright.prior.patterns import cache_plan
+from tilewright.prior import Sampling, Transformer, sample, with_low_precision_weights
+from tilewright.prior.patterns import cache_slots
 
 DEFAULTS = {
     **priors.SHAPE,
@@ -69,7 +69,9 @@ class Products:
         stream, weight = network.stream, network.image_head.weight
         self.network, self.captions, self.prompt = network, captions, stream.first_image_position
         patterns = [block.attention.pattern for block in network.blocks]
-        reads = zip(*(cache_plan(pattern, stream).keys_read for pattern in patterns), strict=True)
+        reads = zip(
+            *(cache_slots(pattern, stream).reads_per_token for pattern in patterns), strict=True
+        )
         # Number of keys that each token sees in each layer, text included.
         self.keys = [[self.prompt + keys for keys in token] for token in reads]
         self.dim, heads = weight.shape[1], network.blocks[0].attention.heads
@@ -121,7 +123,7 @@ def measure(settings: DictConfig, batch: int, device: str) -> dict[str, Any]:
     }
     steps = {name: partial(sample, network, text) for name, network in ours.items()}
     network = ours[OURS]
-    lights = {weights: lightened(network, weights) for weights in settings.weights}
+    lights = {weights: with_low_precision_weights(network, weights) for weights in settings.weights}
     for weights, light in lights.items():
         steps[f"{OURS}, {weights}"] = partial(sample, light, text)
     if settings.compile:

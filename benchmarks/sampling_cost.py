@@ -17,7 +17,7 @@ import timing
 from omegaconf import DictConfig, OmegaConf
 
 from tilewright.prior import Stream, sample
-from tilewright.prior.patterns import cache_plan, layer_patterns
+from tilewright.prior.patterns import cache_slots, layer_patterns
 
 DEFAULTS = {
     **{name: size for name, size in priors.SHAPE.items() if name != "grid"},
@@ -36,8 +36,7 @@ SEED = 0
 
 def cache_bytes(pattern: str, stream: Stream, dim: int, depth: int, value_size: int) -> int:
     """Returns the bytes of the image keys and values that are held for one image."""
-    patterns = layer_patterns(depth) if pattern == "paper" else [pattern] * depth
-    slots = sum(cache_plan(name, stream).slots for name in patterns)
+    slots = sum(cache_slots(name, stream).count for name in layer_patterns(pattern, depth))
     return slots * 2 * dim * value_size
 
 
@@ -48,8 +47,8 @@ def text_bytes(stream: Stream, dim: int, depth: int, value_size: int) -> int:
 
 def keys_read(pattern: str, stream: Stream, depth: int) -> float:
     """Returns the average number of keys that a token sees in a layer, text included."""
-    patterns = layer_patterns(depth) if pattern == "paper" else [pattern] * depth
-    read = [cache_plan(name, stream).keys_read for name in patterns]
+    patterns = layer_patterns(pattern, depth)
+    read = [cache_slots(name, stream).reads_per_token for name in patterns]
     return stream.first_image_position + float(np.mean(read))
 
 

@@ -17,13 +17,13 @@ from tilewright.data.tokenizer import BytePairTokenizer
 from tilewright.data.transforms import CenterCrop
 from tilewright.errors import UserError
 from tilewright.prior import (
+    Prior,
     Sampling,
     Stream,
-    Transformer,
     complete,
-    lightened,
     log_likelihood,
     sample_rows,
+    with_low_precision_weights,
 )
 from tilewright.reranking import ContrastiveRanker, Ranker, resolve_best_of
 from tilewright.runs import hub
@@ -75,7 +75,7 @@ class TextToImage:
 
     def __init__(
         self,
-        prior: Transformer,
+        prior: Prior,
         image_tokenizer: ImageTokenizer,
         tokenizer: BytePairTokenizer,
         ranker: Ranker | None = None,
@@ -257,7 +257,9 @@ class TextToImage:
             sampled yet are -1.
         """
         text = self.tokenizer.encode(captions).to(self.device)
-        prior = self.prior if sampling is None else lightened(self.prior, sampling.weights)
+        prior = self.prior
+        if sampling is not None:
+            prior = with_low_precision_weights(prior, sampling.weights)
         prompt_rows = self._encode_top_rows(image_prompt, rows)
         grid = self.image_tokenizer.grid
         tokens = torch.full((len(text), n, grid, grid), -1, device=self.device)
@@ -278,9 +280,9 @@ class TextToImage:
                     batch.shape[1],
                     sampling=sampling,
                     seed=seed,
-                    first=caption,
-                    first_candidate=candidate,
-                    first_rows=first_rows,
+                    caption_offset=caption,
+                    candidate_offset=candidate,
+                    image_prompt_tokens=first_rows,
                 ):
                     batch[:, :, : finished_rows.shape[2]] = finished_rows
                     yield tokens
@@ -358,7 +360,7 @@ class TextToImage:
 
 
 def check_compatible(
-    prior: Transformer, image_tokenizer: ImageTokenizer, tokenizer: BytePairTokenizer
+    prior: Prior, image_tokenizer: ImageTokenizer, tokenizer: BytePairTokenizer
 ) -> None:
     """Checks that a prior's stream matches the vocabularies of both tokenizers.
 

@@ -12,7 +12,7 @@ from tilewright import runs
 from tilewright.data.tokenizer import BytePairTokenizer
 from tilewright.errors import UserError
 from tilewright.metrics.clip import load_clip
-from tilewright.prior import Transformer, log_likelihood
+from tilewright.prior import Prior, log_likelihood
 from tilewright.ranker import DualEncoder
 from tilewright.viz.images import to_uint8
 
@@ -22,7 +22,7 @@ LIKELIHOOD_WEIGHT = 0.1  # tuned on shapes, on captions that docs/ranker.md does
 class TextToImageModel(Protocol):
     """The part of `TextToImage` that rankers use."""
 
-    prior: Transformer
+    prior: Prior
     tokenizer: BytePairTokenizer
 
     def decode(self, tokens: Tensor) -> Tensor: ...

@@ -5,6 +5,7 @@ import torch
 from datasets import Dataset, DatasetDict, Features, Image, List, Value
 from PIL import Image as PILImage
 
+from helpers.recurrent import RecurrentPrior
 from tilewright.callbacks.checkpoints import LastCheckpoint
 from tilewright.callbacks.codebook import Codebook
 from tilewright.callbacks.ema import AveragedWeights
@@ -54,8 +55,8 @@ class Noiseless(GumbelSoftmax):
 def make(stage, folder, noise=True, source=None, workers=0):
     """A module, its data, by default of `Noises`, and the callbacks that watch it.
 
-    The stages are dvae, prior, ranker, and of the prior muon, which Muon trains, and clipped, whose
-    variances of Adam are bounded (by CLIP).
+    The stages are dvae, prior and ranker. Variants of the prior are muon (trained by Muon), clipped
+    (AdamW's variances are bounded by CLIP) and recurrent (a network that is not a Transformer).
     """
     torch.manual_seed(0)
     network = DiscreteVAE(
@@ -82,11 +83,14 @@ def make(stage, folder, noise=True, source=None, workers=0):
     else:
         image_tokenizer = network.eval().requires_grad_(False)
         stream = Stream(text_length=12, text_vocab=280, grid=4, image_vocab=8)
-        transformer = Transformer(stream, dim=16, depth=2, heads=2, positions="rotary")
+        if stage == "recurrent":
+            prior = RecurrentPrior(stream)
+        else:
+            prior = Transformer(stream, dim=16, depth=2, heads=2, positions="rotary")
         rate = Cosine(1e-2, 1e-3, STEPS)
         dropout = 0.3 if noise else 0.0
         module = PriorModule(
-            transformer,
+            prior,
             rate,
             muon=stage == "muon",
             variance_clip=CLIP if stage == "clipped" else None,

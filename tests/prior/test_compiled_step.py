@@ -1,20 +1,20 @@
-"""Steps that are the same for every position draw what those of each position draw."""
+"""Compiled steps sample the same images as eager steps."""
 
 import pytest
 import torch
 
 from tilewright.prior import Sampling, Stream, Transformer, sample
-from tilewright.prior.compiled_step import CompiledSteps, compiled
-from tilewright.prior.patterns import PATTERNS, cache_plan
+from tilewright.prior.compiled_step import CompiledSteps, compile_function
+from tilewright.prior.patterns import PATTERNS, cache_slots
 
 STREAM = Stream(text_length=4, text_vocab=9, grid=8, image_vocab=16)
 MODERN = {"norm": "rms", "mlp": "swiglu", "positions": "rotary", "qk_norm": True}
 
 
-def network(**parts):
+def make_network(**parts):
     torch.manual_seed(0)
     network = Transformer(STREAM, dim=32, heads=4, **parts).eval()
-    with torch.no_grad():  # as at 0.02 captions and earlier tokens hardly matter
+    with torch.no_grad():  # larger weights, so that outputs depend on captions and earlier tokens
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return network
@@ -23,58 +23,58 @@ def network(**parts):
 @pytest.mark.parametrize("parts", [{}, MODERN], ids=["paper", "modern"])
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize(("captions", "candidates"), [(1, 1), (3, 1), (2, 3)])
-def test_a_number_in_a_tensor_is_the_number(pattern, parts, captions, candidates):
-    prior = network(depth=2, pattern=pattern, **parts)
+def test_steps_with_tensor_indices_equal_steps_with_integers(pattern, parts, captions, candidates):
+    network = make_network(depth=2, pattern=pattern, **parts)
     text = torch.randint(9, (captions, 4))
     with torch.inference_mode():
-        _, caches = prior.prefill(text, candidates)
-        _, others = prior.prefill(text, candidates)
-        for number in range(STREAM.image_length - 1):
+        _, eager = network.prefill(text, candidates)
+        _, compiled = network.prefill(text, candidates, compiled_steps=True)
+        for index in range(STREAM.image_length - 1):
             tokens = torch.randint(16, (captions * candidates,))
-            expected = prior.step(tokens, number, caches)
-            found = prior.step(tokens, torch.tensor([number]), others)
-            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+            expected = network.step(tokens, index, eager)
+            actual = network.step(tokens, torch.tensor([index]), compiled)
+            torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_the_table_has_the_reads_of_the_plan(pattern):
-    plan = cache_plan(pattern, STREAM)
-    slots, seen = plan.table
-    for token, read in enumerate(plan.read):
-        expected = torch.arange(plan.slots)[read]
-        assert slots[token][seen[token]].tolist() == sorted(expected.tolist())
-    assert slots.shape[1] <= plan.slots
+def test_read_table_has_the_reads_of_each_token(pattern):
+    layout = cache_slots(pattern, STREAM)
+    slots, mask = layout.read_table
+    for token, read in enumerate(layout.read):
+        expected = torch.arange(layout.count)[read]
+        assert slots[token][mask[token]].tolist() == sorted(expected.tolist())
+    assert slots.shape[1] <= layout.count
 
 
-def test_a_step_gets_its_tokens_and_its_number():
-    seen = []
+def test_compiled_steps_pass_tokens_and_index_and_return_new_tensors():
+    calls = []
 
-    def step(tokens, number):
-        seen.append((tokens.tolist(), number.tolist()))
+    def step(tokens, index):
+        calls.append((tokens.tolist(), index.tolist()))
         return tokens + 1
 
     steps = CompiledSteps(step, torch.zeros(2, dtype=torch.long))
     first = steps(torch.tensor([5, 6]), 3)
     second = steps(first, 4)
-    assert (first.tolist(), second.tolist()) == ([6, 7], [7, 8])  # the first is left as it was
-    assert seen == [([5, 6], [3]), ([6, 7], [4])]
+    assert (first.tolist(), second.tolist()) == ([6, 7], [7, 8])
+    assert calls == [([5, 6], [3]), ([6, 7], [4])]
 
 
 @pytest.mark.slow
-def test_compiled_steps_draw_the_same_pictures_however_many():
-    prior, text = network(depth=1, pattern="row", **MODERN), torch.randint(9, (2, 4))
+def test_compiled_sampling_equals_eager_sampling_for_several_batch_sizes():
+    network, text = make_network(depth=1, pattern="row", **MODERN), torch.randint(9, (2, 4))
     for candidates in (2, 3):
-        expected = sample(prior, text, candidates, sampling=Sampling(guidance=2.0))
+        expected = sample(network, text, candidates, sampling=Sampling(guidance=2.0))
         compiled = Sampling(guidance=2.0, compile=True)
-        assert torch.equal(sample(prior, text, candidates, sampling=compiled), expected)
+        assert torch.equal(sample(network, text, candidates, sampling=compiled), expected)
 
 
 @pytest.mark.slow
-def test_the_ninth_number_of_pictures_is_compiled_as_the_first_is():
-    step = compiled(lambda tokens, _: tokens + torch.compiler.is_compiling(), "cpu")
-    for pictures in range(1, 10):
-        tokens = torch.zeros(pictures, dtype=torch.long)
+def test_more_than_eight_batch_sizes_are_compiled():
+    step = compile_function(lambda tokens, _: tokens + torch.compiler.is_compiling(), "cpu")
+    for batch_size in range(1, 10):
+        tokens = torch.zeros(batch_size, dtype=torch.long)
         steps = CompiledSteps(step, tokens)
-        for number in range(3):
-            tokens = steps(tokens, number)
-        assert tokens.tolist() == [3] * pictures
+        for index in range(3):
+            tokens = steps(tokens, index)
+        assert tokens.tolist() == [3] * batch_size

@@ -1,37 +1,39 @@
-"""The prior's training step: that it learns, which captions it drops, which weights decay."""
+"""PriorModule: learning, dropout of captions and image tokens, and the optimizer."""
 
 import pytest
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from tilewright.prior import Stream, Transformer
-from tilewright.prior.module import PriorModule
+from tilewright.errors import UserError
+from tilewright.prior import PriorModule, Stream, Transformer
 from tilewright.training.schedules import Constant, WarmUp
 
 STREAM = Stream(text_length=4, text_vocab=6, grid=3, image_vocab=8)
 RATE = Constant(3e-3)
 
 
-def tiny(rate=RATE, **settings):
+def make_module(rate=RATE, **settings):
     torch.manual_seed(0)
     network = Transformer(STREAM, dim=32, depth=2, heads=2)
     return PriorModule(network, rate, **settings)
 
 
-def batch(count=3):
+def make_batch(size=3):
     generator = torch.Generator().manual_seed(1)
-    text = torch.randint(6, (count, 4), generator=generator)
+    text = torch.randint(6, (size, 4), generator=generator)
     text[0, 2:] = -1
-    image = torch.randint(8, (count, 3, 3), generator=generator)
+    image = torch.randint(8, (size, 3, 3), generator=generator)
     return {"text_tokens": text, "image_tokens": image}
 
 
-def loader(batches):
-    return DataLoader([batch()] * batches, batch_size=None)
+def make_loader(num_batches):
+    return DataLoader([make_batch()] * num_batches, batch_size=None)
 
 
-class Record(pl.Callback):
+class Recorder(pl.Callback):
+    """Records metrics and learning rates of each update."""
+
     def __init__(self):
         self.metrics, self.rates = [], []
 
@@ -43,7 +45,7 @@ class Record(pl.Callback):
 
 
 def fit(module, steps, **settings):
-    record = Record()
+    recorder = Recorder()
     trainer = pl.Trainer(
         max_steps=steps,
         logger=False,
@@ -52,114 +54,119 @@ def fit(module, steps, **settings):
         enable_model_summary=False,
         accelerator="cpu",
         num_sanity_val_steps=0,
-        callbacks=[record],
+        callbacks=[recorder],
         **settings,
     )
-    trainer.fit(module, loader(steps), loader(1))
-    return record, trainer
+    trainer.fit(module, make_loader(steps), make_loader(1))
+    return recorder, trainer
 
 
-def test_the_loss_falls_on_one_batch():
-    record, _ = fit(tiny(caption_dropout=0.0), 30)
-    first, last = record.metrics[0], record.metrics[-1]
+def test_loss_falls_on_one_batch():
+    recorder, _ = fit(make_module(caption_dropout=0.0), 30)
+    first, last = recorder.metrics[0], recorder.metrics[-1]
     for name in ("train/loss", "train/text", "train/image"):
         assert last[name] < 0.7 * first[name], name
-    for metrics in record.metrics:
+    for metrics in recorder.metrics:
         total = metrics["train/text"] / 8 + metrics["train/image"] * 7 / 8
         assert metrics["train/loss"] == pytest.approx(total, rel=1e-5)
 
 
-def test_the_rate_warms_up_in_both_groups_and_validation_is_logged():
+def test_learning_rate_warms_up_in_both_parameter_groups_and_validation_is_logged():
     rate = WarmUp(3, Constant(1e-3))
-    module = tiny(rate)
-    record, trainer = fit(module, 4)
-    for step, rates in enumerate(record.rates):
+    module = make_module(rate)
+    recorder, trainer = fit(module, 4)
+    for step, rates in enumerate(recorder.rates):
         assert rates == pytest.approx([rate(step)] * 2)
     with torch.no_grad():
-        terms = module.eval().terms(batch()["text_tokens"], batch()["image_tokens"])
-    for name, value in terms.items():
+        losses = module.eval().losses(make_batch()["text_tokens"], make_batch()["image_tokens"])
+    for name, value in losses.items():
         logged = trainer.callback_metrics[f"validation/{name}"].item()
         assert logged == pytest.approx(value.item(), rel=1e-5)
 
 
-def shown(monkeypatch, module, given, step="training_step"):
-    """What a step gives to the network: text, image and which image tokens are hidden."""
-    seen, forward = [], module.network.forward
+def network_inputs(monkeypatch, module, batch, step="training_step"):
+    """Returns the text, image and image dropout mask that a step passes to the network."""
+    calls, forward = [], module.network.forward
 
-    def recorded(text, image, hidden=None):
-        seen.append((text, image, hidden))
-        return forward(text, image, hidden)
+    def recorded_forward(text, image, image_dropout_mask=None):
+        calls.append((text, image, image_dropout_mask))
+        return forward(text, image, image_dropout_mask)
 
-    monkeypatch.setattr(module.network, "forward", recorded)
+    monkeypatch.setattr(module.network, "forward", recorded_forward)
     monkeypatch.setattr(module, "log_dict", lambda values, **_: None)
-    getattr(module, step)(given, 0)
-    return seen[0]
+    getattr(module, step)(batch, 0)
+    return calls[0]
 
 
-def captions_seen(monkeypatch, caption_dropout, count=3):
-    """The text that a training step gives to the network."""
-    given = batch(count)
-    before = given["text_tokens"].clone()
-    text, _, _ = shown(monkeypatch, tiny(caption_dropout=caption_dropout), given)
-    assert torch.equal(given["text_tokens"], before)
+def captions_before_and_after_dropout(monkeypatch, caption_dropout, size=3):
+    batch = make_batch(size)
+    before = batch["text_tokens"].clone()
+    text, _, _ = network_inputs(monkeypatch, make_module(caption_dropout=caption_dropout), batch)
+    assert torch.equal(batch["text_tokens"], before)
     return before, text
 
 
-def test_a_dropout_of_one_leaves_only_padding(monkeypatch):
-    _, seen = captions_seen(monkeypatch, 1.0)
-    assert (seen < 0).all()
+def test_caption_dropout_of_one_empties_all_captions(monkeypatch):
+    _, text = captions_before_and_after_dropout(monkeypatch, 1.0)
+    assert (text < 0).all()
 
 
-def test_a_dropout_of_zero_leaves_the_captions(monkeypatch):
-    given, seen = captions_seen(monkeypatch, 0.0)
-    assert torch.equal(seen, given)
+def test_caption_dropout_of_zero_keeps_all_captions(monkeypatch):
+    before, text = captions_before_and_after_dropout(monkeypatch, 0.0)
+    assert torch.equal(text, before)
 
 
-def test_dropout_takes_whole_captions_at_its_share(monkeypatch):
-    given, seen = captions_seen(monkeypatch, 0.3, count=1000)
-    dropped = (seen < 0).all(dim=1)
-    assert torch.equal(seen[~dropped], given[~dropped])
-    assert dropped.float().mean().item() == pytest.approx(0.3, abs=0.05)
+def test_caption_dropout_empties_its_fraction_of_captions(monkeypatch):
+    before, text = captions_before_and_after_dropout(monkeypatch, 0.3, size=1000)
+    is_empty = (text < 0).all(dim=1)
+    assert torch.equal(text[~is_empty], before[~is_empty])
+    assert is_empty.float().mean().item() == pytest.approx(0.3, abs=0.05)
 
 
-def test_each_picture_hides_a_share_of_its_own(monkeypatch):
+def test_image_dropout_has_a_random_fraction_per_image(monkeypatch):
     torch.manual_seed(0)
-    _, image, hidden = shown(monkeypatch, tiny(image_dropout=0.6), batch(2000))
-    assert hidden.shape == image.shape
-    shares = hidden.float().flatten(1).mean(dim=1)
-    assert shares.mean().item() == pytest.approx(0.3, abs=0.02)  # from none to 0.6
-    assert shares.std().item() > 0.6 / 12**0.5  # of the uniform shares, and of the draws
+    module = make_module(image_dropout=0.6)
+    _, image, mask = network_inputs(monkeypatch, module, make_batch(2000))
+    assert mask.shape == image.shape
+    fractions = mask.float().flatten(1).mean(dim=1)
+    assert fractions.mean().item() == pytest.approx(0.3, abs=0.02)  # uniform from 0 to 0.6
+    assert fractions.std().item() > 0.6 / 12**0.5  # of a uniform fraction and binomial counts
 
 
-def test_nothing_is_hidden_without_dropout(monkeypatch):
-    assert shown(monkeypatch, tiny(), batch())[2] is None
+def test_default_has_no_image_dropout(monkeypatch):
+    assert network_inputs(monkeypatch, make_module(), make_batch())[2] is None
 
 
-def test_validation_drops_nothing(monkeypatch):
-    module = tiny(caption_dropout=1.0, image_dropout=1.0)
-    text, image, hidden = shown(monkeypatch, module, batch(), "validation_step")
-    assert torch.equal(text, batch()["text_tokens"])
-    assert torch.equal(image, batch()["image_tokens"])
-    assert hidden is None
+def test_validation_has_no_dropout(monkeypatch):
+    module = make_module(caption_dropout=1.0, image_dropout=1.0)
+    text, image, mask = network_inputs(monkeypatch, module, make_batch(), "validation_step")
+    assert torch.equal(text, make_batch()["text_tokens"])
+    assert torch.equal(image, make_batch()["image_tokens"])
+    assert mask is None
 
 
-def test_the_optimizer_is_the_papers():
-    module = tiny()
+def test_default_optimizer_is_the_one_of_the_paper():
+    module = make_module()
     optimizer = module.configure_optimizers()["optimizer"]
-    decaying, rest = optimizer.param_groups
-    assert decaying["betas"] == rest["betas"] == (0.9, 0.96)
-    assert (decaying["weight_decay"], rest["weight_decay"]) == (4.5e-2, 0.0)
-    assert sum(len(g["params"]) for g in (decaying, rest)) == len(list(module.parameters()))
+    matrices, rest = optimizer.param_groups
+    assert matrices["betas"] == rest["betas"] == (0.9, 0.96)
+    assert (matrices["weight_decay"], rest["weight_decay"]) == (4.5e-2, 0.0)
+    assert sum(len(g["params"]) for g in (matrices, rest)) == len(list(module.parameters()))
+
+
+def test_muon_with_a_variance_clip_is_rejected():
+    with pytest.raises(UserError, match=r"variance_clip=5\.0 .* model\.muon=false"):
+        make_module(muon=True, variance_clip=5.0)
 
 
 def test_gradients_are_clipped_in_bf16(monkeypatch):
-    clipped = []
+    clip_values = []
     clip = torch.nn.utils.clip_grad_norm_
     monkeypatch.setattr(
-        torch.nn.utils, "clip_grad_norm_", lambda *args: clipped.append(args[1]) or clip(*args)
+        torch.nn.utils, "clip_grad_norm_", lambda *args: clip_values.append(args[1]) or clip(*args)
     )
-    module = tiny()
+    module = make_module()
     before = [p.detach().clone() for p in module.parameters()]
     fit(module, 2, precision="bf16-mixed", gradient_clip_val=0.5)
-    assert clipped == [0.5, 0.5]
+    assert clip_values == [0.5, 0.5]
     assert any(not torch.equal(p, old) for p, old in zip(module.parameters(), before, strict=True))

@@ -1,11 +1,11 @@
-"""Sampling: which pictures come out, what decides it, and how often each position is computed."""
+"""Sampling: shapes, seeds, distributions, image prompts, and the number of network calls."""
 
 import pytest
 import torch
 
 from tilewright.prior import Sampling, Stream, Transformer, sample, sample_rows
-from tilewright.prior.patterns import cache_plan
-from tilewright.prior.sampler import candidate_noise, draw
+from tilewright.prior.patterns import cache_slots
+from tilewright.prior.sampler import candidate_noise, sample_from_logits
 
 STREAM = Stream(text_length=3, text_vocab=5, grid=3, image_vocab=8)
 TEXT = torch.tensor([[1, 2, -1], [4, 0, 3], [2, -1, -1]])
@@ -15,13 +15,17 @@ TEXT = torch.tensor([[1, 2, -1], [4, 0, 3], [2, -1, -1]])
 def network():
     torch.manual_seed(0)
     network = Transformer(STREAM, dim=16, depth=3, heads=2).eval()
-    with torch.no_grad():  # as at 0.02 captions and earlier tokens hardly matter
+    with torch.no_grad():  # larger weights, so that outputs depend on captions and earlier tokens
         for parameter in network.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     return network
 
 
-def test_the_shape_and_range(network):
+def random_rows(count):
+    return torch.randint(8, (3, count, 3), generator=torch.Generator().manual_seed(5))
+
+
+def test_shape_and_range_of_sampled_tokens(network):
     tokens = sample(network, TEXT, 4)
     assert (tokens.shape, tokens.dtype) == ((3, 4, 3, 3), torch.int64)
     assert tokens.min() >= 0
@@ -29,41 +33,50 @@ def test_the_shape_and_range(network):
     assert len({tuple(t.flatten().tolist()) for t in tokens.flatten(0, 1)}) > 6
 
 
-def test_the_seed_decides(network):
+def test_seed_determines_the_images(network):
     assert torch.equal(sample(network, TEXT, 2, seed=1), sample(network, TEXT, 2, seed=1))
     assert not torch.equal(sample(network, TEXT, 2, seed=1), sample(network, TEXT, 2, seed=2))
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_a_candidate_is_the_same_however_many_are_drawn(network, guidance):
+def test_candidate_does_not_depend_on_the_number_of_candidates(network, guidance):
     sampling = Sampling(guidance=guidance)
     many = sample(network, TEXT, 5, sampling=sampling)
     assert torch.equal(sample(network, TEXT, 2, sampling=sampling), many[:, :2])
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_captions_may_be_split_between_calls(network, guidance):
+def test_captions_and_candidates_can_be_split_between_calls(network, guidance):
     sampling = Sampling(guidance=guidance)
-    whole = sample(network, TEXT, 2, sampling=sampling)
-    parts = [sample(network, TEXT[i : i + 1], 2, sampling=sampling, first=i) for i in range(3)]
-    assert torch.equal(torch.cat(parts), whole)
+    expected = sample(network, TEXT, 2, sampling=sampling)
+    actual = torch.empty_like(expected)
+    for i in range(3):
+        for j in range(2):
+            offsets = {"caption_offset": i, "candidate_offset": j}
+            actual[i, j] = sample(network, TEXT[i : i + 1], 1, sampling=sampling, **offsets)[0, 0]
+    assert torch.equal(actual, expected)
 
 
-@pytest.mark.parametrize("given", [0, 1, 3])
-def test_rows_come_as_they_are_drawn(network, given):
-    rows = torch.randint(8, (3, given, 3), generator=torch.Generator().manual_seed(5))
-    whole = sample(network, TEXT, 2, first_rows=rows)
-    drawn = list(sample_rows(network, TEXT, 2, first_rows=rows))
-    assert len(drawn) == 3
-    for number, tokens in enumerate(drawn, start=1):
-        assert torch.equal(tokens, whole[:, :, :number])
+@pytest.mark.parametrize("num_prompt_rows", [0, 1, 3])
+def test_rows_are_yielded_one_by_one(network, num_prompt_rows):
+    prompt = random_rows(num_prompt_rows)
+    expected = sample(network, TEXT, 2, image_prompt_tokens=prompt)
+    steps = list(sample_rows(network, TEXT, 2, image_prompt_tokens=prompt))
+    assert len(steps) == 3
+    for num_rows, tokens in enumerate(steps, start=1):
+        assert torch.equal(tokens, expected[:, :, :num_rows])
 
 
-def test_a_row_is_given_before_the_next_is_computed(network, monkeypatch):
-    steps, step = [], network.step
-    monkeypatch.setattr(network, "step", lambda *of: (steps.append(of[1]), step(*of))[1])
-    for number, _ in enumerate(sample_rows(network, TEXT), start=1):
-        assert len(steps) == 3 * number - 1
+def test_row_is_yielded_before_the_next_row_is_computed(network, monkeypatch):
+    indices, step = [], network.step
+
+    def recorded_step(tokens, index, caches):
+        indices.append(index)
+        return step(tokens, index, caches)
+
+    monkeypatch.setattr(network, "step", recorded_step)
+    for num_rows, _ in enumerate(sample_rows(network, TEXT), start=1):
+        assert len(indices) == 3 * num_rows - 1
 
 
 def test_noise_differs_between_captions_candidates_and_seeds():
@@ -73,23 +86,26 @@ def test_noise_differs_between_captions_candidates_and_seeds():
     assert noise.max() < 1
 
 
-def greedy(network):
-    """The likeliest token at every position, by whole forwards."""
+def greedy_tokens(network):
+    """Returns the most likely token at each position, from forward passes over the whole stream."""
     image = torch.zeros(3, 9, dtype=torch.long)
     with torch.no_grad():
-        for number in range(9):
+        for index in range(9):
             logits = network(TEXT, image.view(3, 3, 3))[1]
-            image[:, number] = logits[:, number].argmax(dim=-1)
+            image[:, index] = logits[:, index].argmax(dim=-1)
     return image.view(3, 1, 3, 3)
 
 
+@pytest.mark.parametrize("compiled_steps", [False, True])
 @pytest.mark.parametrize("candidates", [1, 4])
-def test_the_caches_hold_the_caption_once_and_what_each_layer_sees(network, candidates):
-    _, caches = network.prefill(TEXT, candidates)
+def test_caches_hold_the_text_once_and_the_slots_of_each_pattern(
+    network, candidates, compiled_steps
+):
+    _, caches = network.prefill(TEXT, candidates, compiled_steps)
     for block, cache in zip(network.blocks, caches, strict=True):
-        slots = cache_plan(block.attention.pattern, STREAM).slots
-        assert cache.nbytes == 3 * (4 + candidates * slots) * 2 * 16 * 4
-        # Of a tensor that shares memory with one that is written a compiled step makes copies.
+        num_slots = cache_slots(block.attention.pattern, STREAM).count
+        assert cache.nbytes == 3 * (4 + candidates * num_slots) * 2 * 16 * 4
+        # A compiled step would copy tensors that share memory with a tensor that it writes.
         tensors = [value for value in vars(cache).values() if isinstance(value, torch.Tensor)]
         assert len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == len(tensors)
 
@@ -99,28 +115,28 @@ def test_the_caches_hold_the_caption_once_and_what_each_layer_sees(network, cand
     [Sampling(temperature=0), Sampling(top_k=1), Sampling(top_p=1e-6), Sampling(temperature=1e-4)],
     ids=["temperature 0", "top_k 1", "top_p tiny", "temperature tiny"],
 )
-def test_the_greedy_settings_take_the_likeliest_token(network, sampling):
+def test_greedy_settings_take_the_most_likely_token(network, sampling):
     tokens = sample(network, TEXT, 2, sampling=sampling)
-    assert torch.equal(tokens, greedy(network).expand(3, 2, 3, 3))
+    assert torch.equal(tokens, greedy_tokens(network).expand(3, 2, 3, 3))
 
 
 def frequencies(logits, sampling, points=20_000):
     uniform = (torch.arange(points) + 0.5) / points
-    drawn = draw(logits.expand(points, -1), uniform, sampling)
-    return torch.bincount(drawn, minlength=logits.shape[-1]) / points
+    tokens = sample_from_logits(logits.expand(points, -1), uniform, sampling)
+    return torch.bincount(tokens, minlength=logits.shape[-1]) / points
 
 
 LOGITS = torch.tensor([[0.3, -1.0, 2.0, 0.0, -8.0, 1.5]])
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_tokens_are_drawn_as_often_as_the_softmax_says(temperature):
+def test_token_frequencies_follow_the_softmax(temperature):
     expected = (LOGITS[0] / temperature).softmax(0)
     actual = frequencies(LOGITS, Sampling(temperature=temperature))
     torch.testing.assert_close(actual, expected, rtol=0, atol=2e-4)
 
 
-def only(*kept):
+def renormalized(*kept):
     weights = torch.zeros(6)
     weights[list(kept)] = LOGITS[0, list(kept)].exp()
     return weights / weights.sum()
@@ -129,56 +145,55 @@ def only(*kept):
 @pytest.mark.parametrize(
     ("sampling", "expected"),
     [
-        (Sampling(top_k=3), only(2, 5, 0)),
-        (Sampling(top_k=100), only(*range(6))),
-        # the softmax is 0.51 0.31 0.09 0.07 ...: the first two hold 0.81
-        (Sampling(top_p=0.45), only(2)),
-        (Sampling(top_p=0.7), only(2, 5)),
-        (Sampling(top_p=0.85), only(2, 5, 0)),
-        (Sampling(top_p=1.0), only(*range(6))),
-        (Sampling(top_k=2, top_p=0.95), only(2, 5)),
+        (Sampling(top_k=3), renormalized(2, 5, 0)),
+        (Sampling(top_k=100), renormalized(*range(6))),
+        # The softmax is 0.51 0.31 0.09 0.07 ...: the first two sum to 0.81.
+        (Sampling(top_p=0.45), renormalized(2)),
+        (Sampling(top_p=0.7), renormalized(2, 5)),
+        (Sampling(top_p=0.85), renormalized(2, 5, 0)),
+        (Sampling(top_p=1.0), renormalized(*range(6))),
+        (Sampling(top_k=2, top_p=0.95), renormalized(2, 5)),
     ],
 )
-def test_what_is_cut_is_never_drawn_and_the_rest_keeps_its_proportions(sampling, expected):
+def test_top_k_and_top_p_renormalize_the_kept_tokens(sampling, expected):
     actual = frequencies(LOGITS, sampling)
     torch.testing.assert_close(actual, expected, rtol=0, atol=2e-4)
     assert not actual[expected == 0].any()
 
 
-def test_the_ends_of_the_uniform_range_draw_tokens_that_are_kept():
+def test_ends_of_the_noise_range_sample_kept_tokens():
     ends = torch.tensor([0.0, 1 - 2**-24])
     for sampling in (Sampling(top_k=2), Sampling(top_p=0.7)):
-        drawn = draw(LOGITS.expand(2, -1), ends, sampling)
-        assert drawn.tolist() == [2, 5]
+        assert sample_from_logits(LOGITS.expand(2, -1), ends, sampling).tolist() == [2, 5]
     impossible = torch.tensor([-torch.inf, 0.3, 1.0, 0.1, -torch.inf])
-    assert draw(impossible.expand(2, -1), ends, Sampling()).tolist() == [1, 3]
+    assert sample_from_logits(impossible.expand(2, -1), ends, Sampling()).tolist() == [1, 3]
 
 
-def test_the_rows_that_are_given_are_kept_and_the_rest_is_drawn_under_them(network):
-    rows = torch.randint(8, (3, 2, 3), generator=torch.Generator().manual_seed(5))
-    tokens = sample(network, TEXT, 2, first_rows=rows)
-    assert torch.equal(tokens[:, :, :2], rows[:, None].expand(3, 2, 2, 3))
-    # Under its own beginning a picture comes out as it did without.
+def test_image_prompt_is_kept_and_continued(network):
+    prompt = random_rows(2)
+    tokens = sample(network, TEXT, 2, image_prompt_tokens=prompt)
+    assert torch.equal(tokens[:, :, :2], prompt[:, None].expand(3, 2, 2, 3))
+    # An image continues as before if the prompt is its own beginning.
     free = sample(network, TEXT, 1)
-    again = sample(network, TEXT, 1, first_rows=free[:, 0, :1])
+    again = sample(network, TEXT, 1, image_prompt_tokens=free[:, 0, :1])
     assert torch.equal(again, free)
-    whole = sample(network, TEXT, 1, first_rows=free[:, 0])
-    assert torch.equal(whole, free)
+    complete = sample(network, TEXT, 1, image_prompt_tokens=free[:, 0])
+    assert torch.equal(complete, free)
 
 
-def test_guidance_of_one_is_none_and_of_zero_is_an_empty_caption(network):
-    none = sample(network, TEXT, 2)
+def test_guidance_of_one_is_no_guidance_and_zero_ignores_the_caption(network):
+    unguided = sample(network, TEXT, 2)
     nearly = sample(network, TEXT, 2, sampling=Sampling(guidance=1 + 1e-6))
-    assert torch.equal(nearly, none)
-    assert torch.equal(sample(network, TEXT, 2, sampling=Sampling(guidance=1.0)), none)
-    emptied = sample(network, STREAM.empty_captions(3), 2)
-    assert torch.equal(sample(network, TEXT, 2, sampling=Sampling(guidance=0.0)), emptied)
-    assert not torch.equal(emptied, none)
+    assert torch.equal(nearly, unguided)
+    assert torch.equal(sample(network, TEXT, 2, sampling=Sampling(guidance=1.0)), unguided)
+    empty = sample(network, STREAM.empty_captions(3), 2)
+    assert torch.equal(sample(network, TEXT, 2, sampling=Sampling(guidance=0.0)), empty)
+    assert not torch.equal(empty, unguided)
 
 
 @pytest.mark.parametrize(("guidance", "captions"), [(1.0, 3), (3.0, 6)])
-@pytest.mark.parametrize("given", [0, 1])
-def test_each_position_is_computed_once(network, monkeypatch, guidance, captions, given):
+@pytest.mark.parametrize("num_prompt_rows", [0, 1])
+def test_each_position_is_computed_once(network, monkeypatch, guidance, captions, num_prompt_rows):
     prefills, steps = [], []
     prefill, step = network.prefill, network.step
 
@@ -186,21 +201,21 @@ def test_each_position_is_computed_once(network, monkeypatch, guidance, captions
         prefills.append((len(text), candidates))
         return prefill(text, candidates)
 
-    def counted_step(tokens, number, caches):
-        steps.append((len(tokens), number))
-        return step(tokens, number, caches)
+    def counted_step(tokens, index, caches):
+        steps.append((len(tokens), index))
+        return step(tokens, index, caches)
 
     monkeypatch.setattr(network, "prefill", counted_prefill)
     monkeypatch.setattr(network, "step", counted_step)
     monkeypatch.setattr(network, "forward", None)
-    rows = torch.zeros(3, given, 3, dtype=torch.long)
-    sample(network, TEXT, 2, sampling=Sampling(guidance=guidance), first_rows=rows)
+    prompt = torch.zeros(3, num_prompt_rows, 3, dtype=torch.long)
+    sample(network, TEXT, 2, sampling=Sampling(guidance=guidance), image_prompt_tokens=prompt)
     assert prefills == [(captions, 2)]
-    assert steps == [(2 * captions, number) for number in range(8)]
+    assert steps == [(2 * captions, index) for index in range(8)]
 
 
 @pytest.mark.parametrize(
-    ("settings", "named"),
+    ("settings", "message"),
     [
         ({"temperature": -0.1}, "temperature .* -0.1"),
         ({"top_k": 0}, "top_k .* 0"),
@@ -209,12 +224,12 @@ def test_each_position_is_computed_once(network, monkeypatch, guidance, captions
         ({"weights": "int4"}, "weights .* int4"),
     ],
 )
-def test_settings_out_of_range_are_refused_by_name(settings, named):
-    with pytest.raises(ValueError, match=named):
+def test_settings_out_of_range_are_rejected(settings, message):
+    with pytest.raises(ValueError, match=message):
         Sampling(**settings)
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 3), (3, 1, 2), (2, 1, 3)])
-def test_first_rows_that_do_not_fit_are_refused(network, shape):
-    with pytest.raises(ValueError, match="first_rows must be"):
-        sample(network, TEXT, first_rows=torch.zeros(shape, dtype=torch.long))
+def test_image_prompt_that_does_not_fit_is_rejected(network, shape):
+    with pytest.raises(ValueError, match="image_prompt_tokens must be"):
+        sample(network, TEXT, image_prompt_tokens=torch.zeros(shape, dtype=torch.long))

@@ -1,40 +1,38 @@
-"""The prior's network: what each logit may depend on, cached steps, its size."""
+"""Transformer: causality, cached steps, compilation, initialization, and size."""
 
 import pytest
 import torch
 
 from tilewright.prior import Stream, Transformer
 from tilewright.prior.patterns import PATTERNS, dense_mask
-from tilewright.training.compiling import compiles
+from tilewright.training.compiling import should_compile
 
 STREAM = Stream(text_length=3, text_vocab=5, grid=4, image_vocab=6)
-
-
 MODERN = {"norm": "rms", "mlp": "swiglu", "positions": "rotary", "qk_norm": True}
 
 
-def tiny(pattern="paper", depth=3, **parts):
+def make_network(pattern="paper", depth=3, **parts):
     torch.manual_seed(0)
     network = Transformer(STREAM, dim=16, depth=depth, heads=2, pattern=pattern, **parts).eval()
-    with torch.no_grad():  # as at 0.02 every logit is nearly zero
+    with torch.no_grad():  # larger weights, so that logits are not nearly zero
         for parameter in network.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
     return network
 
 
-def tokens(count=1):
+def make_batch(size=1):
     generator = torch.Generator().manual_seed(1)
-    text = torch.randint(5, (count, 3), generator=generator)
+    text = torch.randint(5, (size, 3), generator=generator)
     text[:, 2] = -1
-    return text, torch.randint(6, (count, 4, 4), generator=generator)
+    return text, torch.randint(6, (size, 4, 4), generator=generator)
 
 
-def changes(network):
-    """[L, L] largest change of each prediction (column) as each input token (row) changes.
+def prediction_changes(network):
+    """Returns the largest change [L + 1, L] of each prediction (column) per changed input (row).
 
-    Row 0 is the start token's, which never changes; the last row is the last image token's.
+    Row 0 is the start token, which never changes. The last row is the last image token.
     """
-    text, image = tokens()
+    text, image = make_batch()
     before = torch.cat([x.flatten(1) for x in network(text, image)], dim=1)
     rows = [torch.zeros(STREAM.length)]
     for position in range(3 + 16):
@@ -51,19 +49,19 @@ def changes(network):
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 @torch.no_grad()
-def test_with_one_layer_a_prediction_depends_on_its_mask_and_nothing_else(pattern):
-    change = changes(tiny(pattern, depth=1).double())
+def test_prediction_of_one_layer_depends_exactly_on_the_visible_inputs(pattern):
+    change = prediction_changes(make_network(pattern, depth=1).double())
     visible = dense_mask(pattern, STREAM)
-    seen = change[1:-1, :].T > 1e-6
-    assert torch.equal(seen, visible[:, 1:])
-    assert not change[-1].any()  # the last image token is no input
+    depends = change[1:-1, :].T > 1e-6
+    assert torch.equal(depends, visible[:, 1:])
+    assert not change[-1].any()  # the last image token is not an input
 
 
 @pytest.mark.parametrize("parts", [{}, MODERN])
 @pytest.mark.parametrize("pattern", ["paper", *PATTERNS])
 @torch.no_grad()
-def test_no_prediction_depends_on_its_own_token_or_a_later_one(pattern, parts):
-    change = changes(tiny(pattern, **parts).double())
+def test_prediction_does_not_depend_on_its_target_or_later_tokens(pattern, parts):
+    change = prediction_changes(make_network(pattern, **parts).double())
     for position in range(1, 20):  # the input at `position` is the target of `position - 1`
         assert (change[position, :position] < 1e-6).all(), position
 
@@ -71,42 +69,43 @@ def test_no_prediction_depends_on_its_own_token_or_a_later_one(pattern, parts):
 @pytest.mark.parametrize("parts", [{}, MODERN])
 @pytest.mark.parametrize("pattern", ["paper", *PATTERNS])
 @torch.no_grad()
-def test_cached_steps_equal_the_whole_forward_at_every_position(pattern, parts):
-    network, candidates = tiny(pattern, **parts), 2
-    text, _ = tokens(2)
+def test_cached_steps_equal_the_forward_pass(pattern, parts):
+    network, candidates = make_network(pattern, **parts), 2
+    text, _ = make_batch(2)
     image = torch.randint(6, (2 * candidates, 4, 4), generator=torch.Generator().manual_seed(3))
     _, expected = network(text.repeat_interleave(candidates, dim=0), image)
     logits, caches = network.prefill(text, candidates)
-    for number in range(16):
-        if number > 0:
-            logits = network.step(image.flatten(1)[:, number - 1], number - 1, caches)
-        torch.testing.assert_close(logits, expected[:, number], rtol=1e-5, atol=1e-5)
+    for index in range(16):
+        if index > 0:
+            logits = network.step(image.flatten(1)[:, index - 1], index - 1, caches)
+        torch.testing.assert_close(logits, expected[:, index], rtol=1e-5, atol=1e-5)
     assert expected.std() > 0.1
 
 
-@pytest.mark.filterwarnings("error")  # torch's RMSNorm warns where it meets two precisions
+@pytest.mark.filterwarnings("error")  # torch's RMSNorm warns about mixed dtypes
 @pytest.mark.parametrize("parts", [{}, MODERN])
-def test_logits_are_fp32_and_of_each_halfs_own_classes(parts):
-    text, image = tokens(2)
+def test_logits_have_their_vocabulary_and_are_fp32_under_autocast(parts):
+    text, image = make_batch(2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        text_logits, image_logits = tiny(**parts)(text, image)
+        text_logits, image_logits = make_network(**parts)(text, image)
     assert text_logits.shape == (2, 3, STREAM.text_classes)
     assert image_logits.shape == (2, 16, STREAM.image_vocab)
     assert (text_logits.dtype, image_logits.dtype) == (torch.float32, torch.float32)
 
 
 @torch.no_grad()
-def test_image_tokens_are_placed_by_row_and_by_column():
-    network = tiny()
+def test_learned_image_positions_are_the_sum_of_row_and_column():
+    network = make_network()
     states = network.embed_image(torch.zeros(1, 16, dtype=torch.long)).view(4, 4, -1)
-    rows = states - states[:1]  # of one column: the rows' difference, whichever the column
-    torch.testing.assert_close(rows, rows[:, :1].expand_as(rows))
+    row_differences = states - states[:1]  # the same in every column
+    expected = row_differences[:, :1].expand_as(row_differences)
+    torch.testing.assert_close(row_differences, expected)
     assert len(states.flatten(0, 1).unique(dim=0)) == 16
-    one = network.embed_image(torch.zeros(1, 1, dtype=torch.long), first=6)
-    torch.testing.assert_close(one[0, 0], states[1, 2])
+    single = network.embed_image(torch.zeros(1, 1, dtype=torch.long), first_index=6)
+    torch.testing.assert_close(single[0, 0], states[1, 2])
 
 
-def test_the_modern_parts_have_as_many_parameters():
+def test_modern_parts_have_as_many_parameters_as_paper_parts():
     def size(network):
         return sum(p.numel() for p in network.blocks.parameters())
 
@@ -119,55 +118,55 @@ def test_the_modern_parts_have_as_many_parameters():
     assert not [name for name, _ in modern.named_parameters() if "position" in name]
 
 
-def test_checkpointing_changes_no_gradient():
+def test_checkpointing_does_not_change_gradients():
     gradients = []
     for checkpointing in (False, True):
-        network = tiny(checkpointing=checkpointing).train()
-        text, image = tokens(2)
+        network = make_network(checkpointing=checkpointing).train()
+        text, image = make_batch(2)
         network.stream.loss(*network(text, image), text, image)["loss"].backward()
         gradients.append([p.grad for p in network.parameters()])
-    for plain, checkpointed in zip(*gradients, strict=True):
-        torch.testing.assert_close(checkpointed, plain)
+    for expected, actual in zip(*gradients, strict=True):
+        torch.testing.assert_close(actual, expected)
 
 
-@pytest.mark.filterwarnings("error:.*lru_cache")  # masks are made outside, once
+@pytest.mark.filterwarnings("error:.*lru_cache")  # dynamo warns if a graph builds the masks
 @pytest.mark.parametrize("parts", [{}, MODERN])
-def test_a_compiled_network_predicts_alike(parts):
-    text, image = tokens(2)
-    plain, compiled = tiny(**parts), tiny(**parts)
-    compiled.compile(backend="eager")  # what is traced, without the time of a compiler
-    torch.testing.assert_close(compiled(text, image), plain(text, image))
+def test_compiled_blocks_compute_the_same_logits(parts):
+    text, image = make_batch(2)
+    eager, compiled = make_network(**parts), make_network(**parts)
+    compiled.compile(backend="eager")  # traces without the time of a compiler
+    torch.testing.assert_close(compiled(text, image), eager(text, image))
 
 
 @pytest.mark.filterwarnings("error:.*lru_cache")
-def test_no_graph_makes_masks_also_where_the_whole_is_compiled():
-    text, image = tokens(2)
-    network = tiny()
-    whole = torch.compile(network, backend="eager")
-    torch.testing.assert_close(whole(text, image), network(text, image))
+def test_masks_stay_out_of_the_graph_of_a_compiled_network():
+    text, image = make_batch(2)
+    network = make_network()
+    compiled = torch.compile(network, backend="eager")
+    torch.testing.assert_close(compiled(text, image), network(text, image))
 
 
-def test_blocks_are_compiled_once_for_each_shape_however_many():
+def test_blocks_of_one_pattern_share_a_compilation_per_batch_size():
     graphs = []
 
-    def count(graph, _):
+    def count_graphs(graph, _):
         graphs.append(graph)
         return graph.forward
 
     torch._dynamo.reset()
-    network = tiny(depth=6)
-    network.compile(backend=count, dynamic=False)
-    for batch in range(1, 11):
-        network(*tokens(batch))
-        assert len(graphs) == batch
+    network = make_network(depth=6)
+    network.compile(backend=count_graphs, dynamic=False)
+    for batch_size in range(1, 11):
+        network(*make_batch(batch_size))
+        assert len(graphs) == batch_size
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.skipif(not compiles("auto"), reason="there is no compiler")
+@pytest.mark.skipif(not should_compile("auto"), reason="needs a compiler")
 @pytest.mark.parametrize("parts", [{}, MODERN])
-def test_a_compiled_network_learns_alike(parts):
-    # A grid whose positions inductor once counted wrong, in learned rows' gradient alone.
+def test_compiled_network_has_the_same_gradients(parts):
+    # Regression: inductor computed a wrong gradient of learned rows for a grid of this side.
     stream = Stream(text_length=3, text_vocab=5, grid=10, image_vocab=6)
     torch.manual_seed(0)
     network = Transformer(stream, dim=16, depth=2, heads=2, **parts)
@@ -177,51 +176,51 @@ def test_a_compiled_network_learns_alike(parts):
         loss = stream.loss(*network(text, image), text, image)["loss"]
         gradients.append(torch.autograd.grad(loss, list(network.parameters())))
         network.compile()
-    for plain, compiled in zip(*gradients, strict=True):
-        torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-6)
+    for expected, actual in zip(*gradients, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_an_unknown_pattern_is_refused_by_name():
+def test_unknown_pattern_is_rejected_by_name():
     with pytest.raises(ValueError, match=r"paper.*'diagonal'"):
         Transformer(STREAM, dim=8, depth=1, heads=1, pattern="diagonal")
 
 
 @pytest.mark.parametrize("pattern", ["paper", *PATTERNS])
-def test_the_layers_follow_the_pattern(pattern):
+def test_layers_have_the_configured_pattern(pattern):
     network = Transformer(STREAM, dim=8, depth=3, heads=1, pattern=pattern)
     paper = ["row", "column", "convolutional"]
     expected = paper if pattern == "paper" else [pattern] * 3
     assert [block.attention.pattern for block in network.blocks] == expected
 
 
-def test_the_residual_branches_begin_smaller_the_deeper_the_stack():
+def test_last_layers_of_residual_branches_are_initialized_smaller():
     network = Transformer(STREAM, dim=64, depth=8, heads=2)
     block = network.blocks[0]
-    for last in (block.attention.out, block.mlp.down):
-        assert last.weight.std().item() == pytest.approx(0.02 / 4, rel=0.1)
-    for other in (block.attention.qkv, block.mlp.up, network.text_embedding):
-        assert other.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    for layer in (block.attention.out, block.mlp.down):
+        assert layer.weight.std().item() == pytest.approx(0.02 / 4, rel=0.1)
+    for layer in (block.attention.qkv, block.mlp.up, network.text_embedding):
+        assert layer.weight.std().item() == pytest.approx(0.02, rel=0.1)
 
 
-def test_the_defaults_are_the_papers_twelve_billion():
+def test_default_size_is_the_twelve_billion_parameters_of_the_paper():
     with torch.device("meta"):
         network = Transformer(Stream())
-    blocks = sum(p.numel() for p in network.blocks.parameters())
+    in_blocks = sum(p.numel() for p in network.blocks.parameters())
     assert len(network.blocks) == 64
-    assert blocks == pytest.approx(12.09e9, rel=5e-3)
+    assert in_blocks == pytest.approx(12.09e9, rel=5e-3)
     assert sum(p.numel() for p in network.parameters()) == pytest.approx(12.3e9, rel=5e-3)
 
 
 @pytest.mark.parametrize("parts", [{}, {"norm": "rms", "positions": "rotary", "qk_norm": True}])
-def test_hidden_image_tokens_are_predicted_and_not_seen(parts):
-    network = tiny("full", **parts)
-    text, image = tokens()
-    hidden = torch.zeros_like(image, dtype=torch.bool)
-    hidden[0, 1, 2] = True
-    before = network(text, image, hidden)[1]
+def test_dropped_image_tokens_are_predicted_but_not_visible(parts):
+    network = make_network("full", **parts)
+    text, image = make_batch()
+    mask = torch.zeros_like(image, dtype=torch.bool)
+    mask[0, 1, 2] = True
+    before = network(text, image, mask)[1]
     assert not torch.equal(before, network(text, image)[1])
     changed = image.clone()
     changed[0, 1, 2] = (changed[0, 1, 2] + 1) % STREAM.image_vocab
-    torch.testing.assert_close(network(text, changed, hidden)[1], before, rtol=0, atol=0)
+    torch.testing.assert_close(network(text, changed, mask)[1], before, rtol=0, atol=0)
     changed[0, 1, 1] = (changed[0, 1, 1] + 1) % STREAM.image_vocab
-    assert not torch.equal(network(text, changed, hidden)[1], before)
+    assert not torch.equal(network(text, changed, mask)[1], before)

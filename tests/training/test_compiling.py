@@ -8,8 +8,8 @@ import torch
 from helpers.command import command
 from tilewright.errors import UserError
 from tilewright.prior import Sampling, Stream, Transformer, sample
-from tilewright.prior.compiled_step import compiled
-from tilewright.training.compiling import compiles
+from tilewright.prior.compiled_step import compile_function
+from tilewright.training.compiling import should_compile
 
 TINY = ["data.source.train=8", "data.source.validation=8", "data.source.zeroshot=8"]
 
@@ -29,21 +29,21 @@ def a_compiler(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_it_compiles_where_it_is_wanted_and_possible(a_compiler, device):
-    assert compiles(True, device)
-    assert compiles("auto", device)
-    assert not compiles(False, device)
+    assert should_compile(True, device)
+    assert should_compile("auto", device)
+    assert not should_compile(False, device)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_auto_does_without_a_compiler(no_compiler, device):
-    assert not compiles("auto", device)
+    assert not should_compile("auto", device)
     with pytest.raises(UserError, match=r"needs a compiler.*absent"):
-        compiles(True, device)
+        should_compile(True, device)
 
 
 def test_another_word_is_told():
-    with pytest.raises(UserError, match="compile=yes is none of"):
-        compiles("yes")
+    with pytest.raises(UserError, match="compile=yes is not a valid setting"):
+        should_compile("yes")
 
 
 def test_a_sampler_says_so(no_compiler):
@@ -54,10 +54,10 @@ def test_a_sampler_says_so(no_compiler):
 
 
 def test_it_is_looked_at_for_a_function_that_was_compiled_before(a_compiler, monkeypatch):
-    compiled(compiles, "cpu")  # any function; it compiles when it is called
+    compile_function(should_compile, "cpu")  # any function; it compiles when it is called
     monkeypatch.setenv("CXX", "absent")
     with pytest.raises(UserError, match="needs a compiler"):
-        compiled(compiles, "cpu")
+        compile_function(should_compile, "cpu")
 
 
 def test_a_training_ends_in_one_line_and_leaves_no_run(no_compiler, tmp_path):

@@ -73,7 +73,7 @@ def main(config: DictConfig) -> float | None:
 
     from tilewright.callbacks.checkpoints import best_score
     from tilewright.distributed.fsdp import building
-    from tilewright.training.compiling import compiles
+    from tilewright.training.compiling import should_compile
 
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # they announce what is missing
@@ -96,7 +96,7 @@ def main(config: DictConfig) -> float | None:
         if next(network.parameters()).is_meta:
             raise UserError("init= gives weights to a network that is there: leave on_meta out")
         runs.fill(network, Path(config.init))
-    if compiles(config.compile, trainer.strategy.root_device.type):
+    if should_compile(config.compile, trainer.strategy.root_device.type):
         model.network.compile()
     if trainer.is_global_zero:  # all that can be wrong has been found by now: the run begins
         begin(run, config, data, checkpoint)

@@ -1,8 +1,9 @@
 from .likelihood import complete as complete
 from .likelihood import log_likelihood as log_likelihood
 from .low_precision import Weights as Weights
-from .low_precision import lightened as lightened
+from .low_precision import with_low_precision_weights as with_low_precision_weights
 from .module import PriorModule as PriorModule
+from .protocol import Prior as Prior
 from .sampler import Sampling as Sampling
 from .sampler import sample as sample
 from .sampler import sample_rows as sample_rows

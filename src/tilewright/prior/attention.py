@@ -1,8 +1,7 @@
-"""Self-attention over the stream: whole sequences in training, one position at a time in sampling.
+"""Self-attention over the stream: whole sequences in training, single positions in sampling.
 
-Whole sequences go through FlexAttention on CUDA, which skips what the mask hides. Elsewhere (it has
-no backward on CPU) they go through scaled_dot_product_attention under a dense mask, or, on a CPU,
-in windows where these save more than they cost.
+CUDA runs FlexAttention, which skips hidden blocks. It has no backward pass on a CPU, so other
+devices run scaled_dot_product_attention with a dense mask, or query blocks with windows of keys.
 """
 
 from collections.abc import Callable
@@ -16,52 +15,50 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 from tilewright.prior.kv_cache import LayerCache
 from tilewright.prior.norms import RMSNorm
-from tilewright.prior.patterns import cache_plan, dense_mask, sees
+from tilewright.prior.patterns import attention_predicate, dense_mask
 from tilewright.prior.rotary import Rotary
 from tilewright.prior.stream import Stream
-from tilewright.prior.window_attention import TextAndWindow
-from tilewright.prior.window_plan import WindowPlan, window_plan
+from tilewright.prior.window_attention import window_attention
+from tilewright.prior.window_tiling import WindowTiling, window_tiling
 
-# On a CPU (benchmarks/attention.py): windows, which are many small steps, take less time than a
-# dense mask where there are more positions than this and they compute less than this share of all
-# scores. In bf16, up to so many positions, the products that attention is made of take the least.
-FEW = 256
-WORTHWHILE = 0.6
-SHORT_BF16 = 512
+# Measured on a CPU with benchmarks/attention.py. Windows are faster than a dense mask for streams
+# longer than MIN_LENGTH_FOR_WINDOWS, if they compute less than MAX_WINDOW_SHARE of all scores.
+MIN_LENGTH_FOR_WINDOWS = 256
+MAX_WINDOW_SHARE = 0.6
+# In bf16, plain matrix products are fastest for streams up to this length.
+MAX_LENGTH_FOR_PRODUCTS = 512
 
-Mask = BlockMask | WindowPlan | Tensor | None
+Mask = BlockMask | WindowTiling | Tensor | None
 
 
 @lru_cache(maxsize=64)
-def mask_on(pattern: str, stream: Stream, device: torch.device, dtype: torch.dtype) -> Mask:
-    """Who sees whom, in the form in which it costs least.
-
-    On CUDA which blocks there are to compute, on a CPU windows, where they pay, or what to add to
-    the scores.
+def attention_mask(pattern: str, stream: Stream, device: torch.device, dtype: torch.dtype) -> Mask:
+    """Returns the mask of a pattern for `attend`, in the form that is fastest on the device.
 
     Args:
-        dtype: of the queries, keys and values.
+        dtype: dtype of queries, keys and values.
 
     Returns:
-        What `attend` takes; None hides what lies ahead, and nothing else.
+        A block mask on CUDA. Elsewhere a window tiling, booleans [L, L] with True for visible keys,
+        a bias [L, L] to add to the scores, or None for a plain causal mask.
     """
     if device.type == "cuda":
         return _block_mask(pattern, stream, device)
-    if dtype == torch.bfloat16 and stream.length <= SHORT_BF16:
+    if dtype == torch.bfloat16 and stream.length <= MAX_LENGTH_FOR_PRODUCTS:
         hidden = ~dense_mask(pattern, stream)
         return torch.zeros(hidden.shape).masked_fill(hidden, -torch.inf).to(device, dtype)
     if pattern == "full":
         return None
-    if device.type == "cpu" and stream.length > FEW:
-        plan = window_plan(pattern, stream)
-        if plan.scores < WORTHWHILE * stream.length**2:
-            return plan
+    if device.type == "cpu" and stream.length > MIN_LENGTH_FOR_WINDOWS:
+        tiling = window_tiling(pattern, stream)
+        if tiling.num_scores < MAX_WINDOW_SHARE * stream.length**2:
+            return tiling
     return dense_mask(pattern, stream).to(device)
 
 
-@torch.inference_mode(False)  # it is kept, and made in inference it could not be trained with
+@torch.inference_mode(False)  # masks are cached, and training cannot use an inference tensor
 def _block_mask(pattern: str, stream: Stream, device: torch.device) -> BlockMask:
-    predicate = sees(pattern, stream)
+    predicate = attention_predicate(pattern, stream)
     return create_block_mask(
         lambda _batch, _head, query, key: predicate(query, key),
         None,
@@ -73,17 +70,18 @@ def _block_mask(pattern: str, stream: Stream, device: torch.device) -> BlockMask
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
-    """Attention [B, H, L, D] over the whole stream, under a mask of `mask_on`."""
-    if isinstance(mask, BlockMask):  # slow where it is not compiled, with all around it or alone
-        together = torch.compiler.is_compiling()
-        flex: Any = flex_attention if together else _compiled_flex_attention()
+    """Computes attention [B, H, L, D] over the whole stream, with a mask of `attention_mask`."""
+    if isinstance(mask, BlockMask):
+        # Uncompiled FlexAttention is slow: it is compiled alone unless the caller is compiled.
+        compiling = torch.compiler.is_compiling()
+        flex: Any = flex_attention if compiling else _compiled_flex_attention()
         return flex(q, k, v, block_mask=mask)
-    if isinstance(mask, WindowPlan):
-        return _windowed(q, k, v, mask)
+    if isinstance(mask, WindowTiling):
+        return window_attention(q, k, v, mask)
     if mask is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
     if mask.is_floating_point():
-        return _products(q, k, v, mask)
+        return _attention_by_products(q, k, v, mask)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
@@ -92,31 +90,25 @@ def _compiled_flex_attention() -> Callable:
     return torch.compile(flex_attention)
 
 
-@torch.compiler.disable  # it would compile every sample's step apart, and there is little to fuse
-def _windowed(q: Tensor, k: Tensor, v: Tensor, plan: WindowPlan) -> Tensor:
-    return TextAndWindow.apply(q, k, v, plan)
-
-
-def _products(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """Attention as the products that it is made of."""
+def _attention_by_products(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     q, k = q.flatten(0, 1) * q.shape[-1] ** -0.5, k.flatten(0, 1)
     weights = torch.baddbmm(bias, q, k.transpose(1, 2)).softmax(dim=-1)
     return (weights @ v.flatten(0, 1)).view_as(v)
 
 
-@torch.compiler.disable  # it would trace the making of the plan, a loop over positions
-def _cache(k: Tensor, v: Tensor, candidates: int, pattern: str, stream: Stream) -> LayerCache:
-    return LayerCache(k, v, candidates, cache_plan(pattern, stream))
-
-
 class SelfAttention(nn.Module):
-    """Multi-head attention under one pattern's mask, with fused projections.
+    """Multi-head self-attention with one pattern, with fused projections.
 
     Args:
-        dim: width of the states; `heads` heads of dim / heads each.
-        pattern: a name in `masks.PATTERNS`.
-        rotary: turns queries and keys by their positions; None where the states know them.
-        qk_norm: normalize queries and keys, which keeps their products small in long trainings.
+        dim: width of the states, a multiple of heads.
+        heads: H, number of heads.
+        pattern: a name in `patterns.PATTERNS`.
+        stream: token layout.
+        rotary: rotates queries and keys by position. None if the states hold their positions.
+        qk_norm: normalize queries and keys, which bounds the scores in long trainings.
+
+    Raises:
+        ValueError: dim is not a multiple of heads.
     """
 
     def __init__(
@@ -130,7 +122,7 @@ class SelfAttention(nn.Module):
     ):
         super().__init__()
         if dim % heads:
-            raise ValueError(f"dim must be a multiple of heads, got {dim} and {heads}")
+            raise ValueError(f"dim={dim} is not a multiple of heads={heads}: change one of them")
         self.heads = heads
         self.pattern = pattern
         self.stream = stream
@@ -140,39 +132,58 @@ class SelfAttention(nn.Module):
         self.q_norm = RMSNorm(dim // heads) if qk_norm else nn.Identity()
         self.k_norm = RMSNorm(dim // heads) if qk_norm else nn.Identity()
 
+    def forward(self, x: Tensor, mask: Mask) -> Tensor:
+        """Computes the outputs of the whole stream.
+
+        Args:
+            x: states [B, L, dim].
+            mask: `attention_mask` of the pattern.
+        """
+        y = attend(*self._project_sequence(x), mask)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+    def prefill(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Computes the outputs of start and text tokens, which are causal in every pattern.
+
+        Args:
+            x: states [C, 1 + n, dim].
+
+        Returns:
+            Outputs [C, 1 + n, dim], and keys and values [C, H, 1 + n, D] for the cache.
+        """
+        q, k, v = self._project_sequence(x)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out(y.transpose(1, 2).flatten(2)), k, v
+
+    def step(self, x: Tensor, index: int | Tensor, cache: LayerCache) -> Tensor:
+        """Computes the output of one image token, and stores its key and value in the cache.
+
+        Args:
+            x: states [C * n, dim].
+            index: index of the image token in raster order.
+            cache: keys and values of all earlier tokens.
+        """
+        qkv = self._project(x).unflatten(0, (-1, cache.candidates)).permute(2, 0, 3, 1, 4)
+        q, k, v = self._normalize_and_rotate(qkv, self.stream.first_image_position + index)
+        cache.store(index, k, v)
+        return self.out(cache.attend(index, q).transpose(1, 2).reshape(x.shape))
+
     def _project(self, x: Tensor) -> Tensor:
-        """States [..., dim] to their queries, keys and values [..., 3, H, D]."""
+        """Projects states [..., dim] to queries, keys and values [..., 3, H, D]."""
         return self.qkv(x).unflatten(-1, (3, self.heads, -1))
 
-    def _placed(
+    def _project_sequence(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Projects states [B, n, dim] of the stream's first n positions to q, k, v [B, H, n, D]."""
+        return self._normalize_and_rotate(
+            self._project(x).permute(2, 0, 3, 1, 4), slice(x.shape[1])
+        )
+
+    def _normalize_and_rotate(
         self, qkv: Tensor, positions: slice | int | Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values [3, ..., D], normalized and turned as the positions ask."""
-        q, k, v = qkv.unbind()  # unpacked, each one's gradient would be as large as that of all
+        """Normalizes and rotates queries and keys, and returns them with the values."""
+        q, k, v = qkv.unbind()  # indexing would make each gradient as large as that of qkv
         q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
         if self.rotary is not None:
             q, k = self.rotary(q, positions), self.rotary(k, positions)
         return q, k, v
-
-    def _whole(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """States [B, n, dim] of the stream's first n positions to q, k, v [B, H, n, D]."""
-        return self._placed(self._project(x).permute(2, 0, 3, 1, 4), slice(x.shape[1]))
-
-    def forward(self, x: Tensor, mask: Mask) -> Tensor:
-        """States [B, L, dim] of the whole stream, under the pattern's mask (`mask_on`)."""
-        y = attend(*self._whole(x), mask)
-        return self.out(y.transpose(1, 2).flatten(2))
-
-    def prefill(self, x: Tensor, candidates: int) -> tuple[Tensor, LayerCache]:
-        """States [C, 1 + T, dim] of start and text, which are causal in every pattern."""
-        q, k, v = self._whole(x)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        cache = _cache(k, v, candidates, self.pattern, self.stream)
-        return self.out(y.transpose(1, 2).flatten(2)), cache
-
-    def step(self, x: Tensor, token: int | Tensor, cache: LayerCache) -> Tensor:
-        """State [C * n, dim] of image token number `token`, the cache holding all before it."""
-        qkv = self._project(x).unflatten(0, (-1, cache.candidates)).permute(2, 0, 3, 1, 4)
-        q, k, v = self._placed(qkv, self.stream.first_image_position + token)
-        cache.store(token, k, v)
-        return self.out(cache.attend(token, q).transpose(1, 2).reshape(x.shape))

@@ -1,14 +1,15 @@
-"""The transformer's blocks: the paper's parts, and the modern ones that may take their places."""
+"""Transformer blocks, with the paper's parts or their modern replacements."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tilewright.prior.attention import LayerCache, Mask, SelfAttention
+from tilewright.prior.attention import Mask, SelfAttention
+from tilewright.prior.kv_cache import LayerCache
 from tilewright.prior.norms import NORMS
 
 
 class SwiGLU(nn.Module):
-    """A gated network (Shazeer 2020) with as many parameters as a GELU network 4 times as wide."""
+    """Gated network (Shazeer 2020) with about as many parameters as a GELU network of width 4."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -22,7 +23,7 @@ class SwiGLU(nn.Module):
 
 
 class GELUNetwork(nn.Module):
-    """The paper's: four times wider, with a GELU."""
+    """The paper's feed-forward network: four times wider than the states, with a GELU."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -37,7 +38,16 @@ MLPS: dict[str, type[nn.Module]] = {"gelu": GELUNetwork, "swiglu": SwiGLU}
 
 
 class Block(nn.Module):
-    """Pre-norm attention and a network on each position, each on a residual path."""
+    """Pre-norm attention and a feed-forward network, each in a residual branch.
+
+    `forward` reads the whole stream, `prefill` the text, and `step` one image token. All three must
+    compute the same function; a subclass overrides all three or none.
+
+    Args:
+        dim: width of the states.
+        norm: a name in `NORMS`.
+        mlp: a name in `MLPS`.
+    """
 
     def __init__(self, dim: int, norm: str, mlp: str, attention: SelfAttention):
         super().__init__()
@@ -52,14 +62,21 @@ class Block(nn.Module):
         return self.attention.out, self.mlp.down  # type: ignore[return-value]
 
     def forward(self, x: Tensor, mask: Mask) -> Tensor:
+        """Computes the states [B, L, dim] of the whole stream."""
         x = x + self.attention(self.norm_attention(x), mask)
         return x + self.mlp(self.norm_mlp(x))
 
-    def prefill(self, x: Tensor, candidates: int) -> tuple[Tensor, LayerCache]:
-        y, cache = self.attention.prefill(self.norm_attention(x), candidates)
-        x = x + y
-        return x + self.mlp(self.norm_mlp(x)), cache
+    def prefill(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Computes the states of start and text tokens [C, 1 + n, dim], and their keys and values.
 
-    def step(self, x: Tensor, token: int | Tensor, cache: LayerCache) -> Tensor:
-        x = x + self.attention.step(self.norm_attention(x), token, cache)
+        Returns:
+            States [C, 1 + n, dim], keys and values [C, H, 1 + n, D].
+        """
+        y, k, v = self.attention.prefill(self.norm_attention(x))
+        x = x + y
+        return x + self.mlp(self.norm_mlp(x)), k, v
+
+    def step(self, x: Tensor, index: int | Tensor, cache: LayerCache) -> Tensor:
+        """Computes the states [C * n, dim] of the image token `index`, given the cache."""
+        x = x + self.attention.step(self.norm_attention(x), index, cache)
         return x + self.mlp(self.norm_mlp(x))

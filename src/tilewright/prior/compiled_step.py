@@ -1,4 +1,4 @@
-"""One compiled step for every position of a picture; on CUDA a graph that is replayed."""
+"""One compiled decode step for all image tokens. On CUDA it is a graph that is replayed."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -6,61 +6,61 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from tilewright.training.compiling import allow_many_shapes, compiles
+from tilewright.training.compiling import raise_recompile_limit, should_compile
 
-WARM_UP = 2  # steps before a graph is captured: the first compiles, the second allocates
+WARMUP_STEPS = 2  # before the graph is captured: the first compiles, the second allocates
 
 
 class CompiledSteps:
-    """Calls a step for one number after another, on tensors that stay where they are.
+    """Runs a decode step for one index after another, on tensors that keep their addresses.
 
-    On CUDA what a step starts is captured once and then replayed, without Python and without a
-    launch for each of its kernels.
+    On CUDA the step is captured once as a graph and then replayed. A replay runs without Python and
+    without one launch per kernel.
 
     Args:
-        step: image tokens [B] and the number [1] of the token that they are, to the next tokens.
-        tokens: any of the shape and on the device of those that will be.
+        step: function of image tokens [B] and their index [1] that returns the next tokens [B].
+        tokens: any tensor with the shape, dtype and device of the image tokens.
     """
 
     def __init__(self, step: Callable[[Tensor, Tensor], Tensor], tokens: Tensor):
         self._step = step
         self._tokens = tokens.clone()
-        self._number = torch.zeros(1, dtype=torch.long, device=tokens.device)
+        self._index = torch.zeros(1, dtype=torch.long, device=tokens.device)
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._steps = 0
+        self._num_steps = 0
 
-    def __call__(self, tokens: Tensor, number: int) -> Tensor:
-        """The tokens after image token `number`, which is `tokens`."""
+    def __call__(self, tokens: Tensor, index: int) -> Tensor:
+        """Returns the image tokens after `tokens`, which have this index."""
         self._tokens.copy_(tokens)
-        self._number.fill_(number)
-        if tokens.is_cuda and self._graph is None and self._steps >= WARM_UP:
+        self._index.fill_(index)
+        if tokens.is_cuda and self._graph is None and self._num_steps >= WARMUP_STEPS:
             torch.cuda.synchronize()
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):  # which runs nothing
-                self._advance()
-        self._steps += 1
+            with torch.cuda.graph(self._graph):  # captures without running
+                self._update_tokens()
+        self._num_steps += 1
         if self._graph is None:
-            self._advance()
+            self._update_tokens()
         else:
             self._graph.replay()
         return self._tokens.clone()
 
-    def _advance(self) -> None:
-        self._tokens.copy_(self._step(self._tokens, self._number))
+    def _update_tokens(self) -> None:
+        self._tokens.copy_(self._step(self._tokens, self._index))
 
 
-def compiled(function: Callable, device: str) -> Callable:
-    """The function compiled, once for each number of pictures at a time.
+def compile_function(function: Callable, device: str) -> Callable:
+    """Returns the function compiled, with one graph per batch size.
 
     Raises:
         UserError: this machine has no compiler.
     """
-    compiles(True, device)
-    allow_many_shapes()
-    return _compiled(function)
+    should_compile(True, device)
+    raise_recompile_limit()
+    return _compile(function)
 
 
 @lru_cache(maxsize=8)
-def _compiled(function: Callable) -> Callable:
-    # Of a batch of any size inductor ends in a RecursionError.
+def _compile(function: Callable) -> Callable:
+    # With a dynamic batch size inductor fails with a RecursionError.
     return torch.compile(function, dynamic=False)

@@ -1,102 +1,174 @@
-"""What a sampled layer remembers: keys and values of the caption and of the picture so far."""
+"""Key-value cache of one attention layer during sampling.
+
+C captions are sampled with n candidates each. The text's keys and values are computed once per
+caption; image keys and values are stored per candidate, in as few slots as the pattern allows.
+
+    shared text    [2, C * H, 1 + T, D]          n > 1: the candidates of a caption read one copy
+    image slots    [2, C, H, n, slots, D]
+    joint          [2, C, H, 1, 1 + T + slots, D]   n = 1: text and image in one tensor
+
+`EagerLayerCache` takes the image token's index as an int and reads slices where it can.
+`CompiledLayerCache` takes it as a tensor [1], so that one compiled step serves every index.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tilewright.prior.patterns import CachePlan
+from tilewright.prior.patterns import CacheSlots
 
 
-class LayerCache:
-    """One layer's keys and values while `candidates` pictures are drawn for each caption.
-
-    The start and text positions are held once a caption and shared by its candidates; each
-    candidate's image positions are held in as few slots as the pattern allows.
+class LayerCache(ABC):
+    """Memory of the cache, and the interface of a decode step.
 
     Args:
-        text_k, text_v: keys and values of start and text, each [C, H, 1 + T, D].
-        candidates: n, pictures drawn for each caption.
-        plan: where image keys are kept and which of them a token reads.
+        text_k, text_v: keys and values of start token and text, each [C, H, 1 + T, D].
+        candidates: n, images per caption.
+        slots: slots that each image token writes and reads.
     """
 
-    def __init__(self, text_k: Tensor, text_v: Tensor, candidates: int, plan: CachePlan):
-        captions, heads, text, width = text_k.shape
+    def __init__(self, text_k: Tensor, text_v: Tensor, candidates: int, slots: CacheSlots):
+        captions, heads, text_length, width = text_k.shape
         self.candidates = candidates
-        self.plan = plan
-        self.text = text
-        # A picture that shares its caption with none has text and image in one tensor: what it
-        # reads of both is then mostly one slice, and attention half as many products.
-        self._alone = candidates == 1
-        self._first = text if self._alone else 0  # slot of an image key
-        slots = self._first + plan.slots
-        self._kv = text_k.new_zeros(2, captions, heads, candidates, slots, width)
+        self.slots = slots
+        self.text_length = text_length
+        # A caption with one candidate keeps text and image in one tensor: attention then takes half
+        # as many products.
+        self.is_joint = candidates == 1
+        self.first_slot = text_length if self.is_joint else 0
+        length = self.first_slot + slots.count
         text_kv = torch.stack([text_k, text_v])
-        # None of these tensors is a part of another: a compiler copies all that shares memory with
-        # what a step writes.
-        self._shared: Tensor | None = None
-        if self._alone:
-            self._kv[:, :, :, 0, :text] = text_kv
+        # No tensor here is a view of another: a compiled step copies what shares memory with a
+        # tensor that it writes.
+        self._kv = text_k.new_zeros(2, captions, heads, candidates, length, width)
+        self._shared_text_kv: Tensor | None = None
+        if self.is_joint:
+            self._kv[:, :, :, 0, :text_length] = text_kv
         else:
-            self._shared = text_kv.flatten(1, 2)
-        # For tokens whose numbers are tensors: one and the same step then does for all of them.
-        self._write = self._first + torch.tensor(plan.write, device=text_k.device)
-        self._slots, self._seen = (t.to(text_k.device) for t in plan.table)
+            self._shared_text_kv = text_kv.flatten(1, 2)
+
+    @abstractmethod
+    def store(self, index: Any, k: Tensor, v: Tensor) -> None:
+        """Stores the key and value [C, H, n, D] of an image token.
+
+        Args:
+            index: index of the image token in raster order.
+        """
+
+    @abstractmethod
+    def attend(self, index: Any, q: Tensor) -> Tensor:
+        """Returns the attention [C, H, n, D] of an image token to the text and its image keys.
+
+        Args:
+            index: index of the image token in raster order. Its own key is stored already.
+            q: queries [C, H, n, D].
+        """
 
     @property
     def nbytes(self) -> int:
-        """Memory of its keys and values."""
-        return sum(t.nbytes for t in (self._kv, self._shared) if t is not None)
-
-    def store(self, token: int | Tensor, k: Tensor, v: Tensor) -> None:
-        """Keys and values [C, H, n, D] of image token number `token`."""
-        if isinstance(token, Tensor):
-            slots = self._write.index_select(0, token)
-            self._kv.index_copy_(-2, slots, torch.stack([k, v]).unsqueeze(-2))
-            return
-        slot = self._first + self.plan.write[token]
-        self._kv[0, ..., slot, :], self._kv[1, ..., slot, :] = k, v
-
-    def attend(self, token: int | Tensor, q: Tensor) -> Tensor:
-        """Attention [C, H, n, D] of image token number `token` to the text and to its mask."""
-        slots, seen = self._reads(token)
-        alone = q.reshape(-1, 1, q.shape[-1])  # a query to keys of its own, [C * H * n, 1, D]
-        if self._alone and isinstance(slots, slice) and (slots.start, slots.step) == (0, 1):
-            k, v = self._kv[..., : self.text + slots.stop, :].flatten(1, 3)
-            scores = torch.bmm(alone, k.mT)
-            if seen is not None:
-                scores = scores.masked_fill(~F.pad(seen, (self.text, 0), value=True), -torch.inf)
-            return torch.bmm(_softmax(scores, q), v).view(q.shape)
-        k, v = self._kv[..., self._first :, :][..., slots, :].flatten(1, 3)
-        text_k, text_v = self._text_kv()
-        # A caption's candidates are so many queries to the same text keys.
-        together = alone.view(len(text_k), -1, q.shape[-1])
-        to_text, to_image = torch.bmm(together, text_k.mT), torch.bmm(alone, k.mT)
-        if seen is not None:
-            to_image = to_image.masked_fill(~seen, -torch.inf)
-        # Text and image keys share one softmax (appendix B.1).
-        scores = torch.cat([to_text.view(len(alone), 1, -1), to_image], dim=-1)
-        weights = _softmax(scores, q)
-        from_text = torch.bmm(weights[..., : self.text].view(*together.shape[:2], -1), text_v)
-        from_both = torch.baddbmm(from_text.view_as(alone), weights[..., self.text :], v)
-        return from_both.view(q.shape)
+        """Memory of keys and values, in bytes."""
+        return sum(t.nbytes for t in (self._kv, self._shared_text_kv) if t is not None)
 
     def _text_kv(self) -> Tensor:
-        """Keys and values of the text, [2, C * H, 1 + T, D]."""
-        if self._shared is not None:
-            return self._shared
-        return self._kv[..., : self.text, :].flatten(1, 3)
+        """Returns keys and values of the text, [2, C * H, 1 + T, D]."""
+        if self._shared_text_kv is not None:
+            return self._shared_text_kv
+        return self._kv[..., : self.text_length, :].flatten(1, 3)
 
-    def _reads(self, token: int | Tensor) -> tuple[slice | Tensor, Tensor | None]:
-        """The slots that a token reads, and which of them it sees; None is all."""
-        if not isinstance(token, Tensor):
-            slots = self.plan.read[token]
-            return slots if isinstance(slots, slice) else slots.to(self._kv.device), None
-        seen = self._seen.index_select(0, token)
-        if self._slots.shape[1] == self.plan.slots:
-            return slice(0, self.plan.slots, 1), seen
-        return self._slots.index_select(0, token).squeeze(0), seen
+    def _image_kv(self, slots: slice | Tensor) -> Tensor:
+        """Returns keys and values of image tokens, [2, C * H * n, R, D]."""
+        return self._kv[..., self.first_slot :, :][..., slots, :].flatten(1, 3)
 
 
-def _softmax(scores: Tensor, q: Tensor) -> Tensor:
-    """The weights of scores, in fp32, of queries that are not scaled."""
+class EagerLayerCache(LayerCache):
+    """Cache whose steps take the image token's index as an int."""
+
+    def store(self, index: int, k: Tensor, v: Tensor) -> None:
+        slot = self.first_slot + self.slots.write[index]
+        self._kv[0, ..., slot, :], self._kv[1, ..., slot, :] = k, v
+
+    def attend(self, index: int, q: Tensor) -> Tensor:
+        slots = self.slots.read[index]
+        if isinstance(slots, Tensor):
+            slots = slots.to(q.device)
+        elif self.is_joint and (slots.start, slots.step) == (0, 1):
+            end = self.first_slot + slots.stop
+            return attend_jointly(q, self._kv[..., :end, :].flatten(1, 3))
+        return attend_separately(q, self._text_kv(), self._image_kv(slots))
+
+
+class CompiledLayerCache(LayerCache):
+    """Cache whose steps take the image token's index as a tensor [1].
+
+    All steps have the same shapes: a step reads R slots, and a mask hides the unused ones.
+    """
+
+    def __init__(self, text_k: Tensor, text_v: Tensor, candidates: int, slots: CacheSlots):
+        super().__init__(text_k, text_v, candidates, slots)
+        device = text_k.device
+        self._write_slots = self.first_slot + torch.tensor(slots.write, device=device)
+        self._read_slots, self._read_mask = (table.to(device) for table in slots.read_table)
+
+    def store(self, index: Tensor, k: Tensor, v: Tensor) -> None:
+        slot = self._write_slots.index_select(0, index)
+        self._kv.index_copy_(-2, slot, torch.stack([k, v]).unsqueeze(-2))
+
+    def attend(self, index: Tensor, q: Tensor) -> Tensor:
+        mask = self._read_mask.index_select(0, index)  # [1, R]
+        if self._read_slots.shape[1] < self.slots.count:
+            slots = self._read_slots.index_select(0, index).squeeze(0)
+            return attend_separately(q, self._text_kv(), self._image_kv(slots), mask)
+        if self.is_joint:
+            mask = F.pad(mask, (self.text_length, 0), value=True)
+            return attend_jointly(q, self._kv.flatten(1, 3), mask)
+        return attend_separately(q, self._text_kv(), self._image_kv(slice(None)), mask)
+
+
+def attend_jointly(q: Tensor, kv: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Returns the attention of single queries to keys that hold text and image.
+
+    Args:
+        q: queries [C, H, 1, D].
+        kv: keys and values [2, C * H, R, D].
+        mask: booleans [1, R], False for keys to hide. None hides nothing.
+    """
+    k, v = kv
+    scores = torch.bmm(q.reshape(-1, 1, q.shape[-1]), k.mT)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return torch.bmm(_attention_weights(scores, q), v).view(q.shape)
+
+
+def attend_separately(
+    q: Tensor, text_kv: Tensor, image_kv: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    """Returns the attention of n candidates to one copy of the text and to their own image keys.
+
+    Text and image scores share one softmax (appendix B.1).
+
+    Args:
+        q: queries [C, H, n, D].
+        text_kv: keys and values [2, C * H, 1 + T, D].
+        image_kv: keys and values [2, C * H * n, R, D].
+        mask: booleans [1, R], False for image keys to hide. None hides nothing.
+    """
+    (text_k, text_v), (image_k, image_v) = text_kv, image_kv
+    text_length, width = text_k.shape[1:]
+    image_q = q.reshape(-1, 1, width)  # [C * H * n, 1, D]
+    text_q = image_q.view(len(text_k), -1, width)  # [C * H, n, D]
+    text_scores, image_scores = torch.bmm(text_q, text_k.mT), torch.bmm(image_q, image_k.mT)
+    if mask is not None:
+        image_scores = image_scores.masked_fill(~mask, -torch.inf)
+    scores = torch.cat([text_scores.view(len(image_q), 1, -1), image_scores], dim=-1)
+    weights = _attention_weights(scores, q)
+    text_weights = weights[..., :text_length].view(*text_q.shape[:2], -1)
+    text_out = torch.bmm(text_weights, text_v).view_as(image_q)
+    return torch.baddbmm(text_out, weights[..., text_length:], image_v).view(q.shape)
+
+
+def _attention_weights(scores: Tensor, q: Tensor) -> Tensor:
+    """Returns the scaled softmax of q @ k.mT, computed in fp32."""
     return (scores.float() * q.shape[-1] ** -0.5).softmax(dim=-1).to(q.dtype)

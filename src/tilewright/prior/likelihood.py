@@ -1,51 +1,57 @@
-"""The joint model read in other directions: how likely a pair is, how a caption goes on."""
+"""Other uses of the joint model: log-likelihood of a pair, and completion of captions."""
 
 import torch
 from torch import Tensor
 
-from tilewright.prior.sampler import Sampling, candidate_noise, draw
-from tilewright.prior.transformer import Transformer
+from tilewright.prior.protocol import Prior
+from tilewright.prior.sampler import Sampling, candidate_noise, sample_from_logits
 
 
 @torch.inference_mode()
-def log_likelihood(network: Transformer, text: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-    """ln p(caption) [B] and ln p(picture | caption) [B], in nats; their sum is the pair's.
+def log_likelihood(network: Prior, text: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Computes ln p(caption) [B] and ln p(image | caption) [B], in nats.
 
-    Of the text those tokens count that counted in training (`Stream.padding_targets`): by default
-    the caption's and the padding token that ends it.
+    Their sum is ln p of the pair. The caption's likelihood covers the same text tokens as the
+    training loss (`Stream.padding_targets`): by default its BPE tokens and the padding token that
+    ends it.
 
     Args:
-        text: text tokens [B, T], negative past their end.
+        text: text tokens [B, T], negative after the caption's end.
         image: image tokens [B, h, w].
     """
     text_logits, image_logits = network(text, image)
-    of_text, of_image = network.stream.nats(text_logits, image_logits, text, image)
-    return -(of_text * network.stream.counts(text)).sum(dim=1), -of_image.sum(dim=1)
+    stream = network.stream
+    text_nats, image_nats = stream.token_nats(text_logits, image_logits, text, image)
+    return -(text_nats * stream.text_targets(text)).sum(dim=1), -image_nats.sum(dim=1)
 
 
 @torch.inference_mode()
 def complete(
-    network: Transformer, text: Tensor, *, sampling: Sampling | None = None, seed: int = 0
+    network: Prior, text: Tensor, *, sampling: Sampling | None = None, seed: int = 0
 ) -> Tensor:
-    """Captions to which the model adds token after token until it ends them.
+    """Samples text tokens after each caption until the model ends it.
 
     Args:
-        text: text tokens [B, T], negative past their end; a whole empty caption is a beginning too.
+        text: text tokens [B, T], negative after the caption's end. A caption may be empty.
+        sampling: sampling settings; None uses the defaults. Guidance, weights and compile have no
+            effect.
+        seed: seed of the noise.
 
     Returns:
-        Text tokens [B, T], negative past their new end.
+        Text tokens [B, T], negative after the new end.
     """
     sampling = sampling or Sampling()
     stream = network.stream
     uniform = candidate_noise(range(len(text)), range(1), stream.text_length, seed).to(text.device)
     text = text.clone()
-    going = torch.ones(len(text), dtype=torch.bool, device=text.device)
+    unfinished = torch.ones(len(text), dtype=torch.bool, device=text.device)
     for position in range(int((text >= 0).sum(dim=1).min()), stream.text_length):
-        given = text[:, position] >= 0
+        in_prompt = text[:, position] >= 0
         logits = network.next_text(text[:, :position])
-        token = draw(logits, uniform[:, position], sampling)
-        going &= given | (token < stream.text_vocab)
-        text[:, position] = torch.where(given, text[:, position], torch.where(going, token, -1))
-        if not going.any():
+        token = sample_from_logits(logits, uniform[:, position], sampling)
+        unfinished &= in_prompt | (token < stream.text_vocab)
+        sampled = torch.where(unfinished, token, -1)
+        text[:, position] = torch.where(in_prompt, text[:, position], sampled)
+        if not unfinished.any():
             break
     return text

@@ -1,4 +1,4 @@
-"""Networks with lighter weights to draw from: a step reads them all for a few products each."""
+"""Networks with bf16 or int8 weights for sampling, where reading the weights dominates a step."""
 
 import copy
 from typing import Literal, get_args
@@ -8,14 +8,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tilewright.errors import UserError
-from tilewright.prior.transformer import Transformer
+from tilewright.prior.protocol import Prior
 
 Weights = Literal["float32", "bfloat16", "int8"]
 WEIGHTS: tuple[str, ...] = get_args(Weights)
 
 
 class BFloat16Linear(nn.Module):
-    """A linear layer that multiplies in bf16, among states in fp32."""
+    """Linear layer that multiplies in bf16, for fp32 states."""
 
     weight: Tensor
     bias: Tensor
@@ -27,16 +27,16 @@ class BFloat16Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.linear(x.bfloat16(), self.weight, self.bias)
-        # What stays in bf16 keeps the cache small; but a CPU attends faster in fp32, one query at
-        # a time (docs/speed.md).
+        # bf16 outputs keep the KV cache small, but single queries attend faster in fp32 on a CPU
+        # (docs/speed.md).
         return y if y.is_cuda else y.float()
 
 
 class Int8Linear(nn.Module):
-    """A linear layer that multiplies 8-bit numbers exactly, among states in fp32.
+    """Linear layer that multiplies int8 numbers exactly, for fp32 states on a CPU.
 
-    Each output's weights share a scale, and so does each row of states, whatever stands in the
-    others: a picture does not depend on those that are drawn beside it.
+    Each output channel has its own weight scale. Each row of states has its own scale too, so that
+    an image does not depend on the rest of the batch.
     """
 
     weight: Tensor
@@ -53,34 +53,35 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.flatten(0, -2)
-        # Of the norm of infinity torch makes a loop that is 15 times as slow.
+        # An infinity norm would do the same 15 times slower.
         largest = rows.abs().amax(dim=1, keepdim=True).clamp_(min=1e-30)
         rounded = torch.mul(rows, 127 / largest).round_().to(torch.int8)
         y = torch._int_mm(rounded, self.weight.t()).float()
         return y.mul_(self.scale).mul_(largest).add_(self.bias).view(*x.shape[:-1], -1)
 
 
-def lightened(network: Transformer, weights: Weights) -> Transformer:
-    """A network that draws nearly the same from linear layers in another number format.
+def with_low_precision_weights(network: Prior, weights: Weights) -> Prior:
+    """Returns a copy of a network whose linear layers have weights of another dtype.
 
-    Embeddings, norms, softmaxes and the residual path stay as they are.
+    Embeddings, norms, softmaxes and the residual path keep their dtype. The copy samples nearly the
+    same images.
 
     Args:
-        weights: "float32" is the network itself; "int8" is for a CPU.
+        network: trained prior. It is not changed.
+        weights: "float32" returns the network itself. "int8" works on a CPU only.
 
     Raises:
-        UserError: int8 on another device.
+        UserError: int8 on another device than the CPU.
     """
-    layers = [name for name, layer in network.named_modules() if type(layer) is nn.Linear]
-    if weights == "float32" or not layers:  # or it is light already
+    is_converted = not any(type(layer) is nn.Linear for layer in network.modules())
+    if weights == "float32" or is_converted:
         return network
-    device = network.image_embedding.weight.device.type
+    device = next(network.parameters()).device.type
     if weights == "int8" and device != "cpu":
-        raise UserError(f"weights=int8 is for a CPU; on {device} take weights=bfloat16")
-    kind = BFloat16Linear if weights == "bfloat16" else Int8Linear
+        raise UserError(f"weights=int8 needs a CPU, not {device}: set weights=bfloat16")
+    layer_type = BFloat16Linear if weights == "bfloat16" else Int8Linear
     network = copy.deepcopy(network)
-    for name in layers:
-        layer = network.get_submodule(name)
-        assert isinstance(layer, nn.Linear)
-        network.set_submodule(name, kind(layer))
+    for name, layer in list(network.named_modules()):
+        if type(layer) is nn.Linear:
+            network.set_submodule(name, layer_type(layer))
     return network

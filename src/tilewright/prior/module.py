@@ -1,4 +1,4 @@
-"""Stage 2 as a LightningModule: the loss, what is logged, the optimizer."""
+"""Stage 2 as a LightningModule: loss, logging and optimizer."""
 
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
@@ -6,32 +6,37 @@ from torch import Tensor, distributed
 from torchmetrics import MeanMetric
 
 from tilewright.errors import UserError
-from tilewright.prior.transformer import Transformer
+from tilewright.prior.protocol import Prior
 from tilewright.training.optimizers import clip_variance, matrix_optimizer, scheduled
 from tilewright.training.schedules import Schedule
 from tilewright.training.stage import StageModule
 
 
 class PriorModule(StageModule):
-    """Trains a `Transformer` to predict each next token of the stream.
+    """Trains a prior to predict each next token of the stream.
 
     Args:
-        network: the model.
-        learning_rate: by update.
-        weight_decay, betas, eps: AdamW's; only matrices decay.
-        variance_clip: most that AdamW's running variance of a gradient may be (the paper: 5); None
-            for no bound.
-        muon: Muon updates the matrices, AdamW the rest; the paper has AdamW for all.
-        caption_dropout: share of captions that are emptied in training, which is what guidance in
-            sampling needs; the paper has none.
-        image_dropout: up to this share of a picture's image tokens are not shown in training, each
-            picture has a share of its own. What the tokens before do not tell has then to be read
-            from the caption, and pairs come out that were never seen together; the paper has none.
+        network: the prior, for example a `Transformer`.
+        learning_rate: schedule of the learning rate per update.
+        weight_decay: weight decay of matrices. Other parameters do not decay.
+        betas: AdamW's decay rates of the running gradient and its variance.
+        eps: AdamW's epsilon.
+        variance_clip: upper bound of AdamW's running variance (5 in the paper). None sets no bound.
+        muon: Muon updates the matrices and AdamW the rest. False uses AdamW for all, as in the
+            paper.
+        caption_dropout: fraction of captions that are emptied in training, which guidance needs. 0
+            in the paper.
+        image_dropout: largest fraction of an image's input tokens to drop in training. The fraction
+            is uniform between 0 and this value for each image. The prior then relies more on the
+            caption. 0 in the paper.
+
+    Raises:
+        UserError: both muon and variance_clip are set.
     """
 
     def __init__(
         self,
-        network: Transformer,
+        network: Prior,
         learning_rate: Schedule,
         weight_decay: float = 4.5e-2,
         betas: tuple[float, float] = (0.9, 0.96),
@@ -43,7 +48,10 @@ class PriorModule(StageModule):
     ):
         super().__init__()
         if muon and variance_clip is not None:
-            raise UserError("Muon has no variance to clip: set model.variance_clip=null")
+            raise UserError(
+                f"model.variance_clip={variance_clip} bounds AdamW's variance, and Muon has none: "
+                "set model.variance_clip=null or model.muon=false"
+            )
         self.network = network
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
@@ -53,56 +61,63 @@ class PriorModule(StageModule):
         self.muon = muon
         self.caption_dropout = caption_dropout
         self.image_dropout = image_dropout
-        # Over all tokens of a validation, and over all processes.
+        # Means over all tokens of a validation and over all processes.
         self.text_nats = MeanMetric(nan_strategy="disable")
         self.image_nats = MeanMetric(nan_strategy="disable")
 
-    def terms(self, text: Tensor, image: Tensor, hidden: Tensor | None = None) -> dict[str, Tensor]:
-        """Cross-entropies of text and image in nats per token, and their weighted sum, `loss`.
+    def losses(
+        self, text: Tensor, image: Tensor, image_dropout_mask: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Computes the cross-entropies `text` and `image` in nats per token, and `loss`.
 
-        Their means over the processes are the means over all tokens, wherever the long captions
-        are.
+        Averaged over the processes, they are the means over all tokens of the global batch, even if
+        the processes have different numbers of text tokens.
+
+        Args:
+            text: text tokens [B, T], negative after the caption's end.
+            image: image tokens [B, h, w].
+            image_dropout_mask: booleans [B, h, w], True for image tokens to drop from the input.
         """
-        text_logits, image_logits = self.network(text, image, hidden)
+        text_logits, image_logits = self.network(text, image, image_dropout_mask)
         stream = self.network.stream
-        targets = stream.counts(text).sum().float()
+        num_targets = stream.text_targets(text).sum().float()
         if distributed.is_available() and distributed.is_initialized():
-            distributed.all_reduce(targets)
-            targets /= distributed.get_world_size()
-        return stream.loss(text_logits, image_logits, text, image, targets)
+            distributed.all_reduce(num_targets)
+            num_targets /= distributed.get_world_size()
+        return stream.loss(text_logits, image_logits, text, image, num_targets)
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
-        text = batch["text_tokens"]
+        text, image = batch["text_tokens"], batch["image_tokens"]
         if self.caption_dropout > 0:
-            dropped = torch.rand(len(text), 1, device=text.device) < self.caption_dropout
+            is_dropped = torch.rand(len(text), 1, device=text.device) < self.caption_dropout
             empty = self.network.stream.empty_captions(len(text), text.device)
-            text = torch.where(dropped, empty, text)
-        image, hidden = batch["image_tokens"], None
-        if self.image_dropout > 0:  # each picture has a share of its own
-            share = self.image_dropout * torch.rand(len(image), 1, 1, device=image.device)
-            hidden = torch.rand(image.shape, device=image.device) < share
-        terms = self.terms(text, image, hidden)
-        values = {f"train/{name}": value.detach() for name, value in terms.items()}
+            text = torch.where(is_dropped, empty, text)
+        mask = None
+        if self.image_dropout > 0:
+            fraction = self.image_dropout * torch.rand(len(image), 1, 1, device=image.device)
+            mask = torch.rand(image.shape, device=image.device) < fraction
+        losses = self.losses(text, image, mask)
+        values = {f"train/{name}": value.detach() for name, value in losses.items()}
         self.log_dict(values, sync_dist=True)
-        return terms["loss"]
+        return losses["loss"]
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
         text, image = batch["text_tokens"], batch["image_tokens"]
         stream = self.network.stream
         text_logits, image_logits = self.network(text, image)
-        of_text, of_image = stream.nats(text_logits, image_logits, text, image)
-        self.text_nats.update(of_text[stream.counts(text)])
-        self.image_nats.update(of_image)
+        text_nats, image_nats = stream.token_nats(text_logits, image_logits, text, image)
+        self.text_nats.update(text_nats[stream.text_targets(text)])
+        self.image_nats.update(image_nats)
 
     def on_validation_epoch_end(self) -> None:
-        terms = self.network.stream.weigh(self.text_nats.compute(), self.image_nats.compute())
-        self.log_dict({f"validation/{name}": value for name, value in terms.items()})
+        stream = self.network.stream
+        losses = stream.weighted_loss(self.text_nats.compute(), self.image_nats.compute())
+        self.log_dict({f"validation/{name}": value for name, value in losses.items()})
         self.text_nats.reset()
         self.image_nats.reset()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        how = (self.weight_decay, self.betas, self.eps, self.muon)
-        optimizer = matrix_optimizer(self.network, *how)
+        optimizer = matrix_optimizer(self, self.weight_decay, self.betas, self.eps, self.muon)
         if self.variance_clip is not None:
             clip_variance(optimizer, self.variance_clip)
         return scheduled(optimizer, self.learning_rate)

@@ -1,8 +1,7 @@
-"""Who may see whom: one predicate per attention pattern, and everything that is derived from it.
+"""Attention patterns: one predicate each, and everything that derives from it.
 
-A predicate takes query and key positions of the stream (integers or integer tensors) and says
-whether the query sees the key. The dense mask, FlexAttention's block mask and the plan by which a
-cached decoding step stores and reads keys all come from it (section 2.2, appendix B.1).
+The dense mask, FlexAttention's block mask, the CPU windows and the KV cache slots all come from the
+same predicate (section 2.2, appendix B.1).
 """
 
 from collections.abc import Callable
@@ -14,40 +13,40 @@ from torch import Tensor
 
 from tilewright.prior.stream import Stream
 
-# Of image tokens' indices (query, key) and the grid's side; asked of keys at or before the query.
-# FlexAttention asks it for each pair of a block: what is of one of the two alone costs it nothing.
-Predicate = Callable[[Tensor, Tensor, int], Tensor]
+# `predicate(query, key, side)` on image-token indices. Only called where key <= query.
+# FlexAttention evaluates it for each pair; terms of the query alone or the key alone are free.
+ImagePredicate = Callable[[Tensor, Tensor, int], Tensor]
 
 CONVOLUTION_KERNEL = 11
 
 
 def full(query: Tensor, key: Tensor, side: int) -> Tensor:
-    """Every token before, and itself."""
+    """Attends to all earlier tokens and itself."""
     return key <= query
 
 
 def row(query: Tensor, key: Tensor, side: int) -> Tensor:
-    """The tokens before, back to the same column of the row above: side + 1, itself included."""
+    """Attends back to the same column of the row above: side + 1 keys, itself included."""
     return key >= query - side
 
 
 def column(query: Tensor, key: Tensor, side: int) -> Tensor:
-    """The tokens of the same column, at and above the row."""
+    """Attends to the same column, in its own row and all rows above."""
     return key % side == query % side
 
 
 def convolutional(query: Tensor, key: Tensor, side: int) -> Tensor:
-    """The causal half of a centered 11x11 kernel, which wraps around the row's edge as `row` does.
+    """Attends to the causal half of a centered 11x11 kernel, which wraps at row edges like `row`.
 
     In raster order a key lies `rows * side + columns` behind its query, with rows in 0..5 and
     columns in -5..5.
     """
-    reach = CONVOLUTION_KERNEL // 2
+    radius = CONVOLUTION_KERNEL // 2
     distance = query - key
-    return (distance <= reach * side + reach) & ((distance + reach) % side <= 2 * reach)
+    return (distance <= radius * side + radius) & ((distance + radius) % side <= 2 * radius)
 
 
-PATTERNS: dict[str, Predicate] = {
+PATTERNS: dict[str, ImagePredicate] = {
     "full": full,
     "row": row,
     "column": column,
@@ -55,104 +54,121 @@ PATTERNS: dict[str, Predicate] = {
 }
 
 
-def layer_patterns(depth: int) -> list[str]:
-    """The paper's order of patterns: row, column, row, row, and so on; the last convolutional."""
+def layer_patterns(pattern: str, depth: int) -> list[str]:
+    """Returns the pattern of each layer.
+
+    Args:
+        pattern: "paper" for the paper's order (row, column, row, row, repeated, and convolutional
+            as the last layer), or a name in `PATTERNS` for all layers.
+
+    Raises:
+        ValueError: the pattern is unknown.
+    """
+    if pattern in PATTERNS:
+        return [pattern] * depth
+    if pattern != "paper":
+        raise ValueError(f"pattern must be paper or one of {sorted(PATTERNS)}, got {pattern!r}")
     patterns = ["column" if (i - 2) % 4 == 0 else "row" for i in range(1, depth + 1)]
     if depth > 1:
         patterns[-1] = "convolutional"
     return patterns
 
 
-def sees(pattern: str, stream: Stream) -> Callable[[Tensor, Tensor], Tensor]:
-    """The predicate on stream positions: text is causal, an image token sees the whole text."""
-    first, side, image_sees = stream.first_image_position, stream.grid, PATTERNS[pattern]
+def attention_predicate(pattern: str, stream: Stream) -> Callable[[Tensor, Tensor], Tensor]:
+    """Returns `predicate(query, key)` on stream positions.
+
+    Text is causal, and an image token attends to the whole text in every pattern.
+    """
+    first, side, image_predicate = stream.first_image_position, stream.grid, PATTERNS[pattern]
 
     def predicate(query: Tensor, key: Tensor) -> Tensor:
-        return (key <= query) & ((key < first) | image_sees(query - first, key - first, side))
+        return (key <= query) & ((key < first) | image_predicate(query - first, key - first, side))
 
     return predicate
 
 
 @lru_cache(maxsize=64)
 def dense_mask(pattern: str, stream: Stream) -> Tensor:
-    """[L, L] booleans, True where the query (row) sees the key (column)."""
+    """Returns booleans [L, L], True where the query (row) attends to the key (column)."""
     positions = torch.arange(stream.length)
-    return sees(pattern, stream)(positions[:, None], positions[None, :])
+    return attention_predicate(pattern, stream)(positions[:, None], positions[None, :])
 
 
 @dataclass(frozen=True)
-class CachePlan:
-    """Where a decoding step keeps image keys and which of them it reads.
+class CacheSlots:
+    """KV cache slots that each image token writes and reads.
+
+    A key keeps its slot until its last reader has been decoded. Then a later key takes the slot.
 
     Args:
-        slots: how many keys the layer must hold at once.
-        write: slot of each image token's key, [N].
-        read: for each image token as query, the slots that it reads (its own included): a slice
-            where they are evenly spaced (reading it copies nothing), else their numbers.
+        count: number of slots in the cache.
+        write: slot for each image token's key and value, N - 1 entries.
+        read: slots that each image token reads, its own included, N - 1 entries. Evenly spaced
+            slots are a slice, which reads without a copy. Others are an index tensor.
     """
 
-    slots: int
+    count: int
     write: list[int]
     read: list[slice | Tensor]
 
     @property
-    def keys_read(self) -> list[int]:
-        """How many image keys each image token reads."""
-        every = range(self.slots)
-        return [len(every[s]) if isinstance(s, slice) else len(s) for s in self.read]
+    def reads_per_token(self) -> list[int]:
+        """Number of image keys that each image token reads."""
+        all_slots = range(self.count)
+        return [len(all_slots[s]) if isinstance(s, slice) else len(s) for s in self.read]
 
     @cached_property
-    def table(self) -> tuple[Tensor, Tensor]:
-        """The same reads in equal shapes: slots [N, R], and which of them are meant, [N, R].
+    def read_table(self) -> tuple[Tensor, Tensor]:
+        """`read` in equal shapes, for compiled steps: slots [N - 1, R] and their mask [N - 1, R].
 
-        Where R is `slots`, they are all of them in order.
+        R is either `count`, with all slots in order, or the largest number of slots per token.
         """
-        read = [torch.arange(self.slots)[s] for s in self.read]
-        most = max(map(len, read))
-        if 2 * most > self.slots:  # then what is not seen costs less than picking out the rest
-            seen = torch.zeros(len(read), self.slots, dtype=torch.bool)
+        read = [torch.arange(self.count)[s] for s in self.read]
+        longest = max(map(len, read))
+        if 2 * longest > self.count:  # masking all slots costs less than gathering most of them
+            mask = torch.zeros(len(read), self.count, dtype=torch.bool)
             for token, slots in enumerate(read):
-                seen[token, slots] = True
-            return torch.arange(self.slots).expand(len(read), -1), seen
-        padded = torch.zeros(len(read), most, dtype=torch.long)
+                mask[token, slots] = True
+            return torch.arange(self.count).expand(len(read), -1), mask
+        padded = torch.zeros(len(read), longest, dtype=torch.long)
         for token, slots in enumerate(read):
             padded[token, : len(slots)] = slots
-        return padded, torch.arange(most) < torch.tensor([[len(slots)] for slots in read])
+        return padded, torch.arange(longest) < torch.tensor([[len(slots)] for slots in read])
 
 
 @lru_cache(maxsize=64)
-def cache_plan(pattern: str, stream: Stream) -> CachePlan:
-    """The smallest cache for a pattern, by giving a key's slot away after its last reader.
+def cache_slots(pattern: str, stream: Stream) -> CacheSlots:
+    """Returns the smallest cache for a pattern.
 
-    A row layer needs side + 1 slots and a convolutional one about five rows, at any grid; a column
-    layer needs them all, because the bottom row reads the top one.
+    A row layer needs side + 1 slots and a convolutional layer about five rows. A column layer
+    needs a slot per token, because the bottom row reads the top row.
     """
     first = stream.first_image_position
-    visible = dense_mask(pattern, stream)[first:, first:]  # the last image token is no input
+    visible = dense_mask(pattern, stream)[first:, first:]  # the last image token is not an input
     count = len(visible)
     readers = torch.arange(count)[:, None].expand(count, count)
     last_reader = torch.where(visible, readers, -1).amax(dim=0).tolist()
-    slot_of: list[int] = []
+    write: list[int] = []
     free: list[int] = []
-    slots = 0
-    leaving: dict[int, list[int]] = {}
+    num_slots = 0
+    freed_after: dict[int, list[int]] = {}  # last reader -> slots
     for token in range(count):
-        free += leaving.pop(token - 1, [])
+        free += freed_after.pop(token - 1, [])
         if free:
             slot = free.pop(0)
         else:
-            slot, slots = slots, slots + 1
-        slot_of.append(slot)
-        leaving.setdefault(last_reader[token], []).append(slot)
-    slot_index = torch.tensor(slot_of)
-    read = [_as_slice(slot_index[visible[token]]) for token in range(count)]
-    return CachePlan(slots, slot_of, read)
+            slot, num_slots = num_slots, num_slots + 1
+        write.append(slot)
+        freed_after.setdefault(last_reader[token], []).append(slot)
+    slots = torch.tensor(write)
+    read = [_as_slice(slots[visible[token]]) for token in range(count)]
+    return CacheSlots(num_slots, write, read)
 
 
 def _as_slice(indices: Tensor) -> slice | Tensor:
-    """The slice that takes the same elements, in whatever order, where there is one."""
+    """Returns a slice if the sorted indices are evenly spaced, else the sorted indices."""
     ordered = indices.sort().values
     start, stop = int(ordered[0]), int(ordered[-1]) + 1
     step = int(ordered[1]) - start if len(ordered) > 1 else 1
-    even = ordered.equal(torch.arange(start, stop, step))
-    return slice(start, stop, step) if even else ordered
+    evenly_spaced = ordered.equal(torch.arange(start, stop, step))
+    return slice(start, stop, step) if evenly_spaced else ordered

@@ -1,4 +1,4 @@
-"""Draws image tokens for captions, one position at a time, each computed once."""
+"""Sampling of image tokens for captions, with each position computed once."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -8,26 +8,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tilewright.prior.compiled_step import CompiledSteps, compiled
-from tilewright.prior.kv_cache import LayerCache
-from tilewright.prior.low_precision import WEIGHTS, Weights, lightened
-from tilewright.prior.transformer import Transformer
+from tilewright.prior.compiled_step import CompiledSteps, compile_function
+from tilewright.prior.low_precision import WEIGHTS, Weights, with_low_precision_weights
+from tilewright.prior.protocol import Prior
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How image tokens are drawn.
+    """Settings for sampling image tokens.
 
     Args:
-        temperature: divides the logits (the paper draws at 1); 0 takes the likeliest token.
-        top_k: only the k likeliest tokens, or None for all.
-        top_p: only the likeliest tokens that together hold this probability, or None for all.
-        guidance: how far to move from the logits of an empty caption to those of the caption and
-            beyond; 1 is no guidance. Needs a prior trained with caption dropout.
-        weights: number format of the network's linear layers while it draws: float32, or the
-            lighter bfloat16 or int8 (`lightened`), which draw nearly the same pictures faster.
-        compile: compile one step for all positions, which takes up to a minute for each number of
-            pictures at once, and replay it as a graph on CUDA. Rounding may differ.
+        temperature: divisor of the logits (1 in the paper). 0 takes the most likely token.
+        top_k: sample from the k most likely tokens. None samples from all.
+        top_p: sample from the most likely tokens that together reach this probability. None
+            samples from all.
+        guidance: classifier-free guidance scale. 1 is no guidance; larger values follow the caption
+            more closely. Needs a prior that was trained with caption dropout.
+        weights: dtype of the linear layers' weights. "bfloat16" and "int8" are faster and sample
+            nearly the same images as "float32" (`with_low_precision_weights`).
+        compile: compile one step for all positions, and replay it as a graph on CUDA. Compilation
+            takes up to a minute for each batch size. Results may differ by rounding.
+
+    Raises:
+        ValueError: a setting is out of range.
     """
 
     temperature: float = 1.0
@@ -48,10 +51,188 @@ class Sampling:
             raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, got {self.weights}")
 
 
-def candidate_noise(captions: range, candidates: range, length: int, seed: int) -> Tensor:
-    """Uniform numbers [C * n, length], one generator for each picture.
+def sample(
+    network: Prior,
+    text: Tensor,
+    candidates: int = 1,
+    *,
+    sampling: Sampling | None = None,
+    seed: int = 0,
+    caption_offset: int = 0,
+    candidate_offset: int = 0,
+    image_prompt_tokens: Tensor | None = None,
+) -> Tensor:
+    """Samples image tokens [C, n, h, w] for captions [C, T].
 
-    Candidate i of caption number c is the same picture however many others are drawn with it.
+    The arguments are those of `sample_rows`.
+    """
+    for tokens in sample_rows(  # noqa: B007  (the loop keeps the last value)
+        network,
+        text,
+        candidates,
+        sampling=sampling,
+        seed=seed,
+        caption_offset=caption_offset,
+        candidate_offset=candidate_offset,
+        image_prompt_tokens=image_prompt_tokens,
+    ):
+        pass
+    return tokens
+
+
+@torch.inference_mode()
+def sample_rows(
+    network: Prior,
+    text: Tensor,
+    candidates: int = 1,
+    *,
+    sampling: Sampling | None = None,
+    seed: int = 0,
+    caption_offset: int = 0,
+    candidate_offset: int = 0,
+    image_prompt_tokens: Tensor | None = None,
+) -> Iterator[Tensor]:
+    """Samples image tokens for captions and yields them row by row.
+
+    An image depends on the seed and on the indices of its caption and candidate, not on the batch.
+
+    Args:
+        network: trained prior.
+        text: text tokens [C, T], negative after the caption's end.
+        candidates: n, images per caption.
+        sampling: sampling settings; None uses the defaults.
+        seed: seed of the noise.
+        caption_offset: index of the first caption, if these are a part of a longer list.
+        candidate_offset: index of the first candidate, likewise.
+        image_prompt_tokens: image tokens [C, R, w] of the first R rows of all images of a caption.
+
+    Yields:
+        Image tokens of all rows so far: [C, n, 1, w], then [C, n, 2, w], up to [C, n, h, w].
+
+    Raises:
+        ValueError: image_prompt_tokens do not fit the captions or the grid.
+    """
+    sampling = sampling or Sampling()
+    stream, captions = network.stream, len(text)
+    uniform = candidate_noise(
+        range(caption_offset, caption_offset + captions),
+        range(candidate_offset, candidate_offset + candidates),
+        stream.image_length,
+        seed,
+    ).to(text.device)
+    prompt = torch.empty(captions, 0, dtype=torch.long, device=text.device)
+    if image_prompt_tokens is not None:
+        rows, side = image_prompt_tokens.shape[1:]
+        if len(image_prompt_tokens) != captions or rows > stream.grid or side != stream.grid:
+            raise ValueError(
+                f"image_prompt_tokens must be [{captions}, up to {stream.grid}, {stream.grid}], "
+                f"got {list(image_prompt_tokens.shape)}"
+            )
+        prompt = image_prompt_tokens.flatten(1).to(text.device)
+    prompt = prompt.repeat_interleave(candidates, dim=0)
+
+    network = with_low_precision_weights(network, sampling.weights)
+    if sampling.guidance != 1:  # guidance samples the same images with empty captions, too
+        text = torch.cat([text, stream.empty_captions(captions, text.device)])
+    step: Callable[[Tensor, int], Tensor]
+    if sampling.compile:
+        prefill = compile_function(type(network).prefill, text.device.type)
+        compiled_step = compile_function(decode_step, text.device.type)
+        logits, caches = prefill(network, text, candidates, compiled_steps=True)
+        step = CompiledSteps(
+            partial(compiled_step, network, caches, uniform, sampling), uniform[:, 0].long()
+        )
+    else:
+        logits, caches = network.prefill(text, candidates)
+        step = partial(decode_step, network, caches, uniform, sampling)
+    tokens = sample_from_logits(guided(logits, sampling.guidance), uniform[:, 0], sampling)
+    image: list[Tensor] = []
+    for index in range(stream.image_length):
+        if index > 0:
+            tokens = step(image[-1], index - 1)
+        image.append(prompt[:, index] if index < prompt.shape[1] else tokens)
+        if len(image) % stream.grid == 0:
+            yield torch.stack(image, dim=1).view(captions, candidates, -1, stream.grid)
+
+
+def decode_step(
+    network: Prior,
+    caches: Any,
+    uniform: Tensor,
+    sampling: Sampling,
+    tokens: Tensor,
+    index: int | Tensor,
+) -> Tensor:
+    """Reads one image token and samples the next one.
+
+    Args:
+        caches: caches from the network's `prefill`.
+        uniform: noise [B, N] in [0, 1).
+        tokens: image tokens [B].
+        index: index of these tokens in raster order, an int or a tensor [1].
+
+    Returns:
+        Image tokens [B] at `index` + 1.
+    """
+    batch = torch.cat([tokens, tokens]) if sampling.guidance != 1 else tokens
+    logits = guided(network.step(batch, index, caches), sampling.guidance)
+    if isinstance(index, int):
+        return sample_from_logits(logits, uniform[:, index + 1], sampling)
+    return sample_from_logits(logits, uniform.index_select(1, index + 1).squeeze(1), sampling)
+
+
+def guided(logits: Tensor, guidance: float) -> Tensor:
+    """Applies classifier-free guidance.
+
+    Args:
+        logits: [B, K], or [2 B, K] with those of the empty captions last if guidance is not 1.
+        guidance: scale; 1 is no guidance.
+    """
+    if guidance == 1:
+        return logits
+    conditional, empty = logits.chunk(2)
+    return empty + guidance * (conditional - empty)
+
+
+def sample_from_logits(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
+    """Samples tokens [B] from logits [B, K] by inverting the cumulative distribution.
+
+    Args:
+        uniform: noise [B] in [0, 1).
+    """
+    if sampling.temperature == 0:
+        return logits.argmax(dim=-1)
+    probabilities = (logits / sampling.temperature).softmax(dim=-1)
+    if sampling.top_k is None and sampling.top_p is None:  # no sorting needed
+        cumulative = probabilities.cumsum(dim=-1)
+        total = cumulative[:, -1:]
+        token = torch.searchsorted(cumulative, uniform[:, None] * total, right=True)
+        last = (cumulative < total).sum(dim=-1, keepdim=True)  # rounding may exceed it
+        return token.minimum(last).squeeze(1)
+    probabilities, tokens = probabilities.sort(descending=True)
+    if sampling.top_k is not None:
+        probabilities = probabilities[:, : sampling.top_k]
+    cumulative = probabilities.cumsum(dim=-1)
+    kept = torch.ones_like(cumulative, dtype=torch.bool)
+    if sampling.top_p is not None:
+        # Keeps a token while those before it sum to less than top_p: always the most likely one.
+        kept = cumulative - probabilities < sampling.top_p
+        cumulative = (probabilities * kept).cumsum(dim=-1)
+    target = uniform[:, None] * cumulative[:, -1:]
+    rank = torch.searchsorted(cumulative, target, right=True)
+    last = kept.sum(dim=-1, keepdim=True) - 1  # rounding may exceed it
+    return tokens.gather(1, rank.minimum(last)).squeeze(1)
+
+
+def candidate_noise(captions: range, candidates: range, length: int, seed: int) -> Tensor:
+    """Returns uniform noise [C * n, length] in [0, 1).
+
+    Each row has its own generator, so that a candidate does not depend on the rest of the batch.
+
+    Args:
+        captions: indices of the captions.
+        candidates: indices of the candidates of each caption.
+        length: numbers per candidate.
     """
     rows = []
     for caption in captions:
@@ -60,128 +241,3 @@ def candidate_noise(captions: range, candidates: range, length: int, seed: int) 
             generator = torch.Generator().manual_seed(mixed % 2**63)
             rows.append(torch.rand(length, generator=generator))
     return torch.stack(rows)
-
-
-def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
-    """Tokens [B] from logits [B, K] by inverting the distribution at `uniform` [B] in [0, 1)."""
-    if sampling.temperature == 0:
-        return logits.argmax(dim=-1)
-    probabilities = (logits / sampling.temperature).softmax(dim=-1)
-    if sampling.top_k is None and sampling.top_p is None:  # then their order does not matter
-        cumulative = probabilities.cumsum(dim=-1)
-        total = cumulative[:, -1:]
-        token = torch.searchsorted(cumulative, uniform[:, None] * total, right=True)
-        last = (cumulative < total).sum(dim=-1, keepdim=True)  # rounding may carry it past
-        return token.minimum(last).squeeze(1)
-    probabilities, tokens = probabilities.sort(descending=True)
-    if sampling.top_k is not None:
-        probabilities = probabilities[:, : sampling.top_k]
-    cumulative = probabilities.cumsum(dim=-1)
-    kept = torch.ones_like(cumulative, dtype=torch.bool)
-    if sampling.top_p is not None:
-        # A token is kept while those before it hold less than top_p: the likeliest always is.
-        kept = cumulative - probabilities < sampling.top_p
-        cumulative = (probabilities * kept).cumsum(dim=-1)
-    target = uniform[:, None] * cumulative[:, -1:]
-    rank = torch.searchsorted(cumulative, target, right=True)
-    last = kept.sum(dim=-1, keepdim=True) - 1  # rounding may carry the target past it
-    return tokens.gather(1, rank.minimum(last)).squeeze(1)
-
-
-def advance(
-    network: Transformer,
-    caches: list[LayerCache],
-    uniform: Tensor,
-    sampling: Sampling,
-    tokens: Tensor,
-    number: int | Tensor,
-) -> Tensor:
-    """Reads image token `number` [B] and draws the next [B], by the numbers `uniform` [B, N]."""
-    both = torch.cat([tokens, tokens]) if sampling.guidance != 1 else tokens
-    logits = network.step(both, number, caches)
-    if isinstance(number, int):
-        return choose(logits, uniform[:, number + 1], sampling)
-    return choose(logits, uniform.index_select(1, number + 1).squeeze(1), sampling)
-
-
-def choose(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
-    """Tokens [B] from logits [B, K], or with guidance from logits [2 B, K], empty captions last."""
-    if sampling.guidance != 1:
-        conditional, empty = logits.chunk(2)
-        logits = empty + sampling.guidance * (conditional - empty)
-    return draw(logits, uniform, sampling)
-
-
-def sample(network: Transformer, text: Tensor, candidates: int = 1, **how: Any) -> Tensor:
-    """Image tokens [C, n, h, w] for captions [C, T]; the arguments are those of `sample_rows`."""
-    for tokens in sample_rows(network, text, candidates, **how):  # noqa: B007  (the last one)
-        pass
-    return tokens
-
-
-@torch.inference_mode()
-def sample_rows(
-    network: Transformer,
-    text: Tensor,
-    candidates: int = 1,
-    *,
-    sampling: Sampling | None = None,
-    seed: int = 0,
-    first: int = 0,
-    first_candidate: int = 0,
-    first_rows: Tensor | None = None,
-) -> Iterator[Tensor]:
-    """Image tokens for captions, as they are drawn.
-
-    Args:
-        text: text tokens [C, T], negative past their end.
-        candidates: n, pictures for each caption.
-        first: number of the first caption, where these are a part of a longer list: the pictures
-            depend on the seed, the caption's number and the candidate's.
-        first_candidate: number of the first candidate, likewise.
-        first_rows: image tokens [C, R, w] that every picture of the caption begins with.
-
-    Yields:
-        After each row, those of all rows so far: [C, n, 1, w] to [C, n, h, w].
-
-    Raises:
-        ValueError: first_rows do not fit the captions or the grid.
-    """
-    sampling = sampling or Sampling()
-    stream, captions = network.stream, len(text)
-    numbers = range(first, first + captions), range(first_candidate, first_candidate + candidates)
-    uniform = candidate_noise(*numbers, stream.image_length, seed).to(text.device)
-    given = torch.empty(captions, 0, dtype=torch.long, device=text.device)
-    if first_rows is not None:
-        rows, side = first_rows.shape[1:]
-        if len(first_rows) != captions or rows > stream.grid or side != stream.grid:
-            raise ValueError(
-                f"first_rows must be [{captions}, up to {stream.grid}, {stream.grid}], "
-                f"got {list(first_rows.shape)}"
-            )
-        given = first_rows.flatten(1).to(text.device)
-    given = given.repeat_interleave(candidates, dim=0)
-
-    network = lightened(network, sampling.weights)
-    if sampling.guidance != 1:  # the same pictures once more, under empty captions
-        text = torch.cat([text, stream.empty_captions(captions, text.device)])
-    step: Callable[..., Tensor]
-    if sampling.compile:
-        device, read = text.device.type, type(network).prefill
-        prefill, function = compiled(read, device), compiled(advance, device)
-        logits, caches = prefill(network, text, candidates)
-        step = CompiledSteps(
-            partial(function, network, caches, uniform, sampling), uniform[:, 0].long()
-        )
-    else:
-        logits, caches = network.prefill(text, candidates)
-        step = partial(advance, network, caches, uniform, sampling)
-    drawn: list[Tensor] = []
-    for number in range(stream.image_length):
-        if number == 0:
-            tokens = choose(logits, uniform[:, 0], sampling)
-        else:
-            tokens = step(drawn[-1], number - 1)
-        drawn.append(given[:, number] if number < given.shape[1] else tokens)
-        if len(drawn) % stream.grid == 0:
-            yield torch.stack(drawn, dim=1).view(captions, candidates, -1, stream.grid)

@@ -1,10 +1,10 @@
-"""The stream: one sequence of tokens for a caption and its picture (section 2.2).
+"""The stream: one token sequence for a caption and its image (section 2.2).
 
     input     start  t_0  t_1 ... t_T-1  i_0   i_1 ... i_N-2
     target    t_0    t_1  t_2 ... i_0    i_1   i_2 ... i_N-1
     position  0      1    2   ... T      T+1   T+2 ... T+N-1
 
-Only this module knows the layout; the masks, the transformer, the loss and the sampler ask it.
+Only this module knows the layout. Masks, transformer, loss and sampler ask it.
 """
 
 from dataclasses import dataclass
@@ -17,17 +17,17 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Stream:
-    """Lengths and vocabularies of the two halves, and the layout that follows from them.
+    """Token layout: lengths and vocabularies of text and image, and what follows from them.
 
     Args:
-        text_length: T, text positions of a caption.
+        text_length: T, text positions per caption.
         text_vocab: number of BPE tokens.
-        grid: side of the grid of image tokens; N = grid^2.
+        grid: side of the image token grid; N = grid^2.
         image_vocab: K, number of image tokens.
-        padding_targets: which padding positions count in the text loss. The first padding token
-            says that the caption has ended, so a model that completes captions must learn it; those
-            after it are certain and would only dilute the loss. "first" counts it alone, "all"
-            counts every one, "none" counts none.
+        padding_targets: padding positions that count in the text loss. "first" counts the first
+            padding token, which marks the caption's end; a model needs it to complete captions.
+            "all" also counts the padding after it, which is certain and dilutes the loss. "none"
+            counts no padding.
     """
 
     text_length: int = 256
@@ -43,59 +43,61 @@ class Stream:
 
     @property
     def length(self) -> int:
-        """Positions that the transformer computes: the last image token is never an input."""
+        """L = T + N, the number of input positions. The last image token is never an input."""
         return self.text_length + self.image_length
 
     @property
     def first_image_position(self) -> int:
-        """The position whose input is image token 0; all before it are start and text."""
+        """Position of image token 0. The start token and the text come before it."""
         return self.text_length + 1
 
     @property
     def start_token(self) -> int:
-        """The start token's row in the text embedding, behind BPE and padding tokens."""
+        """Id of the start token in the text embedding, after BPE and padding tokens."""
         return self.text_vocab + self.text_length
 
     @property
     def text_embeddings(self) -> int:
-        """Rows of the text embedding: BPE tokens, a padding token for each position, the start."""
+        """Size of the text embedding: BPE tokens, one padding token per position, start token."""
         return self.text_vocab + self.text_length + 1
 
     @property
     def text_classes(self) -> int:
-        """Classes of a text prediction: BPE tokens and padding tokens."""
+        """Number of classes of a text prediction: BPE tokens and padding tokens."""
         return self.text_vocab + self.text_length
 
     def pad(self, text: Tensor) -> Tensor:
-        """Text tokens [B, n], negative past their end, to the same with padding tokens there.
+        """Replaces negative text tokens by the padding token of their position.
 
-        Each position has a padding token of its own, and all of them are attended to. n is T, or
-        less where only a caption's beginning is looked at.
+        Attention sees padding tokens like any other.
+
+        Args:
+            text: text tokens [B, n], n <= T, negative after the caption's end.
         """
         padding = self.text_vocab + torch.arange(text.shape[1], device=text.device)
         return torch.where(text < 0, padding, text)
 
     def empty_captions(self, count: int, device: torch.device | None = None) -> Tensor:
-        """`count` captions [count, T] without a token: what guidance steers away from."""
+        """Returns `count` captions [count, T] without a token, for guidance."""
         return torch.full((count, self.text_length), -1, device=device)
 
-    def nats(
+    def token_nats(
         self, text_logits: Tensor, image_logits: Tensor, text: Tensor, image: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """-ln p of every text token [B, T] and every image token [B, N], given all before it.
+        """Computes -ln p of every text token [B, T] and image token [B, N], given all before it.
 
         Args:
             text_logits: [B, T, text_classes].
             image_logits: [B, N, K].
-            text: text tokens [B, T], negative past their end.
+            text: text tokens [B, T], negative after the caption's end.
             image: image tokens [B, h, w].
         """
         pairs = (text_logits, self.pad(text)), (image_logits, image.flatten(1))
-        of_text, of_image = (
+        text_nats, image_nats = (
             F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
             for logits, targets in pairs
         )
-        return of_text.view_as(text), of_image.view(len(image), -1)
+        return text_nats.view_as(text), image_nats.view(len(image), -1)
 
     def loss(
         self,
@@ -103,26 +105,34 @@ class Stream:
         image_logits: Tensor,
         text: Tensor,
         image: Tensor,
-        text_targets: Tensor | None = None,
+        num_text_targets: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The means of `nats` over text and image tokens, and their weighted sum as `loss`.
+        """Computes the mean nats per token as `text` and `image`, and their weighted sum as `loss`.
+
+        The logits and tokens are those of `token_nats`.
 
         Args:
-            text_targets: by what the sum over text tokens is divided; None is the number of those
-                that count.
+            num_text_targets: divisor of the sum over text tokens. None uses the number of text
+                targets in this batch.
         """
-        of_text, of_image = self.nats(text_logits, image_logits, text, image)
-        counted = self.counts(text)
-        targets = counted.sum() if text_targets is None else text_targets
-        return self.weigh((of_text * counted).sum() / targets.clamp(min=1), of_image.mean())
+        text_nats, image_nats = self.token_nats(text_logits, image_logits, text, image)
+        is_target = self.text_targets(text)
+        count = is_target.sum() if num_text_targets is None else num_text_targets
+        return self.weighted_loss(
+            (text_nats * is_target).sum() / count.clamp(min=1), image_nats.mean()
+        )
 
     @staticmethod
-    def weigh(text: Tensor, image: Tensor) -> dict[str, Tensor]:
-        """The nats of a text token and of an image token, and 1/8 and 7/8 of them as `loss`."""
+    def weighted_loss(text: Tensor, image: Tensor) -> dict[str, Tensor]:
+        """Adds 1/8 of the text's and 7/8 of the image's nats per token to `loss`."""
         return {"loss": text / 8 + image * 7 / 8, "text": text, "image": image}
 
-    def counts(self, text: Tensor) -> Tensor:
-        """Which text positions [B, T] count in the loss, by `padding_targets`."""
+    def text_targets(self, text: Tensor) -> Tensor:
+        """Returns booleans [B, T], True for text positions that count in the loss.
+
+        Args:
+            text: text tokens [B, T], negative after the caption's end.
+        """
         is_token = text >= 0
         if self.padding_targets == "all":
             return torch.ones_like(is_token)

@@ -1,46 +1,51 @@
 """The prior's network: a decoder-only transformer over the stream (section 2.2)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tilewright.prior.attention import LayerCache, Mask, SelfAttention, mask_on
+from tilewright.prior.attention import Mask, SelfAttention, attention_mask
 from tilewright.prior.blocks import Block
+from tilewright.prior.kv_cache import CompiledLayerCache, EagerLayerCache, LayerCache
 from tilewright.prior.norms import NORMS
-from tilewright.prior.patterns import PATTERNS, layer_patterns
+from tilewright.prior.patterns import cache_slots, layer_patterns
 from tilewright.prior.rotary import Rotary
 from tilewright.prior.stream import Stream
-from tilewright.training.compiling import allow_many_shapes
+from tilewright.training.compiling import raise_recompile_limit
 
 
 class Transformer(nn.Module):
-    """Text tokens and image tokens to the logits of each next token.
+    """Predicts each next token of the stream from all tokens before it.
 
-    Text positions predict text and padding tokens, image positions predict image tokens; two
-    output matrices, because no position may predict the other kind.
+    Text positions predict text and padding tokens, image positions predict image tokens. Each kind
+    has its own output layer.
 
     Args:
-        stream: the layout and the vocabularies.
-        dim: width; heads: number of heads; depth: number of blocks.
+        stream: token layout.
+        dim: width of the states.
+        depth: number of blocks.
+        heads: number of attention heads. dim is a multiple of it.
         pattern: "paper" for the paper's order of row, column and convolutional layers, or the name
-            of one pattern for every layer ("full" is dense attention).
-        norm: LayerNorm, as the paper's, or RMSNorm.
-        mlp: a GELU network, as the paper's, or SwiGLU of as many parameters.
-        positions: learned embeddings of text position, row and column, as the paper's, or rotary.
+            of one pattern for all layers ("full" is dense attention).
+        norm: "layer" is the paper's LayerNorm, "rms" RMSNorm.
+        mlp: "gelu" is the paper's network, "swiglu" a gated one with as many parameters.
+        positions: "learned" is the paper's embedding of text position, row and column. "rotary"
+            rotates queries and keys instead.
         qk_norm: normalize queries and keys.
-        checkpointing: keep only each block's input for the backward pass and compute the rest
-            again: far less memory for about a third more time.
+        checkpointing: keep only each block's input for the backward pass and recompute the rest.
+            This takes far less memory and about a third more time.
 
     Raises:
-        ValueError: the pattern is unknown, or dim is no multiple of heads.
+        ValueError: the pattern is unknown, or dim is not a multiple of heads.
     """
 
     rows: Tensor
     columns: Tensor
-    block_types: tuple[type[Block]] = (Block,)  # a subclass may be a stack of others
+    blocks: Sequence[Block]
+    block_types: tuple[type[Block]] = (Block,)  # a subclass can use another block
 
     def __init__(
         self,
@@ -57,9 +62,7 @@ class Transformer(nn.Module):
         checkpointing: bool = False,
     ):
         super().__init__()
-        if pattern not in {"paper", *PATTERNS}:
-            raise ValueError(f"pattern must be paper or one of {sorted(PATTERNS)}, got {pattern!r}")
-        patterns = layer_patterns(depth) if pattern == "paper" else [pattern] * depth
+        patterns = layer_patterns(pattern, depth)
         self.stream = stream
         self.learned_positions = positions == "learned"
         self.checkpointing = checkpointing
@@ -69,14 +72,14 @@ class Transformer(nn.Module):
             self.text_position = nn.Embedding(stream.first_image_position, dim)
             self.row_position = nn.Embedding(stream.grid, dim)
             self.column_position = nn.Embedding(stream.grid, dim)
-            # In tables: where positions are divided in a graph, inductor counts rows' gradients
-            # wrong. On the CPU also where the network is built on meta.
+            # Tables, because inductor computes a wrong gradient if a graph divides the index.
+            # On the CPU even if the network is built on meta: `initialize` does not fill them.
             raster = torch.arange(stream.image_length, device="cpu")
             self.register_buffer("rows", raster // stream.grid, persistent=False)
             self.register_buffer("columns", raster % stream.grid, persistent=False)
         rotary = None if self.learned_positions else Rotary(stream, dim // heads)
         (block_type,) = self.block_types
-        self.blocks = nn.ModuleList(
+        self.blocks = nn.ModuleList(  # type: ignore[assignment]
             block_type(dim, norm, mlp, SelfAttention(dim, heads, pattern, stream, rotary, qk_norm))
             for pattern in patterns
         )
@@ -86,56 +89,40 @@ class Transformer(nn.Module):
         self.initialize(self.modules())
 
     def initialize(self, modules: Iterable[nn.Module]) -> None:
-        """Draws the weights of some of its layers, or of all.
+        """Samples the initial weights of the given layers.
 
-        Normal with deviation 0.02; the residual branches' last layers shrink with the depth.
+        Weights are normal with standard deviation 0.02. The last layers of residual branches are
+        scaled down with the depth.
         """
         layers = [layer for layer in modules if isinstance(layer, nn.Linear | nn.Embedding)]
         for layer in layers:
             nn.init.normal_(layer.weight, std=0.02)
             if isinstance(layer, nn.Linear):
                 nn.init.zeros_(layer.bias)
-        blocks = [block for block in self.blocks if isinstance(block, Block)]
-        last = {layer for block in blocks for layer in block.last_layers}
+        last_layers = {layer for block in self.blocks for layer in block.last_layers}
         for layer in layers:
-            if layer in last:
-                nn.init.normal_(layer.weight, std=0.02 / (2 * len(blocks)) ** 0.5)
-
-    def embed_text(self, text: Tensor) -> Tensor:
-        """Text tokens [B, n], negative past their end, to states [B, 1 + n, dim], start first."""
-        start = text.new_full((len(text), 1), self.stream.start_token)
-        states = self.text_embedding(torch.cat([start, self.stream.pad(text)], dim=1))
-        if not self.learned_positions:
-            return states
-        return states + self.text_position.weight[: states.shape[1]]
-
-    def embed_image(self, image: Tensor, first: int | Tensor = 0) -> Tensor:
-        """Image tokens [B, n], numbers `first` and on in raster order, to states [B, n, dim]."""
-        states = self.image_embedding(image)
-        if not self.learned_positions:
-            return states
-        index = first + torch.arange(image.shape[1], device=image.device)
-        return (
-            states + self.row_position(self.rows[index]) + self.column_position(self.columns[index])
-        )
+            if layer in last_layers:
+                nn.init.normal_(layer.weight, std=0.02 / (2 * len(self.blocks)) ** 0.5)
 
     def forward(
-        self, text: Tensor, image: Tensor, hidden: Tensor | None = None
+        self, text: Tensor, image: Tensor, image_dropout_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Logits of the whole stream.
+        """Computes the logits of the whole stream.
 
         Args:
-            text: text tokens [B, T], negative past their end.
+            text: text tokens [B, T], negative after the caption's end.
             image: image tokens [B, h, w].
-            hidden: bool [B, h, w], image tokens that are not shown, only predicted.
+            image_dropout_mask: booleans [B, h, w], True for image tokens that are predicted but
+                not visible as inputs. None drops nothing.
 
         Returns:
-            Logits [B, T, text_classes] of the text and [B, N, K] of the image tokens.
+            Logits [B, T, text_classes] of the text tokens and [B, N, K] of the image tokens.
         """
-        shown = self.embed_image(image.flatten(1)[:, :-1])
-        if hidden is not None:
-            shown = shown.masked_fill(hidden.flatten(1)[:, :-1, None], 0.0)
-        x = torch.cat([self.embed_text(text), shown], dim=1)
+        image_states = self.embed_image(image.flatten(1)[:, :-1])
+        if image_dropout_mask is not None:
+            dropped = image_dropout_mask.flatten(1)[:, :-1, None]
+            image_states = image_states.masked_fill(dropped, 0.0)
+        x = torch.cat([self.embed_text(text), image_states], dim=1)
         for block, mask in zip(self.blocks, self.masks(x), strict=True):
             if self.checkpointing and self.training:
                 x = checkpoint(block, x, mask, use_reentrant=False)
@@ -146,49 +133,94 @@ class Transformer(nn.Module):
         )
         return self.text_head(text_states).float(), self.image_head(image_states).float()
 
-    @torch.compiler.disable  # a graph that made them would make them again in every update
+    def embed_text(self, text: Tensor) -> Tensor:
+        """Embeds the start token and text tokens [B, n] as states [B, 1 + n, dim].
+
+        Text tokens are negative after the caption's end.
+        """
+        start = text.new_full((len(text), 1), self.stream.start_token)
+        states = self.text_embedding(torch.cat([start, self.stream.pad(text)], dim=1))
+        if not self.learned_positions:
+            return states
+        return states + self.text_position.weight[: states.shape[1]]
+
+    def embed_image(self, image: Tensor, first_index: int | Tensor = 0) -> Tensor:
+        """Embeds image tokens [B, n] as states [B, n, dim].
+
+        Args:
+            first_index: index of the first token in raster order.
+        """
+        states = self.image_embedding(image)
+        if not self.learned_positions:
+            return states
+        index = first_index + torch.arange(image.shape[1], device=image.device)
+        return (
+            states + self.row_position(self.rows[index]) + self.column_position(self.columns[index])
+        )
+
+    @torch.compiler.disable  # a graph would rebuild the masks in every update
     def masks(self, x: Tensor) -> list[Mask]:
-        """Each block's mask, of its pattern, for states like x."""
+        """Returns the attention mask of each block, for the device and dtype of x."""
         device = x.device.type
-        half = torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if half else x.dtype
-        masks = []
-        for block in self.blocks:
-            assert isinstance(block, Block)
-            masks.append(mask_on(block.attention.pattern, self.stream, x.device, dtype))
-        return masks
+        autocast = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
+        patterns = [block.attention.pattern for block in self.blocks]
+        return [attention_mask(pattern, self.stream, x.device, dtype) for pattern in patterns]
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compiles the blocks: those of one pattern are alike and compiled once."""
-        allow_many_shapes()
+        """Compiles each block. Blocks with the same pattern share one compilation."""
+        raise_recompile_limit()
         for block in self.blocks:
             block.compile(*args, **kwargs)
 
-    def prefill(self, text: Tensor, candidates: int) -> tuple[Tensor, list[LayerCache]]:
-        """Reads captions [C, T] once; the logits [C * n, K] of image token 0, and the caches."""
+    def prefill(
+        self, text: Tensor, candidates: int, compiled_steps: bool = False
+    ) -> tuple[Tensor, list[LayerCache]]:
+        """Reads captions and fills the KV caches.
+
+        Args:
+            text: text tokens [C, T], negative after the caption's end.
+            candidates: n, images per caption.
+            compiled_steps: True if `step` will be compiled, with the index as a tensor.
+
+        Returns:
+            Logits [C * n, K] of image token 0, and one cache per block.
+        """
         x, caches = self.embed_text(text), []
         for block in self.blocks:
-            assert isinstance(block, Block)
-            x, cache = block.prefill(x, candidates)
-            caches.append(cache)
+            x, k, v = block.prefill(x)
+            caches.append(self._layer_cache(block, k, v, candidates, compiled_steps))
         logits = self.image_head(self.norm(x[:, -1])).float()
         return logits.repeat_interleave(candidates, dim=0), caches
 
+    @torch.compiler.disable  # a graph would trace `cache_slots`, a loop over positions
+    def _layer_cache(
+        self, block: Block, k: Tensor, v: Tensor, candidates: int, compiled_steps: bool
+    ) -> LayerCache:
+        slots = cache_slots(block.attention.pattern, self.stream)
+        cache_type = CompiledLayerCache if compiled_steps else EagerLayerCache
+        return cache_type(k, v, candidates, slots)
+
+    def step(self, tokens: Tensor, index: int | Tensor, caches: list[LayerCache]) -> Tensor:
+        """Reads one image token and returns the logits of the next one.
+
+        Args:
+            tokens: image tokens [C * n].
+            index: index of these tokens in raster order: an int, or a tensor [1] after
+                `prefill(..., compiled_steps=True)`.
+            caches: caches from `prefill`, updated in place.
+
+        Returns:
+            Logits [C * n, K] of image token `index` + 1.
+        """
+        x = self.embed_image(tokens[:, None], index).squeeze(1)
+        for block, cache in zip(self.blocks, caches, strict=True):
+            x = block.step(x, index, cache)
+        return self.image_head(self.norm(x)).float()
+
     def next_text(self, text: Tensor) -> Tensor:
-        """Logits [B, text_classes] of the text token that follows text tokens [B, n]."""
+        """Returns the logits [B, text_classes] of the text token after text tokens [B, n]."""
         x = self.embed_text(text)
         for block in self.blocks:
-            assert isinstance(block, Block)
-            x, _ = block.prefill(x, candidates=0)
+            x, _, _ = block.prefill(x)
         return self.text_head(self.norm(x[:, -1])).float()
-
-    def step(self, tokens: Tensor, number: int | Tensor, caches: list[LayerCache]) -> Tensor:
-        """Reads image token `number` [B]; the logits [B, K] of the next one.
-
-        A number in a tensor [1] costs some more, and makes every step the same to a compiler.
-        """
-        x = self.embed_image(tokens[:, None], number).squeeze(1)
-        for block, cache in zip(self.blocks, caches, strict=True):
-            assert isinstance(block, Block)
-            x = block.step(x, number, cache)
-        return self.image_head(self.norm(x)).float()

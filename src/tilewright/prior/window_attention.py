@@ -1,12 +1,16 @@
-"""Attention to the text and to windows of image keys, under one softmax.
+"""Attention of query blocks to the text and to their window of image keys, for training on a CPU.
 
-The two are attended to apart and joined by the logarithms of their softmaxes' sums, so that the
-text's keys are copied to no window, and no score is kept for the backward pass. The gradients are
-those of each part under the joint softmax, in which a key's weight is exp(score - joint logarithm).
+One block of a row layer, on a grid of side 4. Each query sees the whole text and 5 image keys:
 
-A part goes through PyTorch's fused kernel; a window in bf16, where that kernel is slow on short
-sequences, through the products that it is made of (benchmarks/attention.py). Windows are taken of
-one sample after the other: so they are views, and small enough for the processor's caches.
+                  text keys         window of image keys
+              +----------------+--------------------------+
+    query 0   | x  x  x  x  x  |  x  x  x  x  x  .  .  .  |
+    query 1   | x  x  x  x  x  |  .  x  x  x  x  x  .  .  |    x  visible
+    query 2   | x  x  x  x  x  |  .  .  x  x  x  x  x  .  |    .  hidden: its bias is -1e30
+    query 3   | x  x  x  x  x  |  .  .  .  x  x  x  x  x  |
+              +----------------+--------------------------+
+                one kernel call   one kernel call per sample,
+                for all samples   for all of its blocks
 """
 
 from typing import Any
@@ -15,103 +19,159 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tilewright.prior.window_plan import WindowPlan
-
-_fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_fused_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+from tilewright.prior.window_tiling import WindowTiling
 
 
-class TextAndWindow(torch.autograd.Function):
-    """`TextAndWindow.apply(q, k, v, plan)`: attention over the whole stream, on a CPU.
+def reference_attention(q: Tensor, k: Tensor, v: Tensor, tiling: WindowTiling) -> Tensor:
+    """Computes what `window_attention` computes for the blocks, as one plain softmax.
 
     Args:
-        q, k, v: [B, H, L, D].
-        plan: how the pattern is cut.
+        q, k, v: one sample, [H, L, D].
 
     Returns:
-        [B, H, L, D].
+        Attention of all blocks, [H, blocks, block, D].
+    """
+    text = [x[:, None, : tiling.text_length].expand(-1, len(tiling.bias), -1, -1) for x in (k, v)]
+    keys = torch.cat([text[0], tiling.windows(k)], dim=2)
+    values = torch.cat([text[1], tiling.windows(v)], dim=2)
+    bias = F.pad(tiling.bias, (tiling.text_length, 0))  # the text is always visible
+    scores = tiling.blocks(q) @ keys.mT * q.shape[-1] ** -0.5 + bias
+    return scores.softmax(dim=-1) @ values
+
+
+@torch.compiler.disable  # a graph would unroll the loop over samples, with little to fuse
+def window_attention(q: Tensor, k: Tensor, v: Tensor, tiling: WindowTiling) -> Tensor:
+    """Computes attention over the whole stream on a CPU, from q, k and v [B, H, L, D]."""
+    return _WindowAttention.apply(q, k, v, tiling)
+
+
+class _WindowAttention(torch.autograd.Function):
+    """Forward and backward pass in two parts, text and window.
+
+    Text keys are not copied into windows, and no scores are kept for the backward pass. With
+    log_sum_t and log_sum_w of the parts, the joint softmax has log_sum = log(e^log_sum_t +
+    e^log_sum_w). It weighs a part's output by e^(part's log_sum - log_sum). The backward pass gives
+    the joint log_sum to the kernels, since a key's weight is e^(score - log_sum).
+
+    Samples are computed one by one: their windows are views then, and fit into the CPU's caches.
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: WindowPlan) -> Tensor:
-        attention = _products if q.dtype == torch.bfloat16 else _fused
-        bias = plan.bias.to(q)[None]
-        out, log_sum = _fused(q, k[:, :, : plan.text], v[:, :, : plan.text], 0.0, True)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, tiling: WindowTiling) -> Tensor:
+        attend_to_window = _unfused_attention if q.dtype == torch.bfloat16 else _flash_attention
+        bias = tiling.bias.to(q)[None]
+        text_k, text_v = k[:, :, : tiling.text_length], v[:, :, : tiling.text_length]
+        out, log_sum = _flash_attention(q, text_k, text_v, causal=True)
         for q_i, k_i, v_i, out_i, log_sum_i in zip(q, k, v, out, log_sum, strict=True):
-            window, of_window = attention(
-                plan.blocks(q_i), plan.windows(k_i), plan.windows(v_i), 0.0, False, attn_mask=bias
+            window_out, window_log_sum = attend_to_window(
+                tiling.blocks(q_i), tiling.windows(k_i), tiling.windows(v_i), bias=bias
             )
-            blocks, of_text = plan.blocks(out_i), plan.blocks(log_sum_i)
-            joint = torch.logaddexp(of_text, of_window)
-            blocks *= (of_text - joint).exp_().unsqueeze(-1)
-            blocks += window * (of_window - joint).exp_().unsqueeze(-1)
-            of_text.copy_(joint)
+            text_out, text_log_sum = tiling.blocks(out_i), tiling.blocks(log_sum_i)
+            joint_log_sum = torch.logaddexp(text_log_sum, window_log_sum)
+            # Both are views: the joint output replaces the text's.
+            text_out *= (text_log_sum - joint_log_sum).exp_().unsqueeze(-1)
+            text_out += window_out * (window_log_sum - joint_log_sum).exp_().unsqueeze(-1)
+            text_log_sum.copy_(joint_log_sum)
         ctx.save_for_backward(q, k, v, out, log_sum)
-        ctx.plan = plan
+        ctx.tiling = tiling
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,), plan, (q, k, v, out, log_sum) = gradients, ctx.plan, ctx.saved_tensors
-        attention = _products_backward if q.dtype == torch.bfloat16 else _fused_backward
-        bias = plan.bias.to(q)[None]
-        text_k, text_v = k[:, :, : plan.text], v[:, :, : plan.text]
-        of_q, of_text_k, of_text_v = _fused_backward(
-            gradient, q, text_k, text_v, out, log_sum, 0.0, True
+        (grad_out,), tiling, (q, k, v, out, log_sum) = gradients, ctx.tiling, ctx.saved_tensors
+        bf16 = q.dtype == torch.bfloat16
+        window_backward = _unfused_attention_backward if bf16 else _flash_attention_backward
+        bias = tiling.bias.to(q)[None]
+        text_k, text_v = k[:, :, : tiling.text_length], v[:, :, : tiling.text_length]
+        grad_q, grad_text_k, grad_text_v = _flash_attention_backward(
+            grad_out, q, text_k, text_v, out, log_sum, causal=True
         )
-        before = max(plan.reach - k.shape[2], 0)
-        of_k, of_v = (
-            F.pad(x, (0, 0, before, k.shape[2] - plan.text)) for x in (of_text_k, of_text_v)
-        )
+        missing = max(tiling.span - k.shape[2], 0)
+        padding = (0, 0, missing, k.shape[2] - tiling.text_length)
+        grad_k, grad_v = F.pad(grad_text_k, padding), F.pad(grad_text_v, padding)
         for i in range(len(q)):
-            of_blocks, of_windows_k, of_windows_v = attention(
-                plan.blocks(gradient[i]),
-                plan.blocks(q[i]),
-                plan.windows(k[i]),
-                plan.windows(v[i]),
-                plan.blocks(out[i]),
-                plan.blocks(log_sum[i]),
-                0.0,
-                False,
-                attn_mask=bias,
+            grad_blocks, grad_windows_k, grad_windows_v = window_backward(
+                tiling.blocks(grad_out[i]),
+                tiling.blocks(q[i]),
+                tiling.windows(k[i]),
+                tiling.windows(v[i]),
+                tiling.blocks(out[i]),
+                tiling.blocks(log_sum[i]),
+                bias=bias,
             )
-            plan.blocks(of_q[i]).add_(of_blocks)
-            plan.add_windows(of_k[i], of_windows_k)
-            plan.add_windows(of_v[i], of_windows_v)
-        return of_q, of_k[:, :, before:], of_v[:, :, before:], None
+            tiling.blocks(grad_q[i]).add_(grad_blocks)
+            tiling.add_windows(grad_k[i], grad_windows_k)
+            tiling.add_windows(grad_v[i], grad_windows_v)
+        return grad_q, grad_k[:, :, missing:], grad_v[:, :, missing:], None
 
 
-def _scaled(x: Tensor) -> Tensor:
-    return x * x.shape[-1] ** -0.5
+# PyTorch's CPU kernels, called by their private names: scaled_dot_product_attention does not return
+# the log-sum that joins the two parts.
+def _flash_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Returns attention [..., N, D] and the logarithms of its softmax sums [..., N]."""
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query=q, key=k, value=v, dropout_p=0.0, is_causal=causal, attn_mask=bias
+    )
 
 
-# A window is a view whose blocks overlap; the products would copy it transposed, which takes longer
-# than to copy it as it lies.
-def _products(q: Tensor, k: Tensor, v: Tensor, *_: Any, attn_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """As `_fused`: attention [..., N, D], and the logarithm of its softmax's sum [..., N]."""
-    scores = (_scaled(q) @ k.contiguous().mT).add_(attn_mask)
-    highest = scores.float().amax(-1, keepdim=True).to(q.dtype)  # in bf16 four times as slow
-    weights = scores.sub_(highest).exp_()
-    total = weights.sum(-1, keepdim=True, dtype=torch.float32)
-    return (weights @ v).div_(total), (total.log() + highest).squeeze(-1)
-
-
-def _products_backward(
-    gradient: Tensor,
+def _flash_attention_backward(
+    grad_out: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
     out: Tensor,
     log_sum: Tensor,
-    *_: Any,
-    attn_mask: Tensor,
+    *,
+    causal: bool = False,
+    bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `_fused_backward`: the gradients of q, k and v."""
+    """Returns the gradients of q, k and v."""
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        grad_out=grad_out,
+        query=q,
+        key=k,
+        value=v,
+        out=out,
+        logsumexp=log_sum,
+        dropout_p=0.0,
+        is_causal=causal,
+        attn_mask=bias,
+    )
+
+
+# In bf16 the kernel is slow on short sequences (benchmarks/attention.py). Windows overlap: matmul
+# would copy them transposed, which takes longer than `contiguous`.
+def _unfused_attention(q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Computes what `_flash_attention` computes, in plain operations."""
+    scores = (_scaled(q) @ k.contiguous().mT).add_(bias)
+    highest = scores.float().amax(-1, keepdim=True).to(q.dtype)  # amax in bf16 takes 4 times longer
+    weights = scores.sub_(highest).exp_()
+    total = weights.sum(-1, keepdim=True, dtype=torch.float32)
+    return (weights @ v).div_(total), (total.log() + highest).squeeze(-1)
+
+
+def _unfused_attention_backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    log_sum: Tensor,
+    *,
+    bias: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Computes what `_flash_attention_backward` computes, in plain operations."""
     q, k, v = _scaled(q), k.contiguous(), v.contiguous()
     log_sum = log_sum.unsqueeze(-1)
     high = log_sum.to(q.dtype)
-    low = (log_sum - high).to(q.dtype)  # the digits that bf16 has no room for
-    weights = (q @ k.mT).add_(attn_mask).sub_(high).sub_(low).exp_()
-    of_scores = gradient @ v.mT
-    of_scores.sub_((gradient * out).sum(-1, keepdim=True)).mul_(weights)
-    return _scaled(of_scores @ k), of_scores.mT @ q, weights.mT @ gradient
+    low = (log_sum - high).to(q.dtype)  # digits that a single bf16 number cannot hold
+    weights = (q @ k.mT).add_(bias).sub_(high).sub_(low).exp_()
+    grad_scores = grad_out @ v.mT
+    grad_scores.sub_((grad_out * out).sum(-1, keepdim=True)).mul_(weights)
+    return _scaled(grad_scores @ k), grad_scores.mT @ q, weights.mT @ grad_out
+
+
+def _scaled(x: Tensor) -> Tensor:
+    return x * x.shape[-1] ** -0.5

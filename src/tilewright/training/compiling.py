@@ -1,4 +1,4 @@
-"""What `torch.compile` needs: a compiler on this machine, and leave to compile for many shapes."""
+"""Setup for `torch.compile`: the choice whether to compile, and the recompile limit."""
 
 import os
 import shutil
@@ -8,38 +8,41 @@ import torch
 
 from tilewright.errors import UserError
 
-# What Inductor calls where CXX and CC do not say: for a CPU, and for the launchers on a GPU.
-ON_CPU = {"darwin": "clang++", "win32": "cl"}
-ON_GPU = ("cc", "gcc", "clang")
-# For which one function is compiled. After torch's 8 it would run as it is, and a block alone is
-# compiled for each pattern, to train and to validate, and for the last batch, which is smaller.
-SHAPES = 128
+# Inductor's compilers if CXX and CC are not set. A GPU needs one too, for kernel launchers.
+CPU_COMPILERS = {"darwin": "clang++", "win32": "cl"}
+GPU_COMPILERS = ("cc", "gcc", "clang")
+# Past torch's default of 8 shapes, a function silently runs in eager mode. A block has one graph
+# per pattern and batch size, for training and for validation.
+RECOMPILE_LIMIT = 128
 
 
-def compiles(wanted: bool | str, device: str = "cpu") -> bool:
-    """Whether to compile for a device: "auto" does where there is a compiler.
+def should_compile(setting: bool | str, device: str = "cpu") -> bool:
+    """Returns True if networks are to be compiled for a device.
+
+    Args:
+        setting: True, False, or "auto", which compiles if this machine has a compiler.
 
     Raises:
-        UserError: it is asked for, and there is none; or it is neither a bool nor "auto".
+        UserError: the setting is True and there is no compiler, or the setting is another value.
     """
-    if not isinstance(wanted, bool) and wanted != "auto":
-        raise UserError(f"compile={wanted} is none of true, false and auto")
-    if not wanted:
+    if not isinstance(setting, bool) and setting != "auto":
+        raise UserError(f"compile={setting} is not a valid setting: use true, false or auto")
+    if not setting:
         return False
     if device == "cpu":
-        names = [os.environ.get("CXX") or ON_CPU.get(sys.platform, "g++")]
+        names = [os.environ.get("CXX") or CPU_COMPILERS.get(sys.platform, "g++")]
     else:
-        names = [os.environ["CC"]] if os.environ.get("CC") else list(ON_GPU)
+        names = [os.environ["CC"]] if os.environ.get("CC") else list(GPU_COMPILERS)
     if any(shutil.which(name) for name in names):
         return True
-    if wanted == "auto":
+    if setting == "auto":
         return False
     raise UserError(
-        f"compile=true needs a compiler, and there is no {' or '.join(names)} here: install one, "
+        f"compile=true needs a compiler, and {' or '.join(names)} is not installed: install it, "
         "or leave compile out"
     )
 
 
-def allow_many_shapes() -> None:
-    """Lets what is compiled from now on be compiled for `SHAPES` shapes."""
-    torch.compiler.config.recompile_limit = SHAPES
+def raise_recompile_limit() -> None:
+    """Raises torch's recompile limit to `RECOMPILE_LIMIT` for functions compiled from now on."""
+    torch.compiler.config.recompile_limit = RECOMPILE_LIMIT
