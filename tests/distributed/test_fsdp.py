@@ -47,7 +47,7 @@ class Shares(pl.Callback):
             assert 0.4 < held / sum(tensor.numel() for tensor in tensors) < 0.6
 
 
-@pytest.mark.parametrize("stage", ["dvae", "prior", "muon", "clipped", "ranker"])
+@pytest.mark.parametrize("stage", ["dvae", "prior", "muon", "clipped", "recurrent", "ranker"])
 @pytest.mark.parametrize(
     ("count", "strategy"),
     [(2, FullyShardedStrategy), (4, TWO_COPIES)],
@@ -168,7 +168,7 @@ class Parts(pl.Callback):
         return TextToImage.from_trainer(trainer, module).sample_tokens(["picture 3"], 2)
 
 
-@pytest.mark.parametrize("stage", ["dvae", "prior"])
+@pytest.mark.parametrize("stage", ["dvae", "prior", "recurrent"])
 def test_one_process_draws_what_all_have_trained(stage, tmp_path):
     for name, count, strategy in (("1", 1, "ddp"), ("2", 2, FullyShardedStrategy)):
         train(stage, tmp_path / name, count, strategy, steps=16, noise=False, watch=[Parts()])
