@@ -11,7 +11,6 @@ the time that ours took. PSNR and codebook use are of hard codes, over the valid
 import logging
 import math
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,8 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 import training
-from tilewright.cli import app as project
+from tilewright.cli import app
+from tilewright.cli.messages import one_line_errors
 from tilewright.data import CaptionedImages
 from tilewright.metrics.reconstruction import CodebookUsage, ReconstructionMetrics
 from tilewright.viz.images import save_png, upscale_small
@@ -165,8 +165,7 @@ def measure(trained: Trained, data: CaptionedImages, num_tokens: int) -> dict[st
 def main() -> None:
     settings, overrides = command_line.parse_known(DEFAULTS, __doc__)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    for message in project.NOISE:
-        warnings.filterwarnings("ignore", message)
+    app.ignore_warnings()
     if settings.threads:
         torch.set_num_threads(settings.threads)
     steps = steps_in(settings.minutes * 60, overrides, settings.timed_steps)
@@ -199,5 +198,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with project.mistakes_in_one_line():
+    with one_line_errors():
         main()

@@ -12,7 +12,6 @@ image per caption at temperature 1, and the checker of shapes counts those that 
 
 import logging
 import time
-import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -32,7 +31,8 @@ from torch import Tensor
 
 import training
 from tilewright import runs
-from tilewright.cli import app as project
+from tilewright.cli import app
+from tilewright.cli.messages import one_line_errors
 from tilewright.data import CaptionedImages
 from tilewright.data.sources.shapes import caption_is_true, caption_kind
 from tilewright.metrics.alignment import Share
@@ -316,8 +316,7 @@ def lines(trained: list[Progress]) -> dict[str, list[tuple[float, ...]]]:
 def main() -> None:
     settings, overrides = command_line.parse_known(DEFAULTS, __doc__)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    for message in project.NOISE:
-        warnings.filterwarnings("ignore", message)
+    app.ignore_warnings()
     if settings.threads:
         torch.set_num_threads(settings.threads)
     logs = next((o.partition("=")[2] for o in overrides if o.startswith("paths.logs=")), "logs")
@@ -352,5 +351,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with project.mistakes_in_one_line():
+    with one_line_errors():
         main()

@@ -122,7 +122,7 @@ class TextToImage:
             UserError: the model does not exist, is incomplete, or names a class that is not
                 allowed.
         """
-        return cls.from_run(hub.folder_of(model, revision), device)
+        return cls.from_run(hub.model_folder(model, revision), device)
 
     @classmethod
     def from_trainer(cls, trainer: pl.Trainer, module: pl.LightningModule) -> "TextToImage":

@@ -15,7 +15,10 @@ def is_installed_command() -> bool:
 
 def invocation(command: str) -> str:
     """Returns the words that start a command: `tilewright train` or `python src/train.py`."""
-    return f"{NAME} {command}" if is_installed_command() else f"python src/{command}.py"
+    has_scripts = (Path(__file__).parents[1] / f"{command}.py").is_file()  # not in a wheel
+    if is_installed_command() or not has_scripts:
+        return f"{NAME} {command}"
+    return f"python src/{command}.py"
 
 
 def with_own_invocations(text: str) -> str:

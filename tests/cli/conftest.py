@@ -1,37 +1,38 @@
 """Runs of all stages that the commands have made, and copies of them."""
 
 import shutil
-from types import SimpleNamespace
 
 import pytest
 
-from helpers.process import FRECHET, SAMPLES, SMALL, run
+from helpers.command import SMALL, make_home, run
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """A dVAE, a prior on it and a ranker, and what the commands printed. Nobody changes them."""
-    home = tmp_path_factory.mktemp("trained")
-    dvae = run(home, "train", "stage=dvae", "run_name=first", FRECHET, *SMALL)
-    prior = run(home, "train", "stage=prior", FRECHET, *SAMPLES, *SMALL)
-    run(home, "train", "stage=ranker", "run_name=ranker", *SMALL)
-    said = {"dvae": dvae.stdout, "prior": prior.stdout}
-    return SimpleNamespace(said=said, **vars(places(home)))
-
-
-def places(home):
-    return SimpleNamespace(
-        folder=home,
-        dvae=home / "logs" / "dvae" / "first",
-        prior=(home / "logs" / "prior" / "latest").resolve(),
-        ranker=home / "logs" / "ranker" / "ranker",
-    )
+    """A dVAE, a prior on it and a ranker, and their training's stdout. No test changes them."""
+    home = make_home(tmp_path_factory.mktemp("trained"))
+    frechet = "callbacks.frechet.images=4"
+    samples = ["callbacks.samples.count=2", "callbacks.samples.candidates=1"]
+    home.stdout = {
+        "dvae": run(home, "train", "stage=dvae", "run_name=first", frechet, *SMALL),
+        "prior": run(
+            home, "train", "stage=prior", "run_name=first", "~callbacks.frechet", *samples, *SMALL
+        ),
+        "ranker": run(home, "train", "stage=ranker", "run_name=first", *SMALL),
+    }
+    return home
 
 
 @pytest.fixture
 def copied(trained, tmp_path):
-    """A copy of the runs, to go on with, to measure and to draw from."""
-    home = tmp_path / "home"
-    shutil.copytree(trained.folder / "logs", home / "logs", symlinks=True)
-    (home / "data").symlink_to(trained.folder / "data")
-    return places(home)
+    """Copies of the runs, to resume, to measure and to generate from."""
+    home = make_home(tmp_path / "home")
+    shutil.copytree(trained.logs, home.logs, symlinks=True)
+    home.data.symlink_to(trained.data)
+    return home
+
+
+@pytest.fixture
+def home(tmp_path):
+    """Empty folders for data and runs."""
+    return make_home(tmp_path)

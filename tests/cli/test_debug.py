@@ -1,10 +1,8 @@
-"""The options of debug= train, and do what they are for."""
-
-from types import SimpleNamespace
+"""Options of debug=."""
 
 import pytest
 
-from helpers.command import command
+from helpers.command import command, run
 from tilewright.runs import listing
 
 SMALL = [
@@ -17,45 +15,29 @@ SMALL = [
     "trainer.val_check_interval=1",
     "~callbacks.frechet",
 ]
+DVAE = ["stage=dvae", "trainer=cpu", "run_name=first", *SMALL]
 
 
-@pytest.fixture
-def trains(tmp_path):
-    """Trains a dVAE with these words; the run."""
-    home = SimpleNamespace(data=tmp_path / "data", logs=tmp_path / "logs")
-
-    def run(*words):
-        named = ["stage=dvae", "trainer=cpu", "run_name=a"]
-        assert command("train", [*named, *SMALL, *words], home) is None
-        return home.logs / "dvae" / "a"
-
-    return run
+def test_profile_writes_the_time_of_each_part(home):
+    run(home, "train", *DVAE, "debug=profile")
+    report = (home.dvae / "fit-profile.txt").read_text()
+    assert "optimizer_step" in report
+    assert "train_dataloader_next" in report
 
 
-def test_profile_says_where_the_time_goes(trains):
-    said = (trains("debug=profile") / "fit-profile.txt").read_text()
-    assert "optimizer_step" in said
-    assert "train_dataloader_next" in said
-
-
-def test_anomaly_stops_at_the_gradient_that_is_no_number(trains):
+def test_anomaly_stops_at_a_gradient_that_is_nan(home):
     with pytest.raises(RuntimeError, match="returned nan values"):
-        trains("debug=anomaly", "model.beta.start=nan")
+        command("train", [*DVAE, "debug=anomaly", "model.beta.start=nan"], home)
 
 
-def test_overfit_learns_its_batch_by_heart(trains):
-    """And nothing else: the pictures of its validation are the eight that it is trained on."""
-    run = trains(
-        "debug=overfit",
-        "trainer.max_steps=40",
-        "trainer.val_check_interval=20",
-        "data.batch_size=4",
-    )
-    record = listing.read(run)
+def test_overfit_learns_its_batch_and_validates_on_it(home):
+    changes = ["trainer.max_steps=40", "trainer.val_check_interval=20", "data.batch_size=4"]
+    run(home, "train", *DVAE, "debug=overfit", *changes)
+    record = listing.read(home.dvae)
     assert record.config.data.overfit_batches == 1
     first, last = (
-        listing.figure(row, "validation/psnr") for row in record.rows if row["validation/psnr"]
+        listing.metric(row, "validation/psnr") for row in record.rows if row["validation/psnr"]
     )
     assert last > first + 3
-    losses = [listing.figure(row, "train/loss") for row in record.rows if row["train/loss"]]
+    losses = [listing.metric(row, "train/loss") for row in record.rows if row["train/loss"]]
     assert losses[-1] < losses[0] / 3

@@ -1,19 +1,24 @@
-"""What eval measures, and that it can be repeated."""
+"""Metrics that eval measures, and their repetition."""
 
 import shutil
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from helpers.process import figures, run, step
-
-pytestmark = pytest.mark.slow
+from helpers.command import fail, results, run, step
 
 METRICS = {"fid": "fd", "kid": "kd", "is": "cs"}  # on Inception, and on another network
+KEYS = {"metric", "value", "split", "images", "seed", "run", "extractor", "resize", "data"}
+
+
+def measure(home, folder, metric, *arguments):
+    """Runs eval on one run, and returns the rows of its results.json and its stdout."""
+    stdout = run(home, "eval", f"metric={metric}", f"run={folder}", "device=cpu", *arguments)
+    return results(folder, metric), stdout
 
 
 @pytest.mark.parametrize(
-    ("metric", "argument"),
+    ("metric", "setting"),
     [
         ("reconstruction", "images=8"),
         ("fid", "images=6"),
@@ -21,24 +26,20 @@ METRICS = {"fid": "fd", "kid": "kd", "is": "cs"}  # on Inception, and on another
         ("identification", "among=8"),
     ],
 )
-def test_eval_writes_figures_that_can_be_repeated(copied, metric, argument):
-    measured = copied.dvae if metric == "reconstruction" else copied.prior
-    arguments = [f"metric={metric}", f"metric.{argument}", f"run={measured}", "seed=5"]
-    done = run(copied.folder, "eval", *arguments, "device=cpu")
-    rows = figures(measured, metric)
+def test_results_hold_what_is_needed_to_repeat_them(copied, metric, setting):
+    folder = copied.dvae if metric == "reconstruction" else copied.prior
+    rows, stdout = measure(copied, folder, metric, f"metric.{setting}", "seed=5")
     assert rows
     for row in rows:
-        keys = {"metric", "value", "split", "images", "seed", "run", "extractor", "resize", "data"}
-        assert keys <= set(row)
-        assert row["run"] == str(measured.resolve())
+        assert set(row) >= KEYS
+        assert row["run"] == str(folder.resolve())
         assert row["seed"] == 5
         assert row["images"] > 0
-        assert row["metric"] in done.stdout
+        assert row["metric"] in stdout
     if metric == "fid":
         (row,) = rows
         assert row["images"] == 6
         assert row["resize"] == "clean"
-        assert row["extractor"]
         assert (row["metric"] == "fid") == ("inception" in row["extractor"])
         assert row["temperature"] == 1.0
     elif metric == "identification":
@@ -51,77 +52,59 @@ def test_eval_writes_figures_that_can_be_repeated(copied, metric, argument):
             assert sum(row["images"] for row in rows if row["split"] == split) == 8
 
 
-def test_eval_of_several_metrics_repeats_byte_for_byte(copied):
-    folder = copied.prior / "eval"
+def test_several_metrics_repeat_byte_for_byte(copied):
     written = []
     for _ in range(2):
-        run(
-            copied.folder,
-            "eval",
-            "metric=fid,kid,is",
-            "images=6",
-            f"run={copied.prior}",
-            "device=cpu",
-        )
-        written.append([(folder / name / "results.json").read_bytes() for name in METRICS])
+        names = f"metric={','.join(METRICS)}"
+        run(copied, "eval", names, "images=6", f"run={copied.prior}", "device=cpu")
+        files = [copied.prior / "eval" / name / "results.json" for name in METRICS]
+        written.append([file.read_bytes() for file in files])
     assert written[0] == written[1]
     for name, general in METRICS.items():
-        rows = figures(copied.prior, name)
+        rows = results(copied.prior, name)
         assert {row["metric"].split("_")[0] for row in rows} <= {name, general}
         assert all(row["images"] == 6 and row["extractor_digest"] for row in rows)
     events = EventAccumulator(str(copied.prior)).Reload()
-    for row in figures(copied.prior, "fid"):
+    for row in results(copied.prior, "fid"):
         (*_, last) = events.Scalars(f"eval/{row['metric']}/validation")
         assert last.value == pytest.approx(row["value"])
         assert last.step == step(copied.prior / "checkpoints" / "best.ckpt")
 
 
-def test_eval_of_several_runs(copied):
-    other = copied.folder / "logs" / "dvae" / "other"
-    shutil.copytree(copied.dvae, other)
-    words = ["metric=reconstruction", "images=8", "metric.frechet=false", "device=cpu"]
-    run(copied.folder, "eval", *words, f"run={copied.dvae},{other}")
-    for folder in (copied.dvae, other):
-        rows = figures(folder, "reconstruction")
+def test_several_runs_are_measured_by_one_command(copied):
+    second = copied.dvae.with_name("second")
+    shutil.copytree(copied.dvae, second)
+    arguments = ["metric=reconstruction", "images=8", "metric.frechet=false", "device=cpu"]
+    run(copied, "eval", *arguments, f"run={copied.dvae},{second}")
+    for folder in (copied.dvae, second):
+        rows = results(folder, "reconstruction")
         assert {row["run"] for row in rows} == {str(folder.resolve())}
-    shutil.rmtree(other)
 
 
-def test_eval_on_other_captions_than_the_runs_own(copied):
-    part = '"validation[1000:]"'
-    more = ["data=shapes", "data.source.validation=1004", f"metric.splits=[{part}]"]
-    run(copied.folder, "eval", "metric=alignment", f"run={copied.prior}", "device=cpu", *more)
-    rows = figures(copied.prior, "alignment")
+def test_part_of_a_split_is_measured_on_changed_data(copied):
+    part = 'metric.splits=["validation[1000:]"]'
+    changes = ["data=shapes", "data.source.validation=1004", part]
+    rows, _ = measure(copied, copied.prior, "alignment", *changes)
     assert {row["split"] for row in rows} == {"validation[1000:]"}
     assert sum(row["images"] for row in rows) == 4
 
 
-def test_eval_of_another_stages_run_is_one_line(copied):
-    done = run(copied.folder, "eval", "metric=fid", f"run={copied.dvae}", status=1)
-    (line,) = done.stderr.splitlines()
+def test_run_of_another_stage_is_refused(copied):
+    line = fail(copied, "eval", "metric=fid", f"run={copied.dvae}")
     assert "stage=dvae" in line
     assert "prior" in line
 
 
-def test_eval_of_a_ranker(copied):
-    run(
-        copied.folder,
-        "eval",
-        "metric=retrieval",
-        "metric.images=16",
-        f"run={copied.ranker}",
-        "device=cpu",
-    )
-    rows = figures(copied.ranker, "retrieval")
+def test_ranker_is_measured_by_retrieval_and_best_of(copied):
+    rows, _ = measure(copied, copied.ranker, "retrieval", "metric.images=16")
     assert {row["split"] for row in rows} == {"validation", "zeroshot"}
     assert len(rows) == 2 * 6
 
-    words = ["metric.captions=8", f"run={copied.prior}", "device=cpu", "seed=4"]
-    run(copied.folder, "eval", "metric=best_of", "metric.counts=[1,3]", *words)
-    rows = figures(copied.prior, "best_of")
+    settings = ["metric.captions=8", "seed=4"]
+    rows, _ = measure(copied, copied.prior, "best_of", "metric.counts=[1,3]", *settings)
     assert {row["best_of"] for row in rows} == {1, 3}
     assert {row["ranker"] for row in rows} == {"contrastive"}
-    run(copied.folder, "eval", "metric=alignment", *words)
-    key = ("split", "category", "images", "value")
-    single = [tuple(row[k] for k in key) for row in figures(copied.prior, "alignment")]
-    assert [tuple(row[k] for k in key) for row in rows if row["best_of"] == 1] == single
+    single, _ = measure(copied, copied.prior, "alignment", *settings)
+    keys = ("split", "category", "images", "value")
+    best_of_one = [[row[k] for k in keys] for row in rows if row["best_of"] == 1]
+    assert best_of_one == [[row[k] for k in keys] for row in single]

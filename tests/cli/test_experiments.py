@@ -1,6 +1,4 @@
-"""The recipes under conf/experiment say what they promise."""
-
-from types import SimpleNamespace
+"""Recipes in conf/experiment: they compose, and have the values that they promise."""
 
 import pytest
 import torch
@@ -8,9 +6,10 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from helpers import untrained
-from helpers.command import command
+from helpers.command import run
 from tilewright.callbacks.throughput import Throughput
 from tilewright.cli import app
+from tilewright.distributed import launch
 from tilewright.runs import listing
 
 TOKENS = ["image_tokens.grid=16", "image_tokens.vocab=1024", "dvae=x"]
@@ -18,6 +17,7 @@ RECIPES = sorted(file.stem for file in (app.CONF / "experiment").glob("*.yaml"))
 
 
 def composed(*overrides):
+    """Composes a training on a folder of images."""
     with initialize_config_dir(str(app.CONF), version_base="1.3"):
         return compose("train", [*overrides, "data=folder", "data.source.path=x", "run=x"])
 
@@ -102,7 +102,7 @@ def test_prior_paper_has_the_papers_stream_and_size(prior):
         ("dalle12b", 12_094),
     ],
 )
-def test_the_sizes_of_priors(size, millions):
+def test_priors_have_the_documented_number_of_parameters(size, millions):
     config = composed(
         "stage=prior", f"model=prior_{size}", "image_tokens.grid=32", "image_tokens.vocab=8192"
     )
@@ -114,51 +114,55 @@ def test_the_sizes_of_priors(size, millions):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_composes_and_builds(recipe):
-    """The data set is the user's; the rest fits together."""
     config = composed(f"experiment={recipe}", *(f"++{text}" for text in TOKENS))
     with torch.device("meta"):
         module = instantiate(config.model)
     rate, steps = module.learning_rate, config.trainer.max_steps
     assert rate(steps // 2) >= rate(steps - 1) > 0
     callbacks = instantiate(config.callbacks)
-    assert any(isinstance(one, Throughput) for one in callbacks.values())
-    left_out = {name for name, one in callbacks.items() if one is None}
+    assert any(isinstance(callback, Throughput) for callback in callbacks.values())
+    left_out = {name for name, callback in callbacks.items() if callback is None}
     assert left_out == ({"best"} if recipe == "prior_emoji" else set())
-    devices = config.trainer.devices
-    processes = config.trainer.num_nodes * (devices if isinstance(devices, int) else 1)
-    assert config.data.batch_size % processes == 0
+
+
+def test_cluster_processes_share_a_batch_evenly():
+    config = composed("experiment=prior_cluster", *TOKENS)
+    processes = config.trainer.num_nodes * config.trainer.devices
+    assert processes == 32
+    launch.check_share(config.data.batch_size, processes)
 
 
 @pytest.mark.parametrize(
-    ("recipe", "pictures"),
+    ("recipe", "images"),
     [("prior_gpu", 256), ("prior_modern", 1024), ("prior_cluster", 1024), ("prior_paper", 1024)],
 )
-def test_pictures_of_an_update(recipe, pictures):
+def test_images_of_an_update(recipe, images):
     config = composed(f"experiment={recipe}", *TOKENS)
-    assert config.data.batch_size * config.trainer.accumulate_grad_batches == pictures
+    assert config.data.batch_size * config.trainer.accumulate_grad_batches == images
 
 
-def test_the_cluster_shares_the_modern_recipes_stream_out():
+def test_prior_cluster_has_the_stream_of_prior_modern():
     config, modern = (composed(f"experiment=prior_{x}", *TOKENS) for x in ("cluster", "modern"))
     assert config.trainer.strategy._target_.endswith("FullyShardedStrategy")
     assert (config.trainer.num_nodes, config.trainer.devices) == (4, 8)
     assert config.model.network.dim == 2048
     assert config.tokenizer == modern.tokenizer
     assert config.model.network.stream == modern.model.network.stream
-    assert config.model.caption_dropout > 0  # or there is no guidance
+    assert config.model.caption_dropout > 0  # guidance needs it
 
 
 @pytest.mark.slow
-def test_a_laptop_trains_its_recipes(tmp_path):
-    """Both stages, on pictures of one's own and for a few steps; all else is as it stands."""
-    home = SimpleNamespace(data=tmp_path / "data", logs=tmp_path / "logs")
-    pictures = untrained.pictures(tmp_path / "pictures")
-    words = ["data=folder", f"data.source.path={pictures}", "data.source.validation_fraction=0.3"]
-    words += ["trainer=cpu", "trainer.max_steps=2", "trainer.val_check_interval=2"]
+def test_laptop_recipes_train_on_a_folder(home):
+    """Both stages run a few updates on a folder of images, with all other settings unchanged."""
+    pictures = untrained.pictures(home.folder / "pictures")
+    settings = ["data=folder", f"data.source.path={pictures}"]
+    settings += ["data.source.validation_fraction=0.3", "run_name=first"]
+    settings += ["trainer=cpu", "trainer.max_steps=2", "trainer.val_check_interval=2"]
     for recipe, stage in (("dvae_laptop", "dvae"), ("prior_laptop", "prior")):
-        assert command("train", [f"experiment={recipe}", "run_name=a", *words], home) is None
-        (run,) = listing.records(home.logs, stage)
-        assert run.steps == run.config.trainer.max_steps == 2
-        assert run.best() is not None
-    assert (run.config.image_tokens.grid, run.config.image_tokens.vocab) == (16, 256)
-    assert len(list(home.data.glob("codes/*"))) >= 4  # views
+        run(home, "train", f"experiment={recipe}", *settings)
+        (record,) = listing.records(home.logs, stage)
+        assert record.steps == record.config.trainer.max_steps == 2
+        assert record.best() is not None
+    tokens = record.config.image_tokens
+    assert (tokens.grid, tokens.vocab) == (16, 256)
+    assert len(list(home.data.glob("image_tokens/*"))) >= 4  # views

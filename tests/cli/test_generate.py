@@ -1,4 +1,4 @@
-"""What generate draws, and that it can be repeated."""
+"""Images that generate writes, their records, and their repetition."""
 
 import json
 import shutil
@@ -6,18 +6,22 @@ import shutil
 import pytest
 from PIL import Image
 
-from helpers.process import PROMPT, pictures, run
+from helpers.command import PROMPT, fail, images, make_home, run
 from tilewright.pipeline import TextToImage
 
-pytestmark = pytest.mark.slow
+
+def record_of(file):
+    """Returns the settings that a PNG file holds as text."""
+    with Image.open(file) as image:
+        return json.loads(image.text["tilewright"])
 
 
-def test_generate_draws_and_repeats(copied, tmp_path):
-    words = [f"prompt={PROMPT}", "n=2", f"run={copied.prior}", "device=cpu"]
-    folders = [tmp_path / name for name in ("a", "b", "c")]
-    run(copied.folder, "generate", *words, f"out={folders[0]}", "seed=1")
-    run(copied.folder, "generate", *words, f"out={folders[1]}", "seed=1")
-    first, second = map(pictures, folders[:2])
+def test_same_seed_gives_the_same_files_and_records(copied, tmp_path):
+    arguments = [f"prompt={PROMPT}", "n=2", f"run={copied.prior}", "device=cpu", "seed=1"]
+    folders = [tmp_path / name for name in ("a", "b")]
+    for folder in folders:
+        run(copied, "generate", *arguments, f"out={folder}")
+    first, second = map(images, folders)
     assert set(first) == {"000-000.png", "000-001.png", "grid.png"}
     assert first == second
     assert first["000-000.png"] != first["000-001.png"]
@@ -27,89 +31,62 @@ def test_generate_draws_and_repeats(copied, tmp_path):
     assert record["sampling"]["temperature"] == 1.0
     assert [picture["file"] for picture in record["pictures"]] == ["000-000.png", "000-001.png"]
     assert {picture["prompt"] for picture in record["pictures"]} == {PROMPT}
-    with (
-        Image.open(folders[0] / "000-001.png") as picture,
-        Image.open(folders[0] / "grid.png") as grid,
-    ):
-        told = [json.loads(image.text["tilewright"]) for image in (picture, grid)]
     shared = {"run": copied.prior.name, "seed": 1, "sampling": record["sampling"]}
-    assert told[0] == {**shared, "prompt": PROMPT, "candidate": 1}
-    assert told[1] == {**shared, "pictures": record["pictures"]}
+    second = {**shared, "prompt": PROMPT, "candidate": 1}
+    assert record_of(folders[0] / "000-001.png") == second
+    assert record_of(folders[0] / "grid.png") == {**shared, "pictures": record["pictures"]}
 
 
-def test_generate_goes_on_with_a_picture(copied, tmp_path):
-    given = tmp_path / "photo.png"
-    Image.new("RGB", (50, 40), "red").save(given)
-    out = tmp_path / "out"
+def test_image_prompt_is_continued(copied, tmp_path):
+    photo, out = tmp_path / "photo.png", tmp_path / "out"
+    Image.new("RGB", (50, 40), "red").save(photo)
     prompts = 'prompt=["a small red circle","a large blue ring"]'
-    run(copied.folder, "generate", prompts, "n=1", f"image_prompt={given}", "rows=3", f"out={out}")
-    assert set(pictures(out)) == {"000-000.png", "001-000.png", "grid.png"}
-    with Image.open(out / "001-000.png") as picture:
-        told = json.loads(picture.text["tilewright"])
-    assert (told["image_prompt"], told["rows"]) == ("photo.png", 3)
+    run(copied, "generate", prompts, "n=1", f"image_prompt={photo}", "rows=3", f"out={out}")
+    assert set(images(out)) == {"000-000.png", "001-000.png", "grid.png"}
+    record = record_of(out / "001-000.png")
+    assert (record["image_prompt"], record["rows"]) == ("photo.png", 3)
 
     model = TextToImage.from_run(copied.prior)
-    ((picture,),) = model([PROMPT], image_prompt=Image.open(given).convert("RGB"), rows=3)
-    ((other,),) = model([PROMPT], seed=1)
-    assert picture.size == other.size == (32, 32)
-    assert picture.tobytes() != other.tobytes()
+    image_prompt = Image.open(photo).convert("RGB")
+    ((continued,),) = model([PROMPT], image_prompt=image_prompt, rows=3)
+    ((plain,),) = model([PROMPT], seed=1)
+    assert continued.size == plain.size == (32, 32)
+    assert continued.tobytes() != plain.tobytes()
 
 
-def test_generate_carries_a_caption_on(copied, tmp_path):
-    words = [f"prompt={PROMPT}", "complete=true", "n=1", f"run={copied.prior}", "seed=2"]
-    done = run(copied.folder, "generate", *words, f"out={tmp_path / 'out'}")
-    record = json.loads((tmp_path / "out" / "pictures.json").read_text())
-    (picture,) = record["pictures"]
+def test_complete_lets_the_prior_write_the_caption(copied, tmp_path):
+    settings = ["complete=true", "n=1", f"run={copied.prior}", "seed=2", f"out={tmp_path}"]
+    stdout = run(copied, "generate", f"prompt={PROMPT}", *settings)
+    (picture,) = json.loads((tmp_path / "pictures.json").read_text())["pictures"]
     assert picture["prompt"].startswith(PROMPT)
-    assert picture["prompt"] in done.stdout
+    assert picture["prompt"] in stdout
     model = TextToImage.from_run(copied.prior)
     assert model.complete([PROMPT], seed=2) == [picture["prompt"]]
 
 
 @pytest.mark.parametrize("kind", ["contrastive", "likelihood"])
-def test_generate_keeps_the_best(copied, tmp_path, kind):
-    words = [f"prompt={PROMPT}", f"run={copied.prior}", "device=cpu", f"ranker={kind}"]
-    run(
-        copied.folder,
-        "generate",
-        *words,
-        "n=2",
-        "best_of=6",
-        "batch_size=4",
-        f"out={tmp_path / 'best'}",
-    )
-    run(copied.folder, "generate", *words, "n=6", f"out={tmp_path / 'all'}")
-    record = json.loads((tmp_path / "best" / "pictures.json").read_text())
+def test_best_of_keeps_the_best_candidates(copied, tmp_path, kind):
+    arguments = [f"prompt={PROMPT}", f"run={copied.prior}", "device=cpu", f"ranker={kind}"]
+    best, everything = tmp_path / "best", tmp_path / "all"
+    run(copied, "generate", *arguments, "n=2", "best_of=6", "batch_size=4", f"out={best}")
+    run(copied, "generate", *arguments, "n=6", f"out={everything}")
+    record = json.loads((best / "pictures.json").read_text())
     assert record["best_of"] == 6
     assert "${" not in json.dumps(record["ranker"])
     first, second = record["pictures"]
     assert first["score"] >= second["score"]
     for chosen in (first, second):
-        best = Image.open(tmp_path / "best" / chosen["file"])
-        candidate = Image.open(tmp_path / "all" / f"000-{chosen['candidate']:03}.png")
-        assert best.tobytes() == candidate.tobytes()
-        told = json.loads(best.text["tilewright"])
-        assert (told["score"], told["best_of"], told["ranker"]) == (chosen["score"], 6, kind)
+        image = Image.open(best / chosen["file"])
+        candidate = Image.open(everything / f"000-{chosen['candidate']:03}.png")
+        assert image.tobytes() == candidate.tobytes()
+        own = record_of(best / chosen["file"])
+        assert (own["score"], own["best_of"], own["ranker"]) == (chosen["score"], 6, kind)
 
 
-def test_best_of_without_a_ranker_is_one_line(copied, tmp_path):
-    words = [f"prompt={PROMPT}", f"run={copied.prior}", "best_of=9"]
-    done = run(copied.folder, "generate", *words, "ranker=none", status=1)
-    (line,) = done.stderr.splitlines()
-    assert "ranker=none" in line
-    shutil.copytree(copied.prior, tmp_path / "logs" / "prior" / "alone")
-    done = run(tmp_path, "generate", f"prompt={PROMPT}", "best_of=9", status=1)
-    (line,) = done.stderr.splitlines()
+def test_best_of_without_a_ranker_is_refused(copied, tmp_path):
+    arguments = [f"prompt={PROMPT}", f"run={copied.prior}", "best_of=9", "ranker=none"]
+    assert "ranker=none" in fail(copied, "generate", *arguments)
+    alone = make_home(tmp_path / "alone")
+    shutil.copytree(copied.prior, alone.prior)
+    line = fail(alone, "generate", f"prompt={PROMPT}", "best_of=9")
     assert "python src/train.py stage=ranker" in line
-
-
-def test_image_prompt_that_is_no_picture_is_one_line(copied, tmp_path):
-    done = run(
-        copied.folder,
-        "generate",
-        f"prompt={PROMPT}",
-        f"image_prompt={tmp_path / 'none.png'}",
-        status=1,
-    )
-    (line,) = done.stderr.splitlines()
-    assert "none.png" in line

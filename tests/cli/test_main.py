@@ -1,13 +1,17 @@
 """The `tilewright` command: subcommands, help, and messages that name commands."""
 
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from helpers.command import ROOT, SMALL, step
 from tilewright import program
 from tilewright.cli import main
+from tilewright.runs import environment
 
 
 def run(monkeypatch, capsys, *arguments):
@@ -58,3 +62,25 @@ def test_help_of_a_command_names_it_as_it_was_started(monkeypatch, capsys):
 def test_commands_are_named_in_the_form_of_this_program(monkeypatch, started_as, expected):
     monkeypatch.setattr(sys, "argv", [started_as])
     assert program.with_own_invocations("python src/eval.py metric=fid") == expected
+
+
+@pytest.mark.slow
+def test_processes_are_started_by_the_same_command(home):
+    """Lightning starts the second process, which must find the subcommand again."""
+    command = [
+        sys.executable,
+        "-m",
+        "tilewright",
+        "train",
+        "stage=dvae",
+        "run_name=first",
+        *SMALL[1:],
+    ]
+    command += [f"paths.data={home.data}", f"paths.logs={home.logs}", "~callbacks.frechet"]
+    command += ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+    variables = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert step(home.dvae / "checkpoints" / "last.ckpt") == 6
+    (entry,) = environment.load(home.dvae)
+    assert entry["command"].startswith("tilewright train stage=dvae run_name=first")

@@ -1,4 +1,4 @@
-"""What has been trained, in Python, elsewhere, exported, and with other quantizers."""
+"""Trained runs in Python, in another place, exported, and with other quantizers."""
 
 import shutil
 
@@ -7,91 +7,95 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from helpers.process import FRECHET, PROMPT, SAMPLES, SMALL, figures, pictures, run
+from helpers.command import PROMPT, SMALL, fail, images, make_home, results, run
 from tilewright.pipeline import TextToImage
 
-pytestmark = pytest.mark.slow
 
-
-def test_in_python(trained):
+def test_pipeline_repeats_for_a_seed(trained):
     model = TextToImage.from_run(trained.prior)
-    rows = model([PROMPT, "ein roter kreis 赤"], n=2, seed=3)
+    captions = [PROMPT, "ein roter kreis 赤"]
+    rows = model(captions, n=2, seed=3)
     assert [len(row) for row in rows] == [2, 2]
-    assert all(isinstance(picture, Image.Image) for row in rows for picture in row)
-    again = model([PROMPT, "ein roter kreis 赤"], n=2, seed=3)
-    assert [[p.tobytes() for p in row] for row in rows] == [
-        [p.tobytes() for p in row] for row in again
-    ]
+    assert all(isinstance(image, Image.Image) for row in rows for image in row)
+    again = model(captions, n=2, seed=3)
+    pixels, pixels_again = (
+        [[image.tobytes() for image in row] for row in grid] for grid in (rows, again)
+    )
+    assert pixels == pixels_again
 
 
-def test_a_pairs_likelihood(trained):
+def test_log_likelihood_of_pairs_is_negative(trained):
     model = TextToImage.from_run(trained.prior)
-    images = torch.rand(2, 3, 32, 32)
-    of_text, of_image = model.log_likelihood([PROMPT, "a blue ring"], images)
+    pairs = [PROMPT, "a blue ring"], torch.rand(2, 3, 32, 32)
+    of_text, of_image = model.log_likelihood(*pairs)
     assert of_text.shape == of_image.shape == (2,)
     assert (of_text < 0).all()
     assert (of_image < 0).all()
 
 
-def test_a_prior_draws_wherever_it_is_copied_to(trained, tmp_path):
-    copy = tmp_path / "elsewhere"
-    shutil.copytree(trained.prior, copy)
-    away = trained.dvae.with_name("away")
-    trained.dvae.rename(away)
-    try:
-        ((picture,),) = TextToImage.from_run(copy)([PROMPT], seed=2)
-    finally:
-        away.rename(trained.dvae)
+def test_copied_prior_generates_without_its_dvae_run(trained, copied, tmp_path):
+    copy = shutil.copytree(copied.prior, tmp_path / "elsewhere")
+    shutil.rmtree(copied.dvae)
+    ((image,),) = TextToImage.from_run(copy)([PROMPT], seed=2)
     ((original,),) = TextToImage.from_run(trained.prior)([PROMPT], seed=2)
-    assert picture.tobytes() == original.tobytes()
+    assert image.tobytes() == original.tobytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantizer", ["vq", "fsq"])
-def test_all_commands_take_any_quantizer(quantizer, tmp_path):
-    run(tmp_path, "train", "stage=dvae", f"model=dvae_{quantizer}", FRECHET, *SMALL)
-    run(tmp_path, "train", "stage=prior", FRECHET, *SAMPLES, *SMALL)
-    run(tmp_path, "eval", "metric=reconstruction", "metric.images=8", "device=cpu")
-    assert {
-        row["metric"] for row in figures(tmp_path / "logs" / "dvae" / "latest", "reconstruction")
-    }
-    run(tmp_path, "generate", f"prompt={PROMPT}", "n=2", f"out={tmp_path / 'out'}", "device=cpu")
-    assert set(pictures(tmp_path / "out")) == {"000-000.png", "000-001.png", "grid.png"}
+def test_all_commands_accept_any_quantizer(quantizer, home):
+    small = ["run_name=first", "~callbacks.frechet", *SMALL]
+    run(home, "train", "stage=dvae", f"model=dvae_{quantizer}", *small)
+    run(home, "train", "stage=prior", "~callbacks.samples", *small)
+    frechet = "metric.frechet=false"
+    run(home, "eval", "metric=reconstruction", "metric.images=8", frechet, "device=cpu")
+    assert results(home.dvae, "reconstruction")
+    out = home.folder / "out"
+    run(home, "generate", f"prompt={PROMPT}", "n=2", f"out={out}", "device=cpu")
+    assert set(images(out)) == {"000-000.png", "000-001.png", "grid.png"}
 
 
-def test_an_exported_model_goes_wherever_a_run_does(copied, tmp_path):
-    model, dvae, chooser = (tmp_path / name for name in ("model", "dvae", "ranker"))
-    words = [f"run={copied.prior}", f"with_ranker={copied.ranker}", "captions=2", "n=1"]
-    done = run(copied.folder, "export", *words, f"out={model}", "license=mit")
-    assert str(model / "README.md") in done.stdout
-    run(copied.folder, "export", f"run={copied.dvae}", f"out={dvae}")
-    run(copied.folder, "export", f"run={copied.ranker}", f"out={chooser}")
+@pytest.fixture
+def models(copied, tmp_path):
+    """Folders of the exported prior with its ranker, the dVAE, and the ranker."""
+    prior, dvae, ranker = (tmp_path / name for name in ("model", "dvae", "ranker"))
+    samples = ["captions=2", "n=1", "license=mit"]
+    with_ranker = f"with_ranker={copied.ranker}"
+    stdout = run(copied, "export", f"run={copied.prior}", with_ranker, *samples, f"out={prior}")
+    assert str(prior / "README.md") in stdout
+    run(copied, "export", f"run={copied.dvae}", f"out={dvae}")
+    run(copied, "export", f"run={copied.ranker}", f"out={ranker}")
+    return prior, dvae, ranker
 
-    words = [f"prompt={PROMPT}", "n=2", "best_of=4", "device=cpu"]
-    run(copied.folder, "generate", *words, f"run={copied.prior}", f"out={tmp_path / 'a'}")
-    run(tmp_path, "generate", *words, f"run={model}", f"out={tmp_path / 'b'}")  # no runs there
-    run(
-        copied.folder,
-        "generate",
-        *words,
-        f"run={model}",
-        f"ranker.run={chooser}",
-        f"out={tmp_path / 'c'}",
-    )
-    drawn = [
-        [Image.open(tmp_path / out / f"000-00{n}.png").tobytes() for n in (0, 1)] for out in "abc"
-    ]
-    assert drawn[0] == drawn[1] == drawn[2]
 
-    words = ["metric=alignment", "metric.captions=8", "device=cpu"]
-    (line,) = run(copied.folder, "eval", *words, f"run={model}", status=1).stderr.splitlines()
-    assert "data=NAME" in line
-    run(copied.folder, "eval", *words, f"run={copied.prior}")
-    run(copied.folder, "eval", *words, f"run={model}", "data=shapes", *SMALL[1:4])
-    own, shared = (figures(folder, "alignment") for folder in (copied.prior, model))
+def test_exported_model_generates_the_same_images(copied, models, tmp_path):
+    prior, _, ranker = models
+    empty = make_home(tmp_path / "empty")  # without any run
+
+    def generate(home, name, *arguments):
+        settings = [f"prompt={PROMPT}", "n=2", "best_of=4", "device=cpu"]
+        run(home, "generate", *settings, *arguments, f"out={tmp_path / name}")
+        return [Image.open(tmp_path / name / f"000-00{i}.png").tobytes() for i in (0, 1)]
+
+    original = generate(copied, "a", f"run={copied.prior}")
+    assert generate(empty, "b", f"run={prior}") == original
+    assert generate(copied, "c", f"run={prior}", f"ranker.run={ranker}") == original
+
+
+def test_exported_model_is_measured_on_named_data(copied, models):
+    prior, _, _ = models
+    arguments = ["metric=alignment", "metric.captions=8", "device=cpu"]
+    assert "data=NAME" in fail(copied, "eval", *arguments, f"run={prior}")
+    run(copied, "eval", *arguments, f"run={copied.prior}")
+    run(copied, "eval", *arguments, f"run={prior}", "data=shapes", *SMALL[1:4])
+    own, shared = (results(folder, "alignment") for folder in (copied.prior, prior))
     assert [row["value"] for row in own] == [row["value"] for row in shared]
     assert {row["data"] for row in shared} == {"shapes"}
 
-    words = [f"dvae={dvae}", "run_name=on_shared", *SMALL, "~callbacks.frechet"]
-    run(copied.folder, "train", "stage=prior", *words)
-    kept = copied.folder / "logs" / "prior" / "on_shared" / "dvae" / "model.safetensors"
+
+def test_prior_is_trained_on_an_exported_dvae(copied, models):
+    _, dvae, _ = models
+    less = ["~callbacks.frechet", "~callbacks.samples"]
+    run(copied, "train", "stage=prior", f"dvae={dvae}", "run_name=second", *SMALL, *less)
+    kept = copied.prior.with_name("second") / "dvae" / "model.safetensors"
     assert load_file(kept).keys() == load_file(dvae / "model.safetensors").keys()

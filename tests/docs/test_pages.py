@@ -152,7 +152,7 @@ def run(words):
     if words[:2] == ["python", "-c"]:
         exec(words[2], {})
         return
-    out = short.given(words).get("out")
+    out = short.settings_of(words).get("out")
     if out is not None:
         shutil.rmtree(out, ignore_errors=True)
     assert short.run(words) is None, " ".join(words)

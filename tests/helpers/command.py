@@ -1,29 +1,94 @@
-"""A command in this process, where it takes a fraction of a second to begin."""
+"""Commands of `src/` run inside this process, which starts them in a fraction of a second."""
 
-import importlib.util
+import contextlib
+import importlib
+import io
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from hydra.core.global_hydra import GlobalHydra
 
 ROOT = Path(__file__).parents[2]
+# Settings of a training that takes seconds.
+SMALL = [
+    "trainer=cpu",
+    "data.source.train=200",
+    "data.source.validation=32",
+    "data.source.zeroshot=16",
+    "data.batch_size=8",
+    "trainer.max_steps=6",
+    "trainer.val_check_interval=3",
+    "trainer.limit_val_batches=1",
+    "trainer.log_every_n_steps=1",
+]
+PROMPT = "a large red circle"
 
 
-def command(name, words, home=None):
-    """Runs a command in this process; the line with which it ends, None if it ends well.
+def make_home(folder):
+    """Returns the folders for data and runs below a folder, and those of the usual runs."""
+    logs = folder / "logs"
+    return SimpleNamespace(
+        folder=folder,
+        data=folder / "data",
+        logs=logs,
+        dvae=logs / "dvae" / "first",
+        prior=logs / "prior" / "first",
+        ranker=logs / "ranker" / "first",
+    )
 
-    Data and runs lie in a home, by default where the command puts them by itself.
+
+def command(name, arguments, home=None):
+    """Runs a command. Returns None if it succeeds, else the line or the status that it exits with.
+
+    Args:
+        name: of the script, such as `train`.
+        arguments: its command line.
+        home: has the folders `data` and `logs`; None leaves the defaults.
     """
-    spec = importlib.util.spec_from_file_location(f"command_{name}", ROOT / "src" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    main = importlib.import_module(f"tilewright.cli.{name}").main
     with pytest.MonkeyPatch.context() as patch:
         places = [f"paths.data={home.data}", f"paths.logs={home.logs}"] if home else []
-        patch.setattr("sys.argv", [f"{name}.py", *places, *words])
+        patch.setattr("sys.argv", [f"src/{name}.py", *places, *arguments])
         try:
-            module.main()
+            main()
         except SystemExit as end:
             return end.code
         finally:
             GlobalHydra.instance().clear()
     return None
+
+
+def run(home, name, *arguments):
+    """Runs a command that must succeed, and returns its stdout."""
+    stdout = io.StringIO()
+    with contextlib.redirect_stdout(stdout):
+        error = command(name, arguments, home)
+    assert error is None, error
+    return stdout.getvalue()
+
+
+def fail(home, name, *arguments):
+    """Runs a command that must fail by a user error, and returns its line."""
+    error = command(name, arguments, home)
+    assert isinstance(error, str), f"it exits with {error}"  # Python prints it; the status is 1
+    assert error.startswith("error: ")
+    assert "\n" not in error
+    return error
+
+
+def step(checkpoint):
+    """Returns the number of updates behind a checkpoint."""
+    return torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"]
+
+
+def results(run, metric):
+    """Returns the rows of an evaluation's results.json."""
+    return json.loads((run / "eval" / metric / "results.json").read_text())
+
+
+def images(folder):
+    """Returns the content of a folder's PNG files by their names."""
+    return {path.name: path.read_bytes() for path in folder.glob("*.png")}

@@ -1,4 +1,4 @@
-"""A documented command in a size that takes seconds: few pictures, few updates, small networks."""
+"""Documented commands in a size that takes seconds: few images, few updates, small networks."""
 
 from pathlib import Path
 
@@ -29,62 +29,65 @@ NETWORKS = {
         "tokenizer.vocab_size": 300,
     },
 }
-WATCHING = {
+CALLBACKS = {
     "dvae": {},
     "prior": {"callbacks.samples.count": 2, "callbacks.samples.candidates": 1},
     "ranker": {},
 }
-# Its features take seconds; metric=fid has the same.
-LEFT_OUT = {"dvae": ["~callbacks.frechet"], "prior": ["~callbacks.frechet"], "ranker": []}
-OTHERS = {
+# The feature network of this callback takes seconds. metric=fid covers it.
+REMOVED = {"dvae": ["~callbacks.frechet"], "prior": ["~callbacks.frechet"], "ranker": []}
+COMMANDS = {
     "eval": {"images": 6, "device": "cpu"},
     "generate": {"device": "cpu"},
     "encode": {"processes": 1, "device": "cpu", **SHAPES},
     "export": {"captions": 2, "n": 1},
     "demo": {"device": "cpu"},
 }
-OF_OTHER_KEYS = {"dvae_patches"}  # models whose sizes go by other names
-STAGES = {"finetune": "prior", "shapes_hour": "prior"}  # of experiments whose names do not tell
+OTHER_KEYS = {"dvae_patches"}  # models of the documentation whose networks have other keys
+STAGES = {"finetune": "prior", "shapes_hour": "prior"}  # of recipes whose names do not begin so
 
 
-def given(words):
-    """Settings by their keys."""
-    return dict(word.partition("=")[::2] for word in words if "=" in word)
+def settings_of(arguments):
+    """Returns the settings of a command line by their keys."""
+    return dict(text.partition("=")[::2] for text in arguments if "=" in text)
 
 
-def settings(name, words):
-    """What makes a command with these words short."""
-    asked = given(words)
-    if name != "train":
-        short, more = OTHERS.get(name, {}), []
-    else:
-        recipe = asked.get("experiment", "")
-        stage = asked.get("stage") or STAGES.get(recipe) or recipe.partition("_")[0]
-        keeps = "init" in asked or asked.get("model") in OF_OTHER_KEYS
-        network = {} if keeps else NETWORKS[stage]
-        short = {"trainer": "cpu", **TRAINING, **WATCHING[stage], **network, **SHAPES}
-        if "resume" in asked:
-            short["trainer.max_steps"] = 4
-        if "sweep" in asked:
-            short["hydra.sweeper.n_trials"] = 2
-        if recipe == "dvae_paper":
-            short["data.image_size"] = 32
-        more = LEFT_OUT[stage]
-    if asked.get("data", "shapes") != "shapes" or asked.get("experiment", "").endswith("_emoji"):
+def short_settings(name, arguments):
+    """Returns the settings that make a command short, and the overrides that remove keys."""
+    own = settings_of(arguments)
+    short, removed = _short_training(own) if name == "train" else (COMMANDS.get(name, {}), [])
+    if own.get("data", "shapes") != "shapes" or own.get("experiment", "").endswith("_emoji"):
         short = {key: value for key, value in short.items() if key not in SHAPES}
-    return short, more
+    return short, removed
+
+
+def _short_training(own):
+    recipe = own.get("experiment", "")
+    stage = own.get("stage") or STAGES.get(recipe) or recipe.partition("_")[0]
+    keeps_network = "init" in own or own.get("model") in OTHER_KEYS
+    network = {} if keeps_network else NETWORKS[stage]
+    short = {"trainer": "cpu", **TRAINING, **CALLBACKS[stage], **network, **SHAPES}
+    if "resume" in own:
+        short["trainer.max_steps"] = 4
+    if "sweep" in own:
+        short["hydra.sweeper.n_trials"] = 2
+    if recipe == "dvae_paper":
+        short["data.image_size"] = 32
+    return short, REMOVED[stage]
 
 
 def run(words):
-    """Runs `python src/NAME.py …`, shortened, in this process and in the folder that this is.
+    """Runs `python src/NAME.py ...`, shortened, in this process and in the current folder.
 
-    Returns the line with which it ends, None if it ends well.
+    Returns None if the command succeeds, else the line that it exits with.
     """
-    python, script, *words = words
+    python, script, *arguments = words
     assert Path(python).name == "python"
     name = Path(script).stem
-    short, more = settings(name, words)
-    kept = [word for word in words if word.partition("=")[0] not in short]
-    place = next((i for i, word in enumerate(kept) if not word.startswith("-") and "=" in word), 0)
-    added = [*(f"{key}={value}" for key, value in short.items()), *more]
-    return command(name, kept[:place] + added + kept[place:])  # flags are not to come between
+    short, removed = short_settings(name, arguments)
+    kept = [text for text in arguments if text.partition("=")[0] not in short]
+    added = [*(f"{key}={value}" for key, value in short.items()), *removed]
+    # Overrides must not stand between the flags.
+    is_setting = [not text.startswith("-") and "=" in text for text in kept]
+    start = is_setting.index(True) if True in is_setting else 0
+    return command(name, kept[:start] + added + kept[start:])

@@ -1,4 +1,4 @@
-"""Runs of every stage as training leaves them, with weights that nothing has trained."""
+"""Runs of every stage with the files of a training and random weights."""
 
 import json
 
@@ -9,10 +9,10 @@ from PIL import Image
 
 from tilewright import runs
 
-SIZE, GRID, CODES, LENGTH, WORDS = 16, 4, 8, 12, 280
+SIZE, GRID, CODES, LENGTH, WORDS = 16, 4, 8, 12, 280  # of images, grid, codebook, text tokens
 CAPTIONS = ["a red circle", "a blue ring", "two stars"]
 TOKENIZER = {
-    "_target_": "tilewright.data.tokenizer.BytePairTokenizer",
+    "_target_": "tilewright.data.BytePairTokenizer",
     "vocab_size": WORDS,
     "length": LENGTH,
     "dropout": 0.0,
@@ -26,7 +26,7 @@ NETWORKS = {
         "n_hid": 8,
         "n_init": 8,
         "blocks_per_group": 1,
-        "likelihood": {"_target_": "tilewright.dvae.losses.Gaussian", "sigma": 0.1},
+        "likelihood": {"_target_": "tilewright.dvae.Gaussian", "sigma": 0.1},
     },
     "prior": {
         "_target_": "tilewright.prior.Transformer",
@@ -55,7 +55,7 @@ NETWORKS = {
 
 
 def pictures(folder, count=30):
-    """A folder of captioned pictures."""
+    """Writes a folder of captioned images."""
     folder.mkdir(parents=True)
     for number in range(count):
         Image.new("RGB", (20, 20), (8 * number, 0, 99)).save(folder / f"{number}.png")
@@ -64,12 +64,12 @@ def pictures(folder, count=30):
 
 
 def run(logs, stage, images):
-    """A run on a folder of pictures."""
+    """Writes a run on a folder of images, and returns it."""
     torch.manual_seed(0)
-    crop = {"_target_": "tilewright.data.transforms.CenterCrop", "size": SIZE}
-    source = {"_target_": "tilewright.data.sources.folder.FolderSource", "path": str(images)}
+    crop = {"_target_": "tilewright.data.CenterCrop", "size": SIZE}
+    source = {"_target_": "tilewright.data.FolderSource", "path": str(images)}
     data = {
-        "_target_": "tilewright.data.datamodule.CaptionedImages",
+        "_target_": "tilewright.data.CaptionedImages",
         "_convert_": "partial",
         "source": {**source, "validation_fraction": 0.3},
         "image_size": SIZE,
@@ -92,7 +92,7 @@ def run(logs, stage, images):
     }
     runs.create(folder, OmegaConf.create(config))
     network = instantiate(NETWORKS[stage])
-    with torch.no_grad():  # as they are drawn, captions hardly matter
+    with torch.no_grad():  # at their initial values, captions hardly matter
         for parameter in network.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
     state = {f"network.{name}": value for name, value in network.state_dict().items()}
@@ -103,7 +103,7 @@ def run(logs, stage, images):
         tokenizer.train(CAPTIONS)
         tokenizer.save(folder / runs.TOKENIZER)
     if stage == "prior":
-        runs.keep_dvae(folder, logs / "dvae" / "untrained")
+        runs.copy_dvae(folder, logs / "dvae" / "untrained")
         results = folder / "eval" / "fid" / "results.json"
         results.parent.mkdir(parents=True)
         row = {"metric": "fd", "value": 12.34567, "split": "validation", "images": 9}
@@ -112,7 +112,7 @@ def run(logs, stage, images):
 
 
 def all_stages(folder):
-    """Logs with a run of each stage."""
+    """Writes a run of each stage, and returns the folder of all runs."""
     images = pictures(folder / "pictures")
     for stage in runs.STAGES:
         run(folder / "logs", stage, images)

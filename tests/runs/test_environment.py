@@ -1,4 +1,4 @@
-"""What a run says of its making."""
+"""Record of the environment of a run."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ import torch
 from tilewright.runs import environment
 
 
-def test_each_beginning_of_a_run_has_an_entry(tmp_path, monkeypatch):
+def test_every_start_and_resume_adds_an_entry(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["src/train.py", "stage=dvae", "run_name=a b"])
     environment.record(tmp_path)
     environment.record(tmp_path, tmp_path / "checkpoints" / "last.ckpt")
@@ -26,7 +26,7 @@ def test_each_beginning_of_a_run_has_an_entry(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["environment.json"]
 
 
-def test_nothing_of_the_place_is_told(tmp_path, monkeypatch):
+def test_record_has_no_private_names_or_paths(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["src/train.py"])
     environment.record(tmp_path)
     text = (tmp_path / "environment.json").read_text()
@@ -36,21 +36,21 @@ def test_nothing_of_the_place_is_told(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("content", [None, "", "[{"])
-def test_no_record_is_no_entries(tmp_path, content):
+def test_missing_or_broken_record_has_no_entries(tmp_path, content):
     if content is not None:
         (tmp_path / environment.ENVIRONMENT).write_text(content)
     assert environment.load(tmp_path) == []
 
 
-def git(folder, *words):
+def git(folder, *arguments):
     names = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
-    command = ["git", "-C", str(folder), *names, *words]
+    command = ["git", "-C", str(folder), *names, *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-    """A repository with this module in it, which says where it is from there."""
+    """Makes a repository that contains this module."""
     package = tmp_path / "src" / "tilewright"
     package.mkdir(parents=True)
     (tmp_path / "conf").mkdir()
@@ -60,25 +60,25 @@ def checkout(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_commit_and_whether_the_code_differs_from_it(checkout):
+def test_commit_is_dirty_only_if_code_or_settings_have_changed(checkout):
     git(checkout, "add", ".")
     git(checkout, "commit", "-qm", "all")
     commit = git(checkout, "rev-parse", "HEAD")
-    (checkout / "notes.txt").write_text("no part of the code")
+    (checkout / "notes.txt").write_text("not code")
     assert environment.code() == {"commit": commit, "dirty": False}
     (checkout / "conf" / "new.yaml").write_text("a: 1")
     assert environment.code() == {"commit": commit, "dirty": True}
 
 
-def test_another_projects_commit_is_not_this_ones(checkout):
-    """A package that is installed inside some repository, and no part of it."""
+def test_commit_of_another_project_is_ignored(checkout):
+    """The package may be installed inside a repository that does not track it."""
     (checkout / "other.txt").write_text("")
     git(checkout, "add", "other.txt")
     git(checkout, "commit", "-qm", "other")
     assert environment.code() == {"commit": None, "dirty": None}
 
 
-def test_without_git(monkeypatch):
+def test_commit_is_unknown_without_git(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert environment.code() == {"commit": None, "dirty": None}
     json.dumps(environment.code())

@@ -1,4 +1,4 @@
-"""A training that begins with the weights of another."""
+"""Training that starts from the weights of a run or model."""
 
 import csv
 import shutil
@@ -12,7 +12,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from helpers import untrained
-from helpers.command import command
+from helpers.command import fail, run
 from tilewright import TextToImage, runs
 from tilewright.cli import app
 from tilewright.errors import UserError
@@ -32,7 +32,7 @@ SAMPLES = ["callbacks.samples.count=2", "~callbacks.frechet"]
 
 
 def rate(value):
-    """A constant one, so that it does not depend on how long the training is to be."""
+    """Returns settings of a constant learning rate, whatever the length of the training."""
     then = "model.learning_rate.then"
     return ["model.learning_rate.steps=1", f"{then}.start={value}", f"{then}.end={value}"]
 
@@ -47,90 +47,89 @@ def home(tmp_path_factory):
     )
 
 
-def tune(home, name, *words, source=None):
-    """A short training of a prior; its run."""
-    place = f"data.source.path={home.pictures}"
+def finetune(home, name, *settings, source=None):
+    """Fine-tunes a prior shortly, and returns its run."""
+    path = f"data.source.path={home.pictures}"
     init = f"init={source or home.folder / 'model'}"
-    words = ["experiment=finetune", *SHORT, *SAMPLES, place, init, *words, f"run_name={name}"]
-    assert command("train", words, home) is None
+    arguments = ["experiment=finetune", *SHORT, *SAMPLES, path, init, *settings]
+    run(home, "train", *arguments, f"run_name={name}")
     return home.logs / "prior" / name
 
 
-def last(run):
+def last_checkpoint(run):
     return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
 
 
-def test_it_begins_with_the_weights_the_tokenizer_and_the_dvae_of_its_source(home):
+def test_run_starts_with_the_weights_tokenizer_and_dvae_of_its_source(home):
     source = home.folder / "model"
-    run = tune(home, "equal", *rate(0), "tokenizer.dropout=0.5")
-    for here, there in ((run, source), (run / runs.DVAE, source / runs.DVAE)):
+    tuned = finetune(home, "equal", *rate(0), "tokenizer.dropout=0.5")
+    for here, there in ((tuned, source), (tuned / runs.DVAE, source / runs.DVAE)):
         own, weights = runs.load_weights(here), runs.load_weights(there)
         assert own.keys() == weights.keys()
         assert all(torch.equal(own[name], weights[name]) for name in weights)
-    assert (run / runs.TOKENIZER).read_text() == (source / runs.TOKENIZER).read_text()
-    config = runs.load_config(run)
+    assert (tuned / runs.TOKENIZER).read_text() == (source / runs.TOKENIZER).read_text()
+    config = runs.load_config(tuned)
     assert config.init == str(source)
     assert config.data.image_size == untrained.SIZE
     assert config.tokenizer.dropout == config.data.tokenizer.dropout == 0.5
-    pictures = [TextToImage.from_run(model)(["a red circle"])[0][0] for model in (run, source)]
-    assert pictures[0].tobytes() == pictures[1].tobytes()
+    images = [TextToImage.from_run(model)(["a red circle"])[0][0] for model in (tuned, source)]
+    assert images[0].tobytes() == images[1].tobytes()
 
 
-def test_it_learns_and_shows_what_was_before(home):
+def test_training_improves_and_shows_samples_of_before(home):
     source = home.logs / "prior" / "untrained"
-    run = tune(home, "learns", *rate(1e-2), source=source)
-    with (run / "metrics.csv").open() as file:
-        found = [row["validation/loss"] for row in csv.DictReader(file)]
-    losses = [float(loss) for loss in found if loss]
+    tuned = finetune(home, "learns", *rate(1e-2), source=source)
+    with (tuned / "metrics.csv").open() as file:
+        column = [row["validation/loss"] for row in csv.DictReader(file)]
+    losses = [float(loss) for loss in column if loss]
     assert losses[1] < losses[0]
     images = torch.full((1, 3, 16, 16), 0.5)
     before, after = (
         sum(TextToImage.from_run(path).log_likelihood(["two stars"], images)).item()
-        for path in (source, run)
+        for path in (source, tuned)
     )
     assert after > before + 1
-    with Image.open(run / "before_after.png") as sheet:
+    with Image.open(tuned / "before_after.png") as sheet:
         assert sheet.width > 960
-    events = EventAccumulator(str(run), size_guidance={"images": 0}).Reload()
+    events = EventAccumulator(str(tuned), size_guidance={"images": 0}).Reload()
     assert [image.step for image in events.Images("samples/drawn")] == [0, 10, 20]
 
 
-def test_it_resumes_with_the_same_bits_and_without_its_source(home, tmp_path):
-    whole = tune(home, "whole", *rate(1e-3))
+def test_resumed_training_has_the_same_bits_without_its_source(home, tmp_path):
+    uninterrupted = finetune(home, "uninterrupted", *rate(1e-3))
     source = shutil.copytree(home.folder / "model", tmp_path / "source")
-    run = tune(home, "resumed", *rate(1e-3), "trainer.max_steps=10", source=source)
+    resumed = finetune(home, "resumed", *rate(1e-3), "trainer.max_steps=10", source=source)
     shutil.rmtree(source)
-    words = ["stage=prior", f"resume={run}", "trainer.max_steps=20"]
-    assert command("train", words, home) is None
-    expected, found = last(whole), last(run)
-    assert found["global_step"] == 20
+    run(home, "train", "stage=prior", f"resume={resumed}", "trainer.max_steps=20")
+    expected, actual = last_checkpoint(uninterrupted), last_checkpoint(resumed)
+    assert actual["global_step"] == 20
     for name, value in expected["state_dict"].items():
-        assert torch.equal(value, found["state_dict"][name])
-    before = [saved["callbacks"]["Samples"]["before"] for saved in (expected, found)]
+        assert torch.equal(value, actual["state_dict"][name])
+    before = [saved["callbacks"]["Samples"]["before"] for saved in (expected, actual)]
     assert torch.equal(*before)
-    sheets = [(path / "before_after.png").read_bytes() for path in (whole, run)]
+    sheets = [(path / "before_after.png").read_bytes() for path in (uninterrupted, resumed)]
     assert sheets[0] == sheets[1]
 
 
-def test_the_newest_prior_is_begun_with_unless_one_is_named(home):
-    first = tune(home, "first", *rate(0), "trainer.max_steps=1")
-    second = tune(home, "second", *rate(0), "trainer.max_steps=1", source="true")
+def test_newest_prior_is_the_default_source(home):
+    first = finetune(home, "first", *rate(0), "trainer.max_steps=1")
+    second = finetune(home, "second", *rate(0), "trainer.max_steps=1", source="true")
     assert runs.load_config(second).init == str(first.resolve())
 
 
 @pytest.mark.parametrize("stage", ["dvae", "ranker"])
-def test_other_stages_begin_with_weights_too(home, stage):
+def test_other_stages_start_from_weights_too(home, stage):
     source = home.logs / stage / "untrained"
-    words = [f"stage={stage}", f"init={source}", f"data.source.path={home.pictures}", *rate(0)]
+    settings = [f"stage={stage}", f"init={source}", f"data.source.path={home.pictures}", *rate(0)]
     if stage == "dvae":
-        words.append("~callbacks.frechet")
-    assert command("train", [*SHORT, *words, "run_name=again"], home) is None
+        settings.append("~callbacks.frechet")
+    run(home, "train", *SHORT, *settings, "run_name=again")
     own, weights = runs.load_weights(home.logs / stage / "again"), runs.load_weights(source)
     assert all(torch.equal(own[name], weights[name]) for name in weights)
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("settings", "expected"),
     [
         (["tokenizer.length=13"], ["tokenizer.length=12", "tokenizer.length=13"]),
         (["tokenizer.vocab_size=999"], ["vocab_size=280", "999"]),
@@ -144,39 +143,38 @@ def test_other_stages_begin_with_weights_too(home, stage):
         (["resume=true"], ["resume=", "init="]),
     ],
 )
-def test_another_network_tokenizer_or_grid_is_refused_by_name(home, words, expected):
+def test_setting_that_contradicts_the_weights_is_refused_by_name(home, settings, expected):
     before = set(home.logs.rglob("*"))
-    if not any("init=" in word for word in words):
-        words = [f"init={home.folder / 'model'}", *words]
-    words = [word.format(logs=home.logs) for word in words]
-    place = f"data.source.path={home.pictures}"
-    line = command("train", ["experiment=finetune", *SHORT, *SAMPLES, place, *words], home)
-    assert line.startswith("error: ")
-    assert "\n" not in line
-    for word in expected:
-        assert word in line
+    if not any("init=" in setting for setting in settings):
+        settings = [f"init={home.folder / 'model'}", *settings]
+    settings = [setting.format(logs=home.logs) for setting in settings]
+    path = f"data.source.path={home.pictures}"
+    line = fail(home, "train", "experiment=finetune", *SHORT, *SAMPLES, path, *settings)
+    for part in expected:
+        assert part in line
     assert set(home.logs.rglob("*")) == before
 
 
-def composed(*words):
+def composed(*overrides):
     with initialize_config_dir(str(app.CONF), version_base="1.3"):
-        return compose("train", ["experiment=finetune", "data=folder", *words])
+        return compose("train", ["experiment=finetune", "data=folder", *overrides])
 
 
-def test_a_source_that_would_run_code_is_refused_before_anything_is_built(home, tmp_path):
+def test_source_that_would_run_code_is_refused_before_it_is_built(home, tmp_path):
     source = shutil.copytree(home.folder / "model", tmp_path / "model")
     text = (source / "config.json").read_text()
-    for place in ("tilewright.prior.Transformer", "tilewright.data.tokenizer.BytePairTokenizer"):
-        (source / "config.json").write_text(text.replace(place, "os.system"))
+    for target in ("tilewright.prior.Transformer", "tilewright.data.BytePairTokenizer"):
+        assert target in text
+        (source / "config.json").write_text(text.replace(target, "os.system"))
         config = composed()
         with open_dict(config), pytest.raises(UserError, match=r"os\.system"):
-            finetuning.begin_with(config, source, [])
+            finetuning.adopt(config, source, [])
 
 
-def test_what_may_differ_is_kept(home):
-    words = ["tokenizer.dropout=0.2", "model.network.checkpointing=true"]
-    config = composed(*words)
-    finetuning.begin_with(config, home.folder / "model", map(runs.key_of, words))
+def test_changeable_settings_of_the_command_line_are_kept(home):
+    settings = ["tokenizer.dropout=0.2", "model.network.checkpointing=true"]
+    config = composed(*settings)
+    finetuning.adopt(config, home.folder / "model", map(runs.override_key, settings))
     assert config.tokenizer == {**untrained.TOKENIZER, "dropout": 0.2}
     network = {**untrained.NETWORKS["prior"], "checkpointing": True}
     assert OmegaConf.to_container(config.model.network) == network

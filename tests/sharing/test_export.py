@@ -141,7 +141,7 @@ def test_a_model_can_be_exported_again(exported, tmp_path):
     export(exported, tmp_path / "again", name="again", captions=PROMPTS)
     again, first = (TextToImage.from_pretrained(path) for path in (tmp_path / "again", exported))
     assert drawn(again, best_of=4) == drawn(first, best_of=4)
-    assert runs.steps(tmp_path / "again") == 7
+    assert runs.trained_steps(tmp_path / "again") == 7
 
 
 def test_a_dvae_and_a_ranker_travel_alone(logs, tmp_path):
@@ -202,20 +202,20 @@ def test_a_model_with_a_part_missing_is_refused_by_name(model):
 @pytest.mark.parametrize("values", [{"stage": "os"}, {"stage": None}, {"stage": ["prior"]}])
 def test_a_model_of_no_stage_is_refused(model, values):
     change(model, **values)
-    assert "names no stage of dvae, prior, ranker" in refused(model)
+    assert "its stage is not one of dvae, prior, ranker" in refused(model)
 
 
 def test_a_dvae_is_no_model_that_draws(model):
     assert "stage=dvae" in refused(model / "dvae")
     change(model / "dvae", stage="prior")
-    assert "no class of tilewright.prior" in refused(model)
+    assert "not a class of tilewright.prior" in refused(model)
 
 
 @pytest.mark.parametrize(
     ("part", "values", "words"),
     [
-        ("", {"model__network__dim": 32}, ["does not fit"]),
-        ("", {"model__network__depth": 3}, ["does not fit", "blocks.2"]),
+        ("", {"model__network__dim": 32}, ["do not fit"]),
+        ("", {"model__network__depth": 3}, ["do not fit", "blocks.2"]),
         ("", {"model__network__color": "red"}, ["color", "Transformer"]),
         ("", {"model__network__heads": "many"}, ["model.network"]),
         ("", {"tokenizer__length": 13}, ["12 text tokens of 280", "13 of 280", "belong"]),
@@ -223,8 +223,8 @@ def test_a_dvae_is_no_model_that_draws(model):
         ("", {"tokenizer__vocab_size": 256}, ["tokenizer.json", "tokenizer.vocab_size=256"]),
         ("", {"tokenizer": None}, ["tokenizer", "no _target_"]),
         ("", {"model": None}, ["model.network", "no _target_"]),
-        ("dvae", {"model__network__num_tokens": 16}, ["does not fit"]),
-        ("dvae", {"model__network__grid": 16}, ["does not fit"]),
+        ("dvae", {"model__network__num_tokens": 16}, ["do not fit"]),
+        ("dvae", {"model__network__grid": 16}, ["do not fit"]),
         ("ranker", {"tokenizer__length": 5}, ["ranker", "12 text tokens", "5 of 280"]),
     ],
 )

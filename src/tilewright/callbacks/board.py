@@ -88,7 +88,7 @@ def settings(config: DictConfig, keys: Sequence[str]) -> dict[str, bool | float 
 
     An option of a group goes by the group's name; nothing is said of where the run lies.
     """
-    given = [runs.key_of(text) for text in config.get("overrides", [])]
+    given = [runs.override_key(text) for text in config.get("overrides", [])]
     found: dict[str, bool | float | str] = {}
     for key in dict.fromkeys([*keys, *given]):
         option = OmegaConf.select(config, f"choices.{key}")

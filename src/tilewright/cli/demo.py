@@ -1,58 +1,73 @@
-"""Opens a page to play on: `python src/demo.py`, then http://127.0.0.1:7860 in a browser."""
+"""Serves the playground page: `python src/demo.py`, then open http://127.0.0.1:7860."""
 
 import importlib.util
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from tilewright import runs
-from tilewright.cli import app
+from tilewright.cli import app, settings
 from tilewright.errors import UserError
 from tilewright.hardware import resolve_device
+
+if TYPE_CHECKING:  # torch is loaded after the settings have been checked
+    from tilewright.playground.session import Playground
 
 
 @app.command("demo")
 def main(config: DictConfig) -> None:
     if importlib.util.find_spec("gradio") is None:
         raise UserError(
-            "the page needs Gradio, which is not installed: pip install 'tilewright[demo]'"
+            "the playground page needs Gradio, which is not installed: pip install "
+            "'tilewright[demo]'"
         )
-    app.check(config)
+    settings.check_complete(config)
     run = runs.find(Path(config.paths.logs), "prior", config.run)
-    data = runs.load_config(run).choices.data
-    ranked = ranks(config, run)
+    has_ranker = set_ranker_run_if_available(config, run)
+    playground = load(config, run, has_ranker)
+    serve(config, run, playground)
 
+
+def set_ranker_run_if_available(config: DictConfig, prior: Path) -> bool:
+    """Sets `config.ranker.run`. Returns False if no ranker exists and the user named none."""
+    is_required = config.best_of is not None or config.ranker.get("run") is not None
+    if config.ranker._target_ is None and not is_required:
+        return False
+    try:
+        settings.set_ranker_run(config, prior)
+    except UserError:
+        if is_required:
+            raise
+        return False
+    return True
+
+
+def load(config: DictConfig, run: Path, has_ranker: bool) -> "Playground":
+    """Loads the prior, its dVAE, and the ranker if there is one."""
     from hydra.utils import instantiate
 
     from tilewright.pipeline import TextToImage
-    from tilewright.playground.page import build_page
-    from tilewright.playground.server import serve
     from tilewright.playground.session import Playground
 
     config.device = resolve_device(config.device)
-    playground = Playground(
+    return Playground(
         TextToImage.from_run(run, config.device),
-        instantiate(config.ranker) if ranked else None,
+        instantiate(config.ranker) if has_ranker else None,
         run_name=run.name,
-        ranker_name=app.choices()["ranker"] if ranked else None,
+        ranker_name=settings.choices()["ranker"] if has_ranker else None,
         batch_size=config.batch_size,
         max_candidates=config.max_candidates,
         weights=config.weights,
         compile=config.compile,
     )
+
+
+def serve(config: DictConfig, run: Path, playground: "Playground") -> None:
+    """Serves the page until the program is interrupted."""
+    from tilewright.playground import server
+    from tilewright.playground.page import build_page
+
+    data = runs.load_config(run).choices.data
     page = build_page(playground, config, config.examples.get(data, []))
-    serve(page, config.host, config.port)
-
-
-def ranks(config: DictConfig, run: Path) -> bool:
-    """Whether there is a ranker: the page does without where none is asked for and none found."""
-    asked = config.best_of is not None or config.ranker.get("run") is not None
-    if config.ranker._target_ is None and not asked:
-        return False
-    try:
-        app.find_ranker(config, run)
-    except UserError:
-        if asked:
-            raise
-        return False
-    return True
+    server.serve(page, config.host, config.port)

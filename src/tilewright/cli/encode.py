@@ -6,25 +6,34 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tilewright import runs
-from tilewright.cli import app
+from tilewright.cli import app, settings
 from tilewright.errors import UserError
 from tilewright.hardware import resolve_device
 
 
 @app.command("encode")
 def main(config: DictConfig) -> None:
+    resolve(config)
+    encode(config)
+
+
+def resolve(config: DictConfig) -> None:
+    """Fills in the dVAE and the device, and checks the settings."""
     if config.processes < 1:
-        raise UserError(f"processes={config.processes} has to be 1 or more")
+        raise UserError(f"processes={config.processes} is too few: set it to 1 or more")
+    data = settings.choices()["data"]
     with open_dict(config):
-        data = app.choices()["data"]
         config.dvae = str(runs.find(Path(config.paths.logs), "dvae", config.dvae, data=data))
-        app.check(config)
+    settings.check_complete(config)
     config.device = resolve_device(config.device)
 
+
+def encode(config: DictConfig) -> None:
+    """Encodes each split, and prints the folder of its image tokens."""
     from tilewright.data.encode_parallel import encode_in_parallel
 
-    settings: Any = OmegaConf.to_container(config, resolve=True)
-    for split, cache in encode_in_parallel(settings):
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    for split, cache in encode_in_parallel(plain):
         skipped = cache.unreadable().total()
         note = f", {skipped} of them unreadable" if skipped else ""
         print(f"Image tokens of {split} ({len(cache)} images{note}) are in {cache.folder}")

@@ -1,31 +1,44 @@
-"""Makes a model that travels of a run: `python src/export.py run=… out=…`."""
+"""Turns a run into a model to share: `python src/export.py run=… out=…`."""
 
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from tilewright import runs
-from tilewright.cli import app
+from tilewright.cli import app, settings
 from tilewright.errors import UserError
 
 
 @app.command("export")
 def main(config: DictConfig) -> None:
-    app.check(config)
-    logs, out = Path(config.paths.logs), Path(config.out)
+    settings.check_complete(config)
+    out = Path(config.out)
     if out.exists():
         raise UserError(f"out={out} exists: name another folder, or remove it")
-    run = runs.find(logs, "prior" if config.run is None else None, config.run)
-    saved, ranker = runs.load_config(run), None
-    if config.with_ranker:
-        if saved.stage != "prior":
-            raise UserError(f"with_ranker= goes with a prior, and {run} is of stage={saved.stage}")
-        wanted = None if config.with_ranker is True else config.with_ranker
-        ranker = runs.find(logs, "ranker", wanted, data=saved.choices.data)
-    prompts = [config.prompt] if isinstance(config.prompt, str) else config.prompt
+    run = runs.find(Path(config.paths.logs), "prior" if config.run is None else None, config.run)
+    ranker = find_ranker(config, run)
+    save(config, run, ranker, out)
+    print(f"The model is in {out}, its card is {out / 'README.md'}")
 
+
+def find_ranker(config: DictConfig, run: Path) -> Path | None:
+    """Returns the run of the ranker to export with a prior, if the user asks for one."""
+    if not config.with_ranker:
+        return None
+    saved = runs.load_config(run)
+    if saved.stage != "prior":
+        raise UserError(
+            f"with_ranker= needs a prior, and {run} is of stage={saved.stage}: leave it out"
+        )
+    path = None if config.with_ranker is True else config.with_ranker
+    return runs.find(Path(config.paths.logs), "ranker", path, data=saved.choices.data)
+
+
+def save(config: DictConfig, run: Path, ranker: Path | None, out: Path) -> None:
+    """Writes the model's folder."""
     from tilewright.sharing.export import export
 
+    prompts = [config.prompt] if isinstance(config.prompt, str) else config.prompt
     export(
         run,
         out,
@@ -36,4 +49,3 @@ def main(config: DictConfig) -> None:
         n=config.n,
         seed=config.seed,
     )
-    print(f"The model is in {out}, its card is {out / 'README.md'}")

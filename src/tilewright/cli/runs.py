@@ -1,25 +1,32 @@
-"""Lists trained runs, or compares some: `python src/runs.py compare=[A,B]`."""
+"""Lists trained runs, or compares some of them: `python src/runs.py compare=[A,B]`."""
 
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from tilewright.cli import app
+from tilewright import program
+from tilewright.cli import app, settings
 from tilewright.errors import UserError
 from tilewright.runs import compare, listing
 
 
 @app.command("runs")
 def main(config: DictConfig) -> None:
-    chosen = app.choices()  # the two filters are names of options, as for train
+    chosen = settings.choices()  # both filters are config groups
     stage, data, logs = chosen.get("stage"), chosen.get("data"), Path(config.paths.logs)
     if config.compare:
-        compare.show([listing.find(logs, str(name), stage) for name in config.compare])
-        return
-    found = listing.records(logs, stage, data)
-    if not found:
+        compare.print_comparison([listing.find(logs, str(name), stage) for name in config.compare])
+    else:
+        list_runs(logs, stage, data)
+
+
+def list_runs(logs: Path, stage: str | None, data: str | None) -> None:
+    """Prints a table of the runs of a stage on a data set."""
+    records = listing.records(logs, stage, data)
+    if not records:
         raise UserError(
             f"{logs} has no run{f' of stage={stage}' if stage else ''}"
-            f"{f' on data={data}' if data else ''}: `python src/train.py stage=dvae` makes one"
+            f"{f' on data={data}' if data else ''}: train one with "
+            f"`{program.invocation('train')} stage=dvae`"
         )
-    listing.show(found)
+    listing.print_table(records)

@@ -1,6 +1,7 @@
-"""Runs side by side: the settings that differ, what follows from them, and the figures."""
+"""Comparison of runs: the settings that differ, the consequences, and the metrics."""
 
 import shlex
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -11,77 +12,84 @@ from rich.table import Table
 from tilewright import program, runs
 from tilewright.errors import UserError
 from tilewright.runs import listing
-from tilewright.runs.listing import ABSENT, Record, figure
+from tilewright.runs.listing import ABSENT, Record, metric
 
-# Which run it is, and where it lies: no settings.
-IDENTITY = {"run", "run_name", "resume", "overrides", "paths"}
-PLACE = Path("RUN")
+IDENTITY = {"run", "run_name", "resume", "overrides", "paths", "format"}  # not settings
+PLACEHOLDER = Path("RUN")  # replaces each run's own path, which always differs
 
-Rows = dict[str, list[Any]]  # of a name the value in each run, None where a run has none
+Rows = dict[str, list[Any]]  # name -> one value for each run, None where a run has none
 
 
-def show(records: list[Record]) -> None:
+def print_comparison(records: list[Record]) -> None:
     """Prints what differs between runs of one stage.
 
     Raises:
         UserError: fewer than two runs, or runs of several stages.
     """
-    stages = list(dict.fromkeys(record.stage for record in records))
-    if len(records) < 2 or len(stages) > 1:
-        said = f"of stage={' and stage='.join(stages)}" if len(stages) > 1 else "only one"
-        raise UserError(f"compare needs two runs or more of one stage, and these are {said}")
-    given, follows = settings(records)
-    sections = {
-        "settings that differ": given,
-        "what follows from them, or from other code": follows,
-        "code and machine": surroundings(records),
-        f"figures at the best {records[0].monitor}": training_figures(records),
-        "evaluations": evaluation_figures(records),
-    }
+    _check_comparable(records)
+    settings, consequences = differing_settings(records)
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("", overflow="fold")
     for record in records:
         table.add_column(record.name, overflow="fold")
-    if len(records) == 2:
+    has_change = len(records) == 2
+    if has_change:
         table.add_column("change", justify="right")
-    for title, rows in sections.items():
+
+    def add(title: str, rows: Rows, with_change: bool) -> None:
         if rows:
             table.add_section()
             table.add_row(f"[bold]{title}[/bold]")
         for name, values in rows.items():
-            figures = rows is not given and rows is not follows
-            change = [_change(*values)] if len(records) == 2 and figures else []
-            table.add_row(f"  {name}", *map(_shown, values), *change)
+            change = [_change(*values)] if has_change and with_change else []
+            table.add_row(f"  {name}", *map(_format, values), *change)
+
+    add("settings that differ", settings, with_change=False)
+    add("consequences, or changes of the code", consequences, with_change=False)
+    add("code and machine", differing_environments(records), with_change=True)
+    add(f"metrics at the best {records[0].monitor}", training_metrics(records), with_change=True)
+    add("evaluations", evaluation_metrics(records), with_change=True)
     console = listing.console()
     console.print(table)
-    for line in verdict(records, given):
+    for line in conclusion(records, settings):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
-def settings(records: list[Record]) -> tuple[Rows, Rows]:
-    """What differs between the configurations: what was set, and what follows or is other code's.
-
-    A key was set where one of the command lines names it, or an option of a group.
-    """
-    flat = [_flat(record) for record in records]
-    groups = {group for record in records for group in record.config.get("choices", {})}
-    named = {key for record in records for key in _overrides(record)} - groups
-    # A setting may be a whole branch, as data.source={...}; then its leaves are settings.
-    given, follows = Rows(), Rows()
-    for key in sorted(set().union(*flat)):
-        values = [one.get(key) for one in flat]
-        if all(value == values[0] for value in values):
-            continue
-        is_set = key.startswith("choices.") or any(
-            key == name or key.startswith(f"{name}.") for name in named
+def _check_comparable(records: list[Record]) -> None:
+    stages = list(dict.fromkeys(record.stage for record in records))
+    if len(stages) > 1:
+        raise UserError(
+            f"compare= has runs of stage={' and stage='.join(stages)}: name runs of one stage"
         )
-        (given if is_set else follows)[key.removeprefix("choices.")] = values
-    return given, follows
+    if len(records) < 2:
+        raise UserError("compare= has only one run: name two or more")
 
 
-def _flat(record: Record) -> dict[str, Any]:
-    """A configuration's leaves by their full keys, without what only says which run it is."""
-    config = runs.moved(record.config, PLACE)
+def differing_settings(records: list[Record]) -> tuple[Rows, Rows]:
+    """Returns the differing keys of the configurations: those that were set, and all others.
+
+    A key was set if a command line names it, a branch above it, or an option of its group. The
+    others are consequences of these, or come from a change of the code.
+    """
+    flat = [_flatten(record) for record in records]
+    groups = {group for record in records for group in record.config.get("choices", {})}
+    set_keys = {key for record in records for key in _overrides(record)} - groups
+
+    def was_set(key: str) -> bool:
+        return key.startswith("choices.") or any(
+            key == name or key.startswith(f"{name}.") for name in set_keys
+        )
+
+    settings, consequences = Rows(), Rows()
+    for key, values in sorted(_differing(flat).items()):
+        rows = settings if was_set(key) else consequences
+        rows[key.removeprefix("choices.")] = values
+    return settings, consequences
+
+
+def _flatten(record: Record) -> dict[str, Any]:
+    """Returns the leaves of a configuration by their full keys, without the run's identity."""
+    config = runs.relocate(record.config, PLACEHOLDER)
     leaves: dict[str, Any] = {}
 
     def walk(value: Any, key: str) -> None:
@@ -89,8 +97,8 @@ def _flat(record: Record) -> dict[str, Any]:
             for name, item in value.items():
                 walk(item, f"{key}.{name}" if key else str(name))
         elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
-            for number, item in enumerate(value):
-                walk(item, f"{key}.{number}")
+            for index, item in enumerate(value):
+                walk(item, f"{key}.{index}")
         else:
             leaves[key] = value
 
@@ -100,86 +108,89 @@ def _flat(record: Record) -> dict[str, Any]:
     return {key: value for key, value in leaves.items() if key.partition(".")[0] not in IDENTITY}
 
 
-def surroundings(records: list[Record]) -> Rows:
-    """What differs in commit, versions and machine, as the last entry of each run has it."""
-    found = []
+def differing_environments(records: list[Record]) -> Rows:
+    """Returns the differences in commit, versions and machine, from each run's last entry."""
+    columns = []
     for record in records:
-        last = record.made[-1] if record.made else {}
+        last = record.environments[-1] if record.environments else {}
         machine, packages = last.get("machine", {}), last.get("packages", {})
-        kept = {"commit": record.commit, "python": last.get("python"), **machine, **packages}
-        found.append({key: value for key, value in kept.items() if value not in (None, [], ABSENT)})
-    return _differing(found)
+        values = {"commit": record.commit, "python": last.get("python"), **machine, **packages}
+        columns.append({k: v for k, v in values.items() if v not in (None, [], ABSENT)})
+    return _differing(columns)
 
 
-def training_figures(records: list[Record]) -> Rows:
-    """The validation's figures where the monitored one was best, and how long that took."""
-    found = []
+def training_metrics(records: list[Record]) -> Rows:
+    """Returns the validation metrics at the best monitored value, its step, and the speed."""
+    columns = []
     for record in records:
         best = record.best() or {}
-        names = [name for name, value in best.items() if value and "/" in name]
-        own = {name: figure(best, name) for name in names if not name.startswith("train/")}
-        own = {name: value for name, value in own.items() if not name.startswith("schedule/")}
-        speeds = [figure(row, "speed/images_per_second") for row in record.rows]
-        speeds = sorted(speed for speed in speeds if speed == speed)
+        values = {
+            name: metric(best, name)
+            for name, text in best.items()
+            if text and "/" in name and not name.startswith(("train/", "schedule/"))
+        }
+        speeds = [metric(row, "speed/images_per_second") for row in record.rows]
+        speeds = [speed for speed in speeds if speed == speed]  # without NaN
         if speeds:
-            own["speed/images_per_second"] = speeds[len(speeds) // 2]
+            values["speed/images_per_second"] = statistics.median_high(speeds)
         if best:
-            own["at step"] = int(best["step"]) + 1
-        found.append(own)
-    return _aligned(found)
+            values["at step"] = int(best["step"]) + 1
+        columns.append(values)
+    return _align(columns)
 
 
-def evaluation_figures(records: list[Record]) -> Rows:
-    """Figures of the evaluations that at least two of the runs have."""
-    found: list[dict[str, Any]] = []
+def evaluation_metrics(records: list[Record]) -> Rows:
+    """Returns the metrics of evaluations that at least two of the runs have."""
+    columns: list[dict[str, Any]] = []
     for record in records:
-        own = {}
+        values = {}
         for row in record.results:
             parts = [row["evaluation"], row["metric"], row["split"]]
             parts += [str(row[key]) for key in ("category", "best_of", "blur") if key in row]
-            own["/".join(dict.fromkeys(parts))] = float(row["value"])
-        found.append(own)
-    return {name: v for name, v in _aligned(found).items() if sum(x is not None for x in v) > 1}
+            values["/".join(dict.fromkeys(parts))] = float(row["value"])
+        columns.append(values)
+    rows = _align(columns)
+    return {name: values for name, values in rows.items() if len(values) - values.count(None) > 1}
 
 
-def _aligned(found: list[dict[str, Any]]) -> Rows:
-    names = dict.fromkeys(name for one in found for name in one)
-    return {name: [one.get(name) for one in found] for name in names}
+def _align(columns: list[dict[str, Any]]) -> Rows:
+    names = dict.fromkeys(name for column in columns for name in column)
+    return {name: [column.get(name) for column in columns] for name in names}
 
 
-def _differing(found: list[dict[str, Any]]) -> Rows:
-    return {k: v for k, v in _aligned(found).items() if any(value != v[0] for value in v)}
+def _differing(columns: list[dict[str, Any]]) -> Rows:
+    rows = _align(columns)
+    return {k: values for k, values in rows.items() if any(v != values[0] for v in values)}
 
 
-def verdict(records: list[Record], given: Rows) -> list[str]:
-    """Which run is the better one by its monitored figure, and what that can be due to."""
-    reached = [(record, record.best()) for record in records]
+def conclusion(records: list[Record], settings: Rows) -> list[str]:
+    """Returns lines that name the better run, and the settings that can explain it."""
+    best_rows = [(record, record.best()) for record in records]
     monitor = records[0].monitor
-    scored = [(figure(best, monitor), record) for record, best in reached if best]
+    scored = [(metric(best, monitor), record) for record, best in best_rows if best]
     if len(scored) < 2:
         return [f"Not all of these runs have a {monitor} yet"]
     worst_first = sorted(scored, key=lambda pair: pair[0], reverse=records[0].lower_is_better)
     (low, worst), (high, best) = worst_first[0], worst_first[-1]
     if low == high:
         return [f"They have the same {monitor}"]
-    lines = [f"{best.name} has the best {monitor}: {high:.4g}, and {worst.name} {low:.4g}"]
-    keys = list(given)
+    lines = [f"{best.name} has the best {monitor}: {high:.4g}, and {worst.name} has {low:.4g}"]
+    keys = list(settings)
     if not keys:
-        lines.append("No setting was given to one alone: what differs is code, machine or chance")
+        lines.append("No setting differs: the cause is code, machine or chance")
     elif len(keys) == 1:
         lines.append(f"One setting differs: {keys[0]}")
     else:
-        lines.append(f"{len(keys)} settings differ: {', '.join(keys)}. To see which counts:")
-        lines += [
-            f"  {program.invocation('train')} {words}" for words in _one_at_a_time(worst, best)
-        ]
+        lines.append(f"{len(keys)} settings differ: {', '.join(keys)}. To test them one at a time:")
+        train = program.invocation("train")
+        lines += [f"  {train} {arguments}" for arguments in _change_one_setting(worst, best)]
     if len({record.commit for record in records}) > 1:
         lines.append("They were trained by different code")
     return lines
 
 
-def _one_at_a_time(before: Record, after: Record) -> list[str]:
-    """Command lines that each take one setting of `after` into those of `before`."""
+def _change_one_setting(before: Record, after: Record) -> list[str]:
+    """Returns command lines that each change one setting of `before` to that of `after`."""
     old, new = _overrides(before), _overrides(after)
     lines = []
     for key in dict.fromkeys([*old, *new]):
@@ -190,18 +201,18 @@ def _one_at_a_time(before: Record, after: Record) -> list[str]:
 
 
 def _overrides(record: Record) -> dict[str, str]:
-    """The settings of a run's command lines by their keys."""
-    return {runs.key_of(text): text for text in record.config.get("overrides", [])}
+    """Returns the command-line overrides of a run by their keys."""
+    return {runs.override_key(text): text for text in record.config.get("overrides", [])}
 
 
-def _shown(value: Any) -> str:
+def _format(value: Any) -> str:
     if value is None:
         return ABSENT
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _change(before: Any, after: Any) -> str:
-    """By how much a number has grown, in per cent."""
+    """Returns the relative change of a number, in percent."""
     numbers = all(isinstance(x, int | float) and not isinstance(x, bool) for x in (before, after))
     if not numbers or not before or before == after:
         return ""

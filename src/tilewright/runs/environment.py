@@ -1,11 +1,10 @@
-"""What a run was made by: the code's commit, the command, versions, the machine.
+"""Record of the command, code, package versions and machine behind a run.
 
-`environment.json` in the run's folder is a list with an entry for each time that the run was begun
-or resumed. It has no names of hosts or people, and no paths but those of the command.
+`environment.json` in the run's folder is a list with one entry for each start or resume. It names
+no hosts or people. Paths occur only where the user typed them.
 """
 
 import json
-import os
 import platform
 import shlex
 import subprocess
@@ -15,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from tilewright import program
+from tilewright import files, program
 from tilewright.hardware import available_cpus
 
 ENVIRONMENT = "environment.json"
@@ -29,7 +28,8 @@ def record(run: Path, checkpoint: Path | None = None) -> None:
     """Adds an entry to a run's `environment.json`.
 
     Args:
-        checkpoint: what the run goes on from; None where it begins.
+        run: the run's folder.
+        checkpoint: the one that the training resumes from; None if it starts.
     """
     entry = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -40,14 +40,12 @@ def record(run: Path, checkpoint: Path | None = None) -> None:
         "packages": packages(),
         "machine": machine(),
     }
-    # Under another name first, so that a full disk does not cost the entries before.
-    whole = run / f".{ENVIRONMENT}-{os.getpid()}"
-    whole.write_text(json.dumps([*load(run), entry], indent=2) + "\n")
-    whole.replace(run / ENVIRONMENT)
+    entries = json.dumps([*load(run), entry], indent=2)
+    files.write_atomically(run / ENVIRONMENT, entries + "\n")
 
 
 def load(run: Path) -> list[dict[str, Any]]:
-    """A run's entries, the oldest first; none where the run has no record or a broken one."""
+    """Returns a run's entries, the oldest first, or no entries if the file is absent or broken."""
     try:
         return json.loads((run / ENVIRONMENT).read_text())
     except (OSError, ValueError):
@@ -55,12 +53,13 @@ def load(run: Path) -> list[dict[str, Any]]:
 
 
 def code() -> dict[str, Any]:
-    """The commit of this code, and whether src/ or conf/ differ from it.
+    """Returns the commit of this code, and whether src/ or conf/ differ from it.
 
-    Both None where this file is in no git repository, as in an installed package.
+    Both are None outside a git checkout, as in an installed package.
     """
     try:
-        _git("ls-files", "--error-unmatch", Path(__file__).name)  # else it is some other project's
+        # A package installed inside another project's repository is not part of that repository.
+        _git("ls-files", "--error-unmatch", Path(__file__).name)
         commit = _git("rev-parse", "HEAD")
         changes = _git("status", "--porcelain", "--", ":/src", ":/conf")
     except (OSError, subprocess.CalledProcessError):
@@ -68,13 +67,13 @@ def code() -> dict[str, Any]:
     return {"commit": commit, "dirty": bool(changes)}
 
 
-def _git(*words: str) -> str:
-    command = ["git", "-C", str(Path(__file__).parent), *words]
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def packages() -> dict[str, str | None]:
-    """Versions of what a training depends on most; None for one that is not installed."""
+    """Returns the versions of the main dependencies, None for those that are not installed."""
     versions: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
@@ -85,13 +84,13 @@ def packages() -> dict[str, str | None]:
 
 
 def machine() -> dict[str, Any]:
-    """System, processor, cores that may be used, threads, and the accelerators."""
+    """Returns the system, processor, available cores, torch's threads, and GPUs."""
     import torch
 
-    gpus = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "system": f"{platform.system()} {platform.machine()}",
-        "cpu": _cpu(),
+        "cpu": _cpu_model(),
         "cores": available_cpus(),
         "threads": torch.get_num_threads(),
         "gpus": gpus,
@@ -99,8 +98,8 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _cpu() -> str:
-    """The processor's name, where the system tells it."""
+def _cpu_model() -> str:
+    """Returns the processor's model name, or its architecture if the system has no name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

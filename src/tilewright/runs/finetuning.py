@@ -1,7 +1,8 @@
-"""A training that begins with the weights of another: what has to stay as it is there."""
+"""New runs that start from the weights of another run or model (`init=`)."""
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -9,56 +10,70 @@ from tilewright import runs
 from tilewright.errors import UserError
 from tilewright.runs import safe_build
 
-# What the weights are made for; and of it, what may be different all the same.
-KEPT = ("model.network.", "tokenizer.", "image_tokens.", "data.image_size")
-FREE = ("tokenizer.dropout", "model.network.checkpointing")
+# Settings that the weights depend on, and those among them that may change nevertheless.
+FIXED = ("model.network.", "tokenizer.", "image_tokens.", "data.image_size")
+CHANGEABLE = ("tokenizer.dropout", "model.network.checkpointing")
 
 
-def begin_with(config: DictConfig, source: Path, given: Iterable[str]) -> None:
-    """Gives a new run the network, the tokenizer and the dVAE of a trained or exported one.
+def adopt(config: DictConfig, source: Path, keys: Iterable[str]) -> None:
+    """Sets the network, tokenizer and dVAE of a new run to those of a trained run or model.
 
     Args:
-        config: of the new run, with its interpolations.
-        source: whose weights it begins with; of the same stage.
-        given: keys that the user has set on the command line.
+        config: of the new run, with interpolations. Changed in place.
+        source: run or model of the same stage whose weights the new run starts from.
+        keys: keys and groups set on the command line.
 
     Raises:
-        UserError: one of these would make it another network than the weights are for.
+        UserError: a key on the command line contradicts the weights, or the source names a class
+            that may not be built.
     """
-    given = list(given)
-    saved = runs.load_config(source)
-    size = runs.image_size(source)
-    settings = {"model": {"network": saved.model.network}, "data": {"image_size": size}}
-    if saved.get("tokenizer"):
-        settings["tokenizer"] = saved.tokenizer
-    there = OmegaConf.create(settings)
-    free = {}
-    for key in given:
-        if key == "dvae":
-            raise UserError(f"init={source} brings the dVAE that it draws with: leave dvae=… out")
-        if key in FREE:
-            free[key] = OmegaConf.select(config, key)
-        elif key.startswith(KEPT):
-            wanted = OmegaConf.select(config, key)
-            if wanted != OmegaConf.select(there, key):
-                raise UserError(
-                    f"the weights of init={source} are made for {key}="
-                    f"{OmegaConf.select(there, key)}: leave {key}={wanted} out"
-                )
-    chosen = config.choices.get("model")
-    if "model" in given and chosen != saved.choices.get("model"):
-        raise UserError(
-            f"init={source} is a model={saved.choices.get('model')}: leave model={chosen} out"
-        )
+    saved, keys = runs.load_config(source), list(keys)
+    image_size = runs.image_size(source)
+    _check_conflicts(config, source, keys, saved, image_size)
     safe_build.check(saved.model.network, f"tilewright.{saved.stage}", f"model.network in {source}")
+    if saved.get("tokenizer"):
+        safe_build.check(saved.tokenizer, "tilewright.data", f"tokenizer in {source}")
+    changes = {key: OmegaConf.select(config, key) for key in keys if key in CHANGEABLE}
     with open_dict(config):
         config.init = str(source)
         config.model.network = saved.model.network
-        config.data.image_size = size
+        config.data.image_size = image_size
         if saved.get("tokenizer"):
-            safe_build.check(saved.tokenizer, "tilewright.data", f"tokenizer in {source}")
             config.tokenizer = saved.tokenizer
         if saved.stage == "prior":
             config.dvae = str(source / runs.DVAE)
-        for key, value in free.items():
+        for key, value in changes.items():
             OmegaConf.update(config, key, value)
+
+
+def _check_conflicts(
+    config: DictConfig, source: Path, keys: list[str], saved: DictConfig, image_size: int
+) -> None:
+    """Checks that the command line agrees with the weights.
+
+    Raises:
+        UserError: a key contradicts the weights.
+    """
+    trained: dict[str, Any] = {
+        "model": {"network": saved.model.network},
+        "data": {"image_size": image_size},
+    }
+    if saved.get("tokenizer"):
+        trained["tokenizer"] = saved.tokenizer
+    expected = OmegaConf.create(trained)
+    for key in keys:
+        if key == "dvae":
+            raise UserError(f"init={source} has a dVAE of its own: leave dvae=… out")
+        if key.startswith(FIXED) and key not in CHANGEABLE:
+            requested, required = OmegaConf.select(config, key), OmegaConf.select(expected, key)
+            if requested != required:
+                raise UserError(
+                    f"the weights of init={source} need {key}={required}: leave {key}={requested} "
+                    "out"
+                )
+    model = config.choices.get("model")
+    if "model" in keys and model != saved.choices.get("model"):
+        raise UserError(
+            f"the weights of init={source} need model={saved.choices.get('model')}: leave "
+            f"model={model} out"
+        )

@@ -2,21 +2,21 @@
 
 from pathlib import Path
 
-from tilewright.errors import UserError
+from tilewright.errors import UserError, first_line
 
-# All that a model is made of; whatever else lies beside it, pickles say, is not so much as fetched.
+# Files of a model. Others, such as pickles, are not downloaded.
 FILES = ["*.json", "*.safetensors"]
 
 
-def folder_of(model: str | Path, revision: str | None = None) -> Path:
-    """The folder of a model: itself, or a copy of the one that the Hub has by that name.
+def model_folder(model: str | Path, revision: str | None = None) -> Path:
+    """Returns the folder of a model, after downloading it from the Hub if it is not local.
 
     Args:
-        model: a folder, or `someone/name`.
-        revision: of the Hub's: a branch, a tag or a commit.
+        model: a folder, or `someone/name` on the Hub.
+        revision: branch, tag or commit on the Hub.
 
     Raises:
-        UserError: there is neither.
+        UserError: neither exists.
     """
     if Path(model).is_dir():
         return Path(model)
@@ -24,9 +24,7 @@ def folder_of(model: str | Path, revision: str | None = None) -> Path:
 
     try:
         return Path(snapshot_download(str(model), revision=revision, allow_patterns=FILES))
-    except Exception as error:  # of the Hub, of its cache and of HTTP, many classes
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+    except Exception as error:  # the Hub, its cache and HTTP raise errors of many classes
         raise UserError(
-            f"there is no folder {model}, and no model of that name can be had from the Hub: "
-            f"{reason}"
-        ) from None  # in a notebook, HTTP's own account is a hundred lines
+            f"{model} is not a folder, and cannot be downloaded from the Hub: {first_line(error)}"
+        ) from None  # the traceback of HTTP is a hundred lines in a notebook

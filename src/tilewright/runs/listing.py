@@ -1,4 +1,4 @@
-"""What the runs of a folder are and have reached, read from their files alone."""
+"""Table of the runs of a folder, read from their files."""
 
 import csv
 import json
@@ -15,24 +15,26 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from tilewright import runs
+from tilewright import program, runs
 from tilewright.errors import UserError
 from tilewright.runs import environment
 
 ABSENT = "-"
+PIPE_WIDTH = 160  # columns of a table in a file or a pipe
 
 
 @dataclass(frozen=True)
 class Record:
-    """A run as its files tell it.
+    """Content of a run's files.
 
     Args:
-        path: its folder; name: `stage/name`.
-        config: its resolved configuration.
-        rows: of its metrics.csv.
-        results: of its evaluations, each a record of a results.json with `evaluation`, its name.
-        made: the entries of its environment.json, the oldest first.
-        written: when its figures or checkpoints last changed, in seconds since the epoch.
+        path: the run's folder.
+        name: `stage/name`.
+        config: the resolved configuration.
+        rows: of metrics.csv, as text.
+        results: rows of all results.json files, each with the name of its `evaluation`.
+        environments: entries of environment.json, the oldest first.
+        modified: time of the last change of metrics or checkpoints, in seconds since the epoch.
     """
 
     path: Path
@@ -40,124 +42,144 @@ class Record:
     config: DictConfig
     rows: list[dict[str, str]]
     results: list[dict[str, Any]]
-    made: list[dict[str, Any]]
-    written: float
+    environments: list[dict[str, Any]]
+    modified: float
 
     @property
     def stage(self) -> str:
+        """Stage of the run: dvae, prior or ranker."""
         return self.config.stage
 
     @property
     def data(self) -> str:
+        """Name of the data set."""
         return str(OmegaConf.select(self.config, "choices.data", default=ABSENT))
 
     @property
     def steps(self) -> int:
-        """Updates that are on record."""
+        """Number of updates in metrics.csv."""
         return max((int(row["step"]) + 1 for row in self.rows if row.get("step")), default=0)
 
     @property
     def commit(self) -> str:
-        """Of the code that last trained it, seven digits, with a + where that was changed."""
-        if not self.made or not self.made[-1].get("commit"):
+        """First 7 digits of the last commit that trained the run, with "+" for changed code."""
+        if not self.environments or not self.environments[-1].get("commit"):
             return ABSENT
-        return self.made[-1]["commit"][:7] + ("+" if self.made[-1].get("dirty") else "")
+        last = self.environments[-1]
+        return last["commit"][:7] + ("+" if last.get("dirty") else "")
 
     @property
     def monitor(self) -> str:
-        """The figure that the best checkpoint has the best of."""
+        """Name of the metric that selects the best checkpoint."""
         return str(OmegaConf.select(self.config, "monitor", default="validation/loss"))
 
     @property
     def lower_is_better(self) -> bool:
+        """True if the best checkpoint has the lowest value of `monitor`."""
         return OmegaConf.select(self.config, "callbacks.best.mode", default="min") != "max"
 
     def best(self) -> dict[str, str] | None:
-        """The row of metrics.csv with the best monitored figure; None before the first one."""
-        rows = [row for row in self.rows if math.isfinite(figure(row, self.monitor))]
+        """Returns the row of metrics.csv with the best monitored value, None without any."""
+        rows = [row for row in self.rows if math.isfinite(metric(row, self.monitor))]
         pick = min if self.lower_is_better else max
-        return pick(rows, key=lambda row: figure(row, self.monitor), default=None)
+        return pick(rows, key=lambda row: metric(row, self.monitor), default=None)
 
 
-def figure(row: dict[str, str], name: str) -> float:
-    """A figure of a row of metrics.csv; not a number where the row has none."""
+def metric(row: dict[str, str], name: str) -> float:
+    """Returns a metric of a row of metrics.csv, NaN if the row does not have it."""
     return float(row.get(name) or "nan")
 
 
 def read(run: Path) -> Record:
-    """A run's record.
+    """Reads a run's files.
 
     Raises:
-        UserError: the folder is no run, or its configuration cannot be read.
+        UserError: the folder is not a run, or its configuration cannot be read.
     """
     config = runs.load_config(run)
     run = run.resolve()
+    return Record(
+        path=run,
+        name=f"{config.stage}/{run.name}",
+        config=config,
+        rows=_read_metrics(run),
+        results=_read_results(run),
+        environments=environment.load(run),
+        modified=_modification_time(run),
+    )
+
+
+def _read_metrics(run: Path) -> list[dict[str, str]]:
+    if not (run / "metrics.csv").is_file():
+        return []
+    with (run / "metrics.csv").open() as table:
+        return list(csv.DictReader(table))
+
+
+def _read_results(run: Path) -> list[dict[str, Any]]:
     results = []
     for file in sorted(run.glob("eval/*/results.json")):
         results += [{**row, "evaluation": file.parent.name} for row in json.loads(file.read_text())]
-    rows = []
-    if (run / "metrics.csv").is_file():
-        with (run / "metrics.csv").open() as table:
-            rows = list(csv.DictReader(table))
-    signs = [
-        run / runs.CONFIG,
-        run / runs.MODEL,
-        run / "metrics.csv",
-        *(run / "checkpoints").glob("*.ckpt"),
-    ]
-    written = max(file.stat().st_mtime for file in signs if file.is_file())
-    name = f"{config.stage}/{run.name}"
-    return Record(run, name, config, rows, results, environment.load(run), written)
+    return results
+
+
+def _modification_time(run: Path) -> float:
+    names = (runs.CONFIG, runs.MODEL_CONFIG, "metrics.csv")
+    candidates = [*(run / name for name in names), *(run / "checkpoints").glob("*.ckpt")]
+    return max(file.stat().st_mtime for file in candidates if file.is_file())
 
 
 def records(logs: Path, stage: str | None = None, data: str | None = None) -> list[Record]:
-    """All runs of a folder, those that were written to last first.
+    """Returns the runs of a folder, the last modified first.
 
     Args:
-        stage, data: only those of this stage, on this data set.
+        logs: the folder of all runs.
+        stage: None for all stages.
+        data: name of a data set; None for all.
     """
-    found = []
+    selected = []
     for folder in sorted(logs.glob(f"{stage or '*'}/*/")):
         if folder.name != runs.LATEST and (folder / runs.CONFIG).is_file():
             record = read(folder)
             if data in {None, record.data}:
-                found.append(record)
-    return sorted(found, key=lambda record: record.written, reverse=True)
+                selected.append(record)
+    return sorted(selected, key=lambda record: record.modified, reverse=True)
 
 
-def find(logs: Path, wanted: str, stage: str | None = None) -> Record:
-    """The run of a path or a name, with or without its stage before it.
+def find(logs: Path, name: str, stage: str | None = None) -> Record:
+    """Returns the run with a path, a name, or `stage/name`.
 
     Raises:
-        UserError: there is none, or there are several of that name.
+        UserError: no run, or more than one, has that name.
     """
     stages = [stage] if stage else sorted(path.name for path in logs.glob("*/"))
-    places = [Path(wanted), logs / wanted, *(logs / name / wanted for name in stages)]
-    found = list(dict.fromkeys(p.resolve() for p in places if (p / runs.CONFIG).is_file()))
-    if not found:
-        raise UserError(f"there is no run {wanted} in {logs}: `python src/runs.py` lists them")
-    if len(found) > 1:
-        names = ", ".join(f"{path.parent.name}/{path.name}" for path in found)
-        raise UserError(f"{wanted} is the name of several runs: say which, {names}")
-    return read(found[0])
+    places = [Path(name), logs / name, *(logs / folder / name for folder in stages)]
+    matches = list(dict.fromkeys(p.resolve() for p in places if (p / runs.CONFIG).is_file()))
+    if not matches:
+        raise UserError(
+            f"there is no run {name} in {logs}: `{program.invocation('runs')}` lists them"
+        )
+    if len(matches) > 1:
+        names = ", ".join(f"{path.parent.name}/{path.name}" for path in matches)
+        raise UserError(f"{name} is the name of several runs: use one of {names}")
+    return read(matches[0])
 
 
 def evaluations(record: Record) -> list[str]:
-    """A line for each evaluation, of the validation split where it has one.
+    """Returns a line for each evaluation, on the validation split if it has one.
 
-    Several values of one figure, as of kinds of captions, are given as from the least to the most.
+    Several values of one metric, as for kinds of captions, become a range.
     """
     by_evaluation: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for name in dict.fromkeys(row["evaluation"] for row in record.results):
         rows = [row for row in record.results if row["evaluation"] == name]
-        seen = [row for row in rows if row["split"] == "validation"]
-        for row in seen or rows:
+        validation = [row for row in rows if row["split"] == "validation"]
+        for row in validation or rows:
             by_evaluation[name][row["metric"]].append(float(row["value"]))
     lines = []
-    for name, values in by_evaluation.items():
-        figures = [f"{metric} {_range(found)}" for metric, found in values.items()]
-        named = any(metric == name for metric in values)
-        lines.append(("" if named else f"{name}: ") + ", ".join(figures))
+    for name, metrics in by_evaluation.items():
+        text = ", ".join(f"{metric} {_range(values)}" for metric, values in metrics.items())
+        lines.append(text if name in metrics else f"{name}: {text}")
     return lines
 
 
@@ -167,7 +189,7 @@ def _range(values: list[float]) -> str:
 
 
 def age(seconds: float) -> str:
-    """A duration in its largest unit: 5 min, 3 h, 12 d."""
+    """Returns a duration in its largest unit: 5 min, 3 h, 12 d."""
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length:
             return f"{int(seconds // length)} {unit}"
@@ -175,31 +197,40 @@ def age(seconds: float) -> str:
 
 
 def console() -> Console:
-    """Where tables are printed; into a file or a pipe they are wide enough not to be broken."""
-    plain = Console()
-    return plain if plain.is_terminal or "COLUMNS" in os.environ else Console(width=160)
+    """Returns the console for tables. In a file or a pipe it is wide, so that no row breaks."""
+    default = Console()
+    if default.is_terminal or "COLUMNS" in os.environ:
+        return default
+    return Console(width=PIPE_WIDTH)
 
 
-def show(found: list[Record]) -> None:
-    """Prints the table of runs."""
+def print_table(selected: list[Record]) -> None:
+    """Prints a table of runs."""
     table = Table(box=box.SIMPLE_HEAD)
-    for column in ("run", "data", "steps", "figures", "age", "commit"):
+    for column in ("run", "data", "steps", "metrics", "age", "commit"):
         justify: Any = "right" if column in {"steps", "age"} else "left"
-        wraps = column in {"run", "figures"}
+        wraps = column in {"run", "metrics"}
         table.add_column(column, justify=justify, overflow="fold", no_wrap=not wraps)
-    for record in found:
-        best = record.best()
-        figures = evaluations(record)
-        if best is not None:
-            value = f"{figure(best, record.monitor):.4g}"
-            figures.insert(0, f"{record.monitor} {value} at {int(best['step']) + 1}")
-        most = OmegaConf.select(record.config, "trainer.max_steps")
+    for record in selected:
         table.add_row(
             record.name,
             record.data,
-            str(record.steps) if record.steps == most else f"{record.steps}/{most}",
-            "\n".join(figures) or ABSENT,
-            age(time.time() - record.written),
+            _progress(record),
+            "\n".join([*_best_value(record), *evaluations(record)]) or ABSENT,
+            age(time.time() - record.modified),
             record.commit,
         )
     console().print(table)
+
+
+def _progress(record: Record) -> str:
+    max_steps = OmegaConf.select(record.config, "trainer.max_steps")
+    return str(record.steps) if record.steps == max_steps else f"{record.steps}/{max_steps}"
+
+
+def _best_value(record: Record) -> list[str]:
+    best = record.best()
+    if best is None:
+        return []
+    value = metric(best, record.monitor)
+    return [f"{record.monitor} {value:.4g} at {int(best['step']) + 1}"]

@@ -1,12 +1,10 @@
-"""What may be built of a saved configuration, which a stranger may have written.
+"""Builds saved settings, which a stranger may have written, without running a stranger's code.
 
-Hydra's `instantiate` calls whatever a `_target_` names, `os.system` as well, so that to load a run
-or a shared model from elsewhere would be to run its code. Here a target has to be a class that is
-defined in the one package of this project whose things are wanted: their constructors keep what
-they are given, and do no more.
+Hydra's `instantiate` calls whatever a `_target_` names, even `os.system`. To load a run or a shared
+model would then be to run its code. Here, a `_target_` must be a class that one package of this
+project defines. The constructors of these classes only store their arguments.
 
-A user's own networks and data sources outside this project are let in by the name of their
-package: `TILEWRIGHT_TRUST=mypackage`.
+`TILEWRIGHT_TRUST=mypackage` also allows the classes of a user's own package.
 """
 
 import importlib
@@ -22,15 +20,15 @@ TRUST = "TILEWRIGHT_TRUST"  # packages, separated by commas
 
 
 def build(settings: Any, package: str, where: str) -> Any:
-    """An object from its settings, as Hydra's `instantiate` makes it, if they are harmless.
+    """Builds an object as Hydra's `instantiate` does, if `check` accepts its settings.
 
     Args:
-        settings: a mapping with a `_target_`, and with others inside.
-        package: where every class has to be defined, such as `tilewright.prior`.
-        where: what the settings are, for messages.
+        settings: a mapping with a `_target_`, and possibly nested ones.
+        package: the package that must define every class, such as `tilewright.prior`.
+        where: name of the settings, for messages.
 
     Raises:
-        UserError: `check` refuses them, or the class does.
+        UserError: `check` rejects the settings, or the class does.
     """
     from hydra.errors import HydraException
     from hydra.utils import instantiate
@@ -46,58 +44,68 @@ def build(settings: Any, package: str, where: str) -> Any:
 
 
 def check(settings: Any, package: str, where: str) -> dict[str, Any]:
-    """The settings as plain values, if nothing but classes of a package can come of them.
+    """Returns the settings as plain values, if they only name classes of a package.
 
     Raises:
-        UserError: a target is none, a key is unknown to its class, or a value is no plain one.
+        UserError: a target is missing or not allowed, its class does not accept a key, or a value
+            is an interpolation.
     """
     plain: Any = OmegaConf.to_container(settings) if OmegaConf.is_config(settings) else settings
     if not isinstance(plain, dict) or "_target_" not in plain:
-        raise UserError(f"{where} has no _target_, the class that it is to be")
-    _check(plain, package, where)
+        raise UserError(f"{where} has no _target_: name the class to build")
+    _check_value(plain, package, where)
     return plain
 
 
-def _check(value: Any, package: str, where: str) -> None:
+def _check_value(value: Any, package: str, where: str) -> None:
     if isinstance(value, str) and "${" in value:
-        raise UserError(f"{where} is {value!r}: a saved setting is a plain value")
+        raise UserError(f"{where} is {value!r}: saved settings must be plain values")
     if isinstance(value, list):
-        for number, item in enumerate(value):
-            _check(item, package, f"{where}.{number}")
+        for index, item in enumerate(value):
+            _check_value(item, package, f"{where}.{index}")
     if not isinstance(value, dict):
         return
     if "_target_" in value:
-        kind = _class(value["_target_"], package, where)
-        parameters = inspect.signature(kind).parameters.values()
-        known = {"_target_", "_convert_", *(parameter.name for parameter in parameters)}
-        unknown = value.keys() - known
-        if unknown and not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
-            raise UserError(f"{where} has {min(unknown)}, which {kind.__name__} does not know")
+        _check_keys(value, _find_class(value["_target_"], package, where), where)
     for key, item in value.items():
-        _check(item, package, f"{where}.{key}")
+        _check_value(item, package, f"{where}.{key}")
 
 
-def _class(target: Any, package: str, where: str) -> type:
-    """The class of this name, if it is defined in the package, or in one that the user trusts."""
-    trusted = [package, *filter(None, os.environ.get(TRUST, "").split(","))]
+def _check_keys(settings: dict[str, Any], kind: type, where: str) -> None:
+    parameters = inspect.signature(kind).parameters.values()
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    known = {"_target_", "_convert_", *(parameter.name for parameter in parameters)}
+    unknown = settings.keys() - known
+    if unknown:
+        raise UserError(
+            f"{where} has {min(unknown)}, which is not an argument of {kind.__name__}: remove it"
+        )
 
-    def is_within(name: str) -> bool:
-        return any(name == home or name.startswith(f"{home}.") for home in trusted)
+
+def _find_class(target: Any, package: str, where: str) -> type:
+    """Returns the class that a target names, if an allowed package defines it.
+
+    Nothing outside the allowed packages is imported.
+    """
+    allowed = [package, *filter(None, os.environ.get(TRUST, "").split(","))]
+
+    def is_allowed(module: str) -> bool:
+        return any(module == name or module.startswith(f"{name}.") for name in allowed)
 
     module, _, name = str(target).rpartition(".")
-    found = None
-    if is_within(module):  # nothing else is so much as imported
+    kind = None
+    if is_allowed(module):
         try:
-            found = getattr(importlib.import_module(module), name, None)
+            kind = getattr(importlib.import_module(module), name, None)
         except ModuleNotFoundError as error:
-            if error.name and not is_within(error.name):
+            if error.name and not is_allowed(error.name):
                 raise UserError(
                     f"{where} needs a package that is not installed: pip install {error.name}"
                 ) from error
-    if not isinstance(found, type) or not is_within(found.__module__):
+    if not isinstance(kind, type) or not is_allowed(kind.__module__):
         raise UserError(
-            f"{where} is to be {target!r}, which is no class of {package} and is not built: a "
-            f"stranger's could run any code. If it is your own, {TRUST}={module or target} lets it "
-            "in"
+            f"{where} has _target_={target!r}, which is not a class of {package} and could run any "
+            f"code: set {TRUST}={module or target} if you trust it"
         )
-    return found
+    return kind

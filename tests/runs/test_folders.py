@@ -1,4 +1,4 @@
-"""Where runs live, how they are found, and what a broken one says."""
+"""Folders of runs and models: creating, finding and loading them, and broken ones."""
 
 import os
 
@@ -12,7 +12,7 @@ from tilewright.errors import UserError
 
 @pytest.fixture(autouse=True)
 def trusted(monkeypatch):
-    """The networks of these runs are torch's own."""
+    """Trusts torch, whose classes are the networks of these runs."""
     monkeypatch.setenv("TILEWRIGHT_TRUST", "torch")
 
 
@@ -44,14 +44,14 @@ def message(caught):
     return str(caught.value)
 
 
-def test_created_run_has_its_resolved_config(tmp_path):
+def test_created_run_has_its_resolved_configuration(tmp_path):
     run = tmp_path / "dvae" / "a"
     runs.create(run, config(side=4, twice="${side}"))
     assert runs.load_config(run).twice == 4
     assert "${" not in (run / "config.yaml").read_text()
 
 
-def test_latest_leads_to_the_newest(tmp_path):
+def test_latest_points_to_the_last_created_run(tmp_path):
     for name in ("b", "a", "c"):
         runs.create(tmp_path / "dvae" / name, config())
         assert (tmp_path / "dvae" / "latest").resolve() == (tmp_path / "dvae" / name).resolve()
@@ -60,7 +60,7 @@ def test_latest_leads_to_the_newest(tmp_path):
     assert (moved / "latest" / "config.yaml").is_file()  # the link is relative
 
 
-def test_newest_is_by_checkpoint_and_needs_one(tmp_path):
+def test_newest_run_has_the_newest_checkpoint(tmp_path):
     old = trained(tmp_path, "z", at=100)
     new = trained(tmp_path, "a", at=200, data="emoji")
     runs.create(tmp_path / "dvae" / "untrained", config())
@@ -77,7 +77,7 @@ def test_find_by_path(tmp_path):
     assert runs.find(tmp_path, "dvae", str(tmp_path / "dvae" / "latest")) == run.resolve()
 
 
-def test_nothing_found_says_how_to_make_one(tmp_path):
+def test_message_has_the_command_that_trains_a_missing_run(tmp_path):
     with pytest.raises(UserError) as caught:
         runs.find(tmp_path, "dvae")
     assert "python src/train.py stage=dvae`" in message(caught)
@@ -87,21 +87,21 @@ def test_nothing_found_says_how_to_make_one(tmp_path):
     assert "python src/train.py stage=dvae data=emoji" in message(caught)
 
 
-def test_wrong_paths_are_named(tmp_path):
+def test_wrong_path_is_named(tmp_path):
     with pytest.raises(UserError, match="there is no run nowhere"):
         runs.find(tmp_path, "dvae", "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"empty is no run: it has no config.yaml"):
+    with pytest.raises(UserError, match=r"empty is not a run: it has neither config\.yaml"):
         runs.find(tmp_path, "dvae", str(tmp_path / "empty"))
     runs.create(tmp_path / "dvae" / "a", config())
     with pytest.raises(UserError, match="a has no checkpoint yet"):
         runs.find(tmp_path, "dvae", str(tmp_path / "dvae" / "a"))
     prior = trained(tmp_path, "p", stage="prior")
-    with pytest.raises(UserError, match="stage=prior, and one of stage=dvae"):
+    with pytest.raises(UserError, match="a run of stage=prior: name one of stage=dvae"):
         runs.find(tmp_path, "dvae", str(prior))
 
 
-def test_checkpoint_falls_back_on_the_other(tmp_path):
+def test_checkpoint_falls_back_to_the_other_kind(tmp_path):
     both, best, last = (
         trained(tmp_path, str(number), kinds=kinds)
         for number, kinds in enumerate([("best", "last"), ("best",), ("last",)])
@@ -121,7 +121,7 @@ def test_loaded_network_is_frozen(tmp_path):
     assert not any(parameter.requires_grad for parameter in network.parameters())
 
 
-def test_no_checkpoint_is_one_line(tmp_path):
+def test_missing_checkpoint_is_one_line(tmp_path):
     runs.create(tmp_path / "a", config())
     with pytest.raises(UserError, match="no checkpoint") as caught:
         runs.load_network(tmp_path / "a")
@@ -151,37 +151,37 @@ def test_checkpoint_that_runs_code_is_refused(tmp_path):
 def test_checkpoint_of_another_network_is_one_line(tmp_path, state):
     run = trained(tmp_path, "a")
     torch.save({"state_dict": state}, run / "checkpoints" / "best.ckpt")
-    with pytest.raises(UserError, match="does not fit the network") as caught:
+    with pytest.raises(UserError, match="do not fit the network") as caught:
         runs.load_network(run)
     message(caught)
 
 
-def test_kept_dvae_is_all_that_a_prior_needs(tmp_path):
+def test_copied_dvae_is_a_model_without_training_state(tmp_path):
     dvae, prior = trained(tmp_path, "a"), trained(tmp_path, "p", stage="prior")
-    runs.keep_dvae(prior, dvae)
-    kept = runs.load_network(prior / runs.DVAE)
-    assert torch.equal(kept.weight, runs.load_network(dvae).weight)
+    runs.copy_dvae(prior, dvae)
+    copy = runs.load_network(prior / runs.DVAE)
+    assert torch.equal(copy.weight, runs.load_network(dvae).weight)
     files = {path.name for path in (prior / runs.DVAE).iterdir()}
-    assert files == {"config.json", "model.safetensors"}  # no optimizer travels along
-    assert runs.steps(prior / runs.DVAE) == 3
+    assert files == {"config.json", "model.safetensors"}
+    assert runs.trained_steps(prior / runs.DVAE) == 3
 
 
 def test_broken_weights_are_one_line(tmp_path):
     dvae, prior = trained(tmp_path, "a"), trained(tmp_path, "p", stage="prior")
-    runs.keep_dvae(prior, dvae)
+    runs.copy_dvae(prior, dvae)
     (prior / runs.DVAE / runs.WEIGHTS).write_bytes(b"no weights")
     with pytest.raises(UserError, match=r"model\.safetensors cannot be read") as caught:
         runs.load_network(prior / runs.DVAE)
     message(caught)
 
 
-def test_a_folder_with_weights_alone_is_found_by_its_path(tmp_path):
+def test_model_is_found_by_its_path(tmp_path):
     dvae, prior = trained(tmp_path, "a"), trained(tmp_path, "p", stage="prior")
-    runs.keep_dvae(prior, dvae)
+    runs.copy_dvae(prior, dvae)
     assert runs.find(tmp_path, "dvae", str(prior / runs.DVAE)) == (prior / runs.DVAE).resolve()
 
 
-def test_moved_run_writes_where_it_is(tmp_path):
+def test_relocated_configuration_points_into_the_copy(tmp_path):
     saved = OmegaConf.create(
         {
             "run": "logs/prior/a",
@@ -190,7 +190,7 @@ def test_moved_run_writes_where_it_is(tmp_path):
             "data": {"run": "logs/dvae/d", "side": 3, "none": None},
         }
     )
-    config = runs.moved(saved, tmp_path)
+    config = runs.relocate(saved, tmp_path)
     assert config.run == str(tmp_path)
     assert config.dvae == config.data.run == str(tmp_path / "dvae")
     assert config.callbacks[0].dirpath == str(tmp_path / "checkpoints")
@@ -198,7 +198,7 @@ def test_moved_run_writes_where_it_is(tmp_path):
     assert (config.data.side, config.data.none) == (3, None)
 
 
-def test_a_run_that_has_made_all_its_steps_says_so(tmp_path):
+def test_finished_run_is_refused(tmp_path):
     file = tmp_path / "run" / "checkpoints" / "last.ckpt"
     file.parent.mkdir(parents=True)
     torch.save({"global_step": 6}, file)
@@ -206,16 +206,16 @@ def test_a_run_that_has_made_all_its_steps_says_so(tmp_path):
     runs.check_unfinished(file, -1)
     with pytest.raises(UserError) as caught:
         runs.check_unfinished(file, 6)
-    assert "has made all its 6 steps" in message(caught)
+    assert "has made all its 6 updates" in message(caught)
 
 
-def test_a_checkpoint_that_is_cut_short_offers_the_one_before(tmp_path):
+def test_truncated_checkpoint_offers_another_one(tmp_path):
     trained(tmp_path, "a")
     last, best = (tmp_path / "dvae" / "a" / "checkpoints" / f"{n}.ckpt" for n in ("last", "best"))
     last.write_bytes(last.read_bytes()[:100])
     with pytest.raises(UserError) as caught:
         runs.check_unfinished(last, 7)
-    assert "cut short" in message(caught)
+    assert "truncated" in message(caught)
     assert f"resume={best}" in message(caught)
     best.unlink()
     with pytest.raises(UserError) as caught:
@@ -223,12 +223,31 @@ def test_a_checkpoint_that_is_cut_short_offers_the_one_before(tmp_path):
     assert "resume=" not in message(caught)
 
 
-def test_a_run_is_resumed_from_its_last_checkpoint_or_from_the_one_that_is_named(tmp_path):
+def test_run_is_resumed_from_its_last_checkpoint_or_a_named_one(tmp_path):
     trained(tmp_path, "a")
     run = tmp_path / "dvae" / "a"
     last, best = (run / "checkpoints" / f"{name}.ckpt" for name in ("last", "best"))
-    assert runs.to_resume(tmp_path, "dvae") == (run, last)
-    assert runs.to_resume(tmp_path, "dvae", str(run)) == (run, last)
-    assert runs.to_resume(tmp_path, "dvae", str(best)) == (run, best)
+    assert runs.find_resumable(tmp_path, "dvae") == (run, last)
+    assert runs.find_resumable(tmp_path, "dvae", str(run)) == (run, last)
+    assert runs.find_resumable(tmp_path, "dvae", str(best)) == (run, best)
     with pytest.raises(UserError, match=r"no checkpoint .*other\.ckpt"):
-        runs.to_resume(tmp_path, "dvae", str(run / "checkpoints" / "other.ckpt"))
+        runs.find_resumable(tmp_path, "dvae", str(run / "checkpoints" / "other.ckpt"))
+
+
+@pytest.mark.parametrize("file", ["config.yaml", "config.json"])
+def test_run_of_version_0_1_is_refused_in_one_line(tmp_path, file):
+    target = "tilewright.prior.transformer.Transformer"
+    saved = {"stage": "prior", "model": {"network": {"_target_": target}}}
+    OmegaConf.save(saved, tmp_path / file)
+    with pytest.raises(UserError) as caught:
+        runs.load_network(tmp_path)
+    assert message(caught) == (
+        f"{tmp_path / file} was saved by Tilewright 0.1, whose runs this version does not read: "
+        "train it again"
+    )
+
+
+def test_run_of_a_later_format_is_refused(tmp_path):
+    OmegaConf.save({"stage": "dvae", "format": 99}, tmp_path / "config.yaml")
+    with pytest.raises(UserError, match="has format 99, and this version reads format 2"):
+        runs.load_config(tmp_path)

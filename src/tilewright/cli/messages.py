@@ -1,0 +1,112 @@
+"""User errors as one line on stderr, with exit status 1 and no traceback."""
+
+import contextlib
+import errno
+import re
+import sys
+from collections.abc import Iterator
+
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf.errors import OmegaConfBaseException
+
+from tilewright import program
+from tilewright.errors import UserError
+
+# errno values that mean the destination is not writable.
+NOT_WRITABLE = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR,
+}  # fmt: skip
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Ends the program with one line if the block fails by a mistake that the user can fix.
+
+    Any `debug=` setting on the command line keeps the traceback instead. Other errors pass.
+    """
+    try:
+        yield
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        if _is_debugging():
+            raise
+        sys.exit(f"error: {program.with_own_invocations(one_line(error))}")
+    except BrokenPipeError:
+        program.discard_stdout()
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in NOT_WRITABLE or _is_debugging():
+            raise
+        sys.exit(
+            f"error: {error.filename or 'a file'} cannot be written ({error.strerror}): free space "
+            "there, or set paths.logs and paths.data; resume=true continues a training"
+        )
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _is_debugging() -> bool:
+    return any(word.startswith("debug=") for word in sys.argv)
+
+
+def one_line(error: BaseException) -> str:
+    """Returns the message of a user error on one line.
+
+    Hydra and OmegaConf wrap the error of a constructor. The constructor's message is the useful
+    one, so it is unwrapped.
+    """
+    if isinstance(error, UserError):
+        # A dataloader worker puts its traceback in front of the message.
+        return _join(str(error).rpartition("UserError: ")[2])
+    for explain in (_unreadable_override, _constructor_error, _swept_group):
+        message = explain(error)
+        if message is not None:
+            return message
+    hints = r"Config search path:.*|Set the environment variable.*"
+    return _join(re.sub(hints, "", str(error), flags=re.S))
+
+
+def _join(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _unreadable_override(error: BaseException) -> str | None:
+    """Explains an override with characters that belong to Hydra's grammar, such as braces."""
+    if not isinstance(error, OverrideParseException) or "=" not in error.override:
+        return None
+    key, _, value = error.override.partition("=")
+    return (
+        f"{error.override} cannot be parsed: quote a value with characters such as {{ }} ( ) : "
+        f"twice, for the shell and for Hydra, \"{key}='{value}'\""
+    )
+
+
+def _constructor_error(error: BaseException) -> str | None:
+    """Explains a setting whose class cannot be imported or refuses its arguments."""
+    key = re.search(r"full_key: (\S+)", str(error))
+    package = _missing_package(error)
+    if key and package:
+        return f"{key[1]} needs a package that is not installed: pip install {package}"
+    if key and error.__cause__ is not None:
+        return f"{key[1]}: {one_line(error.__cause__)}"
+    if isinstance(error.__cause__, UserError):
+        return one_line(error.__cause__)
+    return None
+
+
+def _missing_package(error: BaseException | None) -> str | None:
+    """Returns the package that failed to import, if such an error is among the causes."""
+    while error is not None and not isinstance(error, ModuleNotFoundError):
+        error = error.__cause__
+    name = error.name if error is not None else None
+    return None if name is None or name.startswith("tilewright") else name
+
+
+def _swept_group(error: BaseException) -> str | None:
+    """Explains GROUP.KEY=value beside GROUP=a,b, where no single option owns the key."""
+    swept = re.match(r"Ambiguous value for argument '(\w+)=", str(error))
+    if swept is None or not any(word.startswith(f"{swept[1]}.") for word in sys.argv):
+        return None
+    return (
+        f"{swept[1]}.KEY=value cannot be combined with several options of {swept[1]}: leave the "
+        "key out, or choose one option"
+    )

@@ -1,0 +1,73 @@
+"""Settings of this command line: chosen options, overrides, names, and missing values."""
+
+from pathlib import Path
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from tilewright import runs
+from tilewright.errors import UserError
+
+# Keys that name a run or a sweep. They do not describe what is trained.
+IDENTITY = {"resume", "run_name", "run", "sweep"}
+
+
+def choices() -> dict[str, str]:
+    """Returns the option chosen in each config group: {"data": "shapes", ...}."""
+    return {
+        group: option
+        for group, option in HydraConfig.get().runtime.choices.items()
+        if option and group not in IDENTITY and not group.startswith(("hydra/", "_"))
+    }
+
+
+def options(group: str) -> list[str]:
+    """Returns all options of a config group, including those of --config-dir."""
+    names = GlobalHydra.instance().config_loader().get_group_options(group)
+    return sorted(name for name in names if not name.startswith("_"))
+
+
+def overrides() -> list[str]:
+    """Returns the `key=value` arguments of this command line, without those that name the run."""
+    arguments = HydraConfig.get().overrides.task
+    return [text for text in arguments if runs.override_key(text) not in IDENTITY]
+
+
+def job_name(name: str) -> str:
+    """Returns the run's name. A job of a sweep has its index appended."""
+    config = HydraConfig.get()
+    is_sweep = config.mode is not None and config.mode.name == "MULTIRUN"
+    return f"{name}_{config.job.num}" if is_sweep else name
+
+
+def check_complete(config: DictConfig) -> None:
+    """Checks that every key has a value and that every interpolation resolves.
+
+    Raises:
+        UserError: a mandatory key has no value.
+    """
+    missing = OmegaConf.missing_keys(config)
+    if missing:
+        key = min(missing)
+        raise UserError(f"{key} has no value: set it on the command line, {key}=…")
+    OmegaConf.to_container(config, resolve=True)
+
+
+def set_ranker_run(config: DictConfig, prior: Path) -> None:
+    """Sets `config.ranker.run` to the ranker of a prior, unless the user has named one.
+
+    The ranker stored with the prior comes first, then the newest one trained on the same data.
+
+    Raises:
+        UserError: no ranker exists, or `ranker=none`.
+    """
+    if config.ranker._target_ is None:
+        raise UserError("ranker=none cannot rank: choose a ranker, or leave best_of out")
+    if "run" not in config.ranker:
+        return
+    path = config.ranker.run
+    if path is None and (prior / runs.RANKER).is_dir():
+        path = str(prior / runs.RANKER)
+    data = runs.load_config(prior).choices.data
+    config.ranker.run = str(runs.find(Path(config.paths.logs), "ranker", path, data=data))

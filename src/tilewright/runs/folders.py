@@ -1,0 +1,203 @@
+"""Folders of runs and models: their files, their configuration, and finding them.
+
+A run is a folder `<logs>/<stage>/<name>/` with `config.yaml` (resolved), `checkpoints/`
+(`last.ckpt` and `best.ckpt`), TensorBoard events, `metrics.csv` and `environment.json`. A prior's
+run also holds `tokenizer.json` and, under `dvae/`, the model of its frozen dVAE. It therefore
+generates images wherever it is copied to.
+
+A model is a run without its training state: `config.json` and `model.safetensors` replace
+`config.yaml` and `checkpoints/`. Either may come from a stranger: nothing in it is unpickled, and
+`safe_build` restricts what its configuration may build.
+
+This module imports nothing heavy: the command line finds runs before it loads torch.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
+
+from tilewright import files, program
+from tilewright.errors import UserError
+
+CONFIG = "config.yaml"
+MODEL_CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+TOKENIZER = "tokenizer.json"
+DVAE = "dvae"
+RANKER = "ranker"
+LATEST = "latest"
+STAGES = ("dvae", "prior", "ranker")
+FORMAT = 2  # of config.yaml and config.json; Tilewright 0.1 wrote no number
+
+
+def create(run: Path, config: DictConfig) -> None:
+    """Creates a run's folder, or updates its configuration, and points `latest` to it."""
+    run.mkdir(parents=True, exist_ok=True)
+    saved = OmegaConf.merge({"format": FORMAT}, config)
+    files.write_atomically(run / CONFIG, OmegaConf.to_yaml(saved, resolve=True))
+    link = run.parent / f".{LATEST}-{os.getpid()}"  # several trainings may start at once
+    link.unlink(missing_ok=True)
+    link.symlink_to(run.name, target_is_directory=True)
+    link.replace(run.parent / LATEST)
+
+
+def load_config(folder: Path) -> DictConfig:
+    """Loads the configuration of a run, or the part of it that a model keeps.
+
+    Raises:
+        UserError: the folder is neither, its configuration is broken, or of another format.
+    """
+    file = folder / (CONFIG if (folder / CONFIG).is_file() else MODEL_CONFIG)
+    if not file.is_file():
+        raise UserError(
+            f"{folder} is not a run: it has neither {CONFIG} nor, as a model, {MODEL_CONFIG}"
+        )
+    try:
+        config = OmegaConf.load(file)  # JSON is YAML
+    except (YAMLError, ValueError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{file} cannot be read: {reason}") from error
+    if not isinstance(config, DictConfig) or config.get("stage") not in STAGES:
+        raise UserError(
+            f"{file} is not a run's configuration: its stage is not one of {', '.join(STAGES)}"
+        )
+    _check_format(config, file)
+    return config
+
+
+def _check_format(config: DictConfig, file: Path) -> None:
+    written = config.get("format")
+    if written is None:
+        raise UserError(
+            f"{file} was saved by Tilewright 0.1, whose runs this version does not read: train it "
+            "again"
+        )
+    if written != FORMAT:
+        raise UserError(
+            f"{file} has format {written}, and this version reads format {FORMAT}: use the version "
+            "of Tilewright that saved it"
+        )
+
+
+def override_key(override: str) -> str:
+    """Returns the key, or the config group, that a command-line override sets."""
+    return override.lstrip("+~").partition("=")[0]
+
+
+def relocate(config: DictConfig, run: Path) -> DictConfig:
+    """Returns a saved configuration with the run's paths changed to where the run is now.
+
+    Resolved paths to the run and to its dVAE occur in many settings. A copied run must not write
+    into the original.
+    """
+    moves = {str(config.run): str(run)}
+    if config.get("dvae"):
+        moves[str(config.dvae)] = str(run / DVAE)
+
+    def follow(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: follow(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [follow(item) for item in value]
+        for old, new in moves.items():
+            if isinstance(value, str) and (value == old or value.startswith(f"{old}/")):
+                return new + value.removeprefix(old)
+        return value
+
+    return OmegaConf.create(follow(OmegaConf.to_container(config)))
+
+
+def checkpoint(run: Path, kind: str = "best") -> Path:
+    """Returns the path of a run's "best" or "last" checkpoint, or of the other if only that exists.
+
+    Raises:
+        UserError: the run has no checkpoint.
+    """
+    folder = run / "checkpoints"
+    for name in (kind, "best", "last"):
+        if (folder / f"{name}.ckpt").is_file():
+            return folder / f"{name}.ckpt"
+    if (run / WEIGHTS).is_file():
+        raise UserError(
+            f"{run} is a model, which cannot be resumed: start a run from its weights with "
+            f"init={run}"
+        )
+    if not (run / CONFIG).is_file():
+        raise UserError(f"{run} is not complete: it has no {WEIGHTS}")
+    raise UserError(f"{run} has no checkpoint yet: wait for its first one, or name another run")
+
+
+def find(logs: Path, stage: str | None, path: str | None = None, data: str | None = None) -> Path:
+    """Returns the run or model at a path, or the newest run of a stage that has a checkpoint.
+
+    Args:
+        logs: the folder of all runs.
+        stage: the stage that the run must have; None accepts any, if a path is given.
+        path: of a run or model; None takes the newest run.
+        data: without a path, only runs trained on this data set.
+
+    Raises:
+        UserError: no such run exists; the message has the command that trains one.
+    """
+    if path is not None:
+        return _find_by_path(logs, stage, Path(path))
+    assert stage is not None
+    for run in _newest_first(logs / stage):
+        if data is None or OmegaConf.select(load_config(run), "choices.data") == data:
+            return run
+    setting = f" data={data}" if data else ""
+    raise UserError(
+        f"no trained {stage} in {logs / stage}/{f' for data={data}' if data else ''}: "
+        f"train one first with `{program.invocation('train')} stage={stage}{setting}`, or give its "
+        "path"
+    )
+
+
+def _find_by_path(logs: Path, stage: str | None, run: Path) -> Path:
+    if not run.is_dir():
+        raise UserError(f"there is no run {run}: name one under {logs / (stage or '')}/")
+    trained = load_config(run).stage
+    if stage not in {None, trained}:
+        raise UserError(f"{run} is a run of stage={trained}: name one of stage={stage}")
+    if not (run / WEIGHTS).is_file():
+        checkpoint(run)  # raises if the run has none
+    return run.resolve()
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    """Returns the runs of a folder that have a checkpoint, sorted by its age."""
+    runs = []
+    for run in folder.glob("*/"):
+        checkpoints = list((run / "checkpoints").glob("*.ckpt"))
+        if run.name != LATEST and checkpoints and (run / CONFIG).is_file():
+            runs.append((max(file.stat().st_mtime for file in checkpoints), run.resolve()))
+    return [run for _, run in sorted(runs, reverse=True)]
+
+
+def find_resumable(logs: Path, stage: str, path: str | None = None) -> tuple[Path, Path]:
+    """Returns the run to resume and the checkpoint to resume from.
+
+    Args:
+        logs: the folder of all runs.
+        stage: of the run.
+        path: of a run or of one of its checkpoints; None takes the newest run.
+
+    Raises:
+        UserError: no such run or checkpoint exists.
+    """
+    if path is None or not path.endswith(".ckpt"):
+        run = find(logs, stage, path)
+        return run, checkpoint(run, "last")
+    file = Path(path).resolve()
+    if not file.is_file():
+        raise UserError(f"there is no checkpoint {path}")
+    return find(logs, stage, str(file.parents[1])), file
+
+
+def image_size(folder: Path) -> int:
+    """Returns the side, in pixels, of the images that a run's network generates or reads."""
+    config = load_config(folder / DVAE if load_config(folder).stage == "prior" else folder)
+    return config.model.network.image_size

@@ -1,0 +1,200 @@
+"""Networks, tokenizers and data of runs and models: loading and saving them."""
+
+import json
+import shutil
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from tilewright import files
+from tilewright.errors import UserError, first_line
+from tilewright.runs import safe_build
+from tilewright.runs.folders import (
+    DVAE,
+    FORMAT,
+    MODEL_CONFIG,
+    TOKENIZER,
+    WEIGHTS,
+    checkpoint,
+    load_config,
+)
+
+
+def load_checkpoint(file: Path) -> dict[str, Any]:
+    """Reads a Lightning checkpoint without running any code that it may hold.
+
+    Raises:
+        UserError: the file is broken or truncated.
+    """
+    from tilewright.distributed import sharded_checkpoint
+
+    try:
+        return sharded_checkpoint.read(file)
+    except Exception as error:  # a broken archive raises errors of many classes
+        raise UserError(
+            f"{file} cannot be read, it may be truncated: {first_line(error)}"
+        ) from error
+
+
+def trained_steps(folder: Path) -> int:
+    """Returns the number of updates behind the weights of `load_weights`, or 0 if unknown."""
+    if (folder / WEIGHTS).is_file():
+        return load_config(folder).get("steps", 0)
+    return load_checkpoint(checkpoint(folder))["global_step"]
+
+
+def check_unfinished(file: Path, max_steps: int) -> None:
+    """Checks that a run can continue from a checkpoint.
+
+    Args:
+        file: the checkpoint.
+        max_steps: number of updates of the whole training; -1 has no end.
+
+    Raises:
+        UserError: the run has made all its updates, or the checkpoint is broken.
+    """
+    try:
+        step = load_checkpoint(file)["global_step"]
+    except UserError as error:
+        raise UserError(f"{error}{_offer_other_checkpoint(file)}") from error
+    if 0 <= max_steps <= step:
+        raise UserError(
+            f"{file.parents[1]} has made all its {step} updates: raise trainer.max_steps to "
+            "continue"
+        )
+
+
+def _offer_other_checkpoint(broken: Path) -> str:
+    """Returns advice to resume from the newest checkpoint that can be read, if one exists."""
+    others = [file for file in broken.parent.glob("*.ckpt") if file != broken]
+    for file in sorted(others, key=lambda file: file.stat().st_mtime, reverse=True):
+        try:
+            step = load_checkpoint(file)["global_step"]
+        except UserError:
+            continue
+        return f"; resume={file} continues after {step} updates"
+    return ""
+
+
+def load_tokenizer(folder: str | Path) -> Any:
+    """Loads the text tokenizer of a run or model.
+
+    Raises:
+        UserError: no run, no tokenizer in it, or not the one that its configuration describes.
+    """
+    folder = Path(folder)
+    settings = load_config(folder).get("tokenizer")
+    tokenizer = safe_build.build(settings, "tilewright.data", f"tokenizer in {folder}")
+    tokenizer.load(folder / TOKENIZER)
+    return tokenizer
+
+
+def load_network(run: str | Path, device: str = "cpu") -> Any:
+    """Loads the network of a run or model with its averaged weights, frozen, in eval mode.
+
+    Raises:
+        UserError: no run, no checkpoint, a broken one, or one of another network.
+    """
+    run = Path(run)
+    config = load_config(run)
+    settings = OmegaConf.select(config, "model.network")
+    package = f"tilewright.{config.stage}"
+    network = safe_build.build(settings, package, f"model.network in {run}")
+    load_into(network, run)
+    return network.to(device).eval().requires_grad_(False)
+
+
+def load_into(network: Any, folder: Path) -> None:
+    """Loads the weights of a run or model into a network, in place.
+
+    Raises:
+        UserError: it has no weights, their file is broken, or they are another network's.
+    """
+    try:
+        network.load_state_dict(load_weights(folder))
+    except RuntimeError as error:
+        _, _, reasons = str(error).partition("\n")  # the first line only names the class
+        raise UserError(
+            f"the weights in {folder} do not fit the network of its configuration: "
+            f"{textwrap.shorten(reasons, 200)}"
+        ) from error
+
+
+def load_weights(folder: Path) -> dict[str, Any]:
+    """Loads a network's weights: a model's, else the averaged ones of a run's best checkpoint.
+
+    Raises:
+        UserError: it has no weights, or their file is broken.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from tilewright.distributed.sharded_checkpoint import joined
+
+    if (folder / WEIGHTS).is_file():
+        try:
+            return load_file(folder / WEIGHTS)
+        except SafetensorError as error:
+            raise UserError(f"{folder / WEIGHTS} cannot be read: {error}") from error
+    state = load_checkpoint(checkpoint(folder))["state_dict"]
+    prefix = "network."
+    network = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    return joined(network)
+
+
+def load_data(settings: DictConfig) -> Any:
+    """Builds the images and captions that a run was trained on, without tokens and augmentation.
+
+    Args:
+        settings: `data` of the run's configuration.
+
+    Raises:
+        UserError: the settings name a class outside `tilewright.data`.
+    """
+    unused = {"tokenizer": None, "image_tokenizer": None, "train_transform": None}
+    plain = {**OmegaConf.to_container(settings, resolve=True), **unused}  # type: ignore[dict-item]
+    return safe_build.build(plain, "tilewright.data", "the run's data")
+
+
+def save_model(folder: Path, run: Path) -> None:
+    """Saves the network of a run as a model: settings, averaged weights, tokenizer."""
+    config = load_config(run)
+    save_network(folder, config, load_weights(run), trained_steps(run))
+    if config.get("tokenizer"):
+        shutil.copyfile(run / TOKENIZER, folder / TOKENIZER)
+
+
+def save_network(folder: Path, config: DictConfig, weights: dict[str, Any], steps: int = 0) -> None:
+    """Saves a model that `load_network` loads: `config.json` and `model.safetensors`.
+
+    Args:
+        folder: of the model.
+        config: of the run. Its paths and its data are not saved.
+        weights: the network's state dict.
+        steps: number of updates that the weights were trained for.
+    """
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    saved: dict[str, Any] = {
+        "format": FORMAT,
+        "stage": config.stage,
+        "choices": config.choices,
+        "steps": steps,
+        "model": {"network": config.model.network},
+    }
+    if config.get("tokenizer"):
+        saved["tokenizer"] = config.tokenizer
+    plain = OmegaConf.to_container(OmegaConf.create(saved), resolve=True)
+    files.write_atomically(folder / MODEL_CONFIG, json.dumps(plain, indent=2) + "\n")
+    contiguous = {name: value.contiguous() for name, value in weights.items()}
+    with files.atomic_file(folder / WEIGHTS) as temporary:
+        save_file(contiguous, temporary, metadata={"format": "pt"})
+        temporary.chmod(0o644)  # safetensors makes the file private
+
+
+def copy_dvae(prior_run: Path, dvae_run: Path) -> None:
+    """Copies the model of a trained dVAE into a prior's run."""
+    save_model(prior_run / DVAE, dvae_run)

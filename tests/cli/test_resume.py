@@ -1,0 +1,111 @@
+"""Configuration of a resumed run: the example in the module's docstring, and its limits."""
+
+import re
+import shlex
+import textwrap
+from contextlib import contextmanager
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+from tilewright.cli import app, resume
+from tilewright.errors import UserError
+
+
+@contextmanager
+def command_line(*arguments):
+    """Composes the configuration of `train.py` as Hydra does, and yields it."""
+    with initialize_config_dir(str(app.CONF), version_base="1.3"):
+        config = compose("train", list(arguments), return_hydra_config=True)
+        HydraConfig.instance().set_config(config)
+        yield config
+
+
+def saved_run(*arguments, **changes):
+    """Returns the configuration that a training with these arguments saves."""
+    with command_line(*arguments) as config:
+        choices = {group: HydraConfig.get().runtime.choices[group] for group in ("data", "model")}
+        choices |= {"stage": config.stage, "trainer": HydraConfig.get().runtime.choices["trainer"]}
+        OmegaConf.set_struct(config, False)
+        del config["hydra"]
+        config.update(run="logs/dvae/a", run_name="a", choices=choices, overrides=list(arguments))
+        config = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+    return OmegaConf.merge(config, changes)
+
+
+def resumed(saved, *arguments):
+    with command_line(*arguments):
+        return resume.resumed_config(saved)
+
+
+def leaves(config):
+    """Returns all leaves of a configuration by their full keys."""
+    plain = OmegaConf.to_container(config, resolve=True)
+    return dict(_leaves(plain))
+
+
+def _leaves(value, key=""):
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _leaves(item, f"{key}.{name}".lstrip("."))
+    else:
+        yield key, value
+
+
+def example():
+    """Returns the two command lines and the two YAML blocks of the module's docstring."""
+    blocks = re.findall(r"(?:^    .*\n)+", resume.__doc__, re.M)
+    first, before, second, after = map(textwrap.dedent, blocks)
+    arguments = [shlex.split(line)[2:] for line in (first, second)]
+    return arguments, [OmegaConf.create(text) for text in (before, after)]
+
+
+def test_example_of_the_docstring():
+    (trained_by, resumed_by), (before, after) = example()
+    saved = saved_run(*trained_by, model=before.model)
+    assert leaves(OmegaConf.masked_copy(saved, list(before))).items() >= leaves(before).items()
+    with command_line(*resumed_by) as config:
+        assert config.model.learning_rate.then.start == 0.004  # as the example says of conf/
+    config = resumed(saved, *resumed_by)
+    assert leaves(config).items() >= leaves(after).items()
+    changed = {key for key, value in leaves(config).items() if leaves(saved)[key] != value}
+    schedules = {key for key in changed if key.startswith("model.")}
+    assert changed - schedules == {"overrides", "trainer.max_steps"}
+    assert all(re.search(r"\.(steps|at)$", key) for key in schedules)
+
+
+def test_settings_of_the_first_command_line_are_kept():
+    saved = saved_run("stage=dvae", "data.batch_size=8", "trainer.max_steps=10")
+    config = resumed(saved, "stage=dvae", "resume=true", "trainer.max_steps=20")
+    assert (config.data.batch_size, config.trainer.max_steps) == (8, 20)
+    assert config.overrides == ["stage=dvae", "data.batch_size=8", "trainer.max_steps=20"]
+
+
+def test_another_trainer_drops_the_hardware_settings_of_the_old_one():
+    hardware = ["trainer.devices=2", "trainer.accelerator=cpu"]
+    saved = saved_run("stage=dvae", "trainer=ddp", *hardware, "trainer.max_steps=10")
+    config = resumed(saved, "stage=dvae", "resume=true", "trainer=cpu")
+    assert config.choices.trainer == "cpu"
+    assert config.trainer.devices != 2
+    assert config.trainer.max_steps == 10
+    assert not any(text in config.overrides for text in hardware)
+
+
+def test_a_removed_key_is_removed_from_the_run():
+    saved = saved_run("stage=dvae")
+    config = resumed(saved, "stage=dvae", "resume=true", "~callbacks.frechet")
+    assert "frechet" in saved.callbacks
+    assert "frechet" not in config.callbacks
+
+
+@pytest.mark.parametrize("override", ["model=dvae_paper", "data=folder"])
+def test_another_option_of_a_group_is_refused(override):
+    saved = saved_run("stage=dvae")
+    extra = ["data.source.path=x"] if override == "data=folder" else []
+    group = override.partition("=")[0]
+    with pytest.raises(
+        UserError, match=f"{override} cannot change .* {group}={saved.choices[group]}"
+    ):
+        resumed(saved, "stage=dvae", "resume=true", override, *extra)
