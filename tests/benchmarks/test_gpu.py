@@ -1,4 +1,4 @@
-"""The benchmark that needs a GPU runs in tiny sizes without one, and is whole when it gets one."""
+"""Dry run of the GPU benchmark: all parts, in tiny sizes on a CPU."""
 
 import json
 import subprocess
@@ -17,7 +17,7 @@ def run(*arguments):
 
 
 @pytest.mark.slow
-def test_every_part_gives_its_figures(tmp_path):
+def test_dry_run_measures_every_part(tmp_path):
     done = run("dry=true", f"out={tmp_path / 'gpu.json'}")
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "gpu.json").read_text())["results"]
