@@ -1,4 +1,4 @@
-"""The released dVAE for use here: `python src/convert.py encoder=… decoder=… out=… trust=true`."""
+"""Converts the dVAE that OpenAI released: `python src/convert.py encoder=… decoder=… out=…`."""
 
 from tilewright.cli.convert import main
 

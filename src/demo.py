@@ -1,4 +1,4 @@
-"""Opens a page to play on: `python src/demo.py`, then http://127.0.0.1:7860 in a browser."""
+"""Serves the playground page: `python src/demo.py`, then open http://127.0.0.1:7860."""
 
 from tilewright.cli.demo import main
 

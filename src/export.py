@@ -1,4 +1,4 @@
-"""Makes a model that travels of a run: `python src/export.py run=… out=…`."""
+"""Turns a run into a model to share: `python src/export.py run=… out=…`."""
 
 from tilewright.cli.export import main
 

@@ -1,4 +1,4 @@
-"""Draws pictures for captions: `python src/generate.py prompt="a large red circle"`."""
+"""Generates images for captions: `python src/generate.py prompt="a large red circle"`."""
 
 from tilewright.cli.generate import main
 

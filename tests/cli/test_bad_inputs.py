@@ -92,9 +92,9 @@ CASES = {
     "unknown filter": ("train", [*DVAE, "filter=nope"], None, ["filter/nope", "paper"]),
     "unknown key": ("train", [*DVAE, "trainer.nope=3"], None, ["trainer.nope"]),
     "key without a value": ("train", [*DVAE, "trainer.max_steps"], None, ["trainer.max_steps"]),
-    "key that must be set": ("train", [*DVAE, "data=folder"], None, ["data.source.path"]),
-    "words for a number": ("train", [*DVAE, "data.batch_size=many"], None, ["data", "many"]),
-    "batch of none": ("train", [*DVAE, "data.batch_size=0"], None, ["data.batch_size=0"]),
+    "mandatory key": ("train", [*DVAE, "data=folder"], None, ["data.source.path"]),
+    "word instead of a number": ("train", [*DVAE, "data.batch_size=many"], None, ["data", "many"]),
+    "batch size 0": ("train", [*DVAE, "data.batch_size=0"], None, ["data.batch_size=0"]),
     "negative workers": ("train", [*DVAE, "data.num_workers=-1"], None, ["num_workers=-1"]),
     "negative crops": ("train", [*DVAE, "data.crops_per_image=-1"], None, ["crops_per_image=-1"]),
     "two kinds of crops": (
@@ -103,102 +103,107 @@ CASES = {
         None,
         ["data.crops_per_image", "augmented_tokens"],
     ),
-    "split of no rows": ("train", [*DVAE, "data.source.train=0"], None, ["data.source.train=0"]),
-    "resume of another model": (
+    "empty split": ("train", [*DVAE, "data.source.train=0"], None, ["data.source.train=0"]),
+    "resume with another model": (
         "train",
         [*DVAE, "resume=true", "model=dvae_paper"],
         None,
         ["model=dvae_small"],
     ),
-    "class that is not there": ("train", [*DVAE, "data.source._target_=a.b"], None, ["source"]),
-    "a name that is taken": ("train", [*DVAE, "run_name=first"], None, ["exists", "resume="]),
+    "missing class": ("train", [*DVAE, "data.source._target_=a.b"], None, ["source"]),
+    "run name that exists": ("train", [*DVAE, "run_name=first"], None, ["exists", "resume="]),
     # data
-    "no folder": ("train", [*FOLDER[:-1], "data.source.path=/no"], None, ["no folder", "/no"]),
+    "missing folder": ("train", [*FOLDER[:-1], "data.source.path=/no"], None, ["no folder", "/no"]),
     "empty folder": ("train", FOLDER, None, ["no images"]),
     "no captions": ("train", FOLDER, lambda h: write_images(h, captions=False), ["no captions"]),
-    "one picture": ("train", FOLDER, lambda h: write_images(h, 1), ["too few"]),
-    "all pictures broken": (
+    "a single image": ("train", FOLDER, lambda h: write_images(h, 1), ["too few"]),
+    "only broken images": (
         "train",
         FOLDER,
         lambda h: write_images(h, content=b"x"),
         ["not an image"],
     ),
-    "metadata that is no JSON": ("train", FOLDER, lambda h: write_metadata(h, "{oh"), ["line 1"]),
-    "metadata without names": (
+    "metadata that is not JSON": ("train", FOLDER, lambda h: write_metadata(h, "{oh"), ["line 1"]),
+    "metadata without file names": (
         "train",
         FOLDER,
         lambda h: write_metadata(h, json.dumps({"caption": "a"})),
         ["file_name"],
     ),
-    "no parquet": ("train", PARQUET, None, ["no parquet file"]),
-    "parquet that is cut": (
+    "missing parquet file": ("train", PARQUET, None, ["no parquet file"]),
+    "truncated parquet file": (
         "train",
         PARQUET,
         lambda h: (write_parquet(h, image=[png()], caption=["a"]), truncate(h.files / "a.parquet")),
         ["could not be read", "a.parquet"],
     ),
-    "no column of captions": (
+    "missing caption column": (
         "train",
         PARQUET,
         lambda h: write_parquet(h, image=[png()], text=["a"]),
         ["caption_column"],
     ),
-    "captions that are numbers": (
+    "numbers as captions": (
         "train",
         PARQUET,
         lambda h: write_parquet(h, image=[png()], caption=[1]),
         ["no text"],
     ),
-    "a data set that is not there": ("train", HUB, None, ["could not be loaded"]),
-    "split that is not there": (
+    "missing data set": ("train", HUB, None, ["could not be loaded"]),
+    "missing split": (
         "train",
         [*HUB, "data.source.split=dev"],
         lambda h: Dataset.from_dict({"image": [png()], "caption": ["a"]}).save_to_disk(h.files),
         ["dev"],
     ),
-    "no tar file": ("train", TAR, None, ["no tar file"]),
-    "tar that is none": (
+    "missing tar file": ("train", TAR, None, ["no tar file"]),
+    "file that is not a tar archive": (
         "train",
         TAR,
         lambda h: (h.files / "a.tar").write_bytes(b"x" * 2000),
         ["a tar file"],
     ),
-    "tar without captions": (
+    "tar archive without captions": (
         "train",
         TAR,
         lambda h: write_tars(h, "1.jpg", "2.jpg"),
         ["caption_keys"],
     ),
-    "fraction of more than all": (
+    "fraction above 1": (
         "train",
         [*FOLDER, "data.source.validation_fraction=2"],
         write_images,
         ["fraction 2"],
     ),
-    "filters that keep nothing": (
+    "filters that remove everything": (
         "train",
         [*FOLDER, "filter=paper", "data.filters.length.min_words=99", "~data.filters.english"],
         write_images,
         ["keep no row", "short caption"],
     ),
     # checkpoints and runs
-    "no dVAE": (
+    "missing dVAE": (
         "train",
         PRIOR,
         lambda h: shutil.rmtree(h.logs / "dvae"),
         ["no trained dvae", "stage=dvae"],
     ),
     "dVAE of another size": ("train", [*PRIOR, "data.image_size=16"], None, ["data.image_size=32"]),
-    "a prior for a dVAE": ("train", [*PRIOR, "dvae={prior}"], None, ["stage=prior", "stage=dvae"]),
-    "resume of nothing": ("train", [*DVAE, "resume=/no"], None, ["no run /no"]),
-    "resume of what has ended": ("train", [*DVAE, "resume=true"], None, ["all its 6 updates"]),
-    "resume from a cut checkpoint": (
+    "prior instead of a dVAE": (
+        "train",
+        [*PRIOR, "dvae={prior}"],
+        None,
+        ["stage=prior", "stage=dvae"],
+    ),
+    "resume a missing run": ("train", [*DVAE, "resume=/no"], None, ["no run /no"]),
+    "resume a finished run": ("train", [*DVAE, "resume=true"], None, ["all its 6 updates"]),
+    "resume from a truncated checkpoint": (
         "train",
         [*DVAE, "resume=true", "trainer.max_steps=2"],
         lambda h: truncate(h.dvae / LAST),
         ["last.ckpt cannot be read", "resume={dvae}/checkpoints/best.ckpt continues after"],
     ),
-    "resume where all checkpoints are cut": (
+    "resume with only truncated checkpoints": (
         "train",
         [*DVAE, "resume=true", "trainer.max_steps=2"],
         lambda h: (truncate(h.dvae / LAST), truncate(h.dvae / BEST)),
@@ -210,7 +215,7 @@ CASES = {
         lambda h: shutil.rmtree(h.dvae / "checkpoints"),
         ["no checkpoint"],
     ),
-    "checkpoint that is cut": (
+    "truncated checkpoint": (
         "generate",
         [RED],
         lambda h: truncate(h.prior / BEST),
@@ -240,19 +245,19 @@ CASES = {
         lambda h: change_config(h.prior / "config.yaml", model__network__dim=64),
         ["do not fit the network"],
     ),
-    "weights that are cut": (
+    "truncated weights": (
         "generate",
         [RED],
         lambda h: truncate(h.prior / "dvae" / "model.safetensors"),
         ["model.safetensors cannot be read"],
     ),
-    "no weights": (
+    "missing weights": (
         "generate",
         [RED],
         lambda h: (h.prior / "dvae" / "model.safetensors").unlink(),
         ["no model.safetensors"],
     ),
-    "tokenizer that is cut": (
+    "truncated tokenizer": (
         "generate",
         [RED],
         lambda h: truncate(h.prior / "tokenizer.json"),
@@ -264,19 +269,19 @@ CASES = {
         lambda h: change_config(h.prior / "config.yaml", tokenizer__vocab_size=256),
         ["tokenizer"],
     ),
-    "configuration that is no YAML": (
+    "configuration that is not YAML": (
         "generate",
         [RED],
         lambda h: (h.prior / "config.yaml").write_text("a: [b"),
         ["config.yaml cannot be read"],
     ),
-    "configuration that is empty": (
+    "empty configuration": (
         "generate",
         [RED],
         lambda h: (h.prior / "config.yaml").write_text(""),
         ["config.yaml is not a run's configuration"],
     ),
-    "configuration of a list": (
+    "configuration that is a list": (
         "generate",
         [RED],
         lambda h: (h.prior / "config.yaml").write_text("- 1"),
@@ -300,86 +305,91 @@ CASES = {
         lambda h: change_config(h.prior / "config.yaml", model__network__stream__image_vocab=9),
         ["do not fit the network"],
     ),
-    "resume of a model": (
+    "resume an exported model": (
         "train",
         [*DVAE, "resume={prior}/dvae"],
         None,
         ["cannot be resumed", "init="],
     ),
     # exporting
-    "exporting without a place": ("export", [], None, ["out has no value"]),
-    "exporting to where something is": ("export", ["out={files}"], None, ["exists"]),
-    "exporting what is not there": ("export", ["out={cache}/m", "run=/no"], None, ["no run /no"]),
-    "exporting with no ranker": (
+    "export without a folder": ("export", [], None, ["out has no value"]),
+    "export to an existing folder": ("export", ["out={files}"], None, ["exists"]),
+    "export a missing run": ("export", ["out={cache}/m", "run=/no"], None, ["no run /no"]),
+    "export without a ranker": (
         "export",
         ["out={cache}/m", "with_ranker=true"],
         remove_rankers,
         ["no trained ranker"],
     ),
-    "a ranker for a dVAE": (
+    "export a dVAE with a ranker": (
         "export",
         ["out={cache}/m", "run={dvae}", "with_ranker=true"],
         None,
         ["stage=dvae"],
     ),
-    # places
-    "runs where a file is": (
+    # folders
+    "logs folder that is a file": (
         "train",
         [*DVAE, *SMALL, "paths.logs={files}/0.txt"],
         write_images,
         ["0.txt", "cannot be written", "paths.logs"],
     ),
-    "data where a file is": (
+    "data folder that is a file": (
         "train",
         [*DVAE, *SMALL, "paths.data={files}/0.txt"],
         write_images,
         ["0.txt", "cannot be written", "paths.data"],
     ),
     # prompts
-    "no prompt": ("generate", [], None, ["prompt= is missing"]),
-    "no pictures": ("generate", [RED, "n=0"], None, ["n=0"]),
-    "no prompts": ("generate", ["prompt=[]"], None, ["prompt=[]", "asks for no image"]),
-    "a number for a prompt": ("generate", ["prompt=7"], None, ["prompt=7 is not a caption"]),
-    "a mapping for a prompt": ("generate", ["prompt={a: 1}"], None, ["is not a caption"]),
-    "best of too few": ("generate", [RED, "n=3", "best_of=2", "ranker=likelihood"], None, ["best"]),
+    "missing prompt": ("generate", [], None, ["prompt= is missing"]),
+    "zero images": ("generate", [RED, "n=0"], None, ["n=0"]),
+    "empty list of prompts": ("generate", ["prompt=[]"], None, ["prompt=[]", "asks for no image"]),
+    "number as a prompt": ("generate", ["prompt=7"], None, ["prompt=7 is not a caption"]),
+    "mapping as a prompt": ("generate", ["prompt={a: 1}"], None, ["is not a caption"]),
+    "best of fewer than n": (
+        "generate",
+        [RED, "n=3", "best_of=2", "ranker=likelihood"],
+        None,
+        ["best"],
+    ),
     "best of without a ranker": ("generate", [RED, "best_of=9"], remove_rankers, ["stage=ranker"]),
-    "picture that is not there": (
+    "missing image prompt": (
         "generate",
         [RED, "image_prompt=/no.png"],
         None,
         ["/no.png"],
     ),
-    "picture that is none": (
+    "image prompt that is not an image": (
         "generate",
         [RED, "image_prompt={files}/0.png"],
         lambda h: write_images(h, 1, b"x"),
         ["0.png"],
     ),
-    "more rows than there are": (
+    "too many rows of an image prompt": (
         "generate",
         [RED, "image_prompt={files}/0.png", "rows=99"],
         write_images,
         ["rows"],
     ),
-    "temperature below zero": ("generate", [RED, "temperature=-1"], None, ["temperature"]),
-    "run of no prior": ("generate", [RED, "run={dvae}"], None, ["stage=dvae"]),
-    "pictures where a file is": (
+    "negative temperature": ("generate", [RED, "temperature=-1"], None, ["temperature"]),
+    "run of another stage": ("generate", [RED, "run={dvae}"], None, ["stage=dvae"]),
+    "output folder that is a file": (
         "generate",
         [RED, "out={files}/0.txt"],
         write_images,
         ["0.txt"],
     ),
-    "pictures at once of none": ("generate", [RED, "batch_size=0"], None, ["batch_size=0"]),
+    "generation batch of size 0": ("generate", [RED, "batch_size=0"], None, ["batch_size=0"]),
     # devices
-    "device that is not there": ("generate", [RED, "device=cuda:9"], None, ["cuda:9", "auto"]),
-    "device of no kind": ("eval", ["metric=reconstruction", "device=tpu9"], None, ["device=tpu9"]),
-    "precision of no kind": (
+    "missing device": ("generate", [RED, "device=cuda:9"], None, ["cuda:9", "auto"]),
+    "unknown device": ("eval", ["metric=reconstruction", "device=tpu9"], None, ["device=tpu9"]),
+    "unknown precision": (
         "train",
         [*DVAE, "trainer.precision=3"],
         None,
         ["Precision 3 is invalid"],
     ),
-    "batch that cannot be shared": (
+    "batch that processes cannot share": (
         "train",
         [*DVAE, "trainer.devices=3", "data.batch_size=32"],
         None,
@@ -388,21 +398,21 @@ CASES = {
     # evaluation and encoding
     "unknown metric": ("eval", ["metric=nope"], None, ["metric/nope", "fid"]),
     "metric of another stage": ("eval", ["metric=fid", "run={dvae}"], None, ["stage=dvae"]),
-    "encoding without a dVAE": ("encode", ["data=emoji"], None, ["data=emoji", "stage=dvae"]),
-    "encoding by no process": ("encode", ["processes=0"], None, ["processes=0"]),
-    "encoding a stream": (
+    "encode without a dVAE": ("encode", ["data=emoji"], None, ["data=emoji", "stage=dvae"]),
+    "encode with 0 processes": ("encode", ["processes=0"], None, ["processes=0"]),
+    "encode a streaming data set": (
         "encode",
         ["dvae={dvae}", "data=webdataset", SOURCE, "data.image_size=32"],
         lambda h: write_tars(h, "1.jpg", "1.txt", "2.jpg", "2.txt"),
         ["streaming=false"],
     ),
-    "encoding a split that is not there": (
+    "encode a missing split": (
         "encode",
         ["splits=[nope]", *SMALL[1:4]],
         None,
         ["no split nope"],
     ),
-    "encoding where nothing can be written": (
+    "encode into a file": (
         "encode",
         ["data.cache={files}/0.txt", *SMALL[1:4]],
         write_images,
@@ -429,7 +439,7 @@ def test_bad_input_is_one_line_and_writes_nothing(case, home):
     if make_bad is not None:
         make_bad(home)
     before = files_of(home.logs)
-    is_mapping = "a mapping" in case  # its braces are not a place for a path
+    is_mapping = "mapping" in case  # its braces are not a place for a path
     arguments = [word if is_mapping else word.format(**vars(home)) for word in arguments]
     line = fail(home, name, *arguments)
     for part in expected:

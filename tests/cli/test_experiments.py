@@ -154,8 +154,8 @@ def test_prior_cluster_has_the_stream_of_prior_modern():
 @pytest.mark.slow
 def test_laptop_recipes_train_on_a_folder(home):
     """Both stages run a few updates on a folder of images, with all other settings unchanged."""
-    pictures = untrained.pictures(home.folder / "pictures")
-    settings = ["data=folder", f"data.source.path={pictures}"]
+    images = untrained.write_images(home.folder / "images")
+    settings = ["data=folder", f"data.source.path={images}"]
     settings += ["data.source.validation_fraction=0.3", "run_name=first"]
     settings += ["trainer=cpu", "trainer.max_steps=2", "trainer.val_check_interval=2"]
     for recipe, stage in (("dvae_laptop", "dvae"), ("prior_laptop", "prior")):

@@ -27,11 +27,11 @@ def world(tmp_path_factory):
     version of the files of OpenAI's dVAE.
     """
     world = tmp_path_factory.mktemp("world")
-    images = untrained.pictures(world / "my" / "images")
+    images = untrained.write_images(world / "my" / "images")
     (world / "my" / "pictures").symlink_to("images")
-    untrained.pictures(images / "validation", 6)
+    untrained.write_images(images / "validation", 6)
     for name in ("photos", "drawn"):
-        untrained.pictures(world / name, 4)
+        untrained.write_images(world / name, 4)
     shutil.copyfile(images / "0.png", world / "top.png")
     write_shards(world / "my" / "shards")
     write_released_dvae(world)
@@ -51,7 +51,7 @@ def world(tmp_path_factory):
 
 def write_shards(folder):
     """Writes two tar shards of images with captions."""
-    images = untrained.pictures(folder)
+    images = untrained.write_images(folder)
     for shard in range(2):
         with tarfile.open(folder / f"{shard:04}.tar", "w") as tar:
             for index in range(15 * shard, 15 * shard + 15):

@@ -54,7 +54,7 @@ NETWORKS = {
 }
 
 
-def pictures(folder, count=30):
+def write_images(folder, count=30):
     """Writes a folder of captioned images."""
     folder.mkdir(parents=True)
     for number in range(count):
@@ -63,7 +63,7 @@ def pictures(folder, count=30):
     return folder
 
 
-def run(logs, stage, images):
+def write_run(logs, stage, images):
     """Writes a run on a folder of images, and returns it."""
     torch.manual_seed(0)
     crop = {"_target_": "tilewright.data.CenterCrop", "size": SIZE}
@@ -113,7 +113,7 @@ def run(logs, stage, images):
 
 def all_stages(folder):
     """Writes a run of each stage, and returns the folder of all runs."""
-    images = pictures(folder / "pictures")
+    images = write_images(folder / "images")
     for stage in runs.STAGES:
-        run(folder / "logs", stage, images)
+        write_run(folder / "logs", stage, images)
     return folder / "logs"

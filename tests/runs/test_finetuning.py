@@ -42,14 +42,12 @@ def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp("home")
     logs = untrained.all_stages(folder)
     export(logs / "prior" / "untrained", folder / "model", name="model")
-    return SimpleNamespace(
-        folder=folder, data=folder / "data", logs=logs, pictures=folder / "pictures"
-    )
+    return SimpleNamespace(folder=folder, data=folder / "data", logs=logs, images=folder / "images")
 
 
 def finetune(home, name, *settings, source=None):
     """Fine-tunes a prior shortly, and returns its run."""
-    path = f"data.source.path={home.pictures}"
+    path = f"data.source.path={home.images}"
     init = f"init={source or home.folder / 'model'}"
     arguments = ["experiment=finetune", *SHORT, *SAMPLES, path, init, *settings]
     run(home, "train", *arguments, f"run_name={name}")
@@ -120,7 +118,7 @@ def test_newest_prior_is_the_default_source(home):
 @pytest.mark.parametrize("stage", ["dvae", "ranker"])
 def test_other_stages_start_from_weights_too(home, stage):
     source = home.logs / stage / "untrained"
-    settings = [f"stage={stage}", f"init={source}", f"data.source.path={home.pictures}", *rate(0)]
+    settings = [f"stage={stage}", f"init={source}", f"data.source.path={home.images}", *rate(0)]
     if stage == "dvae":
         settings.append("~callbacks.frechet")
     run(home, "train", *SHORT, *settings, "run_name=again")
@@ -148,7 +146,7 @@ def test_setting_that_contradicts_the_weights_is_refused_by_name(home, settings,
     if not any("init=" in setting for setting in settings):
         settings = [f"init={home.folder / 'model'}", *settings]
     settings = [setting.format(logs=home.logs) for setting in settings]
-    path = f"data.source.path={home.pictures}"
+    path = f"data.source.path={home.images}"
     line = fail(home, "train", "experiment=finetune", *SHORT, *SAMPLES, path, *settings)
     for part in expected:
         assert part in line
