@@ -12,6 +12,7 @@ from tilewright.errors import UserError
 
 @app.command("convert")
 def main(config: DictConfig) -> None:
+    """Converts the released dVAE to a model of stage=dvae."""
     check(config)
     network = convert(config)
     save(config, network)

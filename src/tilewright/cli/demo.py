@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # torch is loaded after the settings have been checked
 
 @app.command("demo")
 def main(config: DictConfig) -> None:
+    """Serves the playground page until the program is interrupted."""
     if importlib.util.find_spec("gradio") is None:
         raise UserError(
             "the playground page needs Gradio, which is not installed: pip install "
@@ -64,7 +65,7 @@ def load(config: DictConfig, run: Path, has_ranker: bool) -> "Playground":
 
 
 def serve(config: DictConfig, run: Path, playground: "Playground") -> None:
-    """Serves the page until the program is interrupted."""
+    """Builds the page and serves it."""
     from tilewright.playground import server
     from tilewright.playground.page import build_page
 

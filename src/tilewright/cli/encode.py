@@ -13,6 +13,7 @@ from tilewright.hardware import resolve_device
 
 @app.command("encode")
 def main(config: DictConfig) -> None:
+    """Encodes the splits of a data set."""
     resolve(config)
     encode(config)
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # torch is loaded after the settings have been checked
 
 @app.command("eval")
 def main(config: DictConfig) -> None:
+    """Measures one run by one metric, and saves the results."""
     run = find_run(config)
     data, data_name = data_settings(config, run)
     check(config, run)

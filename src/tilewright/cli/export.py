@@ -11,6 +11,7 @@ from tilewright.errors import UserError
 
 @app.command("export")
 def main(config: DictConfig) -> None:
+    """Exports a run as a model."""
     settings.check_complete(config)
     out = Path(config.out)
     if out.exists():

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # torch is loaded after the settings have been checked
 
 @app.command("generate")
 def main(config: DictConfig) -> None:
+    """Generates images for captions, and saves them with their settings."""
     prompts = parse_prompts(config)
     run = check(config)
     out = output_folder(config, run)

@@ -12,6 +12,7 @@ from tilewright.runs import compare, listing
 
 @app.command("runs")
 def main(config: DictConfig) -> None:
+    """Prints a table of runs, or a comparison."""
     chosen = settings.choices()  # both filters are config groups
     stage, data, logs = chosen.get("stage"), chosen.get("data"), Path(config.paths.logs)
     if config.compare:

@@ -1,8 +1,8 @@
 """Builds saved settings, which a stranger may have written, without running a stranger's code.
 
-Hydra's `instantiate` calls whatever a `_target_` names, even `os.system`. To load a run or a shared
-model would then be to run its code. Here, a `_target_` must be a class that one package of this
-project defines. The constructors of these classes only store their arguments.
+Hydra's `instantiate` calls whatever a `_target_` names, even `os.system`. Loading a stranger's run
+or model with it would run the stranger's code. Here, a `_target_` must be a class that one package
+of this project defines. The constructors of these classes only store their arguments.
 
 `TILEWRIGHT_TRUST=mypackage` also allows the classes of a user's own package.
 """
