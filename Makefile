@@ -1,4 +1,4 @@
-# make env | demo | test | test-all | lint | bench | clean. Every target makes the environment first.
+# make env | demo | test | test-all | lint | bench | clean. Targets that need .venv run env first.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin

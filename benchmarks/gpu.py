@@ -143,7 +143,7 @@ def prior_step(
 
 
 def flops(network: Transformer) -> float:
-    """Of a training step, for each image: products forward and backward, nothing twice."""
+    """Returns the FLOPs of a training step per image, without recomputation."""
     stream, dim = network.stream, network.image_head.in_features
     blocks = memory.count(network.blocks) * stream.length
     heads = memory.count(network.text_head) * stream.text_length

@@ -28,5 +28,5 @@ def make(tmp_path):
 @pytest.fixture
 def tokenizer():
     tokenizer = BytePairTokenizer(vocab_size=300, length=12, dropout=0.5)
-    tokenizer.train(["grey 1", "gray 2"] * 10)
+    tokenizer.train(["plain 1", "gray 2"] * 10)
     return tokenizer

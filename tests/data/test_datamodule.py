@@ -36,9 +36,9 @@ def test_prior_batches_have_text_and_image_tokens(make, tokenizer):
 def test_training_uses_random_captions_and_validation_the_first(make):
     data = make()
     trained = [c for batch in batches(data, data.train_dataloader(), 8) for c in batch["caption"]]
-    assert {caption.split()[0] for caption in trained} == {"grey", "gray"}
+    assert {caption.split()[0] for caption in trained} == {"plain", "gray"}
     validated = [c for b in data.val_dataloader() for c in b["caption"]]
-    assert validated == [f"grey {i}" for i in range(8)]
+    assert validated == [f"plain {i}" for i in range(8)]
 
 
 def test_bpe_dropout_is_used_in_training_only(make, tokenizer):
@@ -112,22 +112,22 @@ def test_unknown_split_is_an_error(make):
 
 
 def test_captions_include_all_captions_of_an_image(make):
-    assert list(make(TinySource(rows=2)).captions()) == ["grey 0", "gray 0", "grey 1", "gray 1"]
+    assert list(make(TinySource(rows=2)).captions()) == ["plain 0", "gray 0", "plain 1", "gray 1"]
 
 
 def test_examples_are_the_first_readable_images(make):
     examples = make(TinySource(broken={1})).examples("validation", 3)
-    assert [caption for _, caption in examples] == ["grey 0", "grey 2", "grey 3"]
+    assert [caption for _, caption in examples] == ["plain 0", "plain 2", "plain 3"]
     assert examples[0][0].shape == (3, SIZE, SIZE)
 
 
 def test_a_slice_of_a_split_uses_the_syntax_of_datasets(make):
     data = make(TinySource(broken={1}))
     for part, captions in (
-        ("validation[2:4]", ["grey 2", "grey 3"]),
-        ("validation[:2]", ["grey 0"]),
-        ("validation[6:]", ["grey 6", "grey 7"]),
-        ("validation[75%:]", ["grey 6", "grey 7"]),
+        ("validation[2:4]", ["plain 2", "plain 3"]),
+        ("validation[:2]", ["plain 0"]),
+        ("validation[6:]", ["plain 6", "plain 7"]),
+        ("validation[75%:]", ["plain 6", "plain 7"]),
     ):
         assert [caption for _, caption in data.examples(part, 100)] == captions
     assert data.available_splits(["zeroshot[1:]", "validation[1:]", "train"]) == [

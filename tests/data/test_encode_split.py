@@ -31,7 +31,7 @@ def test_a_changed_image_file_is_encoded_again(make, form, tmp_path, monkeypatch
     files[0].parent.mkdir()
     for level, file in enumerate(files):
         PILImage.new("L", (SIZE, SIZE), level).save(file)
-        file.with_suffix(".txt").write_text(f"grey {level}")
+        file.with_suffix(".txt").write_text(f"plain {level}")
     source = FolderSource(str(files[0].parent), validation_fraction=0.3)
     if form == "parquet":
         rows = {"image": [file.name for file in files], "caption": ["gray"] * len(files)}

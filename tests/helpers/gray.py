@@ -19,7 +19,7 @@ def png(level):
 
 
 class TinySource:
-    """Gray images of level 10 i, captioned "grey i" and "gray i".
+    """Gray images of level 10 i, captioned "plain i" and "gray i".
 
     Args:
         broken: rows whose image is not a PNG file.
@@ -33,7 +33,7 @@ class TinySource:
             {"bytes": b"not an image" if i in self.broken else png(10 * i), "path": None}
             for i in range(self.rows)
         ]
-        captions = [[f"grey {i}", f"gray {i}"] for i in range(self.rows)]
+        captions = [[f"plain {i}", f"gray {i}"] for i in range(self.rows)]
         rows = Dataset.from_dict({"image": images, "caption": captions}, features=FEATURES)
         if self.streaming:
             rows = rows.cast_column("image", Image(decode=False)).to_iterable_dataset()

@@ -37,7 +37,7 @@ def decode_image(record: Mapping[str, Any] | None, max_pixels: int = MAX_PIXELS)
     """Decodes an encoded image to RGB.
 
     The image is rotated as its EXIF data says. Transparent parts become white. CMYK, palette, gray
-    and 16-bit images become 8-bit RGB. Of an animation, the first frame is returned.
+    and 16-bit images become 8-bit RGB. An animation yields its first frame.
 
     Args:
         record: output of `datasets.Image(decode=False)`: `bytes`, or else `path`.
