@@ -1,1 +1,1 @@
-"""Export of a run as a model folder, and its model card."""
+"""Export of runs as models, with model cards."""

@@ -1,23 +1,21 @@
-"""Models that travel: a folder of safetensors and JSON, with a card that says what it is."""
+"""Export of a run as a model: a folder of safetensors, JSON and a model card."""
 
-import contextlib
-import os
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from tilewright import runs
 from tilewright.data import CaptionedImages
 from tilewright.errors import UserError
+from tilewright.files import atomic_folder
 from tilewright.pipeline import TextToImage
 from tilewright.reranking import ContrastiveRanker
-from tilewright.sharing.model_card import card
+from tilewright.sharing.model_card import Samples, model_card
 from tilewright.viz.images import captioned_grid, reconstruction_grid, save_png
 
 SAMPLES = "samples.png"
+RECONSTRUCTIONS = 16  # images on the card of a dVAE
 
 
 def export(
@@ -31,82 +29,80 @@ def export(
     n: int = 4,
     seed: int = 0,
 ) -> None:
-    """Writes what a run has trained to a folder of its own, whole or not at all.
+    """Exports a run as a model. If a step fails, `out` is not created.
 
-    Its samples are drawn by what has been written, so that it is known to load.
+    The samples come from the exported files, which tests that they load.
 
     Args:
-        run: of any stage, or a model that was exported before.
-        ranker: a run of stage=ranker that travels with a prior.
-        name: of the model, for its card; license: the Hub's abbreviation.
-        captions: of the samples, or how many of the validation split.
-        n: pictures for each caption.
+        run: a run of any stage, or an exported model.
+        out: folder of the model; it must not exist yet.
+        ranker: run of stage=ranker to include with a prior; None keeps the one of an exported
+            model.
+        name: name of the model, for its card.
+        license: license of the model, by its identifier on the Hub.
+        captions: captions of the samples, or their number from the validation split.
+        n: images per caption.
+        seed: seed of the samples.
 
     Raises:
-        UserError: the run is not whole, or it has no data and no captions are given.
+        UserError: the run is incomplete, or it has no data and `captions` is a number.
     """
     stage = runs.load_config(run).stage
-    with written_whole(out) as folder:
-        runs.save_model(folder, run)
+    with atomic_folder(out) as folder:
+        _copy_networks(stage, folder, run, ranker)
         if stage == "prior":
-            runs.save_model(folder / runs.DVAE, run / runs.DVAE)
-            came_with_it = run / runs.RANKER
-            if ranker is not None or came_with_it.is_dir():
-                runs.save_model(folder / runs.RANKER, ranker or came_with_it)
-        sampled = {"prior": _draw, "dvae": _reconstruct, "ranker": _only_load}[stage]
-        samples = sampled(folder, run, captions, n, seed)
-        (folder / "README.md").write_text(card(folder, run, name, license, samples))
+            samples = _write_samples(folder, _resolve_captions(run, captions), n, seed)
+        elif stage == "dvae":
+            samples = _write_reconstructions(folder, run)
+        else:
+            ContrastiveRanker.from_run(folder)
+            samples = None
+        (folder / "README.md").write_text(model_card(folder, run, name, license, samples))
 
 
-@contextlib.contextmanager
-def written_whole(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that becomes it when all is written, and is removed if that fails."""
-    folder = out.with_name(f".{out.name}-{os.getpid()}")
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-        folder.replace(out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def _copy_networks(stage: str, folder: Path, run: Path, ranker: Path | None) -> None:
+    """Copies the run's network, and with a prior its dVAE and its ranker."""
+    runs.save_model(folder, run)
+    if stage != "prior":
+        return
+    runs.save_model(folder / runs.DVAE, run / runs.DVAE)
+    if ranker is None and (run / runs.RANKER).is_dir():
+        ranker = run / runs.RANKER
+    if ranker is not None:
+        runs.save_model(folder / runs.RANKER, ranker)
 
 
-def _data(run: Path, way_out: str) -> CaptionedImages:
+def _resolve_captions(run: Path, captions: Sequence[str] | int) -> list[str]:
+    """Returns the captions, or the first ones of the run's validation split."""
+    if not isinstance(captions, int):
+        return list(captions)
+    data = _load_data(run)
+    if data is None:
+        raise UserError(f"{run} has no data for the captions of the samples: set prompt=…")
+    return [caption for _, caption in data.examples("validation", captions)]
+
+
+def _load_data(run: Path) -> CaptionedImages | None:
+    """Loads the data that a run was trained on; None for an exported model."""
     settings = runs.load_config(run).get("data")
-    if settings is None:
-        raise UserError(f"{run} has no data with it to show samples of: {way_out}")
-    return runs.load_data(settings)
+    return None if settings is None else runs.load_data(settings)
 
 
-def _draw(
-    folder: Path, run: Path, captions: Sequence[str] | int, n: int, seed: int
-) -> dict[str, Any]:
-    """Samples of a prior; what they were drawn with."""
-    if isinstance(captions, int):
-        examples = _data(run, "say prompt=…").examples("validation", captions)
-        captions = [caption for _, caption in examples]
-    settings = {"captions": list(captions), "n": n, "seed": seed}
-    images = TextToImage.from_run(folder).generate(captions, n, seed=seed).images
-    save_png(captioned_grid(captions, images), folder / SAMPLES, settings)
-    return {"file": SAMPLES, **settings}
+def _write_samples(folder: Path, captions: list[str], n: int, seed: int) -> Samples:
+    """Writes a grid of images that the exported prior generates."""
+    generated = TextToImage.from_run(folder).generate(captions, n, seed=seed)
+    metadata = {"captions": captions, "n": n, "seed": seed}
+    save_png(captioned_grid(captions, generated.images), folder / SAMPLES, metadata)
+    return Samples(SAMPLES, captions, n, seed)
 
 
-def _reconstruct(
-    folder: Path, run: Path, captions: Sequence[str] | int, n: int, seed: int
-) -> dict[str, Any]:
-    """Reconstructions of a dVAE, where its data is at hand."""
+def _write_reconstructions(folder: Path, run: Path) -> Samples | None:
+    """Writes a grid of the exported dVAE's reconstructions, if the run has data."""
     network = runs.load_network(folder)
-    if "data" not in runs.load_config(run):
-        return {}
-    examples = _data(run, "").examples("validation", 16)
-    originals = torch.stack([image for image, _ in examples])
-    made = network.decode(network.encode(originals))
-    save_png(reconstruction_grid(originals, made), folder / SAMPLES)
-    return {"file": SAMPLES}
-
-
-def _only_load(
-    folder: Path, run: Path, captions: Sequence[str] | int, n: int, seed: int
-) -> dict[str, Any]:
-    """A ranker draws nothing."""
-    ContrastiveRanker.from_run(folder)
-    return {}
+    data = _load_data(run)
+    if data is None:
+        return None
+    originals = torch.stack([image for image, _ in data.examples("validation", RECONSTRUCTIONS)])
+    reconstructions = network.decode(network.encode(originals))
+    save_png(reconstruction_grid(originals, reconstructions), folder / SAMPLES)
+    return Samples(SAMPLES)

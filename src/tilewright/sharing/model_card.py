@@ -1,6 +1,8 @@
-"""The card of a model that is shared: README.md with the Hub's front matter."""
+"""Model card of an exported model: README.md with the Hub's front matter."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,143 +18,179 @@ TAGS = {
     "dvae": ["dall-e", "discrete-vae", "image-tokenizer"],
     "ranker": ["contrastive"],
 }
-USE = {
+USAGE = {
     "prior": """\
 from tilewright import TextToImage
 
 model = TextToImage.from_pretrained({name})
-pictures = model([{caption}], n=4)[0]""",
+images = model([{caption}], n=4)[0]  # PIL images""",
     "dvae": """\
 from tilewright.runs import load_network
 
-dvae = load_network({name})
+dvae = load_network({name})  # the folder of this model
 image_tokens = dvae.encode(images)  # [B, 3, {size}, {size}], float RGB in [0, 1]""",
     "ranker": """\
 from tilewright.reranking import ContrastiveRanker
 
-ranker = ContrastiveRanker.from_run({name})
-pictures = model([caption], n=4, best_of=64, ranker=ranker)[0]""",
+ranker = ContrastiveRanker.from_run({name})  # the folder of this model
+images = model([caption], n=4, best_of=64, ranker=ranker)[0]  # model: a TextToImage""",
 }
-UNSAID = {"metric", "value", "split", "images", "run", "evaluation", "extractor_digest"}
+COLUMNS = ("metric", "value", "split", "images")  # of the table of results
+HIDDEN = {*COLUMNS, "run", "evaluation", "extractor_digest"}  # not listed as settings
 
 
-def card(folder: Path, run: Path, name: str, license: str, samples: dict[str, Any]) -> str:
-    """What is written on the card of an exported model.
+@dataclass(frozen=True)
+class Samples:
+    """Image file on a card. A prior's samples have captions, a dVAE's reconstructions have none.
 
     Args:
-        folder: of the model; run: what it was made of, which has the figures.
-        samples: the picture's `file`, and of a prior's the `captions`, `n` and `seed`.
+        file: name of the image file.
+        captions: captions of the samples.
+        n: images per caption.
+        seed: seed of the samples.
+    """
+
+    file: str
+    captions: Sequence[str] = ()
+    n: int = 0
+    seed: int = 0
+
+
+def model_card(folder: Path, run: Path, name: str, license: str, samples: Samples | None) -> str:
+    """Returns the text of an exported model's README.md.
+
+    Args:
+        folder: folder of the model.
+        run: the run it was exported from, which holds the results.
+        name: name of the model, such as `someone/name`.
+        license: identifier of the license on the Hub.
+        samples: image for the card.
     """
     config = runs.load_config(folder)
-    stage = config.stage
-    front = ModelCardData(
+    sections = [
+        _front_matter(config.stage, license),
+        f"# {name.rpartition('/')[2]}",
+        _description(folder, config),
+        *_samples(samples),
+        _usage(folder, config.stage, name, samples),
+        f"## Training\n{_training(config, run)}",
+        f"## Results\n{_results(run)}",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _front_matter(stage: str, license: str) -> str:
+    data = ModelCardData(
         library_name="tilewright",
         license=license,
         pipeline_tag="text-to-image" if stage == "prior" else None,
         tags=TAGS[stage],
-    ).to_yaml()
-    caption = samples.get("captions", ["a caption"])[0]
-    quoted = {"name": json.dumps(name), "caption": json.dumps(caption, ensure_ascii=False)}
-    use = USE[stage].format(**quoted, size=runs.image_size(folder))
-    parts = [
-        f"---\n{front}\n---",
-        f"# {name.rpartition('/')[2]}",
-        _what(folder, config),
-        *_samples(samples),
-        f"## Use\n```python\n{use}\n```",
-    ]
-    if (folder / runs.RANKER).is_dir():
-        parts.append("With `best_of=64` a ranker that comes with it keeps the best of 64.")
-    parts += [
-        "All of it is safetensors and JSON; nothing is unpickled.",
-        f"## Training\n{_training(config, run)}",
-        f"## Figures\n{_figures(run)}",
-    ]
-    return "\n\n".join(parts) + "\n"
+    )
+    return f"---\n{data.to_yaml()}\n---"
 
 
-def _what(folder: Path, config: DictConfig) -> str:
-    """What kind of model it is, and how large."""
-    size, millions = runs.image_size(folder), _millions(folder)
+def _description(folder: Path, config: DictConfig) -> str:
+    """Describes the kind of model and its size."""
+    side = runs.image_size(folder)
+    pixels = f"{side}x{side} pixels"
+    parameters = _count_parameters(folder)
     if config.stage == "ranker":
         return (
-            f"A contrastive model of captions and pictures of {size}x{size}, {millions}, which "
-            f"picks the best of a prior's candidates; trained with Tilewright."
+            f"A contrastive model of captions and images of {pixels}, with {parameters}. It picks "
+            "the best of the images that a prior generates. Trained with Tilewright."
         )
     if config.stage == "dvae":
         network = config.model.network
         return (
-            f"The discrete VAE of a DALL-E ({PAPER}), {millions}, trained with Tilewright: "
-            f"pictures of {size}x{size} to a grid of {network.grid}x{network.grid} image tokens of "
-            f"{network.num_tokens}, and back."
+            f"The discrete VAE of a DALL-E ({PAPER}), with {parameters}. It encodes an image of "
+            f"{pixels} as a grid of {network.grid}x{network.grid} image tokens from a codebook of "
+            f"{network.num_tokens}, and decodes them. Trained with Tilewright."
         )
     stream = config.model.network.stream
     return (
-        f"A DALL-E ({PAPER}) trained with Tilewright: captions in, pictures of {size}x{size} out. "
-        f"Its prior, {millions}, reads up to {stream.text_length} text tokens and draws a grid of "
-        f"{stream.grid}x{stream.grid} image tokens of {stream.image_vocab}, of which its dVAE, "
-        f"{_millions(folder / runs.DVAE)}, makes the picture."
+        f"A DALL-E ({PAPER}) that generates images of {pixels} from captions. Its prior has "
+        f"{parameters}. It reads up to {stream.text_length} text tokens and generates a grid of "
+        f"{stream.grid}x{stream.grid} image tokens from a codebook of {stream.image_vocab}. Its "
+        f"dVAE, with {_count_parameters(folder / runs.DVAE)}, decodes them to pixels. Trained with "
+        "Tilewright."
     )
 
 
-def _millions(folder: Path) -> str:
+def _count_parameters(folder: Path) -> str:
     weights = runs.load_weights(folder).values()
     return f"{sum(value.numel() for value in weights) / 1e6:.3g} million parameters"
 
 
-def _samples(samples: dict[str, Any]) -> list[str]:
-    if not samples:
+def _samples(samples: Samples | None) -> list[str]:
+    if samples is None:
         return []
-    said = "Originals in rows, each over that of its reconstructions."
-    if "captions" in samples:
-        said = (
-            f"{samples['n']} pictures for each caption, none chosen: `model(captions, "
-            f"n={samples['n']}, seed={samples['seed']})` draws them again."
-        )
-    return [f"![Samples]({samples['file']})", said]
+    explanation = "Each row of originals is above the row of their reconstructions."
+    if samples.captions:
+        call = f"model(captions, n={samples.n}, seed={samples.seed})"
+        explanation = f"{samples.n} images per caption, not selected. `{call}` reproduces them."
+    return [f"![Samples]({samples.file})", explanation]
+
+
+def _usage(folder: Path, stage: str, name: str, samples: Samples | None) -> str:
+    caption = samples.captions[0] if samples and samples.captions else "a caption"
+    code = USAGE[stage].format(
+        name=json.dumps(name),
+        caption=json.dumps(caption, ensure_ascii=False),
+        size=runs.image_size(folder),
+    )
+    text = f"## Usage\n```python\n{code}\n```\n\n"
+    if (folder / runs.RANKER).is_dir():
+        text += "The model includes a ranker. `best_of=64` keeps the best of 64 images.\n\n"
+    return text + "All files are safetensors and JSON. Loading them runs no code."
 
 
 def _training(config: DictConfig, run: Path) -> str:
-    """What it was trained on and how; no paths, which are nobody's business."""
+    """Lists the data and the settings of the training, without paths, which are private."""
     trained = runs.load_config(run)
-    said = [f"- data: {config.choices.get('data', 'not on record')}"]
+    lines = [f"- data: {config.choices.get('data', 'not recorded')}"]
     if config.steps:
-        said.append(f"- updates: {config.steps}")
-    batch = OmegaConf.select(trained, "data.batch_size")
-    if batch:
-        said.append(f"- pairs in a batch: {batch}")
+        lines.append(f"- updates: {config.steps}")
+    batch_size = OmegaConf.select(trained, "data.batch_size")
+    if batch_size:
+        lines.append(f"- batch size: {batch_size}")
     if trained.get("init"):
-        said.append(f"- began with the weights of: {Path(trained.init).name}")
-    settings = [text for text in trained.get("overrides", []) if "/" not in text]
-    if settings:
-        said.append(f"- settings: `{' '.join(settings)}`")
-    made = environment.load(run)
-    if made:
-        versions = made[-1].get("packages", {})
-        named = (f"{name} {versions[name]}" for name in ("tilewright", "torch") if name in versions)
-        said.append(f"- with: {', '.join(named)}")
-    return "\n".join(said)
+        lines.append(f"- initial weights: {Path(trained.init).name}")
+    overrides = [text for text in trained.get("overrides", []) if "/" not in text]
+    if overrides:
+        lines.append(f"- settings: `{' '.join(overrides)}`")
+    versions = _package_versions(run)
+    if versions:
+        lines.append(f"- packages: {', '.join(versions)}")
+    return "\n".join(lines)
 
 
-def _figures(run: Path) -> str:
-    """The figures of a run's evaluations, as a table."""
+def _package_versions(run: Path) -> list[str]:
+    records = environment.load(run)
+    packages = records[-1].get("packages", {}) if records else {}
+    return [f"{name} {packages[name]}" for name in ("tilewright", "torch") if name in packages]
+
+
+def _results(run: Path) -> str:
+    """Tabulates the results of the run's evaluations."""
     results = listing.read(run).results
     if not results:
-        return "None have been measured."
-    rows = ["| metric | value | split | pictures | settings |", "|---|---|---|---|---|"]
-    for row in results:
-        value = f"{row['value']:.4g}" if isinstance(row["value"], float) else row["value"]
-        settings = " ".join(
-            f"{key}={_short(setting)}"
-            for key, setting in row.items()
-            if key not in UNSAID and setting is not None and not isinstance(setting, list)
-        )
-        rows.append(
-            f"| {row['metric']} | {value} | {row['split']} | {row['images']} | {settings} |"
-        )
-    return "\n".join(rows)
+        return "Not evaluated."
+    lines = [f"| {' | '.join(COLUMNS)} | settings |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for result in results:
+        cells = [_format(result[column]) for column in COLUMNS]
+        settings = [
+            f"{key}={_without_folder(value)}"
+            for key, value in result.items()
+            if key not in HIDDEN and value is not None and not isinstance(value, list)
+        ]
+        lines.append(f"| {' | '.join(cells)} | {' '.join(settings)} |")
+    return "\n".join(lines)
 
 
-def _short(setting: Any) -> Any:
-    """A setting, of a path its last part alone."""
-    return Path(setting).name if isinstance(setting, str) and "/" in setting else setting
+def _format(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _without_folder(value: Any) -> Any:
+    """Returns only the last part of a path, because folders are private."""
+    return Path(value).name if isinstance(value, str) and "/" in value else value
