@@ -50,13 +50,13 @@ def export(
     stage = runs.load_config(run).stage
     with atomic_folder(out) as folder:
         _copy_networks(stage, folder, run, ranker)
+        samples: Samples | None = None
         if stage == "prior":
             samples = _write_samples(folder, _resolve_captions(run, captions), n, seed)
         elif stage == "dvae":
             samples = _write_reconstructions(folder, run)
         else:
             ContrastiveRanker.from_run(folder)
-            samples = None
         (folder / "README.md").write_text(model_card(folder, run, name, license, samples))
 
 
