@@ -26,6 +26,7 @@ def test_help_shows_examples_and_options(name, capsys):
     out = capsys.readouterr().out
     for text in [f"python src/{name}.py", *HELP[name]]:
         assert text in out
+    assert "_base" not in out
 
 
 def test_check_complete_names_the_key_without_a_value():

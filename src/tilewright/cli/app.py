@@ -4,6 +4,7 @@ import contextlib
 import functools
 import io
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -51,7 +52,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
         def run() -> None:
             _configure_libraries()
             start = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
-            with one_line_errors(), _own_invocations_in_help():
+            with one_line_errors(), _adapted_help():
                 start(job)()
 
         return run
@@ -74,9 +75,12 @@ def _configure_libraries() -> None:
 
 
 @contextlib.contextmanager
-def _own_invocations_in_help() -> Iterator[None]:
-    """Makes the help text, which Hydra prints, name commands as the user starts them."""
-    if not program.is_installed_command() or not {"--help", "-h"} & set(sys.argv):
+def _adapted_help() -> Iterator[None]:
+    """Adapts the help text that Hydra prints.
+
+    Commands are named as the user starts them. Private options such as `_base` are left out.
+    """
+    if not {"--help", "-h"} & set(sys.argv):
         yield
         return
     text = io.StringIO()
@@ -84,4 +88,5 @@ def _own_invocations_in_help() -> Iterator[None]:
         with contextlib.redirect_stdout(text):
             yield
     finally:  # Hydra exits after its help
-        print(program.with_own_invocations(text.getvalue()), end="")
+        public = re.sub(r"(?<= )_\w+, ", "", text.getvalue())
+        print(program.with_own_invocations(public), end="")
