@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from helpers.command import command
@@ -97,6 +98,15 @@ def test_search_space_of_every_kind_of_override():
         "f": distributions.CategoricalDistribution(["'two words'", "null"]),
     }
     assert fixed == ["g=0.5", "~callbacks.frechet", "+extra=1"]
+
+
+@pytest.mark.parametrize(("sampler", "name"), [("tpe", "TPESampler"), ("random", "RandomSampler")])
+def test_samplers_can_be_built(sampler, name):
+    pytest.importorskip("optuna")
+    with initialize_config_dir(str(app.CONF), version_base="1.3"):
+        words = ["stage=dvae", "sweep=optuna", f"hydra/sweeper/sampler={sampler}"]
+        config = compose("train", words, return_hydra_config=True)
+    assert type(instantiate(config.hydra.sweeper.sampler)).__name__ == name
 
 
 class Jobs:
