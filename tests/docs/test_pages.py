@@ -100,7 +100,7 @@ NOT_RUN = {
 # Placeholders of the pages, and their replacements in the project of conftest.py.
 STANDS_FOR = {
     "/my/": "my/",
-    "data.source.path=pictures": "data.source.path=my/pictures",  # the page's Python writes it
+    "data.source.path=german_shapes": "data.source.path=my/images",  # the page's Python writes it
     "{0000..0099}": "{0000..0001}",
     "metric=NAME": "metric=fid",
     "metric.clip=PATH": "metric.clip=clip",
