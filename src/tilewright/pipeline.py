@@ -258,34 +258,27 @@ class TextToImage:
         """
         text = self.tokenizer.encode(captions).to(self.device)
         prior = self.prior
-        if sampling is not None:
+        if sampling is not None:  # converts the weights here, not once per batch
             prior = with_low_precision_weights(prior, sampling.weights)
         prompt_rows = self._encode_top_rows(image_prompt, rows)
         grid = self.image_tokenizer.grid
         tokens = torch.full((len(text), n, grid, grid), -1, device=self.device)
-        candidates = min(n, batch_size)  # per caption and batch
-        captions_per_batch = batch_size // candidates
-        for caption in range(0, len(text), captions_per_batch):
-            batch_text = text[caption : caption + captions_per_batch]
-            first_rows = None
-            if prompt_rows is not None:
-                first_rows = prompt_rows.expand(len(batch_text), -1, -1)
-            for candidate in range(0, n, candidates):
-                batch = tokens[
-                    caption : caption + len(batch_text), candidate : candidate + candidates
-                ]
-                for finished_rows in sample_rows(
-                    prior,
-                    batch_text,
-                    batch.shape[1],
-                    sampling=sampling,
-                    seed=seed,
-                    caption_offset=caption,
-                    candidate_offset=candidate,
-                    image_prompt_tokens=first_rows,
-                ):
-                    batch[:, :, : finished_rows.shape[2]] = finished_rows
-                    yield tokens
+        for captions_slice, candidates_slice in _batch_slices(len(text), n, batch_size):
+            batch = tokens[captions_slice, candidates_slice]
+            for sampled_rows in sample_rows(
+                prior,
+                text[captions_slice],
+                batch.shape[1],
+                sampling=sampling,
+                seed=seed,
+                caption_offset=captions_slice.start,
+                candidate_offset=candidates_slice.start,
+                image_prompt_tokens=(
+                    None if prompt_rows is None else prompt_rows.expand(len(batch), -1, -1)
+                ),
+            ):
+                batch[:, :, : sampled_rows.shape[2]] = sampled_rows
+                yield tokens
 
     @torch.inference_mode()
     def decode(self, tokens: Tensor, batch_size: int = 128) -> Tensor:
@@ -320,14 +313,15 @@ class TextToImage:
         Args:
             batch_size: number of images scored in one batch.
         """
-        candidates = min(tokens.shape[1], batch_size)  # per caption and batch
-        captions_per_batch = batch_size // candidates
-        scores = []
-        for first in range(0, len(tokens), captions_per_batch):
-            part = slice(first, first + captions_per_batch)
-            batches = tokens[part].split(candidates, dim=1)
-            scores.append(torch.cat([ranker(self, captions[part], batch) for batch in batches], 1))
-        return torch.cat(scores).float().cpu()
+        scores = torch.empty(tokens.shape[:2])
+        for captions_slice, candidates_slice in _batch_slices(
+            len(tokens), tokens.shape[1], batch_size
+        ):
+            batch = tokens[captions_slice, candidates_slice]
+            scores[captions_slice, candidates_slice] = ranker(
+                self, captions[captions_slice], batch
+            ).to(scores)
+        return scores
 
     def complete(
         self, captions: Sequence[str], *, sampling: Sampling | None = None, seed: int = 0
@@ -357,6 +351,18 @@ class TextToImage:
             raise UserError(f"rows={rows} is not between 1 and {grid - 1}: keep that many rows")
         image = to_tensor(CenterCrop(self.image_tokenizer.image_size)(image_prompt))
         return self.image_tokenizer.encode(image[None].to(self.device))[:, :rows]
+
+
+def _batch_slices(captions: int, n: int, batch_size: int) -> Iterator[tuple[slice, slice]]:
+    """Yields slices of the captions and of their `n` candidates, of up to `batch_size` images."""
+    candidates_step = min(n, batch_size)
+    captions_step = batch_size // candidates_step
+    for caption in range(0, captions, captions_step):
+        for candidate in range(0, n, candidates_step):
+            yield (
+                slice(caption, min(caption + captions_step, captions)),
+                slice(candidate, min(candidate + candidates_step, n)),
+            )
 
 
 def check_compatible(
