@@ -5,7 +5,9 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
+from tilewright import dvae
 from tilewright.data import BytePairTokenizer
+from tilewright.dvae import quantizers
 from tilewright.errors import UserError
 from tilewright.runs import safe_build
 
@@ -108,6 +110,8 @@ def test_error_of_a_constructor_keeps_its_message():
 def test_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "vector_quantize_pytorch", None)
     monkeypatch.delitem(sys.modules, "tilewright.dvae.quantizers.vq", raising=False)
+    for package in (dvae, quantizers):  # which keep what they have imported
+        monkeypatch.delitem(vars(package), "VectorQuantizer", raising=False)
     settings = {"_target_": "tilewright.dvae.VectorQuantizer", "num_tokens": 8}
     line = refusal(settings, "tilewright.dvae")
     assert "pip install vector_quantize_pytorch" in line
