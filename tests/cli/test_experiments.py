@@ -134,20 +134,20 @@ def test_cluster_processes_share_a_batch_evenly():
 
 @pytest.mark.parametrize(
     ("recipe", "images"),
-    [("prior_gpu", 256), ("prior_modern", 1024), ("prior_cluster", 1024), ("prior_paper", 1024)],
+    [("prior_gpu", 256), ("prior_256px", 1024), ("prior_cluster", 1024), ("prior_paper", 1024)],
 )
 def test_images_of_an_update(recipe, images):
     config = composed(f"experiment={recipe}", *TOKENS)
     assert config.data.batch_size * config.trainer.accumulate_grad_batches == images
 
 
-def test_prior_cluster_has_the_stream_of_prior_modern():
-    config, modern = (composed(f"experiment=prior_{x}", *TOKENS) for x in ("cluster", "modern"))
+def test_prior_cluster_has_the_stream_of_prior_256px():
+    config, base = (composed(f"experiment=prior_{x}", *TOKENS) for x in ("cluster", "256px"))
     assert config.trainer.strategy._target_.endswith("FullyShardedStrategy")
     assert (config.trainer.num_nodes, config.trainer.devices) == (4, 8)
     assert config.model.network.dim == 2048
-    assert config.tokenizer == modern.tokenizer
-    assert config.model.network.stream == modern.model.network.stream
+    assert config.tokenizer == base.tokenizer
+    assert config.model.network.stream == base.model.network.stream
     assert config.model.caption_dropout > 0  # guidance needs it
 
 
