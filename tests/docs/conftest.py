@@ -30,7 +30,7 @@ def world(tmp_path_factory):
     images = untrained.write_images(world / "my" / "images")
     (world / "my" / "pictures").symlink_to("images")
     untrained.write_images(images / "validation", 6)
-    for name in ("photos", "drawn"):
+    for name in ("photos", "generated"):
         untrained.write_images(world / name, 4)
     shutil.copyfile(images / "0.png", world / "top.png")
     write_shards(world / "my" / "shards")
