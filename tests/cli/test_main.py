@@ -64,6 +64,12 @@ def test_commands_are_named_in_the_form_of_this_program(monkeypatch, started_as,
     assert program.with_own_invocations("python src/eval.py metric=fid") == expected
 
 
+def test_commands_are_named_as_installed_where_no_scripts_exist(monkeypatch, tmp_path):
+    monkeypatch.setattr(program, "__file__", str(tmp_path / "tilewright" / "program.py"))
+    monkeypatch.setattr(sys, "argv", ["notebook.py"])
+    assert program.invocation("train") == "tilewright train"
+
+
 @pytest.mark.slow
 def test_processes_are_started_by_the_same_command(home):
     """Lightning starts the second process, which must find the subcommand again."""
