@@ -46,7 +46,7 @@ SMALL = [
     "data.source.validation=32",
     "data.source.zeroshot=8",
     "data.batch_size=8",
-    "callbacks.bar.refresh_rate=0",
+    "callbacks.progress_bar.refresh_rate=0",
 ]
 STAGE_SETTINGS = {
     "dvae": ["model.network.n_hid=8", "~callbacks.frechet", "trainer.accumulate_grad_batches=2"],
@@ -105,7 +105,7 @@ def compare(stage: str, settings: Any, root: Path) -> dict[str, Any]:
     train = Command(stage, settings.steps, root)
     expected = train.folder("whole")
     train.logs.mkdir(parents=True, exist_ok=True)
-    seconds = killing.whole(train, expected)
+    seconds = killing.train_uninterrupted(train, expected)
     logged = dict(logged_values(expected))
     moments = random.Random(settings.seed)
     kills: Counter[str] = Counter()
@@ -114,7 +114,7 @@ def compare(stage: str, settings: Any, root: Path) -> dict[str, Any]:
     start = time.monotonic()
     for index in range(settings.trainings):
         run = train.folder(f"killed-{index}")
-        kills += killing.killed(train, run, moments.randint(1, 3), 0.6 * seconds, moments)
+        kills += killing.train_with_kills(train, run, moments.randint(1, 3), 0.6 * seconds, moments)
         differences = killing.differences(expected, run)
         values = list(logged_values(run))
         differences += sorted({f"{key}" for key, value in values if logged.get(key) != value})
@@ -141,7 +141,7 @@ def main() -> None:
     if "prior" in settings.stages and "dvae" not in settings.stages:
         (root / "logs").mkdir()
         dvae = Command("dvae", settings.steps, root)
-        killing.whole(dvae, dvae.folder("whole"))
+        killing.train_uninterrupted(dvae, dvae.folder("whole"))
     results = []
     for stage in runs.STAGES:
         if stage in settings.stages:

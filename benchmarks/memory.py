@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
-import pytorch_lightning as pl
 import settings as command_line
 import timing
 import torch
@@ -32,6 +31,7 @@ from tilewright.distributed.fsdp import FullyShardedStrategy
 from tilewright.prior import Stream, Transformer
 from tilewright.prior.module import PriorModule
 from tilewright.training.schedules import Constant
+from tilewright.training.trainer import Trainer
 
 DEFAULTS = {
     "models": [
@@ -205,7 +205,7 @@ def train_briefly(
         "text_tokens": torch.zeros(images, stream.text_length, dtype=torch.long),
         "image_tokens": torch.zeros(images, stream.grid, stream.grid, dtype=torch.long),
     }
-    trainer = pl.Trainer(
+    trainer = Trainer(
         accelerator="cpu",
         devices=processes,
         strategy=FullyShardedStrategy() if processes > 1 else "auto",

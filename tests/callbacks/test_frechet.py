@@ -1,4 +1,4 @@
-"""The Fréchet distance during a training."""
+"""FrechetDistance: same values as eval, shared between processes."""
 
 import threading
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ from tilewright.metrics.extractors import Extractor
 
 
 class Module(pl.LightningModule):
-    """As much of a stage as the callback sees."""
+    """Module with the parts of a stage that the callback uses."""
 
     def __init__(self):
         super().__init__()
@@ -38,11 +38,11 @@ class Data:
         return [(image, f"caption {i}") for i, image in enumerate(self.images[:count])]
 
 
-def trainer_with(images, rank=0, processes=1, **how):
+def trainer_with(images, rank=0, processes=1, **data):
     return SimpleNamespace(
         global_rank=rank,
         world_size=processes,
-        datamodule=Data(images, **how),
+        datamodule=Data(images, **data),
     )
 
 
@@ -50,24 +50,24 @@ def trainer_with(images, rank=0, processes=1, **how):
 def _cheap_features(monkeypatch):
     network = lambda images: images.mean(dim=(2, 3))  # noqa: E731
     extractor = Extractor("means", 3, 8, "0", torch.device("cpu"), network, torch.nn.Identity())
-    for place in (frechet, features):
-        monkeypatch.setattr(place, "load_extractor", lambda *_: extractor)
+    for module in (frechet, features):
+        monkeypatch.setattr(module, "load_extractor", lambda *_: extractor)
 
 
 @pytest.mark.usefixtures("_cheap_features")
-def test_a_single_picture_does_not_end_the_training(caplog):
+def test_a_single_image_warns_and_does_not_end_the_training(caplog):
     module = Module()
     callback = frechet.FrechetDistance()
-    callback.look(trainer_with(torch.rand(1, 3, 16, 16)), module)
+    callback.measure(trainer_with(torch.rand(1, 3, 16, 16)), module)
     assert not module.logged
-    assert "1 readable picture" in caplog.text
+    assert "1 readable image" in caplog.text
 
 
 @pytest.mark.usefixtures("_cheap_features")
-def test_a_dvaes_figure_is_evals(monkeypatch, tmp_path):
+def test_a_dvaes_distance_equals_that_of_eval(monkeypatch, tmp_path):
     images, module = torch.rand(70, 3, 16, 16), Module()
     trainer = trainer_with(images, cache=tmp_path / "codes")
-    frechet.FrechetDistance(images=70).look(trainer, module)
+    frechet.FrechetDistance(images=70).measure(trainer, module)
     monkeypatch.setattr(reconstruction.runs, "load_network", lambda *_: module.network)
     how = {"seed": 0, "device": "cpu", "folder": tmp_path / "eval"}
     evaluation = reconstruction.Reconstruction(splits=["validation"])
@@ -78,7 +78,7 @@ def test_a_dvaes_figure_is_evals(monkeypatch, tmp_path):
 
 
 @pytest.mark.usefixtures("_cheap_features")
-def test_a_priors_figure_is_evals(monkeypatch, tmp_path):
+def test_a_priors_distance_equals_that_of_eval(monkeypatch, tmp_path):
     images, module = torch.rand(20, 3, 16, 16), Module()
 
     class Model:
@@ -90,7 +90,7 @@ def test_a_priors_figure_is_evals(monkeypatch, tmp_path):
     monkeypatch.setattr(frechet.TextToImage, "from_trainer", lambda *_: Model())
     monkeypatch.setattr(generation.TextToImage, "from_run", lambda *_: Model())
     trainer = trainer_with(images, cache=tmp_path / "codes", image_tokenizer="a dVAE")
-    frechet.FrechetDistance(images=20).look(trainer, module)
+    frechet.FrechetDistance(images=20).measure(trainer, module)
     how = {"seed": 0, "device": "cpu", "folder": tmp_path / "eval"}
     (figure,) = distributions.FrechetInceptionDistance()(tmp_path, trainer.datamodule, **how)
     assert module.logged == {"validation/fd_means": figure.value}
@@ -98,20 +98,20 @@ def test_a_priors_figure_is_evals(monkeypatch, tmp_path):
 
 
 @pytest.mark.usefixtures("_cheap_features")
-def test_processes_share_the_pictures(monkeypatch):
-    """Two threads in the place of two processes: both have the figure of one alone."""
+def test_processes_share_the_images_and_agree(monkeypatch):
+    """Imitates two processes by two threads, which log the distance of one process."""
     images, alone = torch.rand(9, 3, 16, 16), Module()
-    frechet.FrechetDistance().look(trainer_with(images), alone)
+    frechet.FrechetDistance().measure(trainer_with(images), alone)
 
-    gathered, meeting, sizes = {}, threading.Barrier(2, timeout=60), []
+    gathered, barrier, sizes = {}, threading.Barrier(2, timeout=60), []
 
     def all_gather_object(shares, own):
         rank = int(threading.current_thread().name)
         gathered[rank] = own
         sizes.append(len(own))
-        meeting.wait()
+        barrier.wait()
         shares[:] = [gathered[0], gathered[1]]
-        meeting.wait()
+        barrier.wait()
 
     monkeypatch.setattr(torch.distributed, "all_gather_object", all_gather_object)
     modules = [Module(), Module()]
@@ -120,12 +120,13 @@ def test_processes_share_the_pictures(monkeypatch):
         module.network = alone.network
         call = (trainer_with(images, rank, 2), module)
         threads.append(
-            threading.Thread(target=frechet.FrechetDistance().look, args=call, name=str(rank))
+            threading.Thread(target=frechet.FrechetDistance().measure, args=call, name=str(rank))
         )
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(timeout=120)
+    assert not any(thread.is_alive() for thread in threads)
     assert sorted(sizes) == [4, 4, 5, 5]
     for module in modules:
         assert module.logged["validation/fd_means"] == pytest.approx(

@@ -1,36 +1,36 @@
-"""Trouble in a training, told once, and the end of it where that is wanted."""
+"""Warnings about a non-finite loss and a collapsing codebook."""
 
 import pytest
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from tilewright.callbacks.health import Health
+from tilewright.callbacks import TrainingHealth
 
 
-class Line(pl.LightningModule):
-    """A model of one weight whose loss is what `losses` says."""
+class Model(pl.LightningModule):
+    """Model of one weight with a given loss for each update."""
 
-    def __init__(self, losses, use=None):
+    def __init__(self, losses, codebook_use=None):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.tensor(1.0))
         self.losses = losses
-        self.use = use
+        self.codebook_use = codebook_use
 
     def training_step(self, batch, index):
         return self.weight * self.losses[self.global_step]
 
     def validation_step(self, batch, index):
-        if self.use is not None:
-            self.log("codebook/usage", self.use)
+        if self.codebook_use is not None:
+            self.log("codebook/usage", self.codebook_use)
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.0)
 
 
-def train(module, health, steps=4):
+def train(module, health):
     trainer = pl.Trainer(
-        max_steps=steps,
+        max_steps=4,
         val_check_interval=2,
         callbacks=[health],
         log_every_n_steps=1,
@@ -46,21 +46,23 @@ def train(module, health, steps=4):
     return trainer
 
 
-def test_a_healthy_training_says_nothing_and_logs_the_gradient(caplog):
-    trainer = train(Line([3.0, 3.0, 3.0, 3.0], use=0.5), Health(stop=True, grace=0))
+def test_a_healthy_training_logs_the_gradient_norm_without_warnings(caplog):
+    module = Model([3.0, 3.0, 3.0, 3.0], codebook_use=0.5)
+    trainer = train(module, TrainingHealth(stop=True, codebook_grace_updates=0))
     assert trainer.callback_metrics["train/gradient_norm"] == 3
     assert trainer.global_step == 4
     assert "At update" not in caplog.text
 
 
 @pytest.mark.parametrize(("stop", "steps"), [(False, 4), (True, 2)])
-def test_a_loss_that_is_no_number(caplog, stop, steps):
-    trainer = train(Line([1.0, float("nan"), float("nan"), 1.0]), Health(stop=stop))
-    assert caplog.text.count("the loss is no longer a finite number") == 1
+def test_a_non_finite_loss_warns_once_and_stops_if_asked(caplog, stop, steps):
+    losses = [1.0, float("nan"), float("nan"), 1.0]
+    trainer = train(Model(losses), TrainingHealth(stop=stop))
+    assert caplog.text.count("the loss is not finite") == 1
     assert trainer.global_step == steps
 
 
-@pytest.mark.parametrize(("grace", "told"), [(0, 1), (100, 0)])
-def test_a_codebook_that_collapses(caplog, grace, told):
-    train(Line([1.0] * 4, use=0.01), Health(grace=grace))
-    assert caplog.text.count("the codebook collapses, 1.0%") == told
+@pytest.mark.parametrize(("grace", "warnings"), [(0, 1), (100, 0)])
+def test_a_collapsing_codebook_warns_once_after_the_grace_updates(caplog, grace, warnings):
+    train(Model([1.0] * 4, codebook_use=0.01), TrainingHealth(codebook_grace_updates=grace))
+    assert caplog.text.count("the codebook collapses, with 1.0%") == warnings

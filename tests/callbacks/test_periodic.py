@@ -1,24 +1,22 @@
-"""When a callback looks that does not at every validation."""
+"""Callbacks that measure every N validations."""
 
 from types import SimpleNamespace
 
 import pytest
 
-from tilewright.callbacks.alignment import Alignment
-from tilewright.callbacks.frechet import FrechetDistance
-from tilewright.callbacks.periodic import Periodic
+from tilewright.callbacks import Alignment, FrechetDistance, PeriodicMeasurement
 
 
-class Looks(Periodic):
-    def __init__(self, every):
-        super().__init__(every)
+class StepRecorder(PeriodicMeasurement):
+    def __init__(self, every_n_validations):
+        super().__init__(every_n_validations)
         self.steps = []
 
-    def look(self, trainer, pl_module):
+    def measure(self, trainer, pl_module):
         self.steps.append(trainer.global_step)
 
 
-def validated(callback, steps, max_steps=-1, sanity_checking=False):
+def validate(callback, steps, max_steps=-1, sanity_checking=False):
     for step in steps:
         trainer = SimpleNamespace(
             sanity_checking=sanity_checking, global_step=step, max_steps=max_steps
@@ -27,30 +25,30 @@ def validated(callback, steps, max_steps=-1, sanity_checking=False):
     return callback.steps
 
 
-def test_it_looks_at_every_so_many_validations():
-    assert validated(Looks(3), range(1, 8)) == [3, 6]
+def test_it_measures_every_n_validations():
+    assert validate(StepRecorder(3), range(1, 8)) == [3, 6]
 
 
-def test_it_looks_at_the_last_one_too():
-    assert validated(Looks(3), range(1, 6), max_steps=5) == [3, 5]
+def test_it_measures_at_the_last_validation():
+    assert validate(StepRecorder(3), range(1, 6), max_steps=5) == [3, 5]
 
 
-def test_a_sanity_check_is_no_validation():
-    callback = Looks(2)
-    assert validated(callback, [0, 0], sanity_checking=True) == []
-    assert validated(callback, [1, 2, 3]) == [2]
+def test_sanity_checks_do_not_count():
+    callback = StepRecorder(2)
+    assert validate(callback, [0, 0], sanity_checking=True) == []
+    assert validate(callback, [1, 2, 3]) == [2]
 
 
-@pytest.mark.parametrize("kind", [Looks, Alignment, FrechetDistance])
-def test_a_resumed_training_goes_on_counting(kind):
-    before, after = Looks(3), kind(every=3)
-    validated(before, [1, 2])
+@pytest.mark.parametrize("kind", [StepRecorder, Alignment, FrechetDistance])
+def test_a_resumed_callback_continues_the_count(kind):
+    before, after = StepRecorder(3), kind(every_n_validations=3)
+    validate(before, [1, 2])
     after.load_state_dict(before.state_dict())
     assert after.state_dict() == {"validations": 2}
 
 
-def test_a_resumed_training_looks_when_the_whole_one_would():
-    before, after = Looks(3), Looks(3)
-    validated(before, range(1, 5))
+def test_a_resumed_training_measures_at_the_same_updates():
+    before, after = StepRecorder(3), StepRecorder(3)
+    validate(before, range(1, 5))
     after.load_state_dict(before.state_dict())
-    assert validated(after, range(5, 10)) == [6, 9]
+    assert validate(after, range(5, 10)) == [6, 9]

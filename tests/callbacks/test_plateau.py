@@ -1,22 +1,22 @@
-"""The learning rate is halved on plateaus, so many times and no more, and resumes where it was."""
+"""HalveOnPlateau: number and time of the halvings, also after a resume."""
 
 import pytest
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from tilewright.callbacks.plateau import HalveOnPlateau
+from tilewright.callbacks import HalveOnPlateau
 from tilewright.training.optimizers import scheduled
 from tilewright.training.schedules import Constant, WarmUp
 
 
-class Line(pl.LightningModule):
-    """A model whose validation's figures are given, one for each update."""
+class Model(pl.LightningModule):
+    """Model with given validation losses, one per update."""
 
-    def __init__(self, figures, rate):
+    def __init__(self, losses, rate):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.tensor(1.0))
-        self.figures, self.rate, self.rates = figures, rate, []
+        self.losses, self.rate, self.rates = losses, rate, []
 
     def on_train_batch_start(self, batch, index):
         self.rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
@@ -25,19 +25,21 @@ class Line(pl.LightningModule):
         return self.weight * 0
 
     def validation_step(self, batch, index):
-        self.log("validation/loss", self.figures[self.global_step - 1])
+        self.log("validation/loss", self.losses[self.global_step - 1])
 
     def configure_optimizers(self):
         return scheduled(torch.optim.SGD(self.parameters(), lr=1.0), self.rate)
 
 
-def train(figures, plateau, rate=None, checkpoint=None, save=None):
-    module = Line(figures, rate or Constant(0.8))
+def learning_rates(losses, rate=None, checkpoint=None, save=None, **settings):
+    """Returns the learning rate of each update of a training with these validation losses."""
+    module = Model(losses, rate or Constant(0.8))
+    callback = HalveOnPlateau("validation/loss", patience=2, min_delta=0.01, **settings)
     trainer = pl.Trainer(
-        max_steps=len(figures),
+        max_steps=len(losses),
         val_check_interval=1,
         check_val_every_n_epoch=None,
-        callbacks=[plateau],
+        callbacks=[callback],
         accelerator="cpu",
         num_sanity_val_steps=0,
         logger=False,
@@ -51,29 +53,24 @@ def train(figures, plateau, rate=None, checkpoint=None, save=None):
     return module.rates
 
 
-def plateau(**settings):
-    return HalveOnPlateau("validation/loss", patience=2, least=0.01, **settings)
+def test_it_halves_after_patience_validations_without_a_new_minimum():
+    losses = [1.0, 0.9, 0.895, 0.9, 0.8, 0.8, 0.8, 0.8]
+    assert learning_rates(losses) == pytest.approx([0.8, 0.8, 0.8, 0.8, 0.4, 0.4, 0.4, 0.2])
 
 
-def test_it_halves_after_so_many_validations_without_a_lower_figure():
-    figures = [1.0, 0.9, 0.895, 0.9, 0.8, 0.8, 0.8, 0.8]
-    rates = train(figures, plateau())
-    assert rates == pytest.approx([0.8, 0.8, 0.8, 0.8, 0.4, 0.4, 0.4, 0.2])
+def test_it_halves_at_most_max_halvings_times():
+    assert learning_rates([1.0] * 9, max_halvings=2)[-1] == pytest.approx(0.2)
 
 
-def test_it_halves_so_many_times():
-    assert train([1.0] * 9, plateau(times=2))[-1] == pytest.approx(0.2)
+def test_a_falling_loss_does_not_change_the_schedule():
+    warm_up = WarmUp(4, Constant(0.8))
+    rates = learning_rates([1.0, 0.8, 0.6, 0.4, 0.2], warm_up)
+    assert rates == pytest.approx([warm_up(step) for step in range(5)])
 
 
-def test_a_falling_figure_leaves_the_schedule_alone():
-    warm = WarmUp(4, Constant(0.8))
-    rates = train([1.0, 0.8, 0.6, 0.4, 0.2], plateau(), warm)
-    assert rates == pytest.approx([warm(step) for step in range(5)])
-
-
-def test_a_resumed_training_keeps_its_rate_and_its_patience(tmp_path):
-    figures = [1.0] * 12
-    whole = train(figures, plateau())
-    train(figures[:6], plateau(), save=tmp_path / "six.ckpt")
-    resumed = train(figures, plateau(), checkpoint=tmp_path / "six.ckpt")
-    assert resumed == pytest.approx(whole[6:])
+def test_a_resumed_training_keeps_the_rate_and_the_count(tmp_path):
+    losses = [1.0] * 12
+    uninterrupted = learning_rates(losses)
+    learning_rates(losses[:6], save=tmp_path / "six.ckpt")
+    resumed = learning_rates(losses, checkpoint=tmp_path / "six.ckpt")
+    assert resumed == pytest.approx(uninterrupted[6:])

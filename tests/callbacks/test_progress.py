@@ -1,13 +1,13 @@
-"""What a training prints of how far it has come."""
+"""Progress bar and line of a training."""
 
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from tilewright.callbacks.progress import Bar, ProgressLine
+from tilewright.callbacks import ProgressLine, StepProgressBar
 
 
-class Line(pl.LightningModule):
+class Model(pl.LightningModule):
     def __init__(self):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.tensor(1.0))
@@ -22,7 +22,7 @@ class Line(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.0)
 
 
-def printed(capsys, callback):
+def output_with(callback, capsys):
     trainer = pl.Trainer(
         max_steps=4,
         val_check_interval=2,
@@ -32,22 +32,22 @@ def printed(capsys, callback):
         num_sanity_val_steps=0,
         logger=False,
         enable_checkpointing=False,
-        enable_progress_bar=isinstance(callback, Bar),
+        enable_progress_bar=isinstance(callback, StepProgressBar),
         enable_model_summary=False,
     )
-    trainer.fit(Line(), DataLoader(range(10)), DataLoader([0]))
+    trainer.fit(Model(), DataLoader(range(10)), DataLoader([0]))
     return capsys.readouterr().out
 
 
-def test_the_bar_counts_the_runs_steps(capsys):
-    out = printed(capsys, Bar(refresh_rate=1))
-    assert "Training" in out
-    assert "4/4" in out
-    assert "Epoch" not in out
+def test_the_bar_counts_all_batches_of_the_run(capsys):
+    output = output_with(StepProgressBar(refresh_rate=1), capsys)
+    assert "Training" in output
+    assert "4/4" in output
+    assert "Epoch" not in output
 
 
-def test_a_line_for_each_validation(capsys):
-    lines = printed(capsys, ProgressLine()).splitlines()
+def test_each_validation_prints_a_line(capsys):
+    lines = output_with(ProgressLine(), capsys).splitlines()
     assert [line for line in lines if line.startswith("step")] == [
         "step      2/4  loss 0.25",
         "step      4/4  loss 0.25",

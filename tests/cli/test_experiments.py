@@ -54,7 +54,7 @@ def test_dvae_paper_has_the_papers_sizes_and_length(paper):
     assert paper.model.weight_decay == 1e-4
     assert paper.data.batch_size * paper.trainer.accumulate_grad_batches == 512
     assert paper.trainer.max_steps == 3_000_000
-    assert (paper.callbacks.ema.decay, paper.callbacks.ema.every) == (0.999, 1)
+    assert (paper.callbacks.ema.decay, paper.callbacks.ema.every_n_updates) == (0.999, 1)
 
 
 def test_dvae_paper_augments_as_the_paper_does(paper):
@@ -73,8 +73,8 @@ def test_prior_paper_has_the_papers_optimization(prior):
     assert prior.trainer.gradient_clip_val == 4.0
     assert prior.data.batch_size * prior.trainer.accumulate_grad_batches == 1024
     assert prior.trainer.max_steps == 430_000
-    assert (prior.callbacks.ema.decay, prior.callbacks.ema.every) == (0.99, 25)
-    assert instantiate(prior.callbacks.plateau).times == 5
+    assert (prior.callbacks.ema.decay, prior.callbacks.ema.every_n_updates) == (0.99, 25)
+    assert instantiate(prior.callbacks.plateau).max_halvings == 5
     assert prior.callbacks.plateau.monitor == "validation/loss"
 
 
@@ -129,7 +129,7 @@ def test_cluster_processes_share_a_batch_evenly():
     config = composed("experiment=prior_cluster", *TOKENS)
     processes = config.trainer.num_nodes * config.trainer.devices
     assert processes == 32
-    launch.check_share(config.data.batch_size, processes)
+    launch.check_batch_size(config.data.batch_size, processes)
 
 
 @pytest.mark.parametrize(

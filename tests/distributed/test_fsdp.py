@@ -1,4 +1,4 @@
-"""Sharded weights: two processes train what one trains, and each reads what the others wrote."""
+"""FSDP2 trains what one process trains, and all strategies read each other's checkpoints."""
 
 import sys
 from functools import partial
@@ -10,31 +10,25 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from helpers import tiny
-from helpers.processes import figures, run, train
+from helpers.multiprocess import logged_metrics, run, train
 from tilewright import runs
-from tilewright.callbacks.ema import AveragedWeights
-from tilewright.distributed import sharded_checkpoint
-from tilewright.distributed.fsdp import FullyShardedStrategy, gathered
+from tilewright.callbacks import AveragedWeights
+from tilewright.distributed import FullyShardedStrategy
+from tilewright.distributed.fsdp import gathered_weights
+from tilewright.distributed.sharded_checkpoint import load_stored_tensors, read_checkpoint
 from tilewright.errors import UserError
 from tilewright.pipeline import TextToImage
 
-IN_SHARDS = partial(FullyShardedStrategy, sharded_checkpoints=True)
-TWO_COPIES = partial(IN_SHARDS, copies=2)
+SHARDED_FILES = partial(FullyShardedStrategy, sharded_checkpoints=True)
+TWO_REPLICAS = partial(SHARDED_FILES, replicas=2)
+
+# Relative tolerance of metrics. Muon orthogonalizes in bf16, whose sums depend on the sharding, and
+# Adam turns rounding errors of small gradients into whole steps.
+TOLERANCE = {"muon": 2e-3, "ranker": 1e-4}
 
 
-# Muon makes matrices orthogonal in bf16, whose sums depend on how they are cut; and Adam turns the
-# rounding of small gradients into whole steps.
-CLOSE = {"muon": 2e-3, "ranker": 1e-4}
-
-
-def same(one, other, rel=1e-5):
-    assert one.keys() == other.keys()
-    for key, value in one.items():
-        assert other[key] == pytest.approx(value, rel=rel, abs=1e-6), key
-
-
-class Shares(pl.Callback):
-    """What share of the numbers a process holds, of weights, moments and averages."""
+class ShardSizes(pl.Callback):
+    """Asserts that a process holds half of all weights, optimizer states and averages."""
 
     def on_train_end(self, trainer, module):
         (averaged,) = (c for c in trainer.callbacks if isinstance(c, AveragedWeights))
@@ -43,64 +37,90 @@ class Shares(pl.Callback):
         moments = [s.get("exp_avg", s.get("momentum_buffer")) for s in states]
         for tensors in (list(module.parameters()), list(average.parameters()), moments):
             assert all(isinstance(tensor, DTensor) for tensor in tensors)
-            held = sum(tensor.to_local().numel() for tensor in tensors)
-            assert 0.4 < held / sum(tensor.numel() for tensor in tensors) < 0.6
+            local = sum(tensor.to_local().numel() for tensor in tensors)
+            assert 0.4 < local / sum(tensor.numel() for tensor in tensors) < 0.6
+
+
+CHECKED = {"noise": False, "extra_callbacks": [ShardSizes()]}
+
+
+def assert_close(expected, actual, rel=1e-5):
+    assert expected.keys() == actual.keys()
+    for key, value in expected.items():
+        assert actual[key] == pytest.approx(value, rel=rel, abs=1e-6), key
+
+
+def tensors_of_last_checkpoint(folder):
+    """Returns weights, averages and optimizer states by name."""
+    saved = load_stored_tensors(read_checkpoint(folder / "checkpoints" / "last.ckpt"))
+    tensors = {
+        f"optimizer {index} {name}": value
+        for index, state in saved["optimizer_states"][0]["state"].items()
+        for name, value in state.items()
+    }
+    for kind in ("state_dict", "current_model_state"):
+        tensors |= {f"{kind} {name}": value for name, value in saved[kind].items()}
+    return tensors
 
 
 @pytest.mark.parametrize("stage", ["dvae", "prior", "muon", "clipped", "recurrent", "ranker"])
 @pytest.mark.parametrize(
-    ("count", "strategy"),
-    [(2, FullyShardedStrategy), (4, TWO_COPIES)],
-    ids=["two", "two copies of two"],
+    ("processes", "strategy"),
+    [(2, FullyShardedStrategy), (4, TWO_REPLICAS)],
+    ids=["two processes", "two replicas of two"],
 )
-def test_shards_train_what_one_process_trains(stage, count, strategy, tmp_path):
-    train(stage, tmp_path / "1", 1, steps=20, noise=False)
-    train(stage, tmp_path / "2", count, strategy, steps=20, noise=False, watch=[Shares()])
-    alone, together = figures(tmp_path / "1"), figures(tmp_path / "2")
-    assert {step for step, name in alone if name == "train/loss"} == set(range(20))
-    assert {step for step, name in alone if name == "validation/loss"} == {6, 13}
-    same(alone, together, CLOSE.get(stage, 1e-5))
+def test_sharded_training_equals_that_of_one_process(stage, processes, strategy, trained):
+    expected = logged_metrics(trained(stage, steps=20, noise=False))
+    actual = logged_metrics(trained(stage, processes, strategy, steps=20, **CHECKED))
+    assert {step for step, name in expected if name == "train/loss"} == set(range(20))
+    assert {step for step, name in expected if name == "validation/loss"} == {6, 13}
+    assert_close(expected, actual, TOLERANCE.get(stage, 1e-5))
 
 
-def test_variances_are_clipped_in_shards_as_on_one(tmp_path):
-    train("prior", tmp_path / "free", 1, steps=9, noise=False)
-    train("clipped", tmp_path / "1", 1, steps=9, noise=False)
-    train("clipped", tmp_path / "2", 2, FullyShardedStrategy, steps=9, noise=False)
+def test_variances_are_clipped_in_shards_as_in_one_process(trained):
+    def variances(folder):
+        tensors = tensors_of_last_checkpoint(folder)
+        return torch.cat([t.flatten() for name, t in tensors.items() if "exp_avg_sq" in name])
 
-    def variances(name):
-        found = [value for key, value in states(tmp_path / name) if key.endswith("exp_avg_sq")]
-        return torch.cat([value.flatten() for value in found])
-
-    bound = torch.tensor(tiny.CLIP)
-    assert (variances("free") > 2 * bound).any()
-    assert variances("1").max() == bound
-    torch.testing.assert_close(variances("2"), variances("1"), rtol=1e-4, atol=1e-9)
+    limit = torch.tensor(tiny.VARIANCE_CLIP)
+    unclipped = variances(trained("prior", steps=20, noise=False))
+    clipped = variances(trained("clipped", steps=20, noise=False))
+    sharded = variances(trained("clipped", 2, FullyShardedStrategy, steps=20, **CHECKED))
+    assert (unclipped > 2 * limit).any()
+    assert clipped.max() == limit
+    torch.testing.assert_close(sharded, clipped, rtol=1e-4, atol=1e-9)
 
 
 @pytest.mark.parametrize("stage", ["dvae", "prior", "ranker"])
-def test_compiled_shards_train_what_one_process_trains(stage, tmp_path):
-    """Traced and differentiated as for any compiler, without the time that one takes."""
-    train(stage, tmp_path / "1", 1, steps=8, noise=False)
-    compiled = {"steps": 8, "noise": False, "backend": "aot_eager"}
-    train(stage, tmp_path / "2", 2, FullyShardedStrategy, watch=[Shares()], **compiled)
-    same(figures(tmp_path / "1"), figures(tmp_path / "2"), CLOSE.get(stage, 1e-5))
+def test_compiled_sharded_training_equals_that_of_one_process(stage, trained):
+    """Uses the backend aot_eager: it traces and differentiates without the time of a compiler."""
+    expected = logged_metrics(trained(stage, steps=20, noise=False))
+    compiled = {"steps": 8, "backend": "aot_eager", **CHECKED}
+    actual = logged_metrics(trained(stage, 2, FullyShardedStrategy, **compiled))
+    first = {key: value for key, value in expected.items() if key[0] < 8}
+    assert_close(first, actual, TOLERANCE.get(stage, 1e-5))
 
 
-def test_copies_that_do_not_divide_the_processes_are_one_line(tmp_path, capfd):
+def test_replicas_that_do_not_divide_the_processes_are_a_user_error(tmp_path, capfd):
     with pytest.raises(AssertionError):
-        train("prior", tmp_path, 2, partial(FullyShardedStrategy, copies=3), steps=2)
-    assert "trainer.strategy.copies=3 has to divide the processes, which are 2" in (
-        capfd.readouterr().err
-    )
+        train("prior", tmp_path, 2, partial(FullyShardedStrategy, replicas=3), steps=2)
+    assert "trainer.strategy.replicas=3 does not divide the 2 processes" in capfd.readouterr().err
 
 
-def states(folder):
-    """Weights, averages and moments of a run's last checkpoint."""
-    saved = sharded_checkpoint.joined(sharded_checkpoint.read(folder / "checkpoints" / "last.ckpt"))
-    for number, state in saved["optimizer_states"][0]["state"].items():
-        yield from ((f"moments {number} {name}", value) for name, value in state.items())
-    for kind in ("state_dict", "current_model_state"):
-        yield from ((f"{kind} {name}", value) for name, value in saved[kind].items())
+@pytest.fixture(scope="module")
+def resumed_alone(tmp_path_factory):
+    """Returns a function for the tensors of one process that stopped at 9 of 16 updates."""
+    tensors = {}
+
+    def get(stage):
+        if stage not in tensors:
+            folder = tmp_path_factory.mktemp(stage)
+            for steps in (9, 16):
+                train(stage, folder, 1, steps=steps, noise=False)
+            tensors[stage] = tensors_of_last_checkpoint(folder)
+        return tensors[stage]
+
+    return get
 
 
 @pytest.mark.parametrize("stage", ["dvae", "prior"])  # the prior's optimizer has two groups
@@ -109,56 +129,91 @@ def states(folder):
     [
         ((1, "ddp"), (2, FullyShardedStrategy)),
         ((2, FullyShardedStrategy), (1, "ddp")),
-        ((2, IN_SHARDS), (1, "ddp")),
-        ((2, IN_SHARDS), (1, FullyShardedStrategy)),
-        ((4, TWO_COPIES), (2, IN_SHARDS)),
+        ((2, SHARDED_FILES), (1, "ddp")),
+        ((2, SHARDED_FILES), (1, FullyShardedStrategy)),
+        ((4, TWO_REPLICAS), (2, SHARDED_FILES)),
     ],
-    ids=["one to two", "two to one", "shards to one", "shards to one shard", "copies to shards"],
+    ids=["1 to 2", "2 to 1", "2 files to ddp", "2 files to 1", "2 replicas to 2 files"],
 )
-def test_a_checkpoint_is_read_by_any_number_of_processes(stage, first, second, tmp_path):
-    for folder, halves in (("mixed", (first, second)), ("alone", [(1, "ddp")] * 2)):
-        for steps, half in zip((9, 16), halves, strict=True):
-            train(stage, tmp_path / folder, *half, steps=steps, noise=False)
-    alone, mixed = dict(states(tmp_path / "alone")), dict(states(tmp_path / "mixed"))
-    assert alone.keys() == mixed.keys()
-    for name, value in alone.items():
-        torch.testing.assert_close(mixed[name], value, rtol=1e-4, atol=1e-5)
+def test_every_strategy_reads_every_checkpoint(stage, first, second, resumed_alone, tmp_path):
+    for steps, (processes, strategy) in zip((9, 16), (first, second), strict=True):
+        train(stage, tmp_path, processes, strategy, steps=steps, noise=False)
+    expected, actual = resumed_alone(stage), tensors_of_last_checkpoint(tmp_path)
+    assert expected.keys() == actual.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(actual[name], value, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    "strategy", ["ddp", FullyShardedStrategy, IN_SHARDS], ids=["ddp", "whole", "in shards"]
+    "strategy",
+    ["ddp", FullyShardedStrategy, SHARDED_FILES],
+    ids=["ddp", "one file", "sharded files"],
 )
-def test_two_processes_go_on_with_the_same_bits(strategy, tmp_path):
-    train("prior", tmp_path / "whole", 2, strategy, steps=16)
+def test_two_processes_resume_to_the_same_bits(strategy, tmp_path):
+    train("prior", tmp_path / "uninterrupted", 2, strategy, steps=16)
     for steps in (9, 16):
-        train("prior", tmp_path / "stopped", 2, strategy, steps=steps)
-    whole, stopped = dict(states(tmp_path / "whole")), dict(states(tmp_path / "stopped"))
-    assert len(whole) > 100
-    for name, value in whole.items():
-        assert torch.equal(value, stopped[name]), name
-    files = list((tmp_path / "stopped" / "checkpoints").iterdir())
-    assert len(files) == (2 if strategy is IN_SHARDS else 1)  # of shards, a folder beside it
+        train("prior", tmp_path / "resumed", 2, strategy, steps=steps)
+    expected = tensors_of_last_checkpoint(tmp_path / "uninterrupted")
+    actual = tensors_of_last_checkpoint(tmp_path / "resumed")
+    assert len(expected) > 100
+    assert expected.keys() == actual.keys()
+    for name, value in expected.items():
+        assert torch.equal(value, actual[name]), name
+    files = list((tmp_path / "resumed" / "checkpoints").iterdir())
+    assert len(files) == (2 if strategy is SHARDED_FILES else 1)  # a file and its shards' folder
 
 
-def test_shards_that_are_missing_are_one_line(tmp_path):
-    train("dvae", tmp_path, 2, IN_SHARDS, steps=2)
+def test_each_process_writes_about_half_of_the_tensors(tmp_path):
+    train("prior", tmp_path, 2, SHARDED_FILES, steps=2)
+    sizes = [file.stat().st_size for file in tmp_path.glob("checkpoints/last.ckpt-*/*")]
+    assert len(sizes) == 2
+    assert 0.4 < sizes[0] / sum(sizes) < 0.6
+
+
+def test_a_missing_file_of_shards_is_a_user_error(tmp_path):
+    train("dvae", tmp_path, 2, SHARDED_FILES, steps=2)
     (last,) = tmp_path.glob("checkpoints/last.ckpt")
-    (lost,) = tmp_path.glob("checkpoints/last.ckpt-*/1.pt")
-    lost.unlink()
-    with pytest.raises(UserError, match=r"last\.ckpt cannot be read.*1\.pt"):
+    missing = sorted(tmp_path.glob("checkpoints/last.ckpt-*/*"))[1]
+    missing.unlink()
+    with pytest.raises(UserError, match=rf"last\.ckpt cannot be read.*{missing.name} is missing"):
         runs.check_unfinished(last, 9)
 
 
-class Parts(pl.Callback):
-    """Image tokens that the weights make, trained or not yet, by the first process alone."""
+class BreakShards(pl.Callback):
+    """Makes the second process fail to write its shards at the third update."""
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if trainer.global_step == 3 and trainer.global_rank == 1:
+            from torch.distributed.checkpoint import HuggingFaceStorageWriter
+
+            def write_data(*args):
+                raise OSError("No space left on device")
+
+            HuggingFaceStorageWriter.write_data = write_data
+
+
+def test_a_process_that_cannot_write_its_shards_leaves_the_previous_checkpoint(tmp_path, capfd):
+    train("prior", tmp_path, 2, SHARDED_FILES, steps=2)
+    previous = tensors_of_last_checkpoint(tmp_path)
+    failing = {"steps": 4, "extra_callbacks": [BreakShards()]}
+    with pytest.raises(AssertionError):
+        train("prior", tmp_path, 2, SHARDED_FILES, **failing)
+    assert "cannot be written by process 1 (No space left on device)" in capfd.readouterr().err
+    kept = tensors_of_last_checkpoint(tmp_path)
+    assert kept.keys() == previous.keys()
+    assert all(torch.equal(kept[name], value) for name, value in previous.items())
+
+
+class TokensOfFirstProcess(pl.Callback):
+    """Saves image tokens that the first process computes alone, before and during a training."""
 
     def on_train_start(self, trainer, module):
         self.on_validation_epoch_end(trainer, module)
 
     def on_validation_epoch_end(self, trainer, module):
-        with gathered(trainer, module):
+        with gathered_weights(trainer, module):
             if trainer.is_global_zero:
-                path = Path(trainer.default_root_dir) / f"{trainer.global_step}.drawn"
+                path = Path(trainer.default_root_dir) / f"{trainer.global_step}.tokens"
                 torch.save(self.tokens(trainer, module), path)
 
     def tokens(self, trainer, module):
@@ -169,34 +224,36 @@ class Parts(pl.Callback):
 
 
 @pytest.mark.parametrize("stage", ["dvae", "prior", "recurrent"])
-def test_one_process_draws_what_all_have_trained(stage, tmp_path):
-    for name, count, strategy in (("1", 1, "ddp"), ("2", 2, FullyShardedStrategy)):
-        train(stage, tmp_path / name, count, strategy, steps=16, noise=False, watch=[Parts()])
-    drawn = [path.name for path in sorted((tmp_path / "1").glob("*.drawn"))]
-    assert len(drawn) == 3
-    for name in drawn:
-        one, other = (torch.load(tmp_path / count / name) for count in "12")
-        assert torch.equal(one, other)
-    same(figures(tmp_path / "1"), figures(tmp_path / "2"))  # and the training went on
+def test_gathered_weights_are_complete_before_and_during_a_training(stage, tmp_path):
+    for name, processes, strategy in (("1", 1, "ddp"), ("2", 2, FullyShardedStrategy)):
+        callbacks = [TokensOfFirstProcess()]
+        arguments = {"steps": 16, "noise": False, "extra_callbacks": callbacks}
+        train(stage, tmp_path / name, processes, strategy, **arguments)
+    names = [path.name for path in sorted((tmp_path / "1").glob("*.tokens"))]
+    assert names == ["0.tokens", "14.tokens", "7.tokens"]
+    for name in names:
+        alone, sharded = (torch.load(tmp_path / folder / name) for folder in "12")
+        assert torch.equal(alone, sharded)
+    # The training continues as without these computations.
+    assert_close(logged_metrics(tmp_path / "1"), logged_metrics(tmp_path / "2"))
 
 
-def test_bf16_in_shards_is_near_bf16_on_one(tmp_path):
-    """The blocks' gains are rounded to bf16 there and not here; all else is cast alike."""
-    for stage in ("dvae", "prior", "ranker"):
-        for name, count, strategy in (("1", 1, "ddp"), ("2", 2, FullyShardedStrategy)):
-            folder = tmp_path / stage / name
-            train(stage, folder, count, strategy, steps=8, noise=False, precision="bf16-mixed")
-        one, two = (figures(tmp_path / stage / name) for name in "12")
-        assert one.keys() == two.keys()
-        for step in range(8):
-            loss = (step, "train/loss")
-            assert two[loss] == pytest.approx(one[loss], rel=0.02), loss
+@pytest.mark.parametrize("stage", ["dvae", "prior", "ranker"])
+def test_sharded_bf16_is_close_to_bf16_in_one_process(stage, trained):
+    """FSDP2 rounds the gains of blocks to bf16 and one process does not. All other casts agree."""
+    arguments = {"steps": 8, "noise": False, "precision": "bf16-mixed"}
+    alone = logged_metrics(trained(stage, **arguments))
+    sharded = logged_metrics(trained(stage, 2, FullyShardedStrategy, **arguments))
+    assert alone.keys() == sharded.keys()
+    for step in range(8):
+        loss = (step, "train/loss")
+        assert sharded[loss] == pytest.approx(alone[loss], rel=0.02), loss
 
 
-def test_a_precision_that_is_not_known_is_one_line(tmp_path, capfd):
+def test_an_unsupported_precision_is_a_user_error(tmp_path, capfd):
     with pytest.raises(AssertionError):
         train("prior", tmp_path, 1, FullyShardedStrategy, steps=2, precision="bf16-true")
-    assert "trainer.precision=bf16-true" in capfd.readouterr().err
+    assert "trainer=fsdp does not support trainer.precision=bf16-true" in capfd.readouterr().err
 
 
 SMALL = [
@@ -212,37 +269,37 @@ SMALL = [
 
 
 @pytest.mark.slow
-def test_the_commands_take_a_run_of_shards(tmp_path):
-    places = [f"paths.data={tmp_path / 'data'}", f"paths.logs={tmp_path / 'logs'}"]
+def test_the_commands_use_a_run_with_sharded_files(tmp_path):
+    paths = [f"paths.data={tmp_path / 'data'}", f"paths.logs={tmp_path / 'logs'}"]
     python = sys.executable
-    run(python, "src/train.py", "stage=dvae", *SMALL, *places)
-    shared = ["trainer=fsdp", "trainer.devices=2", "callbacks.samples.count=2"]
-    shared += [f"trainer.strategy.{key}=true" for key in ("sharded_checkpoints", "on_meta")]
-    run(python, "src/train.py", "stage=prior", "run_name=p", *shared, *SMALL, *places)
+    run(python, "src/train.py", "stage=dvae", *SMALL, *paths)
+    sharded = ["trainer=fsdp", "trainer.devices=2", "callbacks.samples.count=2"]
+    sharded += [f"trainer.strategy.{key}=true" for key in ("sharded_checkpoints", "on_meta")]
+    run(python, "src/train.py", "stage=prior", "run_name=p", *sharded, *SMALL, *paths)
     checkpoints = tmp_path / "logs" / "prior" / "p" / "checkpoints"
     files = sorted(path.name.partition("-")[0] for path in checkpoints.iterdir())
-    assert files == ["best.ckpt", "best.ckpt", "last.ckpt", "last.ckpt"]  # each with its folder
+    assert files == ["best.ckpt", "best.ckpt", "last.ckpt", "last.ckpt"]  # files and folders
     words = ["prompt=a red circle", "n=2", "device=cpu", f"out={tmp_path / 'out'}"]
-    run(python, "src/generate.py", *words, *places)
+    run(python, "src/generate.py", *words, *paths)
     assert len(list((tmp_path / "out").glob("000-*.png"))) == 2
-    on_one = ["resume=true", "trainer=cpu", "trainer.max_steps=6"]
-    said = run(python, "src/train.py", "stage=prior", *on_one, *places)
-    assert "step      6/6" in said
+    one_process = ["resume=true", "trainer=cpu", "trainer.max_steps=6"]
+    output = run(python, "src/train.py", "stage=prior", *one_process, *paths)
+    assert "step      6/6" in output
     assert [path.name for path in checkpoints.glob("last.ckpt*")] == ["last.ckpt"]
 
 
 @pytest.mark.slow
-def test_torchrun_trains_in_shards_what_one_process_trains(tmp_path):
-    places = [f"paths.data={tmp_path / 'data'}", f"paths.logs={tmp_path / 'logs'}"]
-    run(sys.executable, "src/train.py", "stage=dvae", *SMALL, *places)
+def test_torchrun_with_fsdp_trains_what_one_process_trains(tmp_path):
+    paths = [f"paths.data={tmp_path / 'data'}", f"paths.logs={tmp_path / 'logs'}"]
+    run(sys.executable, "src/train.py", "stage=dvae", *SMALL, *paths)
     words = ["src/train.py", "stage=prior", "model=prior_small", "trainer.precision=32-true"]
-    words += ["model.caption_dropout=0", *SMALL, *places]  # and no other noise
+    words += ["model.caption_dropout=0", *SMALL, *paths]  # no other noise
     words += ["trainer.log_every_n_steps=1", "callbacks.samples.count=2"]
     run(sys.executable, *words, "run_name=one")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    said = run(*launch, *words, "trainer=fsdp", "trainer.accelerator=cpu", "run_name=two")
-    assert said.count("step      4/4") == 1, said
+    output = run(*launch, *words, "trainer=fsdp", "trainer.accelerator=cpu", "run_name=two")
+    assert output.count("step      4/4") == 1, output
     folder = tmp_path / "logs" / "prior"
-    alone, together = figures(folder / "one"), figures(folder / "two")
+    alone, sharded = logged_metrics(folder / "one"), logged_metrics(folder / "two")
     assert {step for step, name in alone if name == "train/loss"} == set(range(4))
-    same(alone, together)
+    assert_close(alone, sharded)

@@ -1,53 +1,47 @@
-"""Two processes train what one trains: the same losses, figures and checkpoints, in one folder."""
+"""Two DDP processes train what one process trains, in one folder."""
 
 import os
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
 from helpers import tiny
-from helpers.processes import figures, run, train
-from tilewright.callbacks.board import ONCE
-from tilewright.distributed import launch
-from tilewright.distributed.fsdp import FullyShardedStrategy
+from helpers.multiprocess import logged_metrics, run, train
+from tilewright.callbacks.tensorboard import OVERVIEW_SUFFIX
+from tilewright.distributed import FullyShardedStrategy, launch
 from tilewright.errors import UserError
 
-ROOT = Path(__file__).parents[2]
+
+def assert_close(expected, actual, rel=1e-5):
+    assert expected.keys() == actual.keys()
+    for key, value in expected.items():
+        assert actual[key] == pytest.approx(value, rel=rel, abs=1e-6), key
 
 
 @pytest.mark.parametrize("stage", ["dvae", "prior", "ranker"])
-def test_two_processes_train_what_one_trains(stage, tmp_path):
-    for count in (1, 2):
-        train(stage, tmp_path / str(count), count, steps=20, noise=False)
-    alone, together = figures(tmp_path / "1"), figures(tmp_path / "2")
-    assert alone.keys() == together.keys()
-    assert {step for step, name in alone if name == "train/loss"} == set(range(20))
-    assert {step for step, name in alone if name == "validation/loss"} == {6, 13}
-    # Adam turns the rounding of small gradients into whole steps.
-    rel = 1e-4 if stage == "ranker" else 1e-5
-    for key, value in alone.items():
-        assert together[key] == pytest.approx(value, rel=rel, abs=1e-6), key
+def test_two_processes_train_what_one_trains(stage, trained):
+    expected = logged_metrics(trained(stage, steps=20, noise=False))
+    actual = logged_metrics(trained(stage, 2, steps=20, noise=False))
+    assert {step for step, name in expected if name == "train/loss"} == set(range(20))
+    assert {step for step, name in expected if name == "validation/loss"} == {6, 13}
+    # Adam turns rounding errors of small gradients into whole steps.
+    assert_close(expected, actual, rel=1e-4 if stage == "ranker" else 1e-5)
 
 
-def test_a_checkpoint_of_two_is_read_by_one_and_the_reverse(tmp_path):
-    for first, second in ((1, 1), (1, 2), (2, 1)):
-        folder = tmp_path / f"{first}{second}"
-        train("prior", folder, first, steps=9, noise=False)
-        (folder / "metrics.csv").unlink()
-        train("prior", folder, second, steps=16, noise=False)
-    alone = figures(tmp_path / "11")
-    assert (15, "train/loss") in alone
-    for name in ("12", "21"):
-        mixed = figures(tmp_path / name)
-        assert alone.keys() == mixed.keys()
-        for key, value in alone.items():
-            assert mixed[key] == pytest.approx(value, rel=1e-5, abs=1e-6), key
+@pytest.mark.parametrize(("first", "second"), [(1, 2), (2, 1)])
+def test_a_run_resumes_with_another_number_of_processes(first, second, trained, tmp_path):
+    train("prior", tmp_path, first, steps=9, noise=False)
+    (tmp_path / "metrics.csv").unlink()
+    train("prior", tmp_path, second, steps=16, noise=False)
+    uninterrupted = logged_metrics(trained("prior", steps=20, noise=False))
+    expected = {key: value for key, value in uninterrupted.items() if 9 <= key[0] < 16}
+    assert {step for step, name in expected if name == "train/loss"} == set(range(9, 16))
+    assert_close(expected, logged_metrics(tmp_path))
 
 
-def test_processes_share_an_epoch_and_draw_their_own_noise(tmp_path):
+def test_processes_share_an_epoch_and_draw_different_noise(tmp_path):
     train("prior", tmp_path, 2, steps=11)  # of 4 rows each: two epochs of 22
     notes = [torch.load(tmp_path / f"{rank}.notes") for rank in (0, 1)]
     captions = [
@@ -62,15 +56,12 @@ def test_processes_share_an_epoch_and_draw_their_own_noise(tmp_path):
 
 
 @pytest.mark.parametrize("strategy", ["ddp", FullyShardedStrategy], ids=["ddp", "fsdp"])
-def test_gathered_gradients_are_those_of_one_process(strategy, tmp_path):
+def test_accumulated_gradients_equal_those_of_one_process(strategy, trained):
     arguments = {"steps": 10, "noise": False, "accumulate_grad_batches": 2}
-    train("prior", tmp_path / "1", 1, **arguments)
-    train("prior", tmp_path / "2", 2, strategy, **arguments)
-    alone, together = figures(tmp_path / "1"), figures(tmp_path / "2")
-    assert alone.keys() == together.keys()
-    assert (9, "train/loss") in alone
-    for key, value in alone.items():
-        assert together[key] == pytest.approx(value, rel=1e-5, abs=1e-6), key
+    expected = logged_metrics(trained("prior", **arguments))
+    actual = logged_metrics(trained("prior", 2, strategy, **arguments))
+    assert (9, "train/loss") in expected
+    assert_close(expected, actual)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", FullyShardedStrategy], ids=["ddp", "fsdp"])
@@ -84,13 +75,11 @@ def test_cutmix_negatives_are_gathered_from_all_processes(strategy, tmp_path, mo
     monkeypatch.setattr("tilewright.ranker.module.make_cutmix_negatives", flip_left_half)
     train("ranker", tmp_path / "1", 1, steps=20)
     train("ranker", tmp_path / "2", 2, strategy, steps=20)
-    train("ranker", tmp_path / "without", 1, steps=20, noise=False)
-    alone, together = figures(tmp_path / "1"), figures(tmp_path / "2")
-    assert alone.keys() == together.keys()
-    for key, value in alone.items():
-        assert together[key] == pytest.approx(value, rel=1e-5, abs=1e-6), key
+    train("ranker", tmp_path / "without", 1, steps=1, noise=False)
+    alone = logged_metrics(tmp_path / "1")
+    assert_close(alone, logged_metrics(tmp_path / "2"))
     first = (0, "train/loss")
-    assert alone[first] > figures(tmp_path / "without")[first] + 0.1
+    assert alone[first] > logged_metrics(tmp_path / "without")[first] + 0.1
 
 
 def configuration(**trainer):
@@ -99,16 +88,16 @@ def configuration(**trainer):
 
 
 @pytest.mark.parametrize(("cores", "expected"), [(1, 1), (2, 2), (3, 2), (6, 4), (64, 4)])
-def test_a_process_for_each_core_that_gets_enough_of_a_batch(monkeypatch, cores, expected):
+def test_auto_starts_a_process_per_core_with_at_least_8_rows_each(monkeypatch, cores, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
     assert launch.devices(configuration()) == expected
     assert launch.devices(configuration(devices=3)) == 3
 
 
-def test_a_batch_that_cannot_be_shared_is_one_line():
-    launch.check_share(32, 2)
-    with pytest.raises(UserError, match=r"data\.batch_size=32 .* by 3"):
-        launch.check_share(32, 3)
+def test_a_batch_that_cannot_be_divided_is_a_user_error():
+    launch.check_batch_size(32, 2)
+    with pytest.raises(UserError, match=r"data\.batch_size=32.* by 3 processes"):
+        launch.check_batch_size(32, 3)
 
 
 SMALL = [
@@ -127,23 +116,23 @@ SMALL = [
 
 
 @pytest.mark.slow
-def test_the_command_makes_one_folder_and_torchrun_goes_on_in_it(tmp_path):
+def test_the_command_creates_one_folder_and_torchrun_resumes_in_it(tmp_path):
     logs = tmp_path / "logs"
-    places = [f"paths.data={tmp_path / 'data'}", f"paths.logs={logs}"]
-    said = run(sys.executable, "src/train.py", *SMALL, *places, "trainer.max_steps=2")
+    paths = [f"paths.data={tmp_path / 'data'}", f"paths.logs={logs}"]
+    output = run(sys.executable, "src/train.py", *SMALL, *paths, "trainer.max_steps=2")
     (folder,) = (path for path in (logs / "dvae").iterdir() if not path.is_symlink())
     assert folder.name == "a, b=c"
     assert (logs / "dvae" / "latest").resolve() == folder
-    events = sorted(path.suffix == ONCE for path in folder.glob("events.*"))
-    assert events == [False, True]  # one process writes them: figures, and what is said once
+    events = sorted(path.suffix == OVERVIEW_SUFFIX for path in folder.glob("events.*"))
+    assert events == [False, True]  # one process writes them
     assert {path.name for path in folder.glob("checkpoints/*")} == {"best.ckpt", "last.ckpt"}
     for line in ("; to watch", "Trained", "step      2/2"):
-        assert said.count(line) == 1, said
+        assert output.count(line) == 1, output
 
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    words = ["stage=dvae", "resume=true", "trainer.max_steps=4", *places]
-    said = run(*launch, "src/train.py", *words)
-    assert said.count("step      4/4") == 1, said
+    words = ["stage=dvae", "resume=true", "trainer.max_steps=4", *paths]
+    output = run(*launch, "src/train.py", *words)
+    assert output.count("step      4/4") == 1, output
     assert {path.name for path in (logs / "dvae").iterdir()} == {"a, b=c", "latest"}
     config = OmegaConf.load(folder / "config.yaml")
     assert config.trainer.max_steps == config.model.learning_rate.then.steps == 4

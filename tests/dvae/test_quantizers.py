@@ -3,7 +3,6 @@
 import math
 
 import pytest
-import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
@@ -16,6 +15,7 @@ from tilewright.dvae.quantizers.base import GumbelSoftmax
 from tilewright.dvae.quantizers.fsq import FiniteScalarQuantizer
 from tilewright.dvae.quantizers.vq import VectorQuantizer
 from tilewright.training.schedules import Constant
+from tilewright.training.trainer import Trainer
 
 KINDS = {
     "gumbel": lambda: GumbelSoftmax(12),
@@ -155,7 +155,7 @@ def fit(trained, steps=40):
     generator = torch.Generator().manual_seed(1)
     flat = torch.rand(32, 3, 1, 1, generator=generator).expand(32, 3, 16, 16).contiguous()
     batch = {"image": flat, "caption": ["a square"] * 32}
-    trainer = pl.Trainer(
+    trainer = Trainer(
         max_steps=steps,
         logger=False,
         enable_checkpointing=False,

@@ -134,14 +134,14 @@ def test_the_callback_logs_the_checkers_categories(monkeypatch, tmp_path):
     monkeypatch.setattr(
         alignment_callback.TextToImage, "from_trainer", lambda trainer, module: model
     )
-    monkeypatch.setattr(alignment_callback, "gathered", lambda *_: torch.no_grad())
+    monkeypatch.setattr(alignment_callback, "gathered_weights", lambda *_: torch.no_grad())
     logged = {}
     module = SimpleNamespace(log_dict=lambda values, **_: logged.update(values))
     data = make_data(BrightnessSource(), tmp_path)
     trainer = SimpleNamespace(is_global_zero=True, datamodule=data)
     callback = AlignmentCallback()
     callback.setup(trainer, module, "fit")
-    callback.look(trainer, module)
+    callback.measure(trainer, module)
     assert logged == {
         "alignment/validation/bright image": 1.0,
         "alignment/validation/dark image": 0.0,

@@ -1,4 +1,4 @@
-"""Trainings that are killed and resumed until they are done, and what they have to end with."""
+"""Trainings that are killed and resumed until they are complete, and comparisons of the results."""
 
 import multiprocessing
 import random
@@ -13,97 +13,124 @@ from typing import Any
 
 import torch
 
-Training = Callable[[Path], Any]  # begins a training in a folder, or goes on with the one there
+Training = Callable[[Path], Any]  # starts a training in a folder, or resumes the one there
 
 LAST = Path("checkpoints", "last.ckpt")
 MOMENTS = ("before a checkpoint", "while one is written", "after one")
+TIMEOUT = 240  # seconds of one process, which takes a few on an idle machine
 
 
 def start(train: Training, folder: Path) -> BaseProcess:
-    """The training in a process of its own, which has loaded already what takes long to load."""
-    training = multiprocessing.get_context("fork").Process(target=_train, args=(train, folder))
-    training.start()
-    return training
+    """Starts a training in a forked process, which has already imported everything."""
+    process = multiprocessing.get_context("fork").Process(target=_train, args=(train, folder))
+    process.start()
+    return process
 
 
 def _train(train: Training, folder: Path) -> None:
-    torch.set_num_threads(1)  # threads that were at work before a fork are not there after it
+    torch.set_num_threads(1)  # a fork does not copy the threads of a pool
     train(folder)
 
 
-def whole(train: Training, folder: Path) -> float:
-    """Trains without interruption; how many seconds it took."""
+def join(process: BaseProcess, timeout: float = TIMEOUT) -> int:
+    """Waits for a process and returns its exit code. Kills it and fails after `timeout` seconds."""
+    process.join(timeout)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+        raise AssertionError(f"process {process.pid} was still running after {timeout:.0f} s")
+    return process.exitcode
+
+
+def wait_for_file(path: Path, process: BaseProcess, timeout: float = TIMEOUT) -> None:
+    """Waits until a process has written a file. Fails if the process ends or takes too long."""
+    end = time.monotonic() + timeout
+    while not path.exists():
+        if not process.is_alive():
+            raise AssertionError(
+                f"the process ended with status {process.exitcode} before it wrote {path}"
+            )
+        if time.monotonic() > end:
+            process.kill()
+            raise AssertionError(f"{path} was not written within {timeout:.0f} s")
+        time.sleep(0.01)
+
+
+def train_uninterrupted(train: Training, folder: Path) -> float:
+    """Trains without interruption, and returns the duration in seconds."""
     began = time.monotonic()
-    _end(start(train, folder))
+    assert join(start(train, folder)) == 0
     return time.monotonic() - began
 
 
-def killed(
-    train: Training, folder: Path, kills: int, took: float, moments: random.Random
+def train_with_kills(
+    train: Training, folder: Path, kills: int, duration: float, rng: random.Random
 ) -> Counter[str]:
-    """Trains, kills it so many times, and lets it come to its end; when the kills came.
+    """Trains with a number of kills, then to the end, and counts the kills by their moment.
 
-    Every other one waits, from a random moment on, for a checkpoint that is being written.
+    Every second kill waits, after a random time, until a checkpoint is being written.
 
     Args:
-        took: seconds of the whole training; no kill comes later than that after a start.
+        duration: seconds from a start to the latest kill.
     """
-    found: Counter[str] = Counter()
+    moments: Counter[str] = Counter()
     last = folder / LAST
-    while found.total() < kills:
-        training = start(train, folder)
-        training.join(moments.uniform(0, took))
-        if found.total() % 2:
-            while training.is_alive() and not _part(last).exists():
+    temporary = temporary_file(last)
+    while moments.total() < kills:
+        left_over = _modified(temporary)  # by a killed process
+        process = start(train, folder)
+        process.join(rng.uniform(0, duration))
+        if moments.total() % 2:
+            deadline = time.monotonic() + TIMEOUT
+            while process.is_alive() and _modified(temporary) in (None, left_over):
+                assert time.monotonic() < deadline, f"no checkpoint within {TIMEOUT} s"
                 time.sleep(0.0005)
-        training.kill()
-        training.join()
-        if training.exitcode == 0:  # it was faster: begin again
+        process.kill()
+        if join(process) == 0:  # complete before the kill: start again
             shutil.rmtree(folder)
-            found.clear()
+            moments.clear()
             continue
-        assert training.exitcode == -signal.SIGKILL
+        assert process.exitcode == -signal.SIGKILL
         if last.exists():
             assert torch.load(last, weights_only=True)["global_step"] > 0
-        found[MOMENTS[1 if _part(last).exists() else 2 if last.exists() else 0]] += 1
-    _end(start(train, folder))
-    return found
+        was_writing = _modified(temporary) not in (None, left_over)
+        moments[MOMENTS[1 if was_writing else 2 if last.exists() else 0]] += 1
+    assert join(start(train, folder)) == 0
+    return moments
 
 
-def _end(training: BaseProcess) -> None:
-    training.join()
-    assert training.exitcode == 0
+def temporary_file(path: Path) -> Path:
+    """Returns the file that `tilewright.files.atomic_file` writes before it renames it."""
+    return path.with_name(f".{path.name}.tmp")
 
 
-def _part(file: Path) -> Path:
-    return file.with_name(f".{file.name}.part")
+def _modified(path: Path) -> int | None:
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
-def differences(one: Path, other: Path) -> list[str]:
-    """What two trainings ended with that is not the same to the bit; it names what."""
-    expected, found = trained(one), trained(other)
-    names = expected.keys() ^ found.keys()
-    names |= {name for name in expected.keys() & found.keys() if _differ(expected, found, name)}
+def differences(expected: Path, actual: Path) -> list[str]:
+    """Returns the names of all values in which two trainings' last checkpoints differ."""
+    a, b = checkpoint_values(expected), checkpoint_values(actual)
+    names = a.keys() ^ b.keys()
+    names |= {name for name in a.keys() & b.keys() if not _equal(a[name], b[name])}
     return sorted(names)
 
 
-def _differ(one: dict[str, Any], other: dict[str, Any], name: str) -> bool:
-    if isinstance(one[name], torch.Tensor):
-        return not torch.equal(one[name], other[name])
-    return one[name] != other[name]
+def _equal(a: Any, b: Any) -> bool:
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
-def trained(folder: Path) -> dict[str, Any]:
-    """What a checkpoint says of weights, averages, moments and rates, as one flat dictionary."""
+def checkpoint_values(folder: Path) -> dict[str, Any]:
+    """Returns the last checkpoint's weights, averages, optimizer states and rates by name."""
     saved = torch.load(folder / LAST, weights_only=True)
-    kept = ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "callbacks")
-    return dict(_flat({name: saved[name] for name in ("global_step", *kept)}))
+    keys = ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "callbacks")
+    return dict(_flatten({name: saved[name] for name in ("global_step", *keys)}))
 
 
-def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, (dict, list)):
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for key, item in items:
-            yield from _flat(item, f"{name}.{key}")
-    elif "Checkpoint" not in name:  # paths
+            yield from _flatten(item, f"{name}.{key}")
+    elif "Checkpoint" not in name:  # holds paths
         yield name, value

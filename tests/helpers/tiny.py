@@ -1,18 +1,19 @@
-"""A tiny training of each stage, with all the randomness that there is."""
+"""A tiny training of each stage that uses every kind of randomness."""
 
-import pytorch_lightning as pl
 import torch
 from datasets import Dataset, DatasetDict, Features, Image, List, Value
 from PIL import Image as PILImage
 
 from helpers.recurrent import RecurrentPrior
-from tilewright.callbacks.checkpoints import LastCheckpoint
-from tilewright.callbacks.codebook import Codebook
-from tilewright.callbacks.ema import AveragedWeights
-from tilewright.callbacks.plateau import HalveOnPlateau
-from tilewright.callbacks.randomness import StepSeeds
-from tilewright.callbacks.reconstructions import Reconstructions
-from tilewright.callbacks.retrieval import Retrieval
+from tilewright.callbacks import (
+    AveragedWeights,
+    CodebookUsage,
+    HalveOnPlateau,
+    LastCheckpoint,
+    Reconstructions,
+    Retrieval,
+    StepSeeds,
+)
 from tilewright.data import BytePairTokenizer, CaptionedImages
 from tilewright.data.transforms import CenterCrop, StageOneCrop
 from tilewright.dvae import DiscreteVAE
@@ -23,40 +24,45 @@ from tilewright.prior import Stream, Transformer
 from tilewright.prior.module import PriorModule
 from tilewright.ranker import DualEncoder
 from tilewright.ranker.module import RankerModule
-from tilewright.training.checkpoint_io import AtomicCheckpointIO
-from tilewright.training.schedules import Constant, Cosine
+from tilewright.training import AtomicCheckpointIO, Constant, Cosine, Trainer
 
-STEPS = 40
-SIZE = 16
-ROWS = 22
-CLIP = 1e-4
+STEPS = 40  # updates
+SIZE = 16  # pixels of an image's side
+ROWS = 22  # of the training split
+VARIANCE_CLIP = 1e-4
 FEATURES = Features({"image": Image(), "caption": List(Value("string"))})
 
 
-class Noises:
-    """Random pictures, a little larger than they are used, with two captions each."""
+class RandomImages:
+    """Data source of random images with two captions each, a little larger than `SIZE`."""
 
     def load(self):
         generator = torch.Generator().manual_seed(0)
         pixels = torch.randint(256, (ROWS, SIZE + 4, SIZE + 4, 3), generator=generator)
-        images = [PILImage.fromarray(picture.byte().numpy()) for picture in pixels]
+        images = [PILImage.fromarray(image.byte().numpy()) for image in pixels]
         captions = [[f"picture {i}", f"number {i} of{' all' * (i % 3)}"] for i in range(ROWS)]
         rows = Dataset.from_dict({"image": images, "caption": captions}, features=FEATURES)
         return DatasetDict({"train": rows, "validation": rows.select(range(11))})
 
 
-class Noiseless(GumbelSoftmax):
-    """The relaxation without its noise, which no two processes draw alike."""
+class NoiselessRelaxation(GumbelSoftmax):
+    """Relaxation without Gumbel noise, which differs between processes."""
 
     def forward(self, latents, temperature):
         return (latents / temperature).softmax(dim=1), {"kl": categorical_kl(latents).mean()}
 
 
 def make(stage, folder, noise=True, source=None, workers=0):
-    """A module, its data, by default of `Noises`, and the callbacks that watch it.
+    """Returns a module, its data module and the callbacks of its stage.
 
-    The stages are dvae, prior and ranker. Variants of the prior are muon (trained by Muon), clipped
-    (AdamW's variances are bounded by CLIP) and recurrent (a network that is not a Transformer).
+    Args:
+        stage: "dvae", "prior", "ranker" or a variant of the prior: "muon" (trained with Muon),
+            "clipped" (Adam's variances are clipped at `VARIANCE_CLIP`) or "recurrent" (a network
+            that is not a Transformer).
+        folder: folder of the token cache.
+        noise: use dropout, relaxation noise and CutMix negatives, which differ between processes.
+        source: data source. None uses `RandomImages`.
+        workers: dataloader workers.
     """
     torch.manual_seed(0)
     network = DiscreteVAE(
@@ -66,7 +72,7 @@ def make(stage, folder, noise=True, source=None, workers=0):
         n_hid=8,
         n_init=8,
         blocks_per_group=1,
-        quantizer=None if noise else Noiseless(8),
+        quantizer=None if noise else NoiselessRelaxation(8),
     )
     tokenizer, image_tokenizer = None, None
     if stage != "dvae":
@@ -74,7 +80,7 @@ def make(stage, folder, noise=True, source=None, workers=0):
         tokenizer.train(["picture number of all"] * 5)
     if stage == "dvae":
         module = DiscreteVAEModule(network, Cosine(1.0, 0.1, STEPS), Constant(1.0), Constant(1e-2))
-        callbacks = [Reconstructions(), Codebook(8)]
+        callbacks = [Reconstructions(), CodebookUsage(8)]
     elif stage == "ranker":
         sizes = {"text_vocab": 280, "text_length": 12, "image_size": SIZE, "grid": 4}
         encoders = DualEncoder(**sizes, dim=16, heads=2, embedding=8)
@@ -87,18 +93,16 @@ def make(stage, folder, noise=True, source=None, workers=0):
             prior = RecurrentPrior(stream)
         else:
             prior = Transformer(stream, dim=16, depth=2, heads=2, positions="rotary")
-        rate = Cosine(1e-2, 1e-3, STEPS)
-        dropout = 0.3 if noise else 0.0
         module = PriorModule(
             prior,
-            rate,
+            Cosine(1e-2, 1e-3, STEPS),
             muon=stage == "muon",
-            variance_clip=CLIP if stage == "clipped" else None,
-            caption_dropout=dropout,
+            variance_clip=VARIANCE_CLIP if stage == "clipped" else None,
+            caption_dropout=0.3 if noise else 0.0,
         )
         callbacks = []
     data = CaptionedImages(
-        source or Noises(),
+        source or RandomImages(),
         image_size=SIZE,
         batch_size=4,
         train_transform=StageOneCrop(SIZE),
@@ -117,20 +121,22 @@ def train(
     folder,
     steps=STEPS,
     noise=True,
-    watch=(),
+    extra_callbacks=(),
     source=None,
     workers=0,
     backend=None,
-    **arguments,
+    **trainer_arguments,
 ):
-    """Trains a run to its end, from `last.ckpt` where it has one.
+    """Trains a run to `steps` updates, from `last.ckpt` if there is one.
 
-    Its network is compiled where a backend of torch.compile is named.
+    Args:
+        stage, folder, noise, source, workers: those of `make`.
+        backend: backend of torch.compile for the network. None does not compile.
     """
     module, data, callbacks = make(stage, folder, noise, source, workers)
     if backend:
         module.network.compile(backend=backend)
-    trainer = pl.Trainer(
+    trainer = Trainer(
         **{
             "accelerator": "cpu",
             "max_steps": steps,
@@ -148,12 +154,12 @@ def train(
             "callbacks": [
                 StepSeeds(0),
                 *callbacks,
-                *watch,
+                *extra_callbacks,
                 HalveOnPlateau("validation/loss", patience=2),
                 LastCheckpoint(str(folder / "checkpoints")),
-                AveragedWeights(0.9, every=3),
+                AveragedWeights(0.9, every_n_updates=3),
             ],
-            **arguments,
+            **trainer_arguments,
         }
     )
     last = folder / "checkpoints" / "last.ckpt"

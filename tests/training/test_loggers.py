@@ -1,14 +1,14 @@
-"""metrics.csv of a run that is resumed."""
+"""metrics.csv of a resumed run."""
 
 import csv
 
-from tilewright.training.loggers import ContinuedCSVLogger
+from tilewright.training.loggers import AppendingCSVLogger
 
 
-def test_a_second_logger_adds_to_the_figures_of_the_first(tmp_path):
-    for step, figures in enumerate(({"loss": 3.0}, {"loss": 2.0, "kl": 0.5})):
-        logger = ContinuedCSVLogger(tmp_path, name="", version="")
-        logger.log_metrics(figures, step=step)
+def test_a_second_logger_appends_to_the_metrics_of_the_first(tmp_path):
+    for step, metrics in enumerate(({"loss": 3.0}, {"loss": 2.0, "kl": 0.5})):
+        logger = AppendingCSVLogger(tmp_path, name="", version="")
+        logger.log_metrics(metrics, step=step)
         logger.save()
     with (tmp_path / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))

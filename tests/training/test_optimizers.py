@@ -1,4 +1,4 @@
-"""What decays, and how the learning rate reaches the optimizer."""
+"""Weight decay groups, learning rates, Muon and variance clipping."""
 
 import io
 
@@ -9,28 +9,28 @@ from torch import nn
 from tilewright.prior import Stream, Transformer
 from tilewright.training.optimizers import (
     MuonAdamW,
-    adamw,
     clip_variance,
-    decay_matrices_only,
+    fused_adamw,
     scheduled,
+    weight_decay_groups,
 )
 from tilewright.training.schedules import Cosine, WarmUp
 
 
-class Mixed(nn.Module):
+class SmallModel(nn.Module):
     def __init__(self):
         super().__init__()
         self.embedding = nn.Embedding(5, 4)
         self.norm = nn.LayerNorm(4)
         self.layers = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3, bias=False))
-        self.gain = nn.Parameter(torch.ones(2, 2))  # a matrix, but no linear layer's
+        self.gain = nn.Parameter(torch.ones(2, 2))  # a matrix, but not of a linear layer
 
 
-def test_linear_weights_and_only_they_decay():
-    module = Mixed()
-    decaying, rest = decay_matrices_only(module, 0.3)
-    assert (decaying["weight_decay"], rest["weight_decay"]) == (0.3, 0.0)
-    assert {id(p) for p in decaying["params"]} == {
+def test_only_weights_of_linear_layers_decay():
+    module = SmallModel()
+    matrices, others = weight_decay_groups(module, 0.3)
+    assert (matrices["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
+    assert {id(p) for p in matrices["params"]} == {
         id(module.layers[0].weight),
         id(module.layers[1].weight),
     }
@@ -38,18 +38,18 @@ def test_linear_weights_and_only_they_decay():
 
 @pytest.mark.parametrize(
     "module",
-    [Mixed(), Transformer(Stream(4, 8, 2, 6), dim=8, depth=2, heads=2)],
-    ids=["mixed", "transformer"],
+    [SmallModel(), Transformer(Stream(4, 8, 2, 6), dim=8, depth=2, heads=2)],
+    ids=["small model", "transformer"],
 )
-def test_every_parameter_is_in_one_group_once(module):
-    grouped = [id(p) for group in decay_matrices_only(module, 0.1) for p in group["params"]]
+def test_every_parameter_is_in_exactly_one_group(module):
+    grouped = [id(p) for group in weight_decay_groups(module, 0.1) for p in group["params"]]
     assert len(grouped) == len(set(grouped))
     assert set(grouped) == {id(p) for p in module.parameters()}
 
 
 def make():
-    module = Mixed()
-    optimizer = torch.optim.AdamW(decay_matrices_only(module, 0.1), lr=1.0)
+    module = SmallModel()
+    optimizer = torch.optim.AdamW(weight_decay_groups(module, 0.1), lr=1.0)
     schedule = WarmUp(3, Cosine(4.5e-4, 1e-6, 10))
     return module, optimizer, schedule, scheduled(optimizer, schedule)
 
@@ -61,7 +61,7 @@ def update(module, optimizer, scheduler):
     scheduler.step()
 
 
-def test_the_rate_is_the_schedules_value_at_every_update():
+def test_the_learning_rate_equals_the_schedule_at_every_update():
     module, optimizer, schedule, configured = make()
     assert configured["optimizer"] is optimizer
     assert configured["lr_scheduler"]["interval"] == "step"
@@ -71,7 +71,7 @@ def test_the_rate_is_the_schedules_value_at_every_update():
         update(module, optimizer, configured["lr_scheduler"]["scheduler"])
 
 
-def test_the_state_is_plain_data_and_resumes_the_rate():
+def test_the_state_loads_with_weights_only_and_resumes_the_rate():
     module, optimizer, schedule, configured = make()
     scheduler = configured["lr_scheduler"]["scheduler"]
     for _ in range(5):
@@ -89,22 +89,22 @@ def test_the_state_is_plain_data_and_resumes_the_rate():
     assert optimizer.param_groups[0]["lr"] == pytest.approx(schedule(6), rel=1e-12)
 
 
-def test_the_running_variance_is_clipped_by_value():
+def test_the_running_variance_is_clipped():
     weight = torch.nn.Parameter(torch.zeros(2))
     optimizer = torch.optim.AdamW([weight], lr=0.0, betas=(0.9, 0.96))
     clip_variance(optimizer, 5.0)
     for _ in range(200):
-        weight.grad = torch.tensor([3.0, 1.0])  # whose variances would settle at 9 and 1
+        weight.grad = torch.tensor([3.0, 1.0])  # unclipped variances would approach 9 and 1
         optimizer.step()
     torch.testing.assert_close(
         optimizer.state[weight]["exp_avg_sq"], torch.tensor([5.0, 1.0]), rtol=1e-3, atol=0
     )
 
 
-def muon():
+def make_muon():
     torch.manual_seed(0)
-    module = Mixed()
-    return module, MuonAdamW(*decay_matrices_only(module, 0.3), lr=0.1)
+    module = SmallModel()
+    return module, MuonAdamW(*weight_decay_groups(module, 0.3), lr=0.1)
 
 
 def loss(module):
@@ -120,23 +120,23 @@ def descend(module, optimizer, updates):
         optimizer.step(lambda: loss(module).backward())
 
 
-def test_muon_moves_matrices_along_orthogonal_ones():
-    module, optimizer = muon()
+def test_muon_moves_matrices_by_orthogonal_matrices():
+    module, optimizer = make_muon()
     weight = module.layers[0].weight
     before = weight.detach().clone()
     weight.grad = torch.randn(4, 4) * torch.tensor([[1.0], [1.0], [1e-2], [1e-2]])
     optimizer.step()
-    # lr * 0.2 * sqrt(4) times singular values near 1, beside the decay
+    # Without the decay, the update is lr * 0.2 * sqrt(4) times singular values near 1.
     moved = torch.linalg.svdvals((before * (1 - 0.1 * 0.3) - weight.detach()) / (0.1 * 0.2 * 2))
     assert moved.min() > 0.6
     assert moved.max() < 1.3
 
 
-def test_muon_leaves_the_rest_to_adamw():
-    module, optimizer = muon()
+def test_all_other_parameters_of_muon_are_updated_by_adamw():
+    module, optimizer = make_muon()
     torch.manual_seed(0)
-    other = Mixed()
-    plain = adamw(decay_matrices_only(other, 0.3), 0.0, (0.9, 0.96), 1e-8, lr=0.1)
+    other = SmallModel()
+    plain = fused_adamw(weight_decay_groups(other, 0.3), 0.0, (0.9, 0.96), 1e-8, lr=0.1)
     descend(module, optimizer, 1)
     descend(other, plain, 1)
     for name in ("embedding.weight", "norm.weight", "layers.0.bias", "gain"):
@@ -146,25 +146,25 @@ def test_muon_leaves_the_rest_to_adamw():
 
 
 def test_muon_resumes_to_the_same_bits():
-    whole, optimizer = muon()
-    descend(whole, optimizer, 5)
+    uninterrupted, optimizer = make_muon()
+    descend(uninterrupted, optimizer, 5)
 
-    first, optimizer = muon()
+    first, optimizer = make_muon()
     descend(first, optimizer, 2)
     file = io.BytesIO()
     torch.save({"module": first.state_dict(), "optimizer": optimizer.state_dict()}, file)
     file.seek(0)
     saved = torch.load(file, weights_only=True)
-    second, optimizer = muon()
+    second, optimizer = make_muon()
     second.load_state_dict(saved["module"])
     optimizer.load_state_dict(saved["optimizer"])
     descend(second, optimizer, 3)
-    for name, value in whole.state_dict().items():
+    for name, value in uninterrupted.state_dict().items():
         assert torch.equal(value, second.state_dict()[name]), name
 
 
-def test_one_schedule_moves_the_rates_of_both():
-    module, optimizer = muon()
+def test_the_learning_rates_of_muon_and_adamw_are_set_by_the_groups():
+    module, optimizer = make_muon()
     for group in optimizer.param_groups:
         group["lr"] = 0.0
     before = {name: value.clone() for name, value in module.state_dict().items()}
@@ -172,11 +172,11 @@ def test_one_schedule_moves_the_rates_of_both():
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
 
 
-def test_adamw_in_one_pass_is_adamw():
-    one, other = Mixed(), Mixed()
-    other.load_state_dict(one.state_dict())
-    for module, make in ((one, adamw), (other, torch.optim.AdamW)):
-        how = {"weight_decay": 0.1, "betas": (0.9, 0.96), "eps": 1e-8, "lr": 0.1}
-        descend(module, make(module.parameters(), **how), 5)
-    for found, expected in zip(one.parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(found, expected)
+def test_fused_adamw_equals_torchs_default():
+    fused, default = SmallModel(), SmallModel()
+    default.load_state_dict(fused.state_dict())
+    for module, make in ((fused, fused_adamw), (default, torch.optim.AdamW)):
+        settings = {"weight_decay": 0.1, "betas": (0.9, 0.96), "eps": 1e-8, "lr": 0.1}
+        descend(module, make(module.parameters(), **settings), 5)
+    for actual, expected in zip(fused.parameters(), default.parameters(), strict=True):
+        torch.testing.assert_close(actual, expected)

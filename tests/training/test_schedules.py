@@ -1,4 +1,4 @@
-"""The schedules: their corners, and that they depend on the step alone."""
+"""Schedules: edge cases, and independence of earlier calls."""
 
 import random
 
@@ -11,7 +11,7 @@ def test_constant_is_constant():
     assert [Constant(0.3)(step) for step in (0, 1, 10**9)] == [0.3] * 3
 
 
-def test_cosine_starts_halves_and_stays_at_its_end():
+def test_cosine_at_its_start_middle_and_end():
     schedule = Cosine(start=1.0, end=1 / 16, steps=100)
     assert schedule(0) == 1.0
     assert schedule(50) == pytest.approx((1 + 1 / 16) / 2)
@@ -19,14 +19,14 @@ def test_cosine_starts_halves_and_stays_at_its_end():
     assert schedule(100) == schedule(101) == schedule(10**9) == 1 / 16
 
 
-def test_cosine_may_rise_as_beta_does():
+def test_cosine_can_rise():
     schedule = Cosine(start=0.0, end=6.6, steps=5000)
     values = [schedule(step) for step in range(0, 6000, 50)]
     assert values == sorted(values)
     assert (values[0], values[-1]) == (0.0, 6.6)
 
 
-def test_cosine_waits_for_its_delay():
+def test_cosine_starts_after_its_delay():
     schedule = Cosine(start=2.0, end=1.0, steps=10, delay=5)
     assert [schedule(step) for step in (0, 5)] == [2.0, 2.0]
     assert schedule(6) < 2.0
@@ -34,29 +34,29 @@ def test_cosine_waits_for_its_delay():
     assert schedule(15) == 1.0
 
 
-def test_cosine_over_no_steps_is_a_jump():
+def test_cosine_of_zero_steps_jumps_to_its_end():
     schedule = Cosine(start=2.0, end=1.0, steps=0)
     assert schedule(0) == 2.0
     assert schedule(1) == 1.0
 
 
-def test_warm_up_rises_from_its_first_share_to_the_whole():
+def test_warm_up_rises_linearly_and_the_first_update_is_not_zero():
     schedule = WarmUp(steps=4, then=Constant(8.0))
     assert [schedule(step) for step in range(6)] == [2.0, 4.0, 6.0, 8.0, 8.0, 8.0]
 
 
-def test_warm_up_multiplies_a_schedule_that_already_runs():
+def test_warm_up_multiplies_the_schedule_from_its_first_update():
     then = Cosine(start=1.0, end=0.0, steps=10)
     schedule = WarmUp(steps=5, then=then)
     assert schedule(1) == pytest.approx(then(1) * 2 / 5)
     assert schedule(7) == then(7)
 
 
-def test_warm_up_over_no_steps_is_absent():
+def test_warm_up_of_zero_steps_changes_nothing():
     assert WarmUp(steps=0, then=Constant(3.0))(0) == 3.0
 
 
-def test_switch_counts_the_second_schedules_steps_from_the_change():
+def test_the_second_schedule_of_switch_counts_from_the_change():
     schedule = Switch(Constant(5.0), at=10, then=Cosine(start=1.0, end=0.0, steps=4))
     assert schedule(9) == 5.0
     assert schedule(10) == 1.0

@@ -1,4 +1,4 @@
-"""The checkpoint that a run goes on from: when it is written, and that it is always a whole one."""
+"""Checkpoints from which a run resumes to the same bits."""
 
 import signal
 from pathlib import Path
@@ -11,17 +11,18 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from tilewright.distributed import launch
 
 
-class WholeUpdateCheckpoint(ModelCheckpoint):
-    """Lightning's, after every validation, for a run that is to go on from any checkpoint exactly.
+class UpdateBoundaryCheckpoint(ModelCheckpoint):
+    """`ModelCheckpoint` after every validation that never saves in the middle of an update.
 
-    None holds a gradient, so one that falls between the batches of an update waits for the update.
+    Checkpoints hold no gradients. If a validation falls between the accumulated batches of an
+    update, the checkpoint is written after the update.
     """
 
-    _due = False
+    _pending = False
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._due = _accumulates(trainer)
-        if not self._due:
+        self._pending = _is_accumulating(trainer)
+        if not self._pending:
             super().on_validation_end(trainer, pl_module)
 
     def on_train_batch_end(
@@ -33,24 +34,24 @@ class WholeUpdateCheckpoint(ModelCheckpoint):
         batch_idx: int,
     ) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if self._due and not _accumulates(trainer):
+        if self._pending and not _is_accumulating(trainer):
             self.on_validation_end(trainer, pl_module)
 
 
-class LastCheckpoint(WholeUpdateCheckpoint):
-    """Keeps `last.ckpt`: after every validation, at the last update, and on SIGTERM or SIGINT.
+class LastCheckpoint(UpdateBoundaryCheckpoint):
+    """Writes `last.ckpt` after every validation, at the last update, and on SIGTERM and SIGINT.
 
-    Under SLURM on SIGUSR1 as well, and the job is then queued again. Lightning would write a
-    checkpoint of its own in the midst of an update, each process at another place.
+    Under SLURM it also handles SIGUSR1, and then queues the job again. Lightning's own handler
+    saves in the middle of an update, at another point in each process.
 
-    All are inside the training loop. Lightning counts a checkpoint's unfinished step when a run
-    resumes, so one that is saved after the training would shift every later figure by a step.
+    A signal takes effect after the current update or validation. A second signal ends the process
+    at once.
 
-    A signal is answered after the update, or the validation, that it interrupts; a second one ends
-    the process as it would without this callback.
+    All checkpoints are written inside the training loop. When a run resumes, Lightning counts a
+    checkpoint's unfinished step: one written after the loop would shift later metrics by a step.
 
     Args:
-        dirpath: folder of the checkpoint.
+        dirpath: folder of the checkpoint, inside the run's folder.
     """
 
     def __init__(self, dirpath: str):
@@ -61,22 +62,24 @@ class LastCheckpoint(WholeUpdateCheckpoint):
             enable_version_counter=False,
         )
         self._signal: signal.Signals | None = None
-        self._handlers: dict[signal.Signals, Any] = {}
+        self._previous_handlers: dict[signal.Signals, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        numbers = [signal.SIGTERM, signal.SIGINT]
-        if launch.under_slurm():
-            numbers.append(signal.SIGUSR1)
-        self._handlers = {number: signal.signal(number, self._note) for number in numbers}
+        signals = [signal.SIGTERM, signal.SIGINT]
+        if launch.is_under_slurm():
+            signals.append(signal.SIGUSR1)
+        self._previous_handlers = {
+            number: signal.signal(number, self._on_signal) for number in signals
+        }
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signal = signal.Signals(number)
         self._restore_handlers()
 
     def _restore_handlers(self) -> None:
-        while self._handlers:
-            signal.signal(*self._handlers.popitem())
+        while self._previous_handlers:
+            signal.signal(*self._previous_handlers.popitem())
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._restore_handlers()
@@ -91,38 +94,38 @@ class LastCheckpoint(WholeUpdateCheckpoint):
         batch_idx: int,
     ) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if _accumulates(trainer):
+        if _is_accumulating(trainer):
             return
-        # Any process may have been told, and all of them have to leave after the same update.
-        told = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
-        finished = trainer.global_step == trainer.max_steps  # no validation may follow on this one
-        if told or finished:
+        # Any process may get the signal, and all must stop after the same update.
+        stop = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
+        finished = trainer.global_step == trainer.max_steps  # a validation need not follow
+        if stop or finished:
             trainer.save_checkpoint(f"{self.dirpath}/last.ckpt")
-        if told and not finished:
-            self._leave(trainer)
+        if stop and not finished:
+            self._exit(trainer)
 
-    def _leave(self, trainer: pl.Trainer) -> None:
+    def _exit(self, trainer: pl.Trainer) -> None:
         name = self._signal.name if self._signal else "a signal"
         run = Path(str(self.dirpath)).parent
         trainer.print(
-            f"Stopped by {name} after update {trainer.global_step}, which is saved: go on with "
-            f"resume={run}"
+            f"Stopped by {name} after update {trainer.global_step}. The checkpoint is saved: "
+            f"continue with resume={run}"
         )
         if trainer.is_global_zero and self._signal == signal.SIGUSR1:
             launch.requeue()
-        # The status that shells give to a signal. Another process's status other than 0 would be
-        # taken for a crash by Lightning, which then kills the first.
-        ended = 128 + (self._signal or signal.SIGTERM)
-        raise SystemExit(ended if trainer.is_global_zero else 0)
+        # A shell's exit status for a signal. Lightning takes another process's non-zero status for
+        # a crash and kills the first process.
+        status = 128 + (self._signal or signal.SIGTERM)
+        raise SystemExit(status if trainer.is_global_zero else 0)
 
 
 def best_score(trainer: pl.Trainer) -> float | None:
-    """The best value so far of the figure of which the best checkpoint is kept; None of none."""
-    checkpoint = trainer.checkpoint_callback  # the first of them
+    """Returns the best value so far of the first checkpoint callback's metric, or None."""
+    checkpoint = trainer.checkpoint_callback
     score = checkpoint.best_model_score if isinstance(checkpoint, ModelCheckpoint) else None
     return None if score is None else float(score)
 
 
-def _accumulates(trainer: pl.Trainer) -> bool:
-    """Whether the gradient of the next update has been gathered in part."""
+def _is_accumulating(trainer: pl.Trainer) -> bool:
+    """Returns True if only some of the next update's batches have been processed."""
     return bool((trainer.fit_loop.total_batch_idx + 1) % trainer.accumulate_grad_batches)

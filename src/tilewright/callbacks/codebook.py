@@ -1,26 +1,26 @@
-"""How much of its codebook a dVAE uses."""
+"""Codebook usage of a dVAE during training."""
 
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 
-from tilewright.metrics.reconstruction import CodebookUsage
+from tilewright.metrics import reconstruction
 
 
-class Codebook(pl.Callback):
-    """At each validation, the share of the codes that occur, and the codes' perplexity.
+class CodebookUsage(pl.Callback):
+    """Logs, at each validation, the share of the codes in use and the codes' perplexity.
 
     Args:
-        num_tokens: K, the size of the codebook.
+        num_tokens: size of the codebook (K).
     """
 
     def __init__(self, num_tokens: int) -> None:
         self.num_tokens = num_tokens
-        self._usage: CodebookUsage | None = None
+        self._usage: reconstruction.CodebookUsage | None = None
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._usage = CodebookUsage(self.num_tokens).to(pl_module.device)
+        self._usage = reconstruction.CodebookUsage(self.num_tokens).to(pl_module.device)
 
     def on_validation_batch_end(
         self,
@@ -37,5 +37,5 @@ class Codebook(pl.Callback):
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert self._usage is not None
-        figures = self._usage.compute()
-        pl_module.log_dict({f"codebook/{name}": value for name, value in figures.items()})
+        metrics = self._usage.compute()
+        pl_module.log_dict({f"codebook/{name}": value for name, value in metrics.items()})

@@ -1,4 +1,4 @@
-"""A Fréchet distance on a few pictures while a training goes on."""
+"""Fréchet distance on a few images during training."""
 
 import logging
 import tempfile
@@ -9,8 +9,8 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from tilewright.callbacks.periodic import Periodic
-from tilewright.distributed.fsdp import gathered
+from tilewright.callbacks.periodic import PeriodicMeasurement
+from tilewright.distributed.fsdp import gathered_weights
 from tilewright.metrics.distances import frechet_distance
 from tilewright.metrics.extractors import Extractor, load_extractor
 from tilewright.metrics.features import folder_features, save_images
@@ -19,62 +19,68 @@ from tilewright.pipeline import TextToImage
 log = logging.getLogger(__name__)
 
 
-class FrechetDistance(Periodic):
-    """Compares pictures of the model with those of the validation split.
+class FrechetDistance(PeriodicMeasurement):
+    """Fréchet distance between the model's images and those of the validation split.
 
-    A dVAE's pictures are its reconstructions from hard codes, a prior's are drawn for the
-    validation captions. The figure is named after its feature network: `fid` is clean-fid's
-    Inception and nothing else. A few hundred pictures show a trend, not a value to publish.
+    A dVAE reconstructs the split's images from hard codes. A prior generates one image per caption
+    of the split. The metric is named after the feature network: `fid` is clean-fid's Inception
+    only. A few hundred images show a trend, not a value to publish.
 
     Args:
-        images: how many pictures, shared between the processes.
-        every: validations between two measurements; there is one at the training's end as well.
-        inception_weights: path of Inception's weights; None looks where clean-fid keeps them.
+        images: number of images of all processes together.
+        every_n_validations: validations between two measurements.
+        inception_weights: path of Inception's weights. None searches clean-fid's folder.
     """
 
-    def __init__(self, images: int = 128, every: int = 1, inception_weights: str | None = None):
-        super().__init__(every)
+    def __init__(
+        self, images: int = 128, every_n_validations: int = 1, inception_weights: str | None = None
+    ):
+        super().__init__(every_n_validations)
         self.images = images
         self.inception_weights = inception_weights
         self._extractor: Extractor | None = None
-        self._real: np.ndarray | None = None  # features of the real pictures
+        self._real_features: np.ndarray | None = None
 
-    def look(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
         examples = data.examples("validation", self.images)
-        # No covariance, or no picture for some process, and no reason to stop a training.
-        if len(examples) < max(2, trainer.world_size):
+        # A covariance needs two images, and each process needs one.
+        required = max(2, trainer.world_size)
+        if len(examples) < required:
             log.warning(
-                "No Fréchet distance: the validation split has %d readable picture(s)",
+                "No Fréchet distance: the validation split has %d readable image(s) and %d are "
+                "needed",
                 len(examples),
+                required,
             )
             return
-        name, distance = self.measure(trainer, pl_module, examples)
+        name, distance = self.compute(trainer, pl_module, examples)
         pl_module.log(f"validation/{name}", distance, rank_zero_only=True)
 
     @torch.no_grad()
-    def measure(
+    def compute(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, examples: list[tuple[Tensor, str]]
     ) -> tuple[str, float]:
-        """The figure's name and its value, on real images [3, H, W] and their captions.
+        """Returns the metric's name and value. Each process works on a share of the examples.
 
-        Every process makes and looks at its share of the pictures.
+        Args:
+            examples: real images [3, H, W] and their captions.
         """
         if self._extractor is None:
             self._extractor = load_extractor(pl_module.device, self.inception_weights)
-        mine = examples[trainer.global_rank :: trainer.world_size]
-        real, captions = zip(*mine, strict=True)
-        if self._real is None:
-            self._real = self._features(torch.stack(real), trainer.world_size)
-        with gathered(trainer, pl_module):
-            made = self._made(trainer, pl_module, torch.stack(real), captions)
-        generated = self._features(made, trainer.world_size)
-        return self._extractor.metric_name("fid"), frechet_distance(self._real, generated)
+        share = examples[trainer.global_rank :: trainer.world_size]
+        real, captions = zip(*share, strict=True)
+        if self._real_features is None:
+            self._real_features = self._features(torch.stack(real), trainer.world_size)
+        with gathered_weights(trainer, pl_module):
+            images = self._generate(trainer, pl_module, torch.stack(real), captions)
+        features = self._features(images, trainer.world_size)
+        return self._extractor.metric_name("fid"), frechet_distance(self._real_features, features)
 
-    def _made(
+    def _generate(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, real: Tensor, captions: Any
     ) -> Tensor:
-        """The model's pictures [N, 3, H, W] for N real ones and their captions."""
+        """Returns the model's images [N, 3, H, W] for N real images and their captions."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         if data.image_tokenizer is None:
             network: Any = pl_module.network
@@ -84,13 +90,13 @@ class FrechetDistance(Periodic):
         return model.generate(captions, seed=trainer.global_rank).images.squeeze(1)
 
     def _features(self, images: Tensor, processes: int) -> np.ndarray:
-        """Features of the pictures of all processes, [N, D]."""
+        """Returns the features [N, D] of the images of all processes."""
         assert self._extractor is not None
         with tempfile.TemporaryDirectory() as folder:
             save_images([images], folder)
-            own = folder_features(folder, self._extractor)
+            features = folder_features(folder, self._extractor)
         if processes == 1:
-            return own
+            return features
         shares: list[Any] = [None] * processes
-        torch.distributed.all_gather_object(shares, own)
+        torch.distributed.all_gather_object(shares, features)
         return np.concatenate(shares)

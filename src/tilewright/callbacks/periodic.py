@@ -1,34 +1,35 @@
-"""What is measured at some of the validations."""
+"""Base class of callbacks that measure every N validations."""
 
 from typing import Any
 
 import pytorch_lightning as pl
 
 
-class Periodic(pl.Callback):
-    """Looks at the model at every so many validations, and at the training's last one.
+class PeriodicMeasurement(pl.Callback):
+    """Calls `measure` every N validations and at the last one of a training.
 
-    The count goes with the checkpoint, so a resumed training measures when the whole one would.
+    Subclasses override `measure`. The number of validations is part of the checkpoint, so that a
+    resumed run measures at the same updates.
 
     Args:
-        every: validations between two looks.
+        every_n_validations: validations between two measurements.
     """
 
-    def __init__(self, every: int = 1):
-        self.every = every
+    def __init__(self, every_n_validations: int = 1):
+        self.every_n_validations = every_n_validations
         self._validations = 0
 
-    def look(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Measures and logs; called in all processes."""
+    def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measures and logs. All processes call this, with averaged weights."""
         raise NotImplementedError
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking:
             return
         self._validations += 1
-        last = trainer.global_step >= trainer.max_steps > 0
-        if last or self._validations % self.every == 0:
-            self.look(trainer, pl_module)
+        is_last = trainer.global_step >= trainer.max_steps > 0
+        if is_last or self._validations % self.every_n_validations == 0:
+            self.measure(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         return {"validations": self._validations}

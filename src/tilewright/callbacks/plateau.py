@@ -1,4 +1,4 @@
-"""Halves the learning rate where a training gets no better, as the paper's prior was trained."""
+"""Learning rate halved on plateaus, as in the training of the paper's prior."""
 
 import logging
 from typing import Any
@@ -9,55 +9,56 @@ log = logging.getLogger(__name__)
 
 
 class HalveOnPlateau(pl.Callback):
-    """Multiplies the schedule's learning rate by a half whenever a figure stops falling.
+    """Halves the schedule's learning rate whenever a metric stops falling.
 
-    The paper says that the rate was halved five times, and not how a plateau was told (appendix
-    B.2); here it is `patience` validations without a new lowest figure.
+    The paper halves the rate five times and does not define a plateau (appendix B.2).
 
     Args:
-        monitor: the figure, the lower the better.
-        patience: validations without a new lowest one that make a plateau.
-        times: halvings in all.
-        least: how much lower a figure must be to count as lower.
+        monitor: name of a metric, lower is better.
+        patience: validations without a new minimum after which the rate is halved.
+        max_halvings: number of times that the rate is halved at most.
+        min_delta: decrease below which a value does not count as a new minimum.
     """
 
-    def __init__(self, monitor: str, patience: int = 5, times: int = 5, least: float = 1e-3):
+    def __init__(
+        self, monitor: str, patience: int = 5, max_halvings: int = 5, min_delta: float = 1e-3
+    ):
         self.monitor = monitor
         self.patience = patience
-        self.times = times
-        self.least = least
+        self.max_halvings = max_halvings
+        self.min_delta = min_delta
         self.best = float("inf")
         self.waited = 0
-        self.halved = 0
+        self.halvings = 0
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.sanity_checking or self.halved == self.times:
+        if trainer.sanity_checking or self.halvings == self.max_halvings:
             return
-        figure = float(trainer.callback_metrics[self.monitor])
-        if figure < self.best - self.least:
-            self.best, self.waited = figure, 0
+        value = float(trainer.callback_metrics[self.monitor])
+        if value < self.best - self.min_delta:
+            self.best, self.waited = value, 0
             return
         self.waited += 1
         if self.waited < self.patience:
             return
         self.waited = 0
-        self.halved += 1
+        self.halvings += 1
         for config in trainer.lr_scheduler_configs:
-            # LambdaLR multiplies these by the schedule, and its checkpoint holds them.
+            # LambdaLR multiplies base_lrs by the schedule and saves them in checkpoints.
             scheduler: Any = config.scheduler
             scheduler.base_lrs = [rate / 2 for rate in scheduler.base_lrs]
-            for group in scheduler.optimizer.param_groups:  # the next update's is set already
+            for group in scheduler.optimizer.param_groups:  # already set for the next update
                 group["lr"] /= 2
         log.info(
-            "At update %d the learning rate was halved, %d of %d times",
+            "Halved the learning rate at update %d (%d of %d times)",
             trainer.global_step,
-            self.halved,
-            self.times,
+            self.halvings,
+            self.max_halvings,
         )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "waited": self.waited, "halved": self.halved}
+        return {"best": self.best, "waited": self.waited, "halvings": self.halvings}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best, self.waited = state_dict["best"], state_dict["waited"]
-        self.halved = state_dict["halved"]
+        self.halvings = state_dict["halvings"]

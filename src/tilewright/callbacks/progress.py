@@ -1,4 +1,4 @@
-"""How far a training has come: a bar for terminals, and a line for each validation everywhere."""
+"""Progress of a training: a bar for terminals and a line per validation."""
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import RichProgressBar
@@ -6,10 +6,10 @@ from pytorch_lightning.callbacks import RichProgressBar
 from tilewright import program
 
 
-class Bar(RichProgressBar):
-    """Lightning's bar for a run that is counted in steps: one bar for all of them.
+class StepProgressBar(RichProgressBar):
+    """Progress bar over all batches of a run.
 
-    Lightning's own counts epochs, and of a resumed run the steps that are left.
+    Lightning's own bar counts epochs, and after a resume only the remaining batches.
     """
 
     @property
@@ -23,18 +23,18 @@ class Bar(RichProgressBar):
 
 
 class ProgressLine(pl.Callback):
-    """Prints the step and the validation's figures, beside whatever bar is shown."""
+    """Prints the number of updates and the metrics after each validation."""
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking:
             return
-        figures = {
+        metrics = {
             name.removeprefix("validation/"): float(value)
             for name, value in trainer.callback_metrics.items()
             if name.startswith(("validation/", "codebook/", "speed/"))
         }
-        line = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        line = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         try:
             trainer.print(f"step {trainer.global_step:>6}/{trainer.max_steps}  {line}")
-        except (BrokenPipeError, SystemExit):  # rich, where its bar is shown, makes it the latter
-            program.discard_stdout()  # and the training goes on
+        except (BrokenPipeError, SystemExit):  # rich turns a broken pipe into SystemExit
+            program.discard_stdout()  # the training continues without output

@@ -1,4 +1,4 @@
-"""Where a training's noise comes from."""
+"""Random seeds of training steps."""
 
 import random
 from typing import Any
@@ -11,11 +11,14 @@ from tilewright.data.seeding import derive_seed
 
 
 class StepSeeds(pl.Callback):
-    """Seeds python's, numpy's and torch's random numbers at every training step.
+    """Seeds Python's, NumPy's and torch's random generators at every training step.
 
-    The noise of a step (of the dVAE's relaxation, of dropped captions) then follows from the seed,
-    the step and the process, and from nothing that went before: processes draw different noise, and
-    a training that resumes draws what it would have drawn.
+    The noise of a step, such as the dVAE's relaxation or dropped captions, then depends only on the
+    seed, the step and the process. Processes draw different noise, and a resumed run draws the same
+    noise as an uninterrupted one.
+
+    Args:
+        seed: seed of the run.
     """
 
     def __init__(self, seed: int):
@@ -27,7 +30,7 @@ class StepSeeds(pl.Callback):
         seed = derive_seed(self.seed, trainer.fit_loop.total_batch_idx, trainer.global_rank)
         random.seed(seed)
         np.random.seed(seed)
-        # torch.manual_seed seeds every kind of device, and takes longer than all else here.
+        # torch.manual_seed seeds all kinds of devices, which is slow.
         torch.default_generator.manual_seed(seed)
         if pl_module.device.type != "cpu":
             torch.get_device_module(pl_module.device).manual_seed(seed)

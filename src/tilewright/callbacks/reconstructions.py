@@ -1,4 +1,4 @@
-"""Reconstructions from hard codes, in pictures and in figures."""
+"""Reconstructions of a dVAE from hard codes, as images and as metrics."""
 
 from typing import Any
 
@@ -7,14 +7,15 @@ import torch
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 
 from tilewright.metrics.reconstruction import ReconstructionMetrics
-from tilewright.viz.images import reconstruction_grid, show
+from tilewright.training.loggers import log_image
+from tilewright.viz.images import reconstruction_grid
 
 
 class Reconstructions(pl.Callback):
-    """At each validation, originals over their reconstructions, and PSNR, SSIM and L1.
+    """Logs, at each validation, originals above their reconstructions, and PSNR, SSIM and L1.
 
     Args:
-        count: pictures shown, of the validation's first batch.
+        count: number of images shown, from the first validation batch.
     """
 
     def __init__(self, count: int = 16):
@@ -38,8 +39,8 @@ class Reconstructions(pl.Callback):
         images, reconstructions = batch["image"], outputs["reconstructions"]
         self._metrics.update(reconstructions, images)
         if batch_idx == 0:
-            picture = reconstruction_grid(images[: self.count], reconstructions[: self.count])
-            show(trainer, "samples/reconstructions", picture)
+            grid = reconstruction_grid(images[: self.count], reconstructions[: self.count])
+            log_image(trainer, "samples/reconstructions", grid)
 
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -1,4 +1,4 @@
-"""How well a ranker finds the caption of a picture, and the reverse."""
+"""Recall@k between captions and images during a ranker's training."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from tilewright.metrics.retrieval import RetrievalRecall
 
 
 class Retrieval(pl.Callback):
-    """At each validation, R@1, R@5 and R@10 both ways among its pairs."""
+    """Logs, at each validation, recall@1, @5 and @10 in both directions among its pairs."""
 
     def __init__(self) -> None:
         self._recall: RetrievalRecall | None = None
@@ -32,5 +32,5 @@ class Retrieval(pl.Callback):
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert self._recall is not None
-        figures = self._recall.compute()
-        pl_module.log_dict({f"retrieval/{name}": value for name, value in figures.items()})
+        metrics = self._recall.compute()
+        pl_module.log_dict({f"retrieval/{name}": value for name, value in metrics.items()})

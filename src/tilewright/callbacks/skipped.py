@@ -1,13 +1,12 @@
-"""How many rows of the data a training has skipped, as curves."""
+"""Number of skipped rows during training."""
 
 import pytorch_lightning as pl
 
 
-class Skipped(pl.Callback):
-    """Logs at each validation how many rows were skipped so far: `skipped/empty_caption` and so on.
+class SkippedRows(pl.Callback):
+    """Logs, at each validation, the rows skipped so far by reason: `skipped/empty_caption`.
 
-    Of all processes, and with those of before the run was resumed; a kind of which there is none
-    yet is left out.
+    Counts include all processes and the time before a resume. A reason appears with its first row.
     """
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

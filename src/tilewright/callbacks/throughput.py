@@ -1,4 +1,4 @@
-"""How fast a training goes, and how much of its time it waits for data."""
+"""Speed of a training and the time that it waits for data."""
 
 import time
 from typing import Any
@@ -7,10 +7,10 @@ import pytorch_lightning as pl
 
 
 class Throughput(pl.Callback):
-    """Logs images a second of training steps, and the share of their time spent on waiting.
+    """Logs images per second, and the share of the time spent waiting for data.
 
-    Waiting is what passes between the end of one step and the beginning of the next: reading the
-    batch and moving it to the device. Validation is left out of both.
+    Waiting is the time from the end of one step to the start of the next: reading the batch and
+    moving it to the device. Validations count as neither.
     """
 
     def __init__(self) -> None:
@@ -18,7 +18,7 @@ class Throughput(pl.Callback):
 
     def _reset(self) -> None:
         self._images = 0
-        self._waited = self._worked = 0.0
+        self._waited = self._worked = 0.0  # seconds
         self._step_end: float | None = None
         self._step_start = 0.0
 

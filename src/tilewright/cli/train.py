@@ -42,7 +42,7 @@ def final_config(config: DictConfig) -> tuple[DictConfig, Path | None]:
 
     Errors in names, paths and settings are raised here, before torch is loaded.
     """
-    if launch.joins(config):
+    if launch.is_child(config):
         return runs.load_config(Path(config.run)), Path(config.resume) if config.resume else None
     if OmegaConf.is_missing(config, "stage"):
         raise UserError("stage= is missing: choose stage=dvae, then stage=prior, then stage=ranker")
@@ -85,7 +85,7 @@ def new_run(config: DictConfig) -> DictConfig:
             config.image_tokens = {"grid": network.grid, "vocab": network.num_tokens}
         config.run = str(logs / config.stage / settings.job_name(config.run_name))
         settings.check_complete(config)
-        launch.check(config)
+        launch.check_launch(config)
     return config
 
 
@@ -105,7 +105,7 @@ def build_trainer(config: DictConfig) -> "pl.Trainer":
         logger=list(instantiate(config.logger).values()),
         callbacks=[callback for callback in callbacks if callback is not None],
     )
-    launch.check_share(config.data.batch_size, trainer.world_size)
+    launch.check_batch_size(config.data.batch_size, trainer.world_size)
     return trainer
 
 
@@ -123,10 +123,10 @@ def build_model(config: DictConfig, trainer: "pl.Trainer", checkpoint: Path | No
     """Builds the stage's module, with the weights of `init=` if the run is new."""
     from hydra.utils import instantiate
 
-    from tilewright.distributed.fsdp import building
+    from tilewright.distributed.fsdp import network_device
     from tilewright.training.compiling import should_compile
 
-    with building(trainer):
+    with network_device(trainer):
         network = instantiate(config.model.network)
     model = instantiate(config.model, network=network)
     if checkpoint is None and config.get("init"):
@@ -146,7 +146,7 @@ def begin(config: DictConfig, trainer: "pl.Trainer", data: Any, checkpoint: Path
     run = Path(config.run)
     if trainer.is_global_zero:
         write_run(run, config, data, checkpoint)
-        launch.tell_others(run, checkpoint)
+        launch.set_child_arguments(run, checkpoint)
         if program.is_installed_command():
             sys.argv.insert(1, "train")  # Lightning starts the others as `tilewright train ...`
         print(f"Training {run}; to watch: tensorboard --logdir {config.paths.logs}", flush=True)
@@ -180,7 +180,7 @@ def fit(
     config: DictConfig, trainer: "pl.Trainer", model: Any, data: Any, checkpoint: Path | None
 ) -> None:
     """Trains to the end, from a checkpoint if there is one."""
-    with launch.ended_together(trainer):
+    with launch.kill_children_on_error(trainer):
         trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
     if trainer.is_global_zero:
         print(f"Trained {config.run}")

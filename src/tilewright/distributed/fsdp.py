@@ -1,9 +1,8 @@
-"""Weights in shards, one on each process: what `trainer=fsdp` does, by PyTorch's FSDP2.
+"""Fully sharded training with PyTorch's FSDP2 (`trainer=fsdp`).
 
-Every parameter, gradient, moment of Adam and average exists once, cut along its first dimension, or
-once in each group of processes that share it out (HSDP).
-A block's weights are gathered while the block is computed, forward and backward, and what lies
-outside the blocks, the embeddings and heads, during the whole step.
+Each process holds a shard of every parameter, gradient, optimizer state and averaged weight, cut
+along the first dimension. FSDP2 gathers a block's weights while the block is computed. Weights
+outside the blocks, such as embeddings and heads, stay gathered during the whole step.
 """
 
 import contextlib
@@ -27,108 +26,113 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map_only
 
-from tilewright.distributed import sharded_checkpoint
+from tilewright.distributed.sharded_checkpoint import (
+    StoredTensor,
+    load_stored_tensors,
+    read_checkpoint,
+    read_shards,
+    write_shards,
+)
 from tilewright.errors import UserError
 
-# In bf16 the weights of blocks are gathered, and so computed with, in bf16; the gradients of all
-# processes are added in fp32. Autocast decides for all else, as it does on one process.
-BLOCKS = {
+# Blocks gather and use their weights in bf16, and gradients are summed in fp32. Autocast casts
+# everything else, as it does in a single process.
+BLOCK_POLICIES = {
     "32-true": MixedPrecisionPolicy(),
     "bf16-mixed": MixedPrecisionPolicy(
         param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
     ),
 }
-OUTSIDE = MixedPrecisionPolicy(cast_forward_inputs=False)
+ROOT_POLICY = MixedPrecisionPolicy(cast_forward_inputs=False)
 
 
 class FullyShardedStrategy(ModelParallelStrategy):
-    """Lightning's strategy for FSDP2, over all processes and with checkpoints like any other's.
+    """Lightning's FSDP2 strategy with checkpoints that every other strategy can read.
 
-    Lightning's own writes Adam's state by the names of parameters, reads the state of another
-    strategy in the order of the model and not of the optimizer, and knows nothing of averaged
-    weights. Here a checkpoint is that of one process: gathered when it is written, and shared out
-    when it is read, so that any number of processes, with any strategy, reads any other's.
+    The checkpoint has the layout of a single process: tensors are gathered when it is written and
+    distributed when it is read. docs/design.md lists what Lightning's own strategy cannot do.
 
     Args:
-        on_meta: build the network without memory for its weights, and draw them block by block: it
-            then never exists whole on one process. They are other numbers than without.
-        sharded_checkpoints: each process writes its own shards (`shards.py`); otherwise the first
-            gathers and writes all, in its own memory.
-        copies: of the whole, each of which an equal part of the processes, in their order, shares
-            out; with as many as nodes, the processes of a node (HSDP).
-        arguments: those of `ModelParallelStrategy`.
+        on_meta: build the network without memory, then initialize it block by block, so that no
+            process holds all of it. The initial weights differ from those of a normal start.
+        sharded_checkpoints: each process writes its own shards (`sharded_checkpoint.py`). If False,
+            the first process gathers everything in its memory and writes it.
+        replicas: groups of processes that hold one copy of the model each (HSDP). With one replica
+            per node, weights are only gathered within a node.
+        kwargs: arguments of `ModelParallelStrategy`.
     """
 
     def __init__(
         self,
         on_meta: bool = False,
         sharded_checkpoints: bool = False,
-        copies: int = 1,
-        **arguments: Any,
+        replicas: int = 1,
+        **kwargs: Any,
     ):
-        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False, **arguments)
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False, **kwargs)
         self.on_meta = on_meta
         self.sharded_checkpoints = sharded_checkpoints
-        self.copies = copies
+        self.replicas = replicas
 
     @property
     def lightning_restore_optimizer(self) -> bool:
         return True
 
-    @property
-    def parts(self) -> int:
-        """How many processes share out a copy.
+    def check_replicas(self) -> None:
+        """Checks that the number of replicas divides the number of processes.
 
         Raises:
-            UserError: the processes cannot be divided so.
+            UserError: it does not.
         """
-        if self.copies < 1 or self.world_size % self.copies:
+        if self.replicas < 1 or self.world_size % self.replicas:
             raise UserError(
-                f"trainer.strategy.copies={self.copies} has to divide the processes, which are "
-                f"{self.world_size}"
+                f"trainer.strategy.replicas={self.replicas} does not divide the {self.world_size} "
+                "processes: set it to a divisor"
             )
-        return self.world_size // self.copies
 
     def setup_environment(self) -> None:
-        """Joins the other processes; a process that waits for the first one calls it twice."""
+        """Joins the other processes, unless an earlier call has done so."""
         if self._device_mesh is None:
             self._setup_distributed()
-            shape = {"copies": self.copies, "parts": self.parts}
-            if self.copies == 1:
-                del shape["copies"]
+            self.check_replicas()
+            shape = {"replicate": self.replicas, "shard": self.world_size // self.replicas}
+            if self.replicas == 1:
+                del shape["replicate"]
             self._device_mesh = init_device_mesh(
                 self.root_device.type, tuple(shape.values()), mesh_dim_names=tuple(shape)
             )
 
     def shard(self, module: pl.LightningModule) -> None:
-        """Shards a module's network, and draws its weights where it was built on meta.
+        """Shards a module's network, and initializes weights that are on the meta device.
 
         Raises:
-            UserError: its precision is not one of `BLOCKS`.
+            UserError: the precision is not a key of `BLOCK_POLICIES`.
         """
         precision = self.precision_plugin.precision
-        if precision not in BLOCKS:
+        if precision not in BLOCK_POLICIES:
             raise UserError(
-                f"trainer=fsdp cannot compute in trainer.precision={precision}: set it to one of "
-                f"{', '.join(BLOCKS)}"
+                f"trainer=fsdp does not support trainer.precision={precision}: set it to "
+                f"{' or '.join(BLOCK_POLICIES)}"
             )
         network: Any = module.network
-        # Of convolutions with the channels innermost no share lies in one piece.
+        # Shards of channels-last convolutions would not be contiguous.
         network.to(memory_format=torch.contiguous_format)
-        for part in network.modules():
-            if isinstance(part, network.block_types):
-                _materialize(part, network)
-                policy = BLOCKS[precision if self._casts(part) else "32-true"]
-                fully_shard(part, mesh=self._device_mesh, mp_policy=policy)
+        for block in network.modules():
+            if isinstance(block, network.block_types):
+                _materialize(block, network)
+                policy = BLOCK_POLICIES[precision if self._can_cast(block) else "32-true"]
+                fully_shard(block, mesh=self._device_mesh, mp_policy=policy)
         _materialize(network, network)
-        fully_shard(module, mesh=self._device_mesh, mp_policy=OUTSIDE, reshard_after_forward=True)
+        fully_shard(
+            module, mesh=self._device_mesh, mp_policy=ROOT_POLICY, reshard_after_forward=True
+        )
         for step in ("training_step", "validation_step"):
             register_fsdp_forward_method(module, step)
 
-    def _casts(self, block: nn.Module) -> bool:
-        """Whether a block computes with weights in bf16: on a CPU, torch's LayerNorm does not."""
-        plain = any(type(part) is nn.LayerNorm for part in block.modules())
-        return not plain or self.root_device.type != "cpu"
+    def _can_cast(self, block: nn.Module) -> bool:
+        """Returns False for blocks with torch's LayerNorm on a CPU: it needs fp32 weights there."""
+        has_layer_norm = any(type(layer) is nn.LayerNorm for layer in block.modules())
+        return not has_layer_norm or self.root_device.type != "cpu"
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         return Strategy.lightning_module_state_dict(self)
@@ -139,59 +143,54 @@ class FullyShardedStrategy(ModelParallelStrategy):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None
     ) -> None:
-        """Writes a checkpoint; all processes have to take part.
+        """Writes a checkpoint. All processes must call this.
 
         Raises:
-            UserError: some process cannot write its shards; the checkpoint before is still there.
+            UserError: a process cannot write. The previous checkpoint is unchanged.
         """
         path = Path(self.broadcast(filepath))
         if self.sharded_checkpoints:
             folder = self.broadcast(f"{path.name}-{uuid.uuid4().hex[:8]}")
-            checkpoint, own = sharded_checkpoint.cut(checkpoint, folder, self.parts)
-            self._write(own, path.parent / folder)
+            checkpoint = write_shards(checkpoint, path.parent / folder)
         else:
-            checkpoint = tree_map_only(DTensor, self._gathered, checkpoint)
+            checkpoint = tree_map_only(DTensor, self._gather_on_first, checkpoint)
         Strategy.save_checkpoint(self, checkpoint, path, storage_options)
 
-    def _gathered(self, shard: DTensor) -> Tensor | None:
-        """A whole tensor on the first process, nothing on the others."""
-        tensor = shard.full_tensor()
-        return tensor.cpu() if self.is_global_zero else None
-
-    def _write(self, own: list[Tensor], folder: Path) -> None:
-        reason = ""
-        try:
-            if self.global_rank < self.parts:  # the processes of the first copy
-                folder.mkdir(parents=True, exist_ok=True)
-                torch.save(own, folder / f"{self.global_rank}.pt")
-        except (OSError, RuntimeError) as error:
-            reason = str(error.__context__ or error).splitlines()[0]
-        if not self.reduce_boolean_decision(not reason):
-            raise UserError(
-                f"the shards {folder} cannot be written ({reason or 'by another process'}); "
-                "the checkpoint before them is untouched"
-            )
+    def _gather_on_first(self, tensor: DTensor) -> Tensor | None:
+        """Returns the full tensor on the CPU of the first process, and None on the others."""
+        full = tensor.full_tensor()
+        return full.cpu() if self.is_global_zero else None
 
     def load_checkpoint(
         self, checkpoint_path: str | Path, weights_only: bool | None = True
     ) -> dict[str, Any]:
-        """Any strategy's checkpoint, of which each process has read its own shards."""
+        """Reads a checkpoint of any strategy, of which each process keeps its own shards."""
+        checkpoint = read_checkpoint(Path(self.broadcast(checkpoint_path)), mmap=True)
+        targets: dict[StoredTensor, Tensor] = {}
+        for state, name, like in self._entries(checkpoint):
+            value = state[name]
+            if isinstance(value, StoredTensor):
+                state[name] = targets[value] = torch.empty_like(like)
+            else:
+                state[name] = _distribute_like(value, like)
+        read_shards(targets)
+        return load_stored_tensors(checkpoint)
+
+    def _entries(self, checkpoint: dict[str, Any]) -> Iterator[tuple[dict, str, Tensor]]:
+        """Yields a dictionary, a key and the tensor of this process that the value belongs to."""
         assert self.lightning_module is not None
-        checkpoint = sharded_checkpoint.read(Path(self.broadcast(checkpoint_path)), mmap=True)
-        own = self.lightning_module.state_dict()
+        weights = self.lightning_module.state_dict()
         for states in ("state_dict", "current_model_state"):
-            for name, value in checkpoint.get(states, {}).items():
-                if name in own:
-                    checkpoint[states][name] = share_of(value, own[name])
+            state = checkpoint.get(states, {})
+            yield from ((state, name, weights[name]) for name in state if name in weights)
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = chain.from_iterable(group["params"] for group in optimizer.param_groups)
-            numbers = chain.from_iterable(group["params"] for group in saved["param_groups"])
-            for number, parameter in zip(numbers, parameters, strict=True):
-                state = saved["state"].get(number, {})
+            indices = chain.from_iterable(group["params"] for group in saved["param_groups"])
+            for index, parameter in zip(indices, parameters, strict=True):
+                state = saved["state"].get(index, {})
                 for name, value in state.items():
-                    is_moment = value.shape == parameter.shape
-                    state[name] = share_of(value, parameter if is_moment else value)
-        return checkpoint
+                    if value.shape == parameter.shape:  # not a step counter
+                        yield state, name, parameter
 
     def load_model_state_dict(self, checkpoint: Any, strict: bool = True) -> None:
         Strategy.load_model_state_dict(self, checkpoint, strict)
@@ -200,85 +199,93 @@ class FullyShardedStrategy(ModelParallelStrategy):
         Strategy.load_optimizer_state_dict(self, checkpoint)
 
 
-def shard(trainer: pl.Trainer, module: pl.LightningModule) -> None:
-    """Shards a module where the trainer's strategy does that, and it has not been done yet."""
+def shard_module(trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    """Shards a module that is not sharded yet if the strategy is `FullyShardedStrategy`."""
     strategy = trainer.strategy
     if isinstance(strategy, FullyShardedStrategy) and not isinstance(module, FSDPModule):
         strategy.shard(module)
 
 
-def building(trainer: pl.Trainer) -> contextlib.AbstractContextManager:
-    """In it networks are built, without memory where the strategy wants that.
+def network_device(trainer: pl.Trainer) -> contextlib.AbstractContextManager:
+    """Returns a context in which to build the network: the meta device if the strategy asks for it.
 
     Raises:
-        UserError: the processes cannot share the network out as the strategy wants.
+        UserError: the strategy's settings do not fit the number of processes.
     """
     strategy = trainer.strategy
-    if isinstance(strategy, FullyShardedStrategy) and strategy.parts and strategy.on_meta:
-        return torch.device("meta")
-    return contextlib.nullcontext()
+    if not isinstance(strategy, FullyShardedStrategy):
+        return contextlib.nullcontext()
+    strategy.check_replicas()
+    return torch.device("meta") if strategy.on_meta else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
-def gathered(trainer: pl.Trainer, module: nn.Module) -> Iterator[None]:
-    """In it every process has all of a module's weights, and may compute what others do not.
+def gathered_weights(trainer: pl.Trainer, module: nn.Module) -> Iterator[None]:
+    """Context in which every process holds all weights and may compute alone.
 
-    All processes have to enter and leave it.
+    All processes must enter and leave it.
     """
-    parts = [part for part in module.modules() if isinstance(part, FSDPModule)]
-    if not parts:
+    sharded = [part for part in module.modules() if isinstance(part, FSDPModule)]
+    if not sharded:
         yield
         return
-    parts[0]._get_fsdp_state()._lazy_init()  # as the first step does, before which this may be
-    for part in parts:
+    _set_root(sharded[0])
+    for part in sharded:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()
     try:
         with trainer.precision_plugin.forward_context():
             yield
     finally:
-        for part in parts:
+        for part in sharded:
             part.set_reshard_after_forward(True, recurse=False)
-        # Reshards; and what this process has computed alone must not count as an order in which all
-        # gather weights ahead in the next backward pass, where they would wait for each other.
-        parts[0].reset_iter_state()
+        # Reshards. It also forgets the order of this process's forward passes, which differs
+        # between processes and would make the next backward pass prefetch in different orders.
+        sharded[0].reset_iter_state()
 
 
-def whole(value: Tensor) -> Tensor:
-    """A tensor whose shards all processes have; all of them have to call this."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
+def _set_root(module: FSDPModule) -> None:
+    """Makes a module the FSDP2 root, as its first forward pass would.
 
-
-def share_of(value: Tensor | sharded_checkpoint.Shards, like: Tensor) -> Tensor:
-    """A copy of this process's shard of a tensor that is cut as another one is.
-
-    Where that one is whole, of all of it. A view would hold on to what it is cut from.
+    Without it, a submodule that runs first becomes a root, and the module's own forward pass fails.
+    PyTorch has no public call for this.
     """
-    value = sharded_checkpoint.joined(value)
-    assert isinstance(value, Tensor)
-    if not isinstance(like, DTensor):
-        return value.clone()
-    value = value.to(like.device).contiguous()
-    share = distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
-    return share.clone()
+    module._get_fsdp_state()._lazy_init()
+
+
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Gathers a tensor if it is sharded. All processes must call this."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _distribute_like(value: Tensor, like: Tensor) -> Tensor:
+    """Returns a copy of this process's shard of `value`, sharded like another tensor."""
+    if isinstance(like, DTensor):
+        value = value.to(like.device).contiguous()
+        value = distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+    return value.clone()  # a view would keep the whole tensor in memory
 
 
 def _materialize(part: nn.Module, network: Any) -> None:
-    """Gives weights on meta their memory, and draws them as the network's constructor does."""
-    fresh = []
+    """Allocates weights that are on the meta device and initializes them as the constructor does.
+
+    Raises:
+        UserError: the network cannot initialize single modules.
+    """
+    initialized = []
     for module in part.modules():
-        empty = [(n, p) for n, p in module.named_parameters(recurse=False) if p.is_meta]
-        for name, parameter in empty:
+        on_meta = [(n, p) for n, p in module.named_parameters(recurse=False) if p.is_meta]
+        for name, parameter in on_meta:
             value = torch.empty_like(parameter, device="cpu")
             module.register_parameter(name, nn.Parameter(value))
-        if empty:
-            fresh.append(module)
-    if fresh and not hasattr(network, "initialize"):
+        if on_meta:
+            initialized.append(module)
+    if initialized and not hasattr(network, "initialize"):
         raise UserError(
-            f"trainer.strategy.on_meta=true is for the prior; leave it out for this "
-            f"{type(network).__name__}"
+            f"trainer.strategy.on_meta=true is not supported by {type(network).__name__}, only by "
+            "the prior: set it to false"
         )
-    for module in fresh:
+    for module in initialized:
         module.reset_parameters()  # type: ignore[operator]
-    if fresh:
-        network.initialize(fresh)
+    if initialized:
+        network.initialize(initialized)

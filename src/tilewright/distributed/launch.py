@@ -1,9 +1,9 @@
-"""Several processes that train one model: how many, which is the first, how the others join.
+"""Launching a training on several processes.
 
-On one machine Lightning starts the others when the first has made the run's folder and begins to
-train: they are told that folder and nothing else, so they cannot disagree about anything. Where
-torchrun, SLURM or people start all of them, each reads the same command line, and the others wait
-for the first. The first process alone writes the folder.
+On one machine, the first process creates the run's folder, and Lightning then starts the others
+with that folder as their only argument. They read all settings from it, so that the processes
+cannot disagree. With torchrun, SLURM or a manual start, every process reads the same command line,
+and the others wait for the first. Only the first process writes to the folder.
 """
 
 import contextlib
@@ -22,118 +22,121 @@ from omegaconf import DictConfig, OmegaConf
 from tilewright.errors import UserError
 from tilewright.hardware import available_cpus
 
-if TYPE_CHECKING:  # nothing heavy is imported before it is needed
+if TYPE_CHECKING:  # keeps the import of this module fast
     import pytorch_lightning as pl
 
 log = logging.getLogger(__name__)
 
-LEAST_SHARE = 8  # pictures of a batch below which one more process on a CPU is no gain
+MIN_SHARE = 8  # batch rows per process: below it, a further process on a CPU is not faster
 
 
-def joins(config: DictConfig) -> bool:
-    """Whether the first process has started this one, for the run that the configuration names."""
+def is_child(config: DictConfig) -> bool:
+    """Returns True if the first process has started this one for the run in the config."""
     return "LOCAL_RANK" in os.environ and not OmegaConf.is_missing(config, "run")
 
 
 def is_first() -> bool:
-    """Whether this is the first process, by what a launcher says, before anything is built."""
+    """Returns True in the first process. Reads the launcher's variables, before any setup."""
     ranks = [os.environ.get(name, "0") for name in ("RANK", "SLURM_PROCID", "NODE_RANK")]
     return not any(int(rank) for rank in ranks)
 
 
-def check(config: DictConfig) -> None:
-    """Looks for what several processes cannot do.
+def check_launch(config: DictConfig) -> None:
+    """Checks settings that do not work with several processes.
 
     Raises:
-        UserError: a sweep; or processes that are started one by one and would each make up a name.
+        UserError: the job is part of a sweep, or a launcher's processes have no common run name.
     """
     if config.trainer.strategy == "auto" and config.trainer.num_nodes == 1:
         return
     job = HydraConfig.get()
     if job.mode is not None and job.mode.name == "MULTIRUN":
         raise UserError("--multirun trains each job in one process: leave out trainer=ddp")
-    started = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
-    named = any(text.startswith("run_name=") for text in job.overrides.task)
-    if (started > 1 or config.trainer.num_nodes > 1) and not named:
+    processes = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
+    has_name = any(text.startswith("run_name=") for text in job.overrides.task)
+    if (processes > 1 or config.trainer.num_nodes > 1) and not has_name:
         raise UserError(
-            "processes on several nodes, or of a launcher, need one name: run_name=NAME"
+            "the processes of a launcher or of several nodes need one run name: set run_name=NAME"
         )
 
 
-def under_slurm() -> bool:
-    """Whether SLURM has started this process, and can start it again."""
+def is_under_slurm() -> bool:
+    """Returns True if SLURM has started this process and can queue its job again."""
     return "SLURM_JOB_ID" in os.environ and "SLURM_NTASKS" in os.environ
 
 
 def is_requeued() -> bool:
-    """Whether SLURM has started this job before: the same command then goes on with its run."""
+    """Returns True if SLURM has started this job before. It then continues its run."""
     return int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
 
 
 def requeue() -> None:
-    """Has SLURM start this job again."""
+    """Asks SLURM to queue this job again."""
     job = os.environ["SLURM_JOB_ID"]
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     try:
         subprocess.run(["scontrol", "requeue", job], check=True, timeout=60)
     except (OSError, subprocess.SubprocessError) as error:
-        log.warning("SLURM did not take job %s back (%s): start it again by hand", job, error)
+        log.warning("SLURM did not requeue job %s (%s): submit it again", job, error)
 
 
 def devices(config: DictConfig) -> int | str:
-    """Lightning's devices; "auto" is every GPU, and on a CPU a process for each core.
+    """Returns Lightning's `devices`. "auto" means every GPU, or processes for the CPU's cores.
 
-    A CPU's processes have to share a batch evenly, and to have enough of it each.
+    The number of CPU processes divides the batch and leaves `MIN_SHARE` rows to each.
     """
-    wanted = config.trainer.devices
-    if wanted != "auto":
-        return wanted
-    if "LOCAL_WORLD_SIZE" in os.environ:  # torchrun's
+    requested = config.trainer.devices
+    if requested != "auto":
+        return requested
+    if "LOCAL_WORLD_SIZE" in os.environ:  # set by torchrun
         return int(os.environ["LOCAL_WORLD_SIZE"])
     import torch
 
     if config.trainer.accelerator != "cpu" and torch.accelerator.is_available():
-        return wanted
-    cores = available_cpus()
-    batch = config.data.batch_size
-    even = [n for n in range(1, cores + 1) if batch % n == 0 and batch >= n * LEAST_SHARE]
-    return max(even, default=1)
+        return requested
+    batch_size = config.data.batch_size
+    counts = [
+        count
+        for count in range(1, available_cpus() + 1)
+        if batch_size % count == 0 and batch_size >= count * MIN_SHARE
+    ]
+    return max(counts, default=1)
 
 
-def check_share(batch_size: int, processes: int) -> None:
-    """Whether processes can share a batch.
+def check_batch_size(batch_size: int, processes: int) -> None:
+    """Checks that the processes can share a batch.
 
     Raises:
-        UserError: it is no number, or does not divide evenly.
+        UserError: the batch size is not a positive integer, or the processes do not divide it.
     """
     if not isinstance(batch_size, int) or batch_size < 1:
-        raise UserError(f"data.batch_size={batch_size} has to be a number, 1 or more")
+        raise UserError(f"data.batch_size={batch_size} is not a positive integer: set it to one")
     if batch_size % processes:
         raise UserError(
-            f"data.batch_size={batch_size} is that of all processes together and cannot be shared "
-            f"by {processes}: set it to a multiple, or trainer.devices to a divisor"
+            f"data.batch_size={batch_size}, the batch of all processes together, cannot be divided "
+            f"by {processes} processes: set it to a multiple, or trainer.devices to a divisor"
         )
 
 
-def tell_others(run: Path, checkpoint: Path | None) -> None:
-    """Makes this process's command line the one with which Lightning is to start the others."""
+def set_child_arguments(run: Path, checkpoint: Path | None) -> None:
+    """Replaces this process's command line, which Lightning copies to start the other processes."""
     debug = [word for word in sys.argv if word.startswith("debug=")]
-    resume = "false" if checkpoint is None else _quoted(checkpoint)
-    sys.argv[1:] = [f"run={_quoted(run)}", f"resume={resume}", *debug]
+    resume = "false" if checkpoint is None else _quote(checkpoint)
+    sys.argv[1:] = [f"run={_quote(run)}", f"resume={resume}", *debug]
 
 
-def _quoted(path: Path) -> str:
-    """A path as Hydra reads it, whatever characters it has."""
+def _quote(path: Path) -> str:
+    """Quotes a path for Hydra's grammar."""
     text = str(path).replace("\\", "\\\\").replace("'", "\\'")
     return f"'{text}'"
 
 
 @contextlib.contextmanager
-def ended_together(trainer: "pl.Trainer") -> Iterator[None]:
-    """Ends the processes that Lightning has started where this one fails.
+def kill_children_on_error(trainer: "pl.Trainer") -> Iterator[None]:
+    """Context that kills the processes that Lightning has started if this one fails.
 
-    They would wait for it, and each report that it has gone.
+    Otherwise they would wait for it, and each would report a lost connection.
     """
     try:
         yield

@@ -1,10 +1,9 @@
-"""Gradients that travel between processes in low rank: what `trainer=ddp_powersgd` does.
+"""Low-rank gradient exchange between processes (`trainer=ddp_powersgd`).
 
-PowerSGD (Vogels et al. 2019) sends two thin factors in the place of a matrix, and adds what they
-leave out to the next gradient. The paper trains its prior so (section 2.5), and leaves embeddings,
-unembeddings, gains and biases as they are; here, all that lies outside the network's blocks, and
-vectors. Error buffers and factors are in no checkpoint: a run that resumes begins with `start`
-uncompressed updates again.
+PowerSGD (Vogels et al. 2019) sends two thin factors of a gradient matrix and adds what they leave
+out to the next gradient. As in the paper (section 2.5), embeddings, unembeddings, gains and biases
+are not compressed. Checkpoints hold neither error buffers nor factors: a resumed run starts again
+with `warmup_updates` uncompressed updates.
 """
 
 from typing import Any
@@ -17,32 +16,32 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 class PowerSGDStrategy(DDPStrategy):
-    """DDP whose processes exchange the gradients of the blocks' matrices in low rank.
+    """DDP that exchanges the gradients of the blocks' matrices in low rank.
 
-    A matrix that this would not make at least half as large is sent as it is.
+    A matrix is not compressed if that would save less than half of its size.
 
     Args:
-        rank: of the factors (the paper: 896 for a width of 3968).
-        start: updates before the first that is compressed, 2 or more; while the gradient turns
-            quickly, its errors of yesterday are of little use.
-        arguments: those of `DDPStrategy`.
+        rank: rank of the factors (the paper: 896 for a width of 3968).
+        warmup_updates: updates before the first compressed one, at least 2. Early gradients change
+            quickly, so that the errors of earlier updates do not help.
+        kwargs: arguments of `DDPStrategy`.
     """
 
-    def __init__(self, rank: int = 32, start: int = 1000, **arguments: Any):
-        super().__init__(**arguments)
+    def __init__(self, rank: int = 32, warmup_updates: int = 1000, **kwargs: Any):
+        super().__init__(**kwargs)
         self.rank = rank
-        self.start = start
+        self.warmup_updates = warmup_updates
 
     def configure_ddp(self) -> None:
         super().configure_ddp()
-        # Lightning registers hooks on CUDA alone; gloo has done without that since PyTorch 1.9.
+        # Lightning registers communication hooks on CUDA only. gloo supports them too.
         assert isinstance(self.model, DistributedDataParallel)
         assert self.lightning_module is not None
         state = PowerSGDState(
             process_group=None,
             matrix_approximation_rank=self.rank,
-            start_powerSGD_iter=self.start,
-            orthogonalization_epsilon=1e-8,  # a gradient of zeros would become one of nans
+            start_powerSGD_iter=self.warmup_updates,
+            orthogonalization_epsilon=1e-8,  # without it, gradients of zeros become NaN
         )
         compressed = block_parameters(self.lightning_module.network)  # type: ignore[arg-type]
 
@@ -55,17 +54,17 @@ class PowerSGDStrategy(DDPStrategy):
 
 
 def block_parameters(network: nn.Module) -> set[nn.Parameter]:
-    """The parameters of a network's blocks."""
+    """Returns the parameters of a network's blocks."""
     return {
         parameter
-        for part in network.modules()
-        if isinstance(part, network.block_types)  # type: ignore[arg-type]
-        for parameter in part.parameters()
+        for module in network.modules()
+        if isinstance(module, network.block_types)  # type: ignore[arg-type]
+        for parameter in module.parameters()
     }
 
 
 class _Bucket:
-    """DDP's bucket; what is not to be compressed is a vector in it, which PowerSGD sends whole."""
+    """DDP's bucket with flattened uncompressed gradients: PowerSGD sends vectors unchanged."""
 
     def __init__(self, bucket: distributed.GradBucket, compressed: set[nn.Parameter]):
         self._bucket = bucket

@@ -1,92 +1,132 @@
-"""A checkpoint that each process has written its own shards of.
+"""Checkpoints of which each process writes its own shards (`torch.distributed.checkpoint`).
 
-The file `last.ckpt` holds all but the sharded tensors; these lie in a folder beside it that the
-file names, `last.ckpt-…/0.pt` for the first process and so on, cut along their first dimension. The
-folder is whole before the file is there, so that the file is never without it.
+`last.ckpt` holds everything but the sharded tensors. They are safetensors files in a folder beside
+it, which `last.ckpt` names. The folder is complete before `last.ckpt` is replaced.
 """
 
 import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
-from torch.utils._pytree import tree_map, tree_map_only
+from torch.utils._pytree import keystr, tree_map, tree_map_only, tree_map_with_path
 
-FOLDER = "shards"  # key of the folder's name
-PARTS = "parts"  # key of how many files are in it
-SHARD = "tilewright.shard"  # key of a tensor's number among those that are sharded
+from tilewright.errors import UserError, first_line
+
+SHARDS = "shards"  # key of the folder's name and of its files' names
+TENSOR = "tilewright.stored_tensor"  # key of a stored tensor's name
 
 
 @dataclass(frozen=True)
-class Shards:
-    """A tensor that has not been put together yet."""
+class StoredTensor:
+    """Tensor that still lies in a folder of shards."""
 
-    parts: list[Tensor]
-
-    @property
-    def shape(self) -> torch.Size:
-        return torch.Size([sum(len(part) for part in self.parts), *self.parts[0].shape[1:]])
-
-    def whole(self) -> Tensor:
-        return torch.cat(self.parts)
+    folder: Path
+    name: str
+    shape: torch.Size
+    dtype: torch.dtype
 
 
-def cut(
-    checkpoint: dict[str, Any], folder: str, processes: int
-) -> tuple[dict[str, Any], list[Tensor]]:
-    """A checkpoint without its sharded tensors, and this process's shards of them."""
-    shards: list[Tensor] = []
+def write_shards(checkpoint: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Writes all sharded tensors of a checkpoint. All processes must call this.
 
-    def take(tensor: DTensor) -> dict[str, int]:
-        shards.append(tensor.to_local().cpu())
-        return {SHARD: len(shards) - 1}
-
-    kept = tree_map_only(DTensor, take, checkpoint)
-    return {**kept, FOLDER: folder, PARTS: processes}, shards
-
-
-def read(file: Path, mmap: bool = False) -> dict[str, Any]:
-    """A checkpoint of either kind; what lies in shards comes as `Shards`.
-
-    No code that a file may hold is run.
-
-    Args:
-        mmap: leave tensors on the disk until they are used, as those in shards always are.
+    Returns:
+        The checkpoint with a reference in the place of each sharded tensor.
 
     Raises:
-        FileNotFoundError: shards are missing.
+        UserError: a process cannot write its shards. No existing file has changed.
     """
-    checkpoint = _load(file, mmap)
-    if FOLDER not in checkpoint:
+    tensors: dict[str, DTensor] = {}
+
+    def replace(path: tuple, leaf: Any) -> Any:
+        if not isinstance(leaf, DTensor):
+            return leaf
+        name = keystr(path)
+        tensors[name] = leaf
+        return {TENSOR: name, "shape": leaf.shape, "dtype": leaf.dtype}
+
+    references = tree_map_with_path(replace, checkpoint)
+    writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    try:
+        dcp.save(tensors, storage_writer=writer)
+    except CheckpointException as error:  # raised in all processes
+        rank, (reason, _) = next(iter(error.failures.items()))
+        raise UserError(
+            f"the shards {folder} cannot be written by process {rank} ({first_line(reason)}). "
+            "Existing checkpoints are unchanged: free some space, then continue with "
+            f"resume={folder.parents[1]}"
+        ) from error
+    files = sorted(file.name for file in folder.iterdir())
+    return {**references, SHARDS: {"folder": folder.name, "files": files}}
+
+
+def read_checkpoint(file: Path, mmap: bool = False) -> dict[str, Any]:
+    """Reads a checkpoint with or without shards. Sharded tensors are `StoredTensor`s.
+
+    Code in the file is not run.
+
+    Args:
+        mmap: leave the other tensors on the disk until they are used.
+
+    Raises:
+        FileNotFoundError: a file of shards is missing.
+    """
+    checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
+    if SHARDS not in checkpoint:
         return checkpoint
-    folder = file.parent / checkpoint.pop(FOLDER)
-    files = [folder / f"{number}.pt" for number in range(checkpoint.pop(PARTS))]
-    parts = [_load(part, mmap=True) for part in files]
+    shards = checkpoint.pop(SHARDS)
+    folder = file.parent / shards["folder"]
+    for name in shards["files"]:
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name} is missing")
 
-    def found(leaf: Any) -> Any:
-        return Shards([part[leaf[SHARD]] for part in parts]) if _is_shard(leaf) else leaf
+    def resolve(leaf: Any) -> Any:
+        if not _is_reference(leaf):
+            return leaf
+        return StoredTensor(folder, leaf[TENSOR], leaf["shape"], leaf["dtype"])
 
-    return tree_map(found, checkpoint, is_leaf=_is_shard)
-
-
-def joined(value: Any) -> Any:
-    """The same with every tensor whole."""
-    return tree_map_only(Shards, Shards.whole, value)
+    return tree_map(resolve, checkpoint, is_leaf=_is_reference)
 
 
-def remove_others(file: Path, checkpoint: dict[str, Any]) -> None:
-    """Removes the folders of the checkpoints that a file held before this one."""
+def read_shards(targets: dict[StoredTensor, Tensor]) -> None:
+    """Fills tensors from the files of shards.
+
+    A process reads only its own shard of a `DTensor`, however the stored tensor was sharded.
+    """
+    for folder in {stored.folder for stored in targets}:
+        state = {stored.name: t for stored, t in targets.items() if stored.folder == folder}
+        reader = dcp.HuggingFaceStorageReader(str(folder))
+        with warnings.catch_warnings():  # about the missing process group, which is not needed
+            warnings.simplefilter("ignore", UserWarning)
+            dcp.load(state, storage_reader=reader, no_dist=True)
+
+
+def load_stored_tensors(value: Any) -> Any:
+    """Returns the same nested value with every `StoredTensor` read into memory."""
+    targets: dict[StoredTensor, Tensor] = {}
+
+    def allocate(stored: StoredTensor) -> Tensor:
+        targets[stored] = torch.empty(stored.shape, dtype=stored.dtype)
+        return targets[stored]
+
+    loaded = tree_map_only(StoredTensor, allocate, value)
+    read_shards(targets)
+    return loaded
+
+
+def remove_old_shards(file: Path, checkpoint: dict[str, Any]) -> None:
+    """Removes the folders of checkpoints that a file held before this one."""
+    current = checkpoint.get(SHARDS, {}).get("folder")
     for folder in file.parent.glob(f"{file.name}-*"):
-        if folder.name != checkpoint.get(FOLDER):
+        if folder.name != current:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _is_shard(leaf: Any) -> bool:
-    return isinstance(leaf, dict) and leaf.keys() == {SHARD}
-
-
-def _load(file: Path, mmap: bool) -> Any:
-    return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
+def _is_reference(leaf: Any) -> bool:
+    return isinstance(leaf, dict) and TENSOR in leaf

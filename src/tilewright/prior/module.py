@@ -7,7 +7,7 @@ from torchmetrics import MeanMetric
 
 from tilewright.errors import UserError
 from tilewright.prior.protocol import Prior
-from tilewright.training.optimizers import clip_variance, matrix_optimizer, scheduled
+from tilewright.training.optimizers import clip_variance, scheduled, transformer_optimizer
 from tilewright.training.schedules import Schedule
 from tilewright.training.stage import StageModule
 
@@ -117,7 +117,7 @@ class PriorModule(StageModule):
         self.image_nats.reset()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = matrix_optimizer(self, self.weight_decay, self.betas, self.eps, self.muon)
+        optimizer = transformer_optimizer(self, self.weight_decay, self.betas, self.eps, self.muon)
         if self.variance_clip is not None:
             clip_variance(optimizer, self.variance_clip)
         return scheduled(optimizer, self.learning_rate)

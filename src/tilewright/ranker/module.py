@@ -6,7 +6,7 @@ from torch import Tensor
 from torchmetrics import CatMetric, MeanMetric
 
 from tilewright.ranker.networks import DualEncoder, contrastive_loss, make_cutmix_negatives
-from tilewright.training.optimizers import matrix_optimizer, scheduled
+from tilewright.training.optimizers import scheduled, transformer_optimizer
 from tilewright.training.schedules import Schedule
 from tilewright.training.stage import StageModule
 
@@ -83,7 +83,7 @@ class RankerModule(StageModule):
         self.scale.reset()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = matrix_optimizer(
+        optimizer = transformer_optimizer(
             self.network, self.weight_decay, self.betas, self.eps, self.muon
         )
         return scheduled(optimizer, self.learning_rate)

@@ -31,7 +31,7 @@ def load_checkpoint(file: Path) -> dict[str, Any]:
     from tilewright.distributed import sharded_checkpoint
 
     try:
-        return sharded_checkpoint.read(file)
+        return sharded_checkpoint.read_checkpoint(file)
     except Exception as error:  # a broken archive raises errors of many classes
         raise UserError(
             f"{file} cannot be read, it may be truncated: {first_line(error)}"
@@ -131,7 +131,7 @@ def load_weights(folder: Path) -> dict[str, Any]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from tilewright.distributed.sharded_checkpoint import joined
+    from tilewright.distributed.sharded_checkpoint import load_stored_tensors
 
     if (folder / WEIGHTS).is_file():
         try:
@@ -141,7 +141,7 @@ def load_weights(folder: Path) -> dict[str, Any]:
     state = load_checkpoint(checkpoint(folder))["state_dict"]
     prefix = "network."
     network = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-    return joined(network)
+    return load_stored_tensors(network)
 
 
 def load_data(settings: DictConfig) -> Any:

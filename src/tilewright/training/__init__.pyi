@@ -1,5 +1,5 @@
 from .checkpoint_io import AtomicCheckpointIO as AtomicCheckpointIO
-from .loggers import ContinuedCSVLogger as ContinuedCSVLogger
+from .loggers import AppendingCSVLogger as AppendingCSVLogger
 from .loggers import StepTensorBoardLogger as StepTensorBoardLogger
 from .optimizers import MuonAdamW as MuonAdamW
 from .schedules import Constant as Constant
@@ -8,3 +8,5 @@ from .schedules import Schedule as Schedule
 from .schedules import Switch as Switch
 from .schedules import WarmUp as WarmUp
 from .stage import StageModule as StageModule
+from .trainer import AroundValidation as AroundValidation
+from .trainer import Trainer as Trainer

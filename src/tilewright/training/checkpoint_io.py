@@ -1,54 +1,56 @@
-"""Checkpoint files that are always complete."""
+"""Checkpoint files that are either complete or absent."""
 
-import contextlib
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from pytorch_lightning.plugins import TorchCheckpointIO
 
-from tilewright.distributed import sharded_checkpoint
-from tilewright.errors import UserError
+from tilewright.distributed.sharded_checkpoint import (
+    load_stored_tensors,
+    read_checkpoint,
+    remove_old_shards,
+)
+from tilewright.errors import UserError, first_line
+from tilewright.files import atomic_file
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and renames it, so that a whole one is always there.
+    """Replaces the previous checkpoint only when the new one is complete.
 
-    Lightning's own writes it on the disk for temporary files and copies it over the last one.
+    Lightning's own plugin copies from the disk for temporary files, so a crash can leave a part.
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Writes a checkpoint; one of that name is there until the new one is complete.
+        """Writes a checkpoint, then removes the shards of the one that it replaces.
 
         Raises:
-            UserError: it cannot be written.
+            UserError: the file cannot be written. The previous checkpoint is unchanged.
         """
         path = Path(path)
-        beside = path.with_name(f".{path.name}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with beside.open("wb") as file:
+            # A file object makes torch report the reason, such as a full disk.
+            with atomic_file(path) as temporary, temporary.open("wb") as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-            sharded_checkpoint.remove_others(path, checkpoint)
-        except (OSError, RuntimeError) as error:  # torch's writer has errors of its own
-            reason = str(error.__context__ or error).splitlines()[0]
-            kept = "the one before it is still there" if path.exists() else "there is none before"
+            remove_old_shards(path, checkpoint)
+        except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError
+            reason = first_line(error.__context__ or error)
+            if path.exists():
+                way_out = (
+                    f"The previous checkpoint is unchanged: free some space, then continue with "
+                    f"resume={path.parents[1]}"
+                )
+            else:
+                way_out = "Free some space, then start the run again"
             raise UserError(
-                f"the checkpoint {path} cannot be written ({reason}); {kept}: mend that, then "
-                f"go on with resume={path.parents[1]}"
+                f"the checkpoint {path} cannot be written ({reason}). {way_out}"
             ) from error
-        finally:
-            with contextlib.suppress(OSError):
-                beside.unlink(missing_ok=True)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """A whole checkpoint on the CPU, also of processes that have each written a part of it."""
-        return sharded_checkpoint.joined(sharded_checkpoint.read(Path(path)))
+        """Reads a checkpoint into CPU memory, with or without shards. Code in it is not run."""
+        return load_stored_tensors(read_checkpoint(Path(path)))

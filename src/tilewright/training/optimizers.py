@@ -1,4 +1,4 @@
-"""How the stages set up their optimizers."""
+"""Optimizers of the stages."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,12 +13,14 @@ from tilewright.training.schedules import Schedule
 
 
 def scheduled(optimizer: Optimizer, learning_rate: Schedule) -> OptimizerLRScheduler:
-    """What `configure_optimizers` returns for a rate that follows a schedule of the update.
+    """Returns the value of `configure_optimizers` for a learning rate that follows a schedule.
 
-    The optimizer must have been made with lr=1: LambdaLR multiplies, and the schedule is absolute.
+    Args:
+        optimizer: created with lr=1, because LambdaLR multiplies its rate by the schedule.
+        learning_rate: schedule of the update's index.
     """
-    # A plain function: LambdaLR would put a callable object into the checkpoint, which then could
-    # not be read with weights_only.
+    # LambdaLR saves callable objects in checkpoints, which weights_only=True refuses. It does not
+    # save plain functions.
     scheduler = LambdaLR(optimizer, lambda step: learning_rate(step))
     return {
         "optimizer": optimizer,
@@ -26,80 +28,80 @@ def scheduled(optimizer: Optimizer, learning_rate: Schedule) -> OptimizerLRSched
     }
 
 
-def decay_matrices_only(module: nn.Module, weight_decay: float) -> tuple[dict, dict]:
-    """Two parameter groups: the linear layers' matrices, which decay, and all the rest.
+def weight_decay_groups(module: nn.Module, weight_decay: float) -> tuple[dict, dict]:
+    """Returns two parameter groups: matrices of linear layers, which decay, and all others.
 
-    Embeddings, gains and biases do not decay: decaying them gave other implementations' users
-    brown pictures while the loss went on falling.
+    Embeddings, gains and biases do not decay. In other implementations, decaying them made samples
+    brown while the loss still fell.
     """
     matrices: list[nn.Parameter] = []
-    rest: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for layer in module.modules():
         for name, parameter in layer.named_parameters(recurse=False):
             is_matrix = isinstance(layer, nn.Linear) and name == "weight"
-            (matrices if is_matrix else rest).append(parameter)
+            (matrices if is_matrix else others).append(parameter)
     return (
         {"params": matrices, "weight_decay": weight_decay},
-        {"params": rest, "weight_decay": 0.0},
+        {"params": others, "weight_decay": 0.0},
     )
 
 
-def adamw(
+def fused_adamw(
     parameters: Any,
     weight_decay: float,
     betas: tuple[float, float],
     eps: float,
     lr: float = 1.0,
 ) -> torch.optim.AdamW:
-    """AdamW that updates in one pass over memory, where torch's default makes many.
+    """Creates an AdamW that updates in one pass over memory. torch's default makes several.
 
-    Not for weights with the channels innermost: that pass takes a parameter and its moments in the
-    order of memory, and moments that were read from a checkpoint may lie otherwise.
+    It does not support channels-last weights: the fused kernel combines a parameter and its moments
+    in memory order, and moments from a checkpoint may have another memory format.
 
     Args:
-        parameters: them, or groups of them.
+        parameters: parameters or parameter groups.
     """
     optimizer = torch.optim.AdamW(parameters, lr, betas, eps, weight_decay, fused=True)
-    # It could undo the scaling of losses in fp16 as well, for which Lightning clips no gradients.
+    # Lightning refuses to clip gradients of optimizers that unscale fp16 gradients themselves.
     optimizer._step_supports_amp_scaling = False
     return optimizer
 
 
 class MuonAdamW(Optimizer):
-    """Muon (Jordan et al. 2024) for the linear layers' matrices, AdamW for all the rest.
+    """Muon (Jordan et al. 2024) for the matrices of linear layers, AdamW for all other parameters.
 
-    Muon moves a matrix by its momentum's nearest orthogonal one, so that no direction of it waits
-    for another. Its updates are scaled to the size of AdamW's (Liu et al. 2025): one learning rate
-    serves both.
+    Muon moves a matrix by the nearest orthogonal matrix to its momentum, so that all directions
+    move equally fast. Its updates are scaled to the size of AdamW's (Liu et al. 2025), so that one
+    learning rate serves both.
 
     Args:
-        matrices, rest: two parameter groups, as of `decay_matrices_only`.
-        lr: of both.
+        matrices, others: parameter groups of `weight_decay_groups`.
+        lr: learning rate of both groups.
         betas, eps: AdamW's.
     """
 
     def __init__(
         self,
         matrices: dict[str, Any],
-        rest: dict[str, Any],
+        others: dict[str, Any],
         lr: float = 1.0,
         betas: tuple[float, float] = (0.9, 0.96),
         eps: float = 1e-8,
     ):
         self._muon = torch.optim.Muon([matrices], lr, adjust_lr_fn="match_rms_adamw")
-        self._adamw = adamw([rest], 0.0, betas, eps, lr)
+        self._adamw = fused_adamw([others], 0.0, betas, eps, lr)
         super().__init__([*self._muon.param_groups, *self._adamw.param_groups], {})
-        self._share()
+        self._share_state()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # a loaded state brings new groups
-        self._share()
+        super().__setstate__(state)  # replaces the groups
+        self._share_state()
 
-    def _share(self) -> None:
-        """Makes the two work on this one's groups and state: they have none of their own."""
-        for number, part in enumerate((self._muon, self._adamw)):
-            part.param_groups = self.param_groups[number : number + 1]
-            part.state = self.state
+    def _share_state(self) -> None:
+        """Makes both optimizers work on the groups and the state of this one."""
+        for index, optimizer in enumerate((self._muon, self._adamw)):
+            optimizer.param_groups = self.param_groups[index : index + 1]
+            optimizer.state = self.state
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
@@ -111,23 +113,24 @@ class MuonAdamW(Optimizer):
         return loss
 
 
-def matrix_optimizer(
+def transformer_optimizer(
     module: nn.Module, weight_decay: float, betas: tuple[float, float], eps: float, muon: bool
 ) -> Optimizer:
-    """What trains transformers, made with lr=1: AdamW of which only matrices decay, or Muon for
-    these.
+    """Creates a transformer's optimizer with lr=1: AdamW, or Muon for its matrices.
+
+    Only matrices of linear layers decay.
     """
-    matrices, rest = decay_matrices_only(module, weight_decay)
+    matrices, others = weight_decay_groups(module, weight_decay)
     if muon:
-        return MuonAdamW(matrices, rest, betas=betas, eps=eps)
-    return adamw([matrices, rest], weight_decay, betas, eps)
+        return MuonAdamW(matrices, others, betas=betas, eps=eps)
+    return fused_adamw([matrices, others], weight_decay, betas, eps)
 
 
-def clip_variance(optimizer: Optimizer, most: float) -> None:
-    """Bounds Adam's running variance from above after every update, by value (appendix B.2)."""
+def clip_variance(optimizer: Optimizer, max_value: float) -> None:
+    """Clips Adam's running variance to `max_value` after every update (appendix B.2)."""
 
     def clip(optimizer: Optimizer, args: object, kwargs: object) -> None:
         variances = [state["exp_avg_sq"] for state in optimizer.state.values()]
-        torch._foreach_clamp_max_(variances, most)
+        torch._foreach_clamp_max_(variances, max_value)
 
     optimizer.register_step_post_hook(clip)

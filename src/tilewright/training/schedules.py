@@ -1,7 +1,7 @@
-"""Schedules as pure functions of the step.
+"""Schedules as pure functions of the update's index.
 
-A value that anneals is computed from the step alone, never from its own last value: resuming,
-logging twice or skipping a step cannot change it.
+A value follows from the index alone, never from its previous value. Resuming, logging twice or
+skipping an update cannot change it.
 """
 
 import math
@@ -13,7 +13,7 @@ Schedule = Callable[[int], float]
 
 @dataclass(frozen=True)
 class Constant:
-    """The same value at every step."""
+    """The same value at every update."""
 
     value: float
 
@@ -23,10 +23,13 @@ class Constant:
 
 @dataclass(frozen=True)
 class Cosine:
-    """Half a cosine from `start` to `end` over `steps` updates, then `end` for good.
+    """Half a cosine from `start` to `end`, then constant at `end`.
 
     Args:
-        delay: updates spent at `start` before the descent begins.
+        start: value at the first update.
+        end: value after `delay + steps` updates.
+        steps: length of the cosine in updates.
+        delay: updates at `start` before the cosine begins.
     """
 
     start: float
@@ -41,9 +44,13 @@ class Cosine:
 
 @dataclass(frozen=True)
 class WarmUp:
-    """A linear rise from zero over `steps` updates, up to the schedule `then`.
+    """Linear warm-up from zero, which multiplies another schedule.
 
-    The first update already has 1 / steps of the value: a step at rate zero would be lost.
+    The factor of the first update is 1 / steps, because an update at rate zero would be wasted.
+
+    Args:
+        steps: length of the warm-up in updates.
+        then: schedule that is multiplied. It counts from the first update of the warm-up.
     """
 
     steps: int
@@ -55,7 +62,7 @@ class WarmUp:
 
 @dataclass(frozen=True)
 class Switch:
-    """One schedule until update `at`, then another, which counts its steps from there."""
+    """One schedule before the update `at`, then another one, which counts from `at`."""
 
     first: Schedule
     at: int

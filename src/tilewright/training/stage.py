@@ -1,20 +1,21 @@
-"""What the LightningModules of all stages have in common."""
+"""Base class of the stages' LightningModules."""
 
 import pytorch_lightning as pl
 from torch.optim import Optimizer
 
-from tilewright.distributed.fsdp import shard
+from tilewright.distributed.fsdp import shard_module
 
 
 class StageModule(pl.LightningModule):
-    """A network that is trained, in shards where the trainer's strategy wants them.
+    """LightningModule of a stage, which `FullyShardedStrategy` can shard.
 
-    The network has `block_types`: the classes of the blocks that it is a stack of.
+    Subclasses set `self.network`. The network's attribute `block_types` is a tuple of the classes
+    of its repeated blocks, each of which is sharded by itself.
     """
 
     def configure_model(self) -> None:
-        shard(self.trainer, self)
+        shard_module(self.trainer, self)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        # Of the optimizer and not of the schedule, which callbacks may scale.
+        # Callbacks may scale the schedule's value, so log what the optimizer uses.
         self.log("schedule/learning_rate", optimizer.param_groups[0]["lr"])

@@ -7,12 +7,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from matplotlib import get_data_path
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
-from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.functional import to_pil_image, to_tensor
@@ -148,10 +146,3 @@ def save_png(
         image = to_pil(image)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(encode_png(image, metadata))
-
-
-def show(trainer: pl.Trainer, tag: str, image: Tensor) -> None:
-    """Puts a picture [3, H, W] on the TensorBoard page, where there is one."""
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_image(tag, image.clamp(0, 1), trainer.global_step)

@@ -1,4 +1,4 @@
-"""A checkpoint is a whole one, or the one before it."""
+"""A checkpoint file is complete, or the previous one is unchanged."""
 
 import resource
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tilewright.errors import UserError
-from tilewright.training.checkpoint_io import AtomicCheckpointIO
+from tilewright.training import AtomicCheckpointIO
 
 
 @pytest.fixture
@@ -16,38 +16,38 @@ def folder(tmp_path):
 
 @pytest.fixture
 def small_disk():
-    """Files of more than 100 kB cannot be written, as on a disk that is full."""
+    """Limits files to 100 kB, which fails like a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     yield
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_it_is_there_and_nothing_else_is(folder):
+def test_only_the_newest_checkpoint_is_left(folder):
     for value in (1, 2):
         AtomicCheckpointIO().save_checkpoint({"step": value}, folder / "last.ckpt")
     assert torch.load(folder / "last.ckpt", weights_only=True) == {"step": 2}
     assert [path.name for path in folder.iterdir()] == ["last.ckpt"]
 
 
-@pytest.mark.parametrize("before", [True, False])
-def test_a_full_disk_leaves_the_one_before(folder, small_disk, before):
-    if before:
+@pytest.mark.parametrize("has_previous", [True, False])
+def test_a_full_disk_leaves_the_previous_checkpoint(folder, small_disk, has_previous):
+    if has_previous:
         AtomicCheckpointIO().save_checkpoint({"step": 1}, folder / "last.ckpt")
     with pytest.raises(UserError) as caught:
         AtomicCheckpointIO().save_checkpoint({"weight": torch.rand(10**6)}, folder / "last.ckpt")
-    line = str(caught.value)
-    assert "\n" not in line
-    assert f"{folder / 'last.ckpt'} cannot be written" in line
-    assert "File too large" in line
-    assert ("still there" in line) == before
-    assert f"resume={folder.parent}" in line
-    assert [path.name for path in folder.iterdir()] == ["last.ckpt"] * before
-    if before:
+    message = str(caught.value)
+    assert "\n" not in message
+    assert f"{folder / 'last.ckpt'} cannot be written" in message
+    assert "File too large" in message
+    assert ("The previous checkpoint is unchanged" in message) == has_previous
+    assert (f"resume={folder.parent}" in message) == has_previous
+    assert [path.name for path in folder.iterdir()] == ["last.ckpt"] * has_previous
+    if has_previous:
         assert torch.load(folder / "last.ckpt", weights_only=True) == {"step": 1}
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(folder):
+def test_a_folder_that_cannot_be_created_is_a_user_error(folder):
     folder.parent.mkdir()
     folder.touch()
     with pytest.raises(UserError, match="cannot be written"):
