@@ -393,7 +393,7 @@ CASES = {
         "train",
         [*DVAE, "trainer.devices=3", "data.batch_size=32"],
         None,
-        ["data.batch_size=32", "shared by 3"],
+        ["data.batch_size=32", "divided by 3"],
     ),
     # evaluation and encoding
     "unknown metric": ("eval", ["metric=nope"], None, ["metric/nope", "fid"]),
