@@ -38,12 +38,12 @@ def test_steps_with_tensor_indices_equal_steps_with_integers(pattern, parts, cap
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_read_table_has_the_reads_of_each_token(pattern):
-    layout = cache_slots(pattern, STREAM)
-    slots, mask = layout.read_table
-    for token, read in enumerate(layout.read):
-        expected = torch.arange(layout.count)[read]
+    assignment = cache_slots(pattern, STREAM)
+    slots, mask = assignment.read_table
+    for token, read in enumerate(assignment.read):
+        expected = torch.arange(assignment.count)[read]
         assert slots[token][mask[token]].tolist() == sorted(expected.tolist())
-    assert slots.shape[1] <= layout.count
+    assert slots.shape[1] <= assignment.count
 
 
 def test_compiled_steps_pass_tokens_and_index_and_return_new_tensors():

@@ -78,8 +78,8 @@ def test_learning_rate_warms_up_in_both_parameter_groups_and_validation_is_logge
     for step, rates in enumerate(recorder.rates):
         assert rates == pytest.approx([rate(step)] * 2)
     with torch.no_grad():
-        losses = module.eval().losses(make_batch()["text_tokens"], make_batch()["image_tokens"])
-    for name, value in losses.items():
+        terms = module.eval().terms(make_batch()["text_tokens"], make_batch()["image_tokens"])
+    for name, value in terms.items():
         logged = trainer.callback_metrics[f"validation/{name}"].item()
         assert logged == pytest.approx(value.item(), rel=1e-5)
 

@@ -109,13 +109,13 @@ def test_paper_order_of_few_layers(depth, expected):
 @pytest.mark.parametrize("side", [2, 4, 16])
 def test_slots_that_a_token_reads_hold_exactly_its_visible_keys(pattern, side):
     stream = Stream(text_length=3, text_vocab=5, grid=side, image_vocab=5)
-    layout, visible = cache_slots(pattern, stream), brute_force_mask(pattern, side)
-    assert len(layout.write) == len(layout.read) == side * side - 1
+    assignment, visible = cache_slots(pattern, stream), brute_force_mask(pattern, side)
+    assert len(assignment.write) == len(assignment.read) == side * side - 1
     key_in_slot = {}
-    for token, (slot, read) in enumerate(zip(layout.write, layout.read, strict=True)):
-        assert 0 <= slot < layout.count
+    for token, (slot, read) in enumerate(zip(assignment.write, assignment.read, strict=True)):
+        assert 0 <= slot < assignment.count
         key_in_slot[slot] = token
-        slots = range(layout.count)[read] if isinstance(read, slice) else read.tolist()
+        slots = range(assignment.count)[read] if isinstance(read, slice) else read.tolist()
         keys = [key_in_slot[s] for s in slots]
         assert len(keys) == len(set(keys))
         assert sorted(keys) == visible[token].nonzero().flatten().tolist()

@@ -54,7 +54,7 @@ def test_prior_module_trains_it(network):
     batch = {"text_tokens": TEXT, "image_tokens": image}
     module = PriorModule(network, Constant(1e-2), caption_dropout=0.1, image_dropout=0.1)
     with torch.no_grad():
-        before = module.losses(TEXT, image)["loss"]
+        before = module.terms(TEXT, image)["loss"]
     trainer = pl.Trainer(
         max_steps=20,
         accelerator="cpu",
@@ -66,7 +66,7 @@ def test_prior_module_trains_it(network):
     loader = DataLoader([batch] * 20, batch_size=None)
     trainer.fit(module, loader, loader)
     with torch.no_grad():
-        assert module.losses(TEXT, image)["loss"] < 0.8 * before
+        assert module.terms(TEXT, image)["loss"] < 0.8 * before
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])

@@ -3,9 +3,9 @@
 C captions are sampled with n candidates each. The text's keys and values are computed once per
 caption; image keys and values are stored per candidate, in as few slots as the pattern allows.
 
-    shared text    [2, C * H, 1 + T, D]          n > 1: the candidates of a caption read one copy
-    image slots    [2, C, H, n, slots, D]
-    joint          [2, C, H, 1, 1 + T + slots, D]   n = 1: text and image in one tensor
+    n > 1   text             [2, C * H, 1 + T, D]      one copy for all candidates of a caption
+            image            [2, C, H, n, slots, D]
+    n = 1   text and image   [2, C, H, 1, 1 + T + slots, D]
 
 `EagerLayerCache` takes the image token's index as an int and reads slices where it can.
 `CompiledLayerCache` takes it as a tensor [1], so that one compiled step serves every index.
@@ -41,8 +41,8 @@ class LayerCache(ABC):
         self.first_slot = text_length if self.is_joint else 0
         length = self.first_slot + slots.count
         text_kv = torch.stack([text_k, text_v])
-        # No tensor here is a view of another: a compiled step copies what shares memory with a
-        # tensor that it writes.
+        # No tensor here is a view of another: a compiled step would copy every tensor that shares
+        # memory with one that it writes.
         self._kv = text_k.new_zeros(2, captions, heads, candidates, length, width)
         self._shared_text_kv: Tensor | None = None
         if self.is_joint:

@@ -65,7 +65,7 @@ class PriorModule(StageModule):
         self.text_nats = MeanMetric(nan_strategy="disable")
         self.image_nats = MeanMetric(nan_strategy="disable")
 
-    def losses(
+    def terms(
         self, text: Tensor, image: Tensor, image_dropout_mask: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Computes the cross-entropies `text` and `image` in nats per token, and `loss`.
@@ -96,10 +96,10 @@ class PriorModule(StageModule):
         if self.image_dropout > 0:
             fraction = self.image_dropout * torch.rand(len(image), 1, 1, device=image.device)
             mask = torch.rand(image.shape, device=image.device) < fraction
-        losses = self.losses(text, image, mask)
-        values = {f"train/{name}": value.detach() for name, value in losses.items()}
+        terms = self.terms(text, image, mask)
+        values = {f"train/{name}": value.detach() for name, value in terms.items()}
         self.log_dict(values, sync_dist=True)
-        return losses["loss"]
+        return terms["loss"]
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
         text, image = batch["text_tokens"], batch["image_tokens"]
@@ -111,8 +111,8 @@ class PriorModule(StageModule):
 
     def on_validation_epoch_end(self) -> None:
         stream = self.network.stream
-        losses = stream.weighted_loss(self.text_nats.compute(), self.image_nats.compute())
-        self.log_dict({f"validation/{name}": value for name, value in losses.items()})
+        terms = stream.weighted_loss(self.text_nats.compute(), self.image_nats.compute())
+        self.log_dict({f"validation/{name}": value for name, value in terms.items()})
         self.text_nats.reset()
         self.image_nats.reset()
 

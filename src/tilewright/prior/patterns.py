@@ -1,7 +1,7 @@
-"""Attention patterns: one predicate each, and everything that derives from it.
+"""Attention patterns: one predicate per pattern, and its dense mask and KV cache slots.
 
-The dense mask, FlexAttention's block mask, the CPU windows and the KV cache slots all come from the
-same predicate (section 2.2, appendix B.1).
+FlexAttention's block mask and the CPU windows derive from the same predicate (section 2.2,
+appendix B.1).
 """
 
 from collections.abc import Callable

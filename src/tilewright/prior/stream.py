@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Stream:
-    """Token layout: lengths and vocabularies of text and image, and what follows from them.
+    """Token layout: lengths and vocabularies of text and image, positions and loss.
 
     Args:
         text_length: T, text positions per caption.

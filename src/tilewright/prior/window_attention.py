@@ -23,13 +23,13 @@ from tilewright.prior.window_tiling import WindowTiling
 
 
 def reference_attention(q: Tensor, k: Tensor, v: Tensor, tiling: WindowTiling) -> Tensor:
-    """Computes what `window_attention` computes for the blocks, as one plain softmax.
+    """Computes the output of `window_attention` for all blocks, as one plain softmax.
 
     Args:
         q, k, v: one sample, [H, L, D].
 
     Returns:
-        Attention of all blocks, [H, blocks, block, D].
+        [H, blocks, block, D].
     """
     text = [x[:, None, : tiling.text_length].expand(-1, len(tiling.bias), -1, -1) for x in (k, v)]
     keys = torch.cat([text[0], tiling.windows(k)], dim=2)
@@ -46,14 +46,18 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, tiling: WindowTiling) -> T
 
 
 class _WindowAttention(torch.autograd.Function):
-    """Forward and backward pass in two parts, text and window.
+    """Attention in two parts, text and window, joined by their log-sums.
 
-    Text keys are not copied into windows, and no scores are kept for the backward pass. With
-    log_sum_t and log_sum_w of the parts, the joint softmax has log_sum = log(e^log_sum_t +
-    e^log_sum_w). It weighs a part's output by e^(part's log_sum - log_sum). The backward pass gives
-    the joint log_sum to the kernels, since a key's weight is e^(score - log_sum).
+    A part has an output and a log_sum, the logarithm of its softmax's denominator. Joined, they are
 
-    Samples are computed one by one: their windows are views then, and fit into the CPU's caches.
+        log_sum = log(exp(text_log_sum) + exp(window_log_sum))
+        out = exp(text_log_sum - log_sum) * text_out + exp(window_log_sum - log_sum) * window_out
+
+    In the backward pass the kernels get the joint log_sum, so that a key's weight is
+    exp(score - log_sum). No scores are saved, and no text keys are copied into windows.
+
+    Samples are computed one by one, because windows of one sample are views and fit into the CPU's
+    caches.
     """
 
     @staticmethod
@@ -68,7 +72,7 @@ class _WindowAttention(torch.autograd.Function):
             )
             text_out, text_log_sum = tiling.blocks(out_i), tiling.blocks(log_sum_i)
             joint_log_sum = torch.logaddexp(text_log_sum, window_log_sum)
-            # Both are views: the joint output replaces the text's.
+            # In place: `text_out` and `text_log_sum` are views of `out` and `log_sum`.
             text_out *= (text_log_sum - joint_log_sum).exp_().unsqueeze(-1)
             text_out += window_out * (window_log_sum - joint_log_sum).exp_().unsqueeze(-1)
             text_log_sum.copy_(joint_log_sum)
@@ -144,7 +148,7 @@ def _flash_attention_backward(
 # In bf16 the kernel is slow on short sequences (benchmarks/attention.py). Windows overlap: matmul
 # would copy them transposed, which takes longer than `contiguous`.
 def _unfused_attention(q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Computes what `_flash_attention` computes, in plain operations."""
+    """Computes `_flash_attention` with plain operations."""
     scores = (_scaled(q) @ k.contiguous().mT).add_(bias)
     highest = scores.float().amax(-1, keepdim=True).to(q.dtype)  # amax in bf16 takes 4 times longer
     weights = scores.sub_(highest).exp_()
@@ -162,7 +166,7 @@ def _unfused_attention_backward(
     *,
     bias: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Computes what `_flash_attention_backward` computes, in plain operations."""
+    """Computes `_flash_attention_backward` with plain operations."""
     q, k, v = _scaled(q), k.contiguous(), v.contiguous()
     log_sum = log_sum.unsqueeze(-1)
     high = log_sum.to(q.dtype)
