@@ -1,4 +1,4 @@
-"""What is said of a machine without a compiler, before anything is trained or drawn."""
+"""Compiled training and sampling, with and without a compiler."""
 
 from types import SimpleNamespace
 
