@@ -36,9 +36,10 @@ CALLBACKS = {
 }
 # The feature network of this callback takes seconds. metric=fid covers it.
 REMOVED = {"dvae": ["~callbacks.frechet"], "prior": ["~callbacks.frechet"], "ranker": []}
+# Compilation takes a minute. tests/prior/test_compiled_step.py covers it.
 COMMANDS = {
-    "eval": {"images": 6, "device": "cpu"},
-    "generate": {"device": "cpu"},
+    "eval": {"images": 6, "device": "cpu", "compile": "false"},
+    "generate": {"device": "cpu", "compile": "false"},
     "encode": {"processes": 1, "device": "cpu", **SHAPES},
     "export": {"captions": 2, "n": 1},
     "demo": {"device": "cpu"},
