@@ -39,8 +39,8 @@ def attention_mask(pattern: str, stream: Stream, device: torch.device, dtype: to
         dtype: dtype of queries, keys and values.
 
     Returns:
-        A block mask on CUDA. Elsewhere a window tiling, booleans [L, L] with True for visible keys,
-        a bias [L, L] to add to the scores, or None for a plain causal mask.
+        On CUDA a block mask. Elsewhere one of: a window tiling; booleans [L, L], True for visible
+        keys; a bias [L, L] to add to the scores; None for a plain causal mask.
     """
     if device.type == "cuda":
         return _block_mask(pattern, stream, device)

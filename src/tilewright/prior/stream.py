@@ -69,7 +69,7 @@ class Stream:
     def pad(self, text: Tensor) -> Tensor:
         """Replaces negative text tokens by the padding token of their position.
 
-        Attention sees padding tokens like any other.
+        Padding tokens are not masked in attention.
 
         Args:
             text: text tokens [B, n], n <= T, negative after the caption's end.

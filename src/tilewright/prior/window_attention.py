@@ -1,6 +1,6 @@
 """Attention of query blocks to the text and to their window of image keys, for training on a CPU.
 
-One block of a row layer, on a grid of side 4. Each query sees the whole text and 5 image keys:
+One block of a row layer, on a grid of side 4. Each query attends to the text and to 5 image keys:
 
                   text keys         window of image keys
               +----------------+--------------------------+

@@ -1,9 +1,9 @@
 """Tiling of a sparse pattern into query blocks, each with a window of image keys, for the CPU.
 
 A mask alone saves nothing on a CPU: hidden scores are computed and thrown away. So neighboring
-queries form a block, and a block reads only its window: the image keys from the earliest that one
-of its queries sees to the block's own end. A column pattern takes the grid's columns as blocks
-(appendix B.1), which need no keys of other columns.
+queries form a block that reads only its window: the image keys from the earliest visible one to the
+block's own end. A column pattern takes the grid's columns as blocks, which need no keys of other
+columns (appendix B.1).
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from tilewright.prior.patterns import dense_mask
 from tilewright.prior.stream import Stream
 
 BLOCK_SIZE = 64  # queries; smaller products are slow, larger blocks read more hidden keys
-HIDDEN = -1e30  # finite, so that a query that sees no key of its window has a finite softmax sum
+HIDDEN = -1e30  # finite, so that a query without a visible key in its window has a finite sum
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,12 @@ class WindowTiling:
     """Shape of a tiling, and the views of one sample that follow from it.
 
     The tiling covers the stream's last N positions, for N image tokens. The last image token is
-    not an input, so the first of these positions is the last text token. In its window it sees
-    nothing and nothing sees it.
+    not an input, so the first of these positions is the last text token. It is hidden in its
+    window, as a query and as a key.
 
     Args:
         text_length: number of positions before the first image token, 1 + T.
-        bias: [blocks, block, keys], 0 where a query sees a key of its window, otherwise `HIDDEN`.
+        bias: [blocks, block, keys], 0 for visible keys of a query's window, otherwise `HIDDEN`.
             A window ends where its block ends.
         columns: True if blocks are columns of the grid, False if they are stretches of the raster.
     """
