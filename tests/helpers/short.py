@@ -45,7 +45,11 @@ COMMANDS = {
     "demo": {"device": "cpu"},
 }
 OTHER_KEYS = {"dvae_patches"}  # models of the documentation whose networks have other keys
-STAGES = {"finetune": "prior", "shapes_hour": "prior"}  # of recipes whose names do not begin so
+STAGES = {
+    "finetune": "prior",
+    "shapes_hour": "prior",
+    "saturation": "dvae",
+}  # of recipes whose names do not begin so
 
 
 def settings_of(arguments):

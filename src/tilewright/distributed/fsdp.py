@@ -50,7 +50,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
     """Lightning's FSDP2 strategy with checkpoints that every other strategy can read.
 
     The checkpoint has the layout of a single process: tensors are gathered when it is written and
-    distributed when it is read. docs/design.md lists what Lightning's own strategy cannot do.
+    distributed when it is read. docs/scale.md lists what Lightning's own strategy cannot do.
 
     Args:
         on_meta: build the network without memory, then initialize it block by block, so that no
