@@ -1,4 +1,4 @@
-"""Runs the examples of docs/extending.md."""
+"""Runs the examples of docs/extending.md and the classes of the README."""
 
 import json
 import sys
@@ -123,3 +123,22 @@ def test_loading_an_untrusted_class_is_refused(home, monkeypatch):
     train, evaluate, _ = TOKENIZER.commands
     assert short.run(train) is None
     assert "TILEWRIGHT_TRUST=mine" in short.run(evaluate)
+
+
+def test_classes_of_the_readme(home):
+    names = {}
+    for block in pages.blocks(pages.ROOT / "README.md"):
+        if block.language == "python":
+            exec(block.text, names)
+    (home / "pairs.csv").write_text("image,caption\n" + 10 * "top.png,a red circle\n")
+    splits = names["CsvSource"]("pairs.csv").load()
+    assert (len(splits["train"]), len(splits["validation"])) == (9, 1)
+    assert splits["train"][0]["caption"] == "a red circle"
+    images = torch.rand(2, 3, 64, 64)
+    tokens = names["GrayTiles"]().encode(images)
+    assert tokens.shape == (2, 16, 16)
+    assert names["GrayTiles"]().decode(tokens).shape == images.shape
+    prior = latest(home, "prior")
+    data = runs.load_data(runs.load_config(prior).data)
+    (result,) = names["Brightness"]()(prior, data, seed=0, device="cpu", folder=home)
+    assert 0 < result.value < 1
