@@ -69,12 +69,12 @@ def test_a_dvaes_distance_equals_that_of_eval(monkeypatch, tmp_path):
     trainer = trainer_with(images, cache=tmp_path / "codes")
     frechet.FrechetDistance(images=70).measure(trainer, module)
     monkeypatch.setattr(reconstruction.runs, "load_network", lambda *_: module.network)
-    how = {"seed": 0, "device": "cpu", "folder": tmp_path / "eval"}
+    arguments = {"seed": 0, "device": "cpu", "folder": tmp_path / "eval"}
     evaluation = reconstruction.Reconstruction(splits=["validation"])
-    results = evaluation(tmp_path, trainer.datamodule, **how)
-    (figure,) = [result for result in results if result.metric == "fd_means"]
-    assert module.logged == {"validation/fd_means": figure.value}
-    assert figure.value > 1
+    results = evaluation(tmp_path, trainer.datamodule, **arguments)
+    (result,) = [r for r in results if r.metric == "fd_means"]
+    assert module.logged == {"validation/fd_means": result.value}
+    assert result.value > 1
 
 
 @pytest.mark.usefixtures("_cheap_features")
@@ -91,10 +91,10 @@ def test_a_priors_distance_equals_that_of_eval(monkeypatch, tmp_path):
     monkeypatch.setattr(generation.TextToImage, "from_run", lambda *_: Model())
     trainer = trainer_with(images, cache=tmp_path / "codes", image_tokenizer="a dVAE")
     frechet.FrechetDistance(images=20).measure(trainer, module)
-    how = {"seed": 0, "device": "cpu", "folder": tmp_path / "eval"}
-    (figure,) = distributions.FrechetInceptionDistance()(tmp_path, trainer.datamodule, **how)
-    assert module.logged == {"validation/fd_means": figure.value}
-    assert figure.value > 1
+    arguments = {"seed": 0, "device": "cpu", "folder": tmp_path / "eval"}
+    (result,) = distributions.FrechetInceptionDistance()(tmp_path, trainer.datamodule, **arguments)
+    assert module.logged == {"validation/fd_means": result.value}
+    assert result.value > 1
 
 
 @pytest.mark.usefixtures("_cheap_features")

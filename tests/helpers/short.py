@@ -45,11 +45,8 @@ COMMANDS = {
     "demo": {"device": "cpu"},
 }
 OTHER_KEYS = {"dvae_patches"}  # models of the documentation whose networks have other keys
-STAGES = {
-    "finetune": "prior",
-    "shapes_hour": "prior",
-    "saturation": "dvae",
-}  # of recipes whose names do not begin so
+# Stages of recipes whose names do not begin with one.
+STAGES = {"finetune": "prior", "shapes_hour": "prior", "saturation": "dvae"}
 
 
 def settings_of(arguments):
