@@ -28,7 +28,7 @@ class Module(pl.LightningModule):
 class Data:
     checker = None
 
-    def present(self, splits):
+    def available_splits(self, splits):
         return splits
 
     def __init__(self, images, cache=None, image_tokenizer=None):

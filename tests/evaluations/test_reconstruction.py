@@ -22,7 +22,7 @@ class Data:
         generator = torch.Generator().manual_seed(0)
         self.images = torch.rand(COUNT, 3, 16, 16, generator=generator)
 
-    def present(self, splits):
+    def available_splits(self, splits):
         return [split for split in splits if split == "validation"]
 
     def examples(self, split, count):
