@@ -150,9 +150,6 @@ def home(home, clip, monkeypatch):
 def run(words):
     for text, value in STANDS_FOR.items():
         words = [word.replace(text, value) for word in words]
-    if words[:2] == ["python", "-c"]:
-        exec(words[2], {})
-        return
     out = short.settings_of(words).get("out")
     if out is not None:
         shutil.rmtree(out, ignore_errors=True)
@@ -180,6 +177,19 @@ def test_every_exception_is_used(start):
 @pytest.mark.parametrize("text", STANDS_FOR)
 def test_every_placeholder_is_used(text):
     assert any(text in command for command in TEXTS)
+
+
+# All pages but the ablations, which are a record of trials.
+@pytest.mark.parametrize(
+    "page", [page for page in pages.PAGES if page.name != "ablations.md"], ids=pages.name
+)
+def test_a_page_has_at_most_1500_words(page):
+    assert len(page.read_text().split()) <= 1500
+
+
+def test_every_image_is_shown():
+    shown = {path.resolve() for page in pages.PAGES for path, _ in pages.links(page)}
+    assert set((pages.ROOT / "docs" / "images").iterdir()) <= shown
 
 
 def test_block_languages_are_known():
