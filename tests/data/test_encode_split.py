@@ -1,6 +1,7 @@
 """Image tokens that are encoded once, per crop, and again when an image file changes."""
 
 import pytest
+import torch
 from datasets import Dataset
 from PIL import Image as PILImage
 
@@ -22,6 +23,28 @@ def test_tokens_are_encoded_once(make):
     other.weight.data += 1
     batches(data, make(image_tokenizer=other).train_dataloader(), 2)
     assert other.encoded == 8
+
+
+class FirstPixel(torch.nn.Module):
+    """Image tokenizer without weights."""
+
+    image_size, grid, num_tokens = SIZE, 1, 256
+
+    def encode(self, images):
+        return (images[:, :1, :1, 0] * 255).round().long()
+
+
+class Inverted(FirstPixel):
+    def encode(self, images):
+        return 255 - super().encode(images)
+
+
+def test_image_tokenizers_without_weights_have_separate_tokens(make):
+    for image_tokenizer, first, direction in ((FirstPixel(), 0, 1), (Inverted(), 255, -1)):
+        data = make(image_tokenizer=image_tokenizer)
+        (batch,) = batches(data, data.train_dataloader(), 1)
+        expected = [first + direction * 10 * row for row in row_indices(batch)]
+        assert batch["image_tokens"].flatten().tolist() == expected
 
 
 @pytest.mark.parametrize("form", ["folder", "parquet"])

@@ -11,6 +11,7 @@ from PIL import Image
 from helpers import pages, short
 from helpers.command import command
 from tilewright import TextToImage, runs
+from tilewright.data import CaptionedImages, CenterCrop
 
 pytestmark = pytest.mark.slow
 
@@ -134,10 +135,23 @@ def test_classes_of_the_readme(home):
     splits = names["CsvSource"]("pairs.csv").load()
     assert (len(splits["train"]), len(splits["validation"])) == (9, 1)
     assert splits["train"][0]["caption"] == "a red circle"
+    image_tokenizer = names["GrayTiles"]()
     images = torch.rand(2, 3, 64, 64)
-    tokens = names["GrayTiles"]().encode(images)
+    tokens = image_tokenizer.encode(images)
     assert tokens.shape == (2, 16, 16)
-    assert names["GrayTiles"]().decode(tokens).shape == images.shape
+    assert image_tokenizer.decode(tokens).shape == images.shape
+    data = CaptionedImages(
+        names["CsvSource"]("pairs.csv"),
+        image_size=64,
+        batch_size=2,
+        train_transform=CenterCrop(64),
+        eval_transform=CenterCrop(64),
+        image_tokenizer=image_tokenizer,
+        cache=home / "image_tokens",
+    )
+    batch = next(iter(data.train_dataloader()))
+    image, _ = data.examples("train", 1)[0]
+    assert torch.equal(batch["image_tokens"], image_tokenizer.encode(image[None]).expand(2, -1, -1))
     prior = latest(home, "prior")
     data = runs.load_data(runs.load_config(prior).data)
     (result,) = names["Brightness"]()(prior, data, seed=0, device="cpu", folder=home)

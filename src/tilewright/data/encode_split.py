@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from tilewright.data.image_tokenizer import ImageTokenizer, weights_digest
+from tilewright.data.image_tokenizer import ImageTokenizer, module_device, weights_digest
 from tilewright.data.images import UnreadableImage
 from tilewright.data.row_reader import RowReader, Transform
 from tilewright.data.seeding import temporary_seed
@@ -17,7 +17,7 @@ from tilewright.data.token_cache import TokenCache, encode_rows
 
 def encode_split(
     table: Dataset,
-    tokenizer: ImageTokenizer,
+    image_tokenizer: ImageTokenizer,
     cache: Path,
     transform: Transform,
     crop_seed: tuple[int, int] | None = None,
@@ -27,8 +27,8 @@ def encode_split(
 ) -> TokenCache:
     """Encodes all images of a split, or opens their tokens if they are on disk.
 
-    The name of the folder depends on the weights of the tokenizer, the data and the crop. It also
-    depends on the sizes and modification times of images that are separate files.
+    The name of the folder depends on the image tokenizer's class and weights, the data and the
+    crop. It also depends on the sizes and modification times of images that are separate files.
 
     Args:
         cache: folder of all token caches.
@@ -37,8 +37,9 @@ def encode_split(
         max_pixels: larger images are skipped.
         label: name of the split in the progress bar. None shows no bar.
     """
-    assert isinstance(tokenizer, torch.nn.Module)
-    parts = [weights_digest(tokenizer), table._fingerprint, repr(transform), str(max_pixels)]
+    assert isinstance(image_tokenizer, torch.nn.Module)
+    parts = [type(image_tokenizer).__qualname__, weights_digest(image_tokenizer)]
+    parts += [table._fingerprint, repr(transform), str(max_pixels)]
     if crop_seed is not None:
         parts.append(repr(crop_seed))
     parts += _digest_files(table)
@@ -58,8 +59,8 @@ def encode_split(
         except UnreadableImage as error:
             return error.reason
 
-    device = next(tokenizer.parameters()).device
-    return encode_rows(len(table), read, tokenizer, folder, device=device, label=label)
+    device = module_device(image_tokenizer)
+    return encode_rows(len(table), read, image_tokenizer, folder, device=device, label=label)
 
 
 def _digest_files(table: Dataset) -> list[str]:

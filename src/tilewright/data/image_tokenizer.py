@@ -1,6 +1,7 @@
 """Protocol of image tokenizers, which convert images to image tokens and back."""
 
 import hashlib
+from itertools import chain
 from typing import Protocol
 
 import torch
@@ -8,7 +9,10 @@ from torch import Tensor
 
 
 class ImageTokenizer(Protocol):
-    """Encoder of images to image tokens, and decoder: a dVAE or a pretrained VQ model.
+    """Encoder and decoder of image tokens, an `nn.Module`: a dVAE or a pretrained VQ model.
+
+    The token cache identifies it by its class name and its state dict. A setting that changes the
+    tokens must therefore be a parameter or a buffer.
 
     Attributes:
         image_size: side of the images in pixels.
@@ -30,9 +34,15 @@ class ImageTokenizer(Protocol):
 
 
 def weights_digest(module: torch.nn.Module) -> str:
-    """Returns a short hash of a module's weights."""
+    """Returns a short hash of a module's state dict."""
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def module_device(module: torch.nn.Module) -> torch.device:
+    """Returns the device of a module's weights and buffers, or the CPU if it has none."""
+    tensors = chain(module.parameters(), module.buffers())
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))

@@ -84,7 +84,7 @@ def unreadable_reason(tokens: np.ndarray) -> str | None:
 def encode_rows(
     rows: int,
     read: ReadImages,
-    tokenizer: ImageTokenizer,
+    image_tokenizer: ImageTokenizer,
     folder: Path,
     *,
     device: torch.device | str = "cpu",
@@ -104,9 +104,9 @@ def encode_rows(
     Raises:
         UserError: the folder cannot be written.
     """
-    if tokenizer.num_tokens > UNREADABLE - len(REASONS):
+    if image_tokenizer.num_tokens > UNREADABLE - len(REASONS):
         raise ValueError(
-            f"a codebook of {tokenizer.num_tokens} does not fit 16 bits: use at most "
+            f"a codebook of {image_tokenizer.num_tokens} does not fit 16 bits: use at most "
             f"{UNREADABLE - len(REASONS)} tokens"
         )
     ranges = [range(first, min(first + SHARD, rows)) for first in range(0, rows, SHARD)]
@@ -127,7 +127,9 @@ def encode_rows(
                         completed = sum(len(s) for f, s in shards.items() if f.exists())
                         progress.update(bar, completed=completed)
                         advance = partial(progress.advance, bar)
-                        _encode_shard(file, shard, read, tokenizer, device, batch_size, advance)
+                        _encode_shard(
+                            file, shard, read, image_tokenizer, device, batch_size, advance
+                        )
     return TokenCache(folder, rows)
 
 
@@ -165,20 +167,20 @@ def _encode_shard(
     file: Path,
     rows: range,
     read: ReadImages,
-    tokenizer: ImageTokenizer,
+    image_tokenizer: ImageTokenizer,
     device: torch.device | str,
     batch_size: int,
     advance: Callable[[int], None],
 ) -> None:
     partial_file = file.with_name(f".{file.name}.partial")
-    tokens = _load_partial(partial_file, (len(rows), tokenizer.grid, tokenizer.grid))
+    tokens = _load_partial(partial_file, (len(rows), image_tokenizer.grid, image_tokenizer.grid))
     saved, last_save = len(tokens), time.monotonic()
     advance(saved)
     try:
         while len(tokens) < len(rows):
             first = rows.start + len(tokens)
             batch = range(first, min(first + batch_size, rows.stop))
-            tokens = np.concatenate([tokens, _encode_batch(read(batch), tokenizer, device)])
+            tokens = np.concatenate([tokens, _encode_batch(read(batch), image_tokenizer, device)])
             advance(len(batch))
             if time.monotonic() - last_save >= SAVE_EVERY:
                 _save(partial_file, tokens)
@@ -218,14 +220,14 @@ def _write_errors(folder: Path) -> Iterator[None]:
 
 
 def _encode_batch(
-    images: list[Tensor | str], tokenizer: ImageTokenizer, device: torch.device | str
+    images: list[Tensor | str], image_tokenizer: ImageTokenizer, device: torch.device | str
 ) -> np.ndarray:
-    tokens = np.empty((len(images), tokenizer.grid, tokenizer.grid), dtype=np.uint16)
+    tokens = np.empty((len(images), image_tokenizer.grid, image_tokenizer.grid), dtype=np.uint16)
     usable = [i for i, image in enumerate(images) if isinstance(image, Tensor)]
     for i, image in enumerate(images):
         if isinstance(image, str):
             tokens[i] = UNREADABLE - REASONS.index(image)
     if usable:
         stacked = torch.stack([image for image in images if isinstance(image, Tensor)]).to(device)
-        tokens[usable] = tokenizer.encode(stacked).cpu().numpy().astype(np.uint16)
+        tokens[usable] = image_tokenizer.encode(stacked).cpu().numpy().astype(np.uint16)
     return tokens
