@@ -1,4 +1,4 @@
-"""Imports run one way, from the layers of LAYERS to those above them."""
+"""A module imports only from layers listed before its own."""
 
 import ast
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 SRC = Path(__file__).parents[1] / "src"
-# From the bottom to the top. Names in one row do not import each other.
+# A module imports only from rows above its own; names in one row do not import each other.
 LAYERS = (
     {"errors", "program"},
     {"files", "hardware"},

@@ -30,7 +30,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yields a temporary folder beside `path`, which is renamed to `path` when the block succeeds.
 
-    Several processes may make the same folder at a time: the first one wins.
+    Several processes may make the same folder at the same time. The first one wins.
 
     Raises:
         OSError: `path` cannot be written.

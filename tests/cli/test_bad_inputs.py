@@ -113,7 +113,12 @@ CASES = {
     "missing class": ("train", [*DVAE, "data.source._target_=a.b"], None, ["source"]),
     "run name that exists": ("train", [*DVAE, "run_name=first"], None, ["exists", "resume="]),
     # data
-    "missing folder": ("train", [*FOLDER[:-1], "data.source.path=/no"], None, ["no folder", "/no"]),
+    "missing folder": (
+        "train",
+        [*FOLDER[:-1], "data.source.path=/no"],
+        None,
+        ["is not a folder", "/no"],
+    ),
     "empty folder": ("train", FOLDER, None, ["no images"]),
     "no captions": ("train", FOLDER, lambda h: write_images(h, captions=False), ["no captions"]),
     "a single image": ("train", FOLDER, lambda h: write_images(h, 1), ["too few"]),

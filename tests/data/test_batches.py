@@ -104,9 +104,8 @@ def test_overfitting_repeats_the_first_batches_exactly(make, tokenizer):
     first = batches(plain, plain.train_dataloader(), 2)
     assert set(flatten(map(row_indices, first))) == set(range(8))
     for index, batch in enumerate(batches(data, data.train_dataloader(), 6)):
-        assert (
-            batch["caption"] == first[index % 2]["caption"]
-        )  # of two captions, always the same one
+        # Each image has two captions. The same one is chosen each time.
+        assert batch["caption"] == first[index % 2]["caption"]
         for name in ("image", "text_tokens"):  # BPE dropout is the same each time
             torch.testing.assert_close(batch[name], first[index % 2][name], rtol=0, atol=0)
 

@@ -61,7 +61,7 @@ FORMS = ["generator", "table", "parquet", "filtered"]
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(streaming, "BLOCK", 7)
+    monkeypatch.setattr(streaming, "SHUFFLE_BLOCK", 7)
 
 
 @pytest.fixture

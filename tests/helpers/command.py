@@ -41,17 +41,17 @@ def make_home(folder):
 
 
 def command(name, arguments, home=None):
-    """Runs a command. Returns None if it succeeds, else the line or the status that it exits with.
+    """Runs a command. Returns None if it succeeds, else its error message or exit status.
 
     Args:
-        name: of the script, such as `train`.
-        arguments: its command line.
-        home: has the folders `data` and `logs`; None leaves the defaults.
+        name: name of the script, such as `train`.
+        arguments: arguments of the script.
+        home: object of `make_home`, for the folders of data and runs. None keeps the defaults.
     """
     main = importlib.import_module(f"tilewright.cli.{name}").main
     with pytest.MonkeyPatch.context() as patch:
-        places = [f"paths.data={home.data}", f"paths.logs={home.logs}"] if home else []
-        patch.setattr("sys.argv", [f"src/{name}.py", *places, *arguments])
+        paths = [f"paths.data={home.data}", f"paths.logs={home.logs}"] if home else []
+        patch.setattr("sys.argv", [f"src/{name}.py", *paths, *arguments])
         try:
             main()
         except SystemExit as end:
@@ -71,7 +71,7 @@ def run(home, name, *arguments):
 
 
 def fail(home, name, *arguments):
-    """Runs a command that must fail by a user error, and returns its line."""
+    """Runs a command that must fail with a user error, and returns the error message."""
     error = command(name, arguments, home)
     assert isinstance(error, str), f"it exits with {error}"  # Python prints it; the status is 1
     assert error.startswith("error: ")
@@ -80,7 +80,7 @@ def fail(home, name, *arguments):
 
 
 def step(checkpoint):
-    """Returns the number of updates behind a checkpoint."""
+    """Returns the number of updates before a checkpoint."""
     return torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"]
 
 
@@ -90,5 +90,5 @@ def results(run, metric):
 
 
 def images(folder):
-    """Returns the content of a folder's PNG files by their names."""
+    """Returns the bytes of a folder's PNG files by file name."""
     return {path.name: path.read_bytes() for path in folder.glob("*.png")}

@@ -81,7 +81,7 @@ def _short_training(own):
 def run(words):
     """Runs `python src/NAME.py ...`, shortened, in this process and in the current folder.
 
-    Returns None if the command succeeds, else the line that it exits with.
+    Returns None if the command succeeds, else its error message or exit status.
     """
     python, script, *arguments = words
     assert Path(python).name == "python"

@@ -56,9 +56,9 @@ def make(stage, folder, noise=True, source=None, workers=0):
     """Returns a module, its data module and the callbacks of its stage.
 
     Args:
-        stage: "dvae", "prior", "ranker" or a variant of the prior: "muon" (trained with Muon),
-            "clipped" (Adam's variances are clipped at `VARIANCE_CLIP`) or "recurrent" (a network
-            that is not a Transformer).
+        stage: "dvae", "prior", "ranker" or a variant of the prior. "muon" is trained with Muon.
+            "clipped" clips Adam's variances at `VARIANCE_CLIP`. "recurrent" is a network that is
+            not a Transformer.
         folder: folder of the token cache.
         noise: use dropout, relaxation noise and CutMix negatives, which differ between processes.
         source: data source. None uses `RandomImages`.

@@ -64,7 +64,7 @@ def write_images(folder, count=30):
 
 
 def write_run(logs, stage, images):
-    """Writes a run on a folder of images, and returns it."""
+    """Writes a run on a folder of images, and returns the run's folder."""
     torch.manual_seed(0)
     crop = {"_target_": "tilewright.data.CenterCrop", "size": SIZE}
     source = {"_target_": "tilewright.data.FolderSource", "path": str(images)}

@@ -194,7 +194,7 @@ def test_other_shapes_and_dtypes_are_refused(tmp_path: Path, shape: tuple[int, .
 def test_invalid_folders_and_settings_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere has no images"):
         folder_features(tmp_path / "nowhere", extractor())
-    with pytest.raises(UserError, match="unknown resize='cubic'"):
+    with pytest.raises(UserError, match="resize='cubic' is unknown"):
         folder_features(folder, extractor(), resize="cubic")
     with pytest.raises(UserError, match="blur=-1 is negative"):
         folder_features(folder, extractor(), blur=-1)

@@ -24,9 +24,8 @@ def test_the_two_directions_differ():
     text = torch.tensor([[1.0, 0.0], [0.9, 0.1]])
     images = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     values = RetrievalRecall(ks=(1,))(text, images)
-    assert (
-        float(values["caption_to_image_r@1"]) == 0.5
-    )  # both captions are nearest to the first image
+    # Both captions are nearest to the first image.
+    assert float(values["caption_to_image_r@1"]) == 0.5
     assert float(values["image_to_caption_r@1"]) == 1.0
 
 

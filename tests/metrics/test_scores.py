@@ -75,9 +75,8 @@ def test_clip_score_is_the_mean_cosine(clip: Path, images: Tensor) -> None:
     expected = max(0, 100 * sum(cosines) / 5)
     ours = clip_score(images, CAPTIONS, metric, batch_size=2)
     assert ours == pytest.approx(expected, rel=1e-4)
-    assert clip_score(images, CAPTIONS, metric) == pytest.approx(
-        ours, rel=1e-5
-    )  # the state is reset
+    # Each call resets the metric's state.
+    assert clip_score(images, CAPTIONS, metric) == pytest.approx(ours, rel=1e-5)
     assert ours > 1
 
 

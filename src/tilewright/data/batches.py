@@ -86,7 +86,8 @@ class TrainingBatches(Sampler[list[SeededIndex]]):
 class EvaluationBatches(Sampler[list[int]]):
     """Each row once, in order. Each process gets a part of each batch.
 
-    The last batch is smaller. If it has fewer rows than processes, the batch before includes it.
+    The last batch may be smaller. If it has fewer rows than processes, it is merged into the
+    previous batch.
 
     Args:
         rows: number of rows of the split.
@@ -107,8 +108,6 @@ class EvaluationBatches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         for start, end in zip(self.starts, self.ends, strict=True):
-            first, last = (
-                start + (end - start) * rank // self.processes
-                for rank in (self.rank, self.rank + 1)
-            )
-            yield list(range(first, last))
+            start_row = start + (end - start) * self.rank // self.processes
+            stop_row = start + (end - start) * (self.rank + 1) // self.processes
+            yield list(range(start_row, stop_row))

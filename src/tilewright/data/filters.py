@@ -70,7 +70,7 @@ class CaptionLength(Filter):
     reason = "short caption"
 
     def keeps_caption(self, caption: str) -> bool:
-        # Scripts without spaces count two letters as a word.
+        # In scripts without spaces, two letters count as a word.
         parts = caption.split()
         wide = sum(ord(letter) >= 0x3040 for letter in caption)
         return max(len(parts), wide // 2) >= self.min_words

@@ -21,8 +21,8 @@ Transform = Callable[[Image.Image], Image.Image]
 class RowReader:
     """Converts a record to a batch row, or returns the reason for skipping it.
 
-    In training, all random numbers of a row (its caption, its crop, the segmentation of its words)
-    depend on the row's seed only, so that any process gives the same row.
+    A row's caption, crop and segmentation depend on its seed only. So every process returns the
+    same row.
 
     Args:
         transform: PIL image to a PIL image of the final size.

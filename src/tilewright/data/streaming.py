@@ -1,9 +1,10 @@
 """Streaming data: shared among readers without losing or repeating a row, and resumed exactly.
 
-There is one reader for each dataloader worker of each process. The shards of a reader come in a new
-order in each epoch, several are open at a time, and rows are shuffled in blocks. To resume within a
-block, the reader reads the block again from its start, shuffles it with the same seed, and leaves
-out the rows that were taken.
+There is one reader for each dataloader worker of each process. Each epoch reads the shards in a new
+order, several at a time. The rows are shuffled within blocks of `SHUFFLE_BLOCK`.
+
+To resume within such a block, the reader reads the block again from its start. It shuffles the
+rows with the same seed and leaves out those that were taken.
 """
 
 from collections import Counter
@@ -22,9 +23,10 @@ from tilewright.data.skipping import no_usable_rows
 from tilewright.data.streaming_position import ReaderGroup, StreamingPosition
 from tilewright.errors import UserError
 
-BLOCK = 1000  # rows that are shuffled at a time
+SHUFFLE_BLOCK = 1000  # rows that are shuffled together
 OPEN_SHARDS = 10  # shards that are read in turn
-EVEN_ENOUGH = 16  # shards per reader from which an uneven division does not matter
+# With this many shards per reader, it does not matter that some readers have one shard more.
+MIN_SHARDS_PER_READER = 16
 
 
 class StreamingDataset(torch.utils.data.IterableDataset):
@@ -114,8 +116,8 @@ class StreamingDataset(torch.utils.data.IterableDataset):
             self.data, shards, reader, self.group.readers, OPEN_SHARDS, start.shards
         )
         records = iter(shard_reader)
-        block, block_start = start.block, start.shards
-        while block_records := list(islice(records, BLOCK)):
+        block, block_start = start.shuffle_block, start.shards
+        while block_records := list(islice(records, SHUFFLE_BLOCK)):
             block_end = shard_reader.state_dict()
             generator = torch.Generator().manual_seed(derive_seed(seed, reader, epoch, block))
             order = torch.randperm(len(block_records), generator=generator).tolist()
@@ -131,7 +133,7 @@ class StreamingDataset(torch.utils.data.IterableDataset):
             block, taken, block_start = block + 1, 0, block_end
 
     def _check_usable(self, skipped: Counter[str]) -> None:
-        """Raises a UserError if an epoch without a usable row is a mistake of the user."""
+        """Raises UserError if the data has no usable row, or fewer rows than readers."""
         if skipped and (self.seed is not None or self.group.readers == 1):
             raise no_usable_rows(skipped)
         if self.seed is not None:
@@ -177,7 +179,7 @@ class ShardReader:
         state: Mapping[str, Any] | None = None,
     ):
         self.data = data
-        even = len(shards) % readers == 0 or len(shards) >= EVEN_ENOUGH * readers
+        even = len(shards) % readers == 0 or len(shards) >= MIN_SHARDS_PER_READER * readers
         self.shards = shards[reader::readers] if even else shards
         self.every, self.offset = (1, 0) if even else (readers, reader)
         self.open_shards = open_shards
@@ -215,5 +217,5 @@ class ShardReader:
         data = self.data.shard(self.data.num_shards, index)
         if position is not None:
             data.load_state_dict(position)
-        # Batches of one record, because a worker would share out a plain iteration again.
+        # `datasets` would split a plain iteration among the workers a second time.
         return OpenShard(index, data, data.iter(1))

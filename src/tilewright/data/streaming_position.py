@@ -40,26 +40,27 @@ class ReaderGroup(NamedTuple):
 class StreamingPosition:
     """Position of one reader, right after a row.
 
-    Rows are shuffled in blocks, so the position is the state at the start of the block plus the
-    number of rows that were taken from the shuffled block.
+    Rows are shuffled within blocks. The position is the state at the start of a block and the
+    number of rows taken from it.
 
     Attributes:
         reader: index of the reader.
         epoch: index of the epoch.
-        block: index of the block within the epoch.
-        taken: number of rows taken from the shuffled block, including skipped ones.
-        shards: state of the `ShardReader` at the start of the block. None is the start of an epoch.
+        shuffle_block: index of the shuffle block within the epoch.
+        taken: number of rows taken from the shuffle block, including skipped ones.
+        shards: state of the `ShardReader` at the start of the shuffle block. None is the start of
+            an epoch.
     """
 
     reader: int
     epoch: int = 0
-    block: int = 0
+    shuffle_block: int = 0
     taken: int = 0
     shards: dict[str, Any] | None = None
 
     @property
     def is_epoch_start(self) -> bool:
-        return self.block == 0 and self.taken == 0
+        return self.shuffle_block == 0 and self.taken == 0
 
     def next_epoch(self) -> "StreamingPosition":
         """Returns the start of the next epoch."""

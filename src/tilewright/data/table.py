@@ -20,8 +20,8 @@ class TableDataset(torch.utils.data.Dataset):
     Args:
         table: columns `image` (encoded) and `caption`.
         reader: converts records to batch rows.
-        caches: image tokens of all rows, and no image is opened. With several caches, one for each
-            augmented crop, a row uses another cache in each epoch.
+        caches: image tokens of all rows. With them, no image is opened. There is one cache for each
+            augmented crop, and a row uses the next one in each epoch.
     """
 
     def __init__(self, table: Dataset, reader: RowReader, caches: Sequence[TokenCache] = ()):

@@ -18,7 +18,7 @@ MERGE_CACHE_SIZE = 2**16  # entries; used by BPE dropout
 
 
 class BytePairTokenizer:
-    """Byte-level BPE over lowercased captions. Decoding restores any text in any script.
+    """Byte-level BPE over lowercased captions. Decoding restores the lowercased text in any script.
 
     A new tokenizer has no merges: call `train` with captions, or `load` a saved one.
 
@@ -26,8 +26,8 @@ class BytePairTokenizer:
         vocab_size: maximum number of tokens. Captions with few different words give fewer.
         length: T, the number of positions. Longer captions are truncated and counted in
             `truncated`.
-        dropout: share of merges that are skipped at random in training, so that a word is seen in
-            several segmentations (BPE dropout; the paper uses 0.1).
+        dropout: share of merges that are skipped at random in training (BPE dropout; 0.1 in the
+            paper). A word is then seen in several segmentations.
     """
 
     def __init__(self, vocab_size: int = 16384, length: int = 256, dropout: float = 0.1):

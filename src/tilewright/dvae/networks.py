@@ -172,8 +172,8 @@ class DiscreteVAE(nn.Module):
         image_size: side of the images in pixels.
         grid: side of the grid of image tokens; image_size / grid is a power of two.
         num_tokens: K, the size of the codebook.
-        patch: side of the pixel squares that are the networks' finest positions. The paper has 1;
-            more leaves out the blocks of finer resolutions.
+        patch: side of the pixel patches that encoder and decoder work on (space-to-depth); 1 in the
+            paper. Larger patches leave out the blocks of finer resolutions.
         n_hid: width of the blocks at the finest resolution; it doubles with each halving.
         n_init: width of the decoder's first convolution.
         blocks_per_group: residual blocks per resolution.

@@ -126,7 +126,7 @@ def load_inception(
 
     Args:
         weights: weights file. None uses clean-fid's own copy and downloads it (95 MB) if needed.
-        allow_download: whether the weights may be downloaded.
+        allow_download: True allows a download of the weights.
 
     Raises:
         ExtractorUnavailable: there are no weights and they cannot be downloaded.

@@ -39,16 +39,16 @@ def folder_features(
 ) -> np.ndarray:
     """Returns the features [N, D] of all images in a folder and its subfolders, sorted by path.
 
-    The cache key is a hash of the image files, the network, the resize and the blur. A key of names
-    would return old features for images that are generated anew.
+    The cache key is a hash of the image files, the network, the resize and the blur. File names are
+    not enough, because new images may have the names of old ones.
 
     Args:
         folder: images of any size, in any format that clean-fid reads.
         extractor: feature network; images are resized to `extractor.size`.
-        resize: `clean` (bicubic, antialiased) or `legacy_pytorch` (bilinear, not antialiased: only
-            for comparison with FIDs from before clean-fid).
+        resize: `clean` (bicubic, antialiased) or `legacy_pytorch` (bilinear, not antialiased). Use
+            the latter only for comparison with FIDs from before clean-fid.
         blur: standard deviation of a Gaussian filter before the resize, in pixels of the original
-            image; 0 disables it.
+            image. 0 disables it.
         batch_size: images per forward pass; it changes the features by rounding only.
         cache: folder that keeps the features; None computes them again.
 
@@ -56,7 +56,7 @@ def folder_features(
         UserError: unknown resize, negative blur, unreadable image, or a folder without images.
     """
     if resize not in RESIZE_MODES:
-        raise UserError(f"unknown resize={resize!r}: choose one of {', '.join(RESIZE_MODES)}")
+        raise UserError(f"resize={resize!r} is unknown: choose one of {', '.join(RESIZE_MODES)}")
     if blur < 0:
         raise UserError(f"blur={blur} is negative: set 0 or more pixels")
     files = [path for path in Path(folder).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES]

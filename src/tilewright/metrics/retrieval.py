@@ -13,8 +13,8 @@ class RetrievalRecall(Metric):
 
     `update` takes unit vectors `(text, images)`, both [B, D]; equal rows are a pair. `compute`
     returns `caption_to_image_r@k` and `image_to_caption_r@k`: the share of rows whose partner is
-    among the k nearest of all rows. Half of the ties count as nearer, so that a model that tells
-    nothing apart scores at chance.
+    among the k nearest of all rows. Half of the ties count as nearer. A model that gives all pairs
+    the same score then has a recall of 0 for small k.
 
     Args:
         ks: values of k. A k of at least the number of rows gives 1.

@@ -39,8 +39,13 @@ def attention_mask(pattern: str, stream: Stream, device: torch.device, dtype: to
         dtype: dtype of queries, keys and values.
 
     Returns:
-        On CUDA a block mask. Elsewhere one of: a window tiling; booleans [L, L], True for visible
-        keys; a bias [L, L] to add to the scores; None for a plain causal mask.
+        One of
+
+        - a block mask, on CUDA only;
+        - a window tiling, on a CPU;
+        - booleans [L, L], True for visible keys;
+        - in bf16, a bias [L, L] to add to the scores;
+        - None for a plain causal mask.
     """
     if device.type == "cuda":
         return _block_mask(pattern, stream, device)

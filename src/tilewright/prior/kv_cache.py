@@ -1,7 +1,7 @@
 """Key-value cache of one attention layer during sampling.
 
-C captions are sampled with n candidates each. The text's keys and values are computed once per
-caption; image keys and values are stored per candidate, in as few slots as the pattern allows.
+C captions are sampled with n candidates each. The keys and values of the text are computed once per
+caption. Those of the image are stored per candidate, in as few slots as the pattern allows.
 
     n > 1   text             [2, C * H, 1 + T, D]      one copy for all candidates of a caption
             image            [2, C, H, n, slots, D]
@@ -35,8 +35,7 @@ class LayerCache(ABC):
         self.candidates = candidates
         self.slots = slots
         self.text_length = text_length
-        # A caption with one candidate keeps text and image in one tensor: attention then takes half
-        # as many products.
+        # With one candidate, text and image share a tensor, which halves attention's products.
         self.is_joint = candidates == 1
         self.first_slot = text_length if self.is_joint else 0
         length = self.first_slot + slots.count

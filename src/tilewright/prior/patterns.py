@@ -14,7 +14,7 @@ from torch import Tensor
 from tilewright.prior.stream import Stream
 
 # `predicate(query, key, side)` on image-token indices. Only called where key <= query.
-# FlexAttention evaluates it for each pair; terms of the query alone or the key alone are free.
+# FlexAttention evaluates it for each pair; terms of one index only cost nothing extra.
 ImagePredicate = Callable[[Tensor, Tensor, int], Tensor]
 
 CONVOLUTION_KERNEL = 11

@@ -124,7 +124,7 @@ class Stream:
 
     @staticmethod
     def weighted_loss(text: Tensor, image: Tensor) -> dict[str, Tensor]:
-        """Adds 1/8 of the text's and 7/8 of the image's nats per token to `loss`."""
+        """Returns `text`, `image` and `loss` = text/8 + 7 image/8, in nats per token."""
         return {"loss": text / 8 + image * 7 / 8, "text": text, "image": image}
 
     def text_targets(self, text: Tensor) -> Tensor:

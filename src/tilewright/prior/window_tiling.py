@@ -24,9 +24,8 @@ HIDDEN = -1e30  # finite, so that a query without a visible key in its window ha
 class WindowTiling:
     """Shape of a tiling, and the views of one sample that follow from it.
 
-    The tiling covers the stream's last N positions, for N image tokens. The last image token is
-    not an input, so the first of these positions is the last text token. It is hidden in its
-    window, as a query and as a key.
+    The tiling covers the stream's last N positions. Only N - 1 image tokens are inputs, so the
+    first of these positions is the last text token. It is hidden as a query and as a key.
 
     Args:
         text_length: number of positions before the first image token, 1 + T.

@@ -95,7 +95,7 @@ def test_splits_are_disjoint_in_concepts(root):
     assert 4 <= len(splits["zeroshot"]) <= 50
     phrases = {name: captions(split) for name, split in splits.items()}
 
-    # Validation concepts are there in both styles, and not in any other split.
+    # Validation concepts have both styles, and are not in any other split.
     validation = phrases["validation"]["twemoji"]
     assert validation == phrases["validation"]["openmoji"]
     others = [style for name in ("train", "zeroshot") for style in phrases[name].values()]
@@ -173,7 +173,7 @@ def test_skin_tones_are_in_the_split_of_their_concept(tmp_path):
 
 
 def test_unknown_style_is_an_error():
-    with pytest.raises(UserError, match=r"no emoji style 'noto'.*twemoji, openmoji"):
+    with pytest.raises(UserError, match=r"'noto' is not an emoji style.*twemoji, openmoji"):
         EmojiSource("data", styles=["noto"])
 
 

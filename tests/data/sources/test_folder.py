@@ -121,10 +121,10 @@ def test_broken_images_are_loaded(tmp_path):
 
 
 def test_mistakes_are_one_line(tmp_path):
-    assert_load_fails(FolderSource(str(tmp_path / "none")), "no folder", "none")
-    assert_load_fails(FolderSource(str(tmp_path)), "no images")
+    assert_load_fails(FolderSource(str(tmp_path / "none")), "is not a folder", "none")
+    assert_load_fails(FolderSource(str(tmp_path)), "contains no images")
     write_folder(tmp_path, range(3), captions=None)
-    assert_load_fails(FolderSource(str(tmp_path)), "no captions", "metadata.jsonl", ".txt")
+    assert_load_fails(FolderSource(str(tmp_path)), "contains no captions", "metadata.jsonl", ".txt")
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "1.png", "caption": "x"}\n{oh')
     assert_load_fails(FolderSource(str(tmp_path)), "metadata.jsonl", "line 2")
 

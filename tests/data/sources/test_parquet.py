@@ -62,7 +62,7 @@ def test_split_names_of_folders(tmp_path):
 
 def test_mistakes_are_one_line(tmp_path):
     path = str(tmp_path / "x.parquet")
-    assert_load_fails(ParquetSource(path), "no parquet file", "x.parquet")
+    assert_load_fails(ParquetSource(path), "matches no parquet file", "x.parquet")
     numbered_rows(range(3)).to_parquet(path)
     assert_load_fails(ParquetSource(path, image_column="jpg"), "'jpg'", "image, caption")
     (tmp_path / "x.parquet").write_bytes(b"this is not parquet")

@@ -170,7 +170,7 @@ def test_a_truncated_shard_gives_its_complete_pairs(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("members", "arguments", "words"),
     [
-        (None, {}, ["no tar file at", "give a file, a folder or a pattern"]),
+        (None, {}, ["matches no tar file", "give a file, a folder or a pattern"]),
         (b"this is not a tar file", {}, ["a.tar cannot be read as a tar file"]),
         ([("1.jpg", "x"), ("1.cls", "3")], {}, ["no member that ends in txt or json", "cls, jpg"]),
         ([("1.exr", "x"), ("1.txt", "x")], {}, ["ends in jpg or", "exr, txt", "image_keys"]),

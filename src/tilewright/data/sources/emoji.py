@@ -87,7 +87,7 @@ class EmojiSource:
     ) -> None:
         for style in styles:
             if style not in STYLES:
-                raise UserError(f"no emoji style {style!r}: use {', '.join(STYLES)}")
+                raise UserError(f"{style!r} is not an emoji style: use {', '.join(STYLES)}")
         if not styles:
             raise UserError(f"data.source.styles is empty: use any of {', '.join(STYLES)}")
         self.root = root

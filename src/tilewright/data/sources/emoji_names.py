@@ -38,8 +38,8 @@ _SAME_CONCEPT = {
 def concept(emoji: str) -> str:
     """Returns the emoji that represents all variants of an emoji.
 
-    One concept covers the skin tones, genders and hair of a person, the members of a family,
-    recolored animals, the hours of the clock, or the phases of the moon.
+    A concept covers the skin tones, genders and hair of a person, or the members of a family.
+    Others cover recolored animals, the hours of the clock, or the phases of the moon.
     """
     base = emoji.translate(_VARIANT_CHARACTERS)
     if len(base) > 1 and set(base) <= set("🧑🧒"):

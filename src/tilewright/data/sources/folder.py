@@ -71,8 +71,8 @@ class FolderSource:
         captioned = sum(map(len, splits.values()))
         if not captioned:
             raise UserError(
-                f"no captions in {self.path!r}: add a metadata.jsonl (file_name, caption), or "
-                "a .txt file of the same name beside each image"
+                f"{self.path!r} contains no captions: add a metadata.jsonl (file_name, caption), "
+                "or a .txt file of the same name beside each image"
             )
         if missing := len(images) - captioned:
             log.warning(
@@ -87,7 +87,7 @@ class FolderSource:
 
     def _find_images(self, root: Path) -> list[Path]:
         if not root.is_dir():
-            raise UserError(f"no folder at {self.path!r}: give the path of a folder of images")
+            raise UserError(f"{self.path!r} is not a folder: give the path of a folder of images")
         images = sorted(
             file
             for file in root.rglob("*")
@@ -95,7 +95,7 @@ class FolderSource:
         )
         if not images:
             raise UserError(
-                f"no images in {self.path!r}: add files of type {', '.join(sorted(SUFFIXES))}"
+                f"{self.path!r} contains no images: add files of type {', '.join(sorted(SUFFIXES))}"
             )
         return images
 

@@ -19,9 +19,9 @@ from tilewright.errors import UserError, first_line
 class ParquetSource:
     """Parquet files with a column of images and a column of captions.
 
-    The name of a file or of its folder says the split: train, validation, valid, val, dev, test or
-    zeroshot as a word ("val-00000-of-00001.parquet", "val/part-3.parquet"). All other files are for
-    training.
+    The name of a file or of its folder determines its split by one of the words train, validation,
+    valid, val, dev, test or zeroshot: "val-00000-of-00001.parquet", "val/part-3.parquet". All other
+    files are for training.
 
     Args:
         path: a file, a folder (its *.parquet at any depth), or a glob pattern.
@@ -44,7 +44,9 @@ class ParquetSource:
         pattern = str(path / "**" / "*.parquet") if path.is_dir() else str(path)
         files = sorted(Path(file).resolve() for file in glob(pattern, recursive=True))  # noqa: PTH207
         if not files:
-            raise UserError(f"no parquet file at {self.path!r}: give a file, a folder or a pattern")
+            raise UserError(
+                f"{self.path!r} matches no parquet file: give a file, a folder or a pattern"
+            )
 
         # One folder at a time, because paths in a file are relative to its own folder.
         groups: dict[str, dict[Path, list[Path]]] = defaultdict(lambda: defaultdict(list))

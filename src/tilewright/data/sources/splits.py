@@ -31,7 +31,7 @@ HEAD = 100  # rows of streaming data that are read first, to detect a tiny datas
 
 
 def split_from_path(path: Path | str) -> str:
-    """Returns the split that a file name or its folders say, or `train` if they say none."""
+    """Returns the split that a file name or its folders determine, or `train` by default."""
     words = re.split(r"[^a-z]+", str(path).lower())
     # The last word wins, so that the name of the file precedes the name of its folder.
     return next((NAME_TO_SPLIT[word] for word in reversed(words) if word in NAME_TO_SPLIT), "train")
@@ -50,7 +50,7 @@ def resolve_splits(
 
     Args:
         hold_out: divides rows into (train, validation).
-        description, hint: begin and end of the error message.
+        description, hint: beginning and end of the error message.
 
     Raises:
         UserError: there is no training split.
@@ -84,8 +84,8 @@ def validation_limit(
     """Returns the hash position below which an image belongs to validation.
 
     This is `fraction`, unless one split would be empty. Then the limit moves until the lowest
-    position is in validation, or the highest in train. Only in such tiny datasets can an added
-    row move another row to the other split.
+    position is in validation, or the highest in train. An added row can move another row only in
+    such tiny datasets.
 
     Raises:
         UserError: `fraction` is not between 0 and 1, or there are fewer than two different images.
@@ -153,7 +153,7 @@ def image_identity(record: Mapping[str, Any] | None) -> bytes:
 def require_fraction(fraction: float) -> None:
     """Raises a UserError unless `fraction` is between 0 and 1."""
     if not 0 < fraction < 1:
-        raise UserError(f"a split of fraction {fraction} is not possible: set between 0 and 1")
+        raise UserError(f"fraction={fraction} is not between 0 and 1: set it to 0.05, for example")
 
 
 def _hash_batch(batch: dict[str, list], seed: int) -> dict[str, list[float]]:

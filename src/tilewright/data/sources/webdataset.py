@@ -47,11 +47,11 @@ MEMBERS_TO_CHECK = 100
 class WebDatasetSource:
     """Tar files whose members `NAME.jpg` and `NAME.txt` (or `.json`) are a pair.
 
-    The name of a file says its split ("val-0001.tar"), as for parquet files. All other files are
+    The file name determines its split ("val-0001.tar"), as for parquet files. All other files are
     for training. Members that do not belong to a pair are ignored.
 
-    `datasets` has its own loader of this format. It is not used, because it takes the columns from
-    the first five pairs and stops at the first pair that differs, such as a PNG among JPEGs.
+    The loader of `datasets` for this format takes the columns from the first five pairs. It stops
+    at the first pair that differs, such as a PNG among JPEGs, so it is not used here.
 
     Args:
         path: a file, a folder (its *.tar at any depth), a pattern with `*` or `{0000..0099}`, or a
@@ -107,7 +107,9 @@ class WebDatasetSource:
             local = str(path / "**" / "*.tar") if path.is_dir() else str(path)
             matches = sorted(glob(local, recursive=True))  # noqa: PTH207
             if not matches:
-                raise UserError(f"no tar file at {pattern!r}: give a file, a folder or a pattern")
+                raise UserError(
+                    f"{pattern!r} matches no tar file: give a file, a folder or a pattern"
+                )
             files += matches
         return files
 
@@ -121,7 +123,8 @@ class WebDatasetSource:
         except Exception as error:  # classes of tarfile, fsspec and each protocol
             if not endings:
                 raise UserError(
-                    f"{shard} cannot be read as a tar file: {first_line(error)}"
+                    f"{shard} cannot be read as a tar file ({first_line(error)}): replace or "
+                    "remove it"
                 ) from error
         for role, expected in keys.items():
             if not endings & set(expected):

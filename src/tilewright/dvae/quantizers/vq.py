@@ -8,9 +8,10 @@ from tilewright.dvae.quantizers.base import Quantizer
 
 
 class VectorQuantizer(Quantizer):
-    """Quantizer whose token is the nearest of `num_tokens` vectors, moving averages of latents.
+    """Vector quantizer: a token is the index of the nearest vector.
 
-    Its penalty is the `commitment`: the squared distance of a latent from its vector.
+    The vectors are moving averages of latents. The penalty is the `commitment`, the squared
+    distance of a latent from its vector.
 
     Args:
         num_tokens: K, the size of the codebook.
@@ -36,7 +37,7 @@ class VectorQuantizer(Quantizer):
             decay=decay,
             kmeans_init=True,
             threshold_ema_dead_code=dead_threshold,
-            commitment_weight=0.0,  # the package computes it in training only, `forward` always
+            commitment_weight=0.0,  # `forward` computes it, also in eval mode
             accept_image_fmap=True,
         )
 
