@@ -78,8 +78,8 @@ def save_images(images: Iterable[Tensor | Image.Image], folder: Path | str) -> i
     """Writes images to a folder as `00000.png`, `00001.png`, ... and returns their number.
 
     Args:
-        images: batches of float RGB [B, 3, H, W] in [0, 1], rounded to 256 levels, or PIL images,
-            which are converted to RGB; the two may be mixed.
+        images: batches of float RGB [B, 3, H, W] in [0, 1], or PIL images; the two may be mixed.
+            Floats are rounded to 256 levels, and PIL images become RGB.
         folder: created if it does not exist.
 
     Raises:
