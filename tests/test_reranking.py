@@ -52,8 +52,8 @@ def test_the_contrastive_ranker_adds_the_likelihood_per_image_token(
     scores = model.score(weighted_ranker, CAPTIONS, tokens)
     cosines = model.score(cosine_ranker, CAPTIONS, tokens)
     for i, caption in enumerate(CAPTIONS):
-        _, image_nats = model.log_likelihood([caption] * 5, model.decode(tokens)[i])
-        torch.testing.assert_close(scores[i], cosines[i] + 0.5 * image_nats / 4)
+        _, image_log_p = model.log_likelihood([caption] * 5, model.decode(tokens)[i])
+        torch.testing.assert_close(scores[i], cosines[i] + 0.5 * image_log_p / 4)
 
 
 def test_the_likelihood_is_that_of_the_decoded_image_encoded_again(

@@ -371,7 +371,7 @@ def check_compatible(
     """Checks that a prior's stream matches the vocabularies of both tokenizers.
 
     Raises:
-        UserError: it does not.
+        UserError: the vocabularies or the grids do not match.
     """
     stream = getattr(prior, "stream", None)
     if not isinstance(stream, Stream):

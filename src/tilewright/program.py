@@ -27,5 +27,5 @@ def with_own_invocations(text: str) -> str:
 
 
 def discard_stdout() -> None:
-    """Discards further output. Used when the reader of a pipe has gone, as `head` does."""
+    """Discards further output. Used when a reader such as `head` has closed the pipe."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

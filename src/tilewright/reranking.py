@@ -50,9 +50,9 @@ class ContrastiveRanker:
     """Cosine similarity of caption and image in a trained ranker, plus the prior's likelihood.
 
     The ranker has only seen real images, so a malformed candidate can get a high score. The score
-    therefore adds `likelihood_weight` times ln p(image | caption), in nats per image token. That
-    likelihood is taken on the decoded image, encoded again: the prior finds its own tokens likely
-    whatever they show.
+    therefore adds `likelihood_weight` times ln p(image | caption), in nats per image token. It is
+    computed for the decoded image, encoded again. The prior gives the tokens that it sampled a high
+    likelihood even if the image is wrong.
 
     Args:
         network: text and image encoder.
@@ -113,9 +113,9 @@ class ContrastiveRanker:
         if not self.likelihood_weight:
             return scores
         captions_per_image = [caption for caption in captions for _ in range(tokens.shape[1])]
-        _, image_nats = model.log_likelihood(captions_per_image, flat_images)
+        _, image_log_p = model.log_likelihood(captions_per_image, flat_images)
         tokens_per_image = tokens[0, 0].numel()
-        return scores + self.likelihood_weight * image_nats.view_as(scores) / tokens_per_image
+        return scores + self.likelihood_weight * image_log_p.view_as(scores) / tokens_per_image
 
     def encode_captions(self, captions: Sequence[str]) -> Tensor:
         """Encodes captions as unit vectors [B, D]."""
@@ -165,13 +165,13 @@ class LikelihoodRanker:
     def __call__(self, model: TextToImageModel, captions: Sequence[str], tokens: Tensor) -> Tensor:
         candidates = tokens.shape[1]
 
-        def image_nats(text: Tensor) -> Tensor:
+        def image_log_p(text: Tensor) -> Tensor:
             text = text.repeat_interleave(candidates, dim=0)
             return log_likelihood(model.prior, text, tokens.flatten(0, 1))[1]
 
         text = model.tokenizer.encode(captions).to(tokens.device)
         empty = model.prior.stream.empty_captions(len(text), tokens.device)
-        return (image_nats(text) - image_nats(empty)).view(tokens.shape[:2])
+        return (image_log_p(text) - image_log_p(empty)).view(tokens.shape[:2])
 
 
 def cosine_similarities(text: Tensor, images: Tensor) -> Tensor:

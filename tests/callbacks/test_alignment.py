@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tilewright.callbacks import Alignment, alignment
+from tilewright.callbacks import AlignmentCallback, alignment
 from tilewright.data.sources.shapes import ShapesSource
 from tilewright.errors import UserError
 
@@ -45,7 +45,7 @@ def measurement(monkeypatch, tmp_path):
     module = SimpleNamespace(log_dict=lambda metrics, **_: logged.update(metrics))
     trainer = SimpleNamespace(is_global_zero=True, datamodule=data)
     monkeypatch.setattr(alignment, "gathered_weights", lambda *_: torch.no_grad())
-    Alignment(captions=20).measure(trainer, module)
+    AlignmentCallback(captions=20).measure(trainer, module)
     return data.requests, logged
 
 
@@ -60,4 +60,4 @@ def test_it_logs_a_share_per_split_and_category(measurement):
 def test_a_source_without_a_checker_is_a_user_error():
     trainer = SimpleNamespace(datamodule=SimpleNamespace(source="photos"))
     with pytest.raises(UserError, match=r"callbacks\.alignment needs .* data=shapes"):
-        Alignment().setup(trainer, None, "fit")
+        AlignmentCallback().setup(trainer, None, "fit")

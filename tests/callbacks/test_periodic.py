@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tilewright.callbacks import Alignment, FrechetDistance, PeriodicMeasurement
+from tilewright.callbacks import AlignmentCallback, FrechetDistance, PeriodicMeasurement
 
 
 class StepRecorder(PeriodicMeasurement):
@@ -39,7 +39,7 @@ def test_sanity_checks_do_not_count():
     assert validate(callback, [1, 2, 3]) == [2]
 
 
-@pytest.mark.parametrize("kind", [StepRecorder, Alignment, FrechetDistance])
+@pytest.mark.parametrize("kind", [StepRecorder, AlignmentCallback, FrechetDistance])
 def test_a_resumed_callback_continues_the_count(kind):
     before, after = StepRecorder(3), kind(every_n_validations=3)
     validate(before, [1, 2])

@@ -109,3 +109,57 @@ def test_another_option_of_a_group_is_refused(override):
         UserError, match=f"{override} cannot change .* {group}={saved.choices[group]}"
     ):
         resumed(saved, "stage=dvae", "resume=true", override, *extra)
+
+
+PRIOR = ["stage=prior", "dvae=a", "image_tokens.grid=8", "image_tokens.vocab=64"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "change", "trained"),
+    [
+        (["stage=dvae"], "model.network.n_hid=64", "weights that are made for .*n_hid=32"),
+        (["stage=dvae"], "model.network.padding_mode=zeros", "padding_mode=replicate"),
+        (["stage=dvae"], "data.image_size=64", "data.image_size=32"),
+        (["stage=dvae"], "model._target_=x.Module", "_target_=tilewright.dvae.DiscreteVAEModule"),
+        (["stage=dvae"], "seed=7", "was trained with seed=0"),
+        (["stage=dvae"], "data.seed=7", "data.seed=0"),
+        (["stage=dvae"], "data.source.seed=5", "data.source.seed=0"),
+        (["stage=dvae"], "data.source.train=7", "data.source.train=40000"),
+        (["stage=dvae"], "data.source._target_=x.Source", "ShapesSource"),
+        (["stage=dvae"], "data.max_pixels=9", "data.max_pixels=89478485"),
+        (["stage=dvae"], "data.overfit_batches=1", "data.overfit_batches=0"),
+        (PRIOR, "tokenizer.length=64", "tokenizer.length=32"),
+        (PRIOR, "image_tokens.grid=16", "image_tokens.grid=8"),
+        (PRIOR, "model.muon=false", "model.muon=True"),
+        (PRIOR, "dvae=b", "dvae=a"),
+    ],
+)
+def test_key_that_weights_or_data_depend_on_is_refused(stage, change, trained):
+    filled_in = {}
+    if stage is PRIOR:
+        filled_in = {"dvae": "a", "image_tokens": {"grid": 8, "vocab": 64}}
+    saved = saved_run(*stage, **filled_in)
+    message = f"{change} cannot change a resumed run, which .*{trained}: leave it out"
+    with pytest.raises(UserError, match=f"(?i){message}"):  # YAML's true is printed as True
+        resumed(saved, stage[0], "resume=true", change)
+
+
+@pytest.mark.parametrize(
+    "change", ["data.source.root=/moved", "data.batch_size=8", "model.weight_decay=0.1"]
+)
+def test_key_that_neither_weights_nor_data_depend_on_may_change(change):
+    config = resumed(saved_run(*PRIOR), PRIOR[0], "resume=true", change)
+    key, _, value = change.partition("=")
+    assert str(OmegaConf.select(config, key)) == value
+
+
+def test_change_of_a_branch_is_refused_by_the_changed_key():
+    saved = saved_run("stage=dvae")
+    with pytest.raises(UserError, match=r"data\.source\.seed=5 cannot change"):
+        resumed(saved, "stage=dvae", "resume=true", "data.source={seed: 5}")
+
+
+def test_repeated_settings_are_accepted():
+    arguments = [*PRIOR, "seed=3", "data.source.train=7", "tokenizer.length=9"]
+    saved = saved_run(*arguments)
+    assert resumed(saved, *arguments, "resume=true").tokenizer.length == 9

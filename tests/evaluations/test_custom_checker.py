@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PILImage
 
-from tilewright.callbacks import Alignment as AlignmentCallback
+from tilewright.callbacks import AlignmentCallback
 from tilewright.callbacks import alignment as alignment_callback
 from tilewright.data import CaptionedImages, CenterCrop
 from tilewright.errors import UserError

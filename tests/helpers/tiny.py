@@ -7,11 +7,11 @@ from PIL import Image as PILImage
 from helpers.recurrent import RecurrentPrior
 from tilewright.callbacks import (
     AveragedWeights,
-    CodebookUsage,
+    CodebookUsageCallback,
     HalveOnPlateau,
     LastCheckpoint,
     Reconstructions,
-    Retrieval,
+    RetrievalCallback,
     StepSeeds,
 )
 from tilewright.data import BytePairTokenizer, CaptionedImages
@@ -80,12 +80,12 @@ def make(stage, folder, noise=True, source=None, workers=0):
         tokenizer.train(["picture number of all"] * 5)
     if stage == "dvae":
         module = DiscreteVAEModule(network, Cosine(1.0, 0.1, STEPS), Constant(1.0), Constant(1e-2))
-        callbacks = [Reconstructions(), CodebookUsage(8)]
+        callbacks = [Reconstructions(), CodebookUsageCallback(8)]
     elif stage == "ranker":
         sizes = {"text_vocab": 280, "text_length": 12, "image_size": SIZE, "grid": 4}
         encoders = DualEncoder(**sizes, dim=16, heads=2, embedding=8)
         module = RankerModule(encoders, Cosine(1e-2, 1e-3, STEPS), cutmix_negatives=noise)
-        callbacks = [Retrieval()]
+        callbacks = [RetrievalCallback()]
     else:
         image_tokenizer = network.eval().requires_grad_(False)
         stream = Stream(text_length=12, text_vocab=280, grid=4, image_vocab=8)

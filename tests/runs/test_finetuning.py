@@ -90,7 +90,7 @@ def test_training_improves_and_shows_samples_of_before(home):
     with Image.open(tuned / "before_after.png") as sheet:
         assert sheet.width > 960
     events = EventAccumulator(str(tuned), size_guidance={"images": 0}).Reload()
-    assert [image.step for image in events.Images("samples/drawn")] == [0, 10, 20]
+    assert [image.step for image in events.Images("samples/generated")] == [0, 10, 20]
 
 
 def test_resumed_training_has_the_same_bits_without_its_source(home, tmp_path):

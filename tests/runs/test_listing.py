@@ -113,12 +113,12 @@ def test_run_is_found_by_name_or_path(tmp_path):
     make(tmp_path, "b")
     make(tmp_path, "a", stage="prior")
     for name in ("b", "dvae/b", "dvae/latest", str(tmp_path / "dvae" / "b")):
-        assert listing.find(tmp_path, name).name == "dvae/b"
-    assert listing.find(tmp_path, "a", "prior").name == "prior/a"
+        assert listing.find_record(tmp_path, name).name == "dvae/b"
+    assert listing.find_record(tmp_path, "a", "prior").name == "prior/a"
     with pytest.raises(UserError, match="use one of dvae/a, prior/a"):
-        listing.find(tmp_path, "a")
+        listing.find_record(tmp_path, "a")
     with pytest.raises(UserError, match="there is no run c"):
-        listing.find(tmp_path, "c")
+        listing.find_record(tmp_path, "c")
 
 
 def test_broken_configuration_is_named(tmp_path):
@@ -134,7 +134,7 @@ def test_broken_configuration_is_named(tmp_path):
 
 
 def comparison(tmp_path, capsys, monkeypatch, *names):
-    records = [listing.find(tmp_path, name) for name in names]
+    records = [listing.find_record(tmp_path, name) for name in names]
     return printed(capsys, monkeypatch, compare.print_comparison, records)
 
 
@@ -214,7 +214,7 @@ def test_comparison_needs_several_runs_of_one_stage(tmp_path, names, message):
     make(tmp_path, "a")
     make(tmp_path, "b", stage="prior")
     with pytest.raises(UserError, match=message):
-        compare.print_comparison([listing.find(tmp_path, name) for name in names])
+        compare.print_comparison([listing.find_record(tmp_path, name) for name in names])
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
-from .alignment import Alignment as Alignment
+from .alignment import AlignmentCallback as AlignmentCallback
 from .checkpoints import LastCheckpoint as LastCheckpoint
 from .checkpoints import UpdateBoundaryCheckpoint as UpdateBoundaryCheckpoint
-from .codebook import CodebookUsage as CodebookUsage
+from .codebook import CodebookUsageCallback as CodebookUsageCallback
 from .ema import AveragedWeights as AveragedWeights
 from .frechet import FrechetDistance as FrechetDistance
 from .health import TrainingHealth as TrainingHealth
@@ -11,7 +11,7 @@ from .progress import ProgressLine as ProgressLine
 from .progress import StepProgressBar as StepProgressBar
 from .randomness import StepSeeds as StepSeeds
 from .reconstructions import Reconstructions as Reconstructions
-from .retrieval import Retrieval as Retrieval
+from .retrieval import RetrievalCallback as RetrievalCallback
 from .samples import Samples as Samples
 from .skipped import SkippedRows as SkippedRows
 from .tensorboard import TensorBoardOverview as TensorBoardOverview

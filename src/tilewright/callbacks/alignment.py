@@ -9,14 +9,14 @@ from tilewright.metrics.alignment import alignment_by_category
 from tilewright.pipeline import TextToImage
 
 
-class Alignment(PeriodicMeasurement):
+class AlignmentCallback(PeriodicMeasurement):
     """Share of single samples that pass the data source's caption checker.
 
     Logs `alignment/<split>/<caption category>`, which `metric=alignment` of `eval` measures on more
     captions. Splits are all but `train`.
 
     Args:
-        captions: number of captions of each split, from its beginning.
+        captions: number of captions of each split, the first ones.
         every_n_validations: validations between two measurements.
     """
 
@@ -28,7 +28,7 @@ class Alignment(PeriodicMeasurement):
         """Checks that the data source has a caption checker.
 
         Raises:
-            UserError: it has none.
+            UserError: the data source has no caption checker.
         """
         data = trainer.datamodule  # type: ignore[attr-defined]
         require_checker(data.source, "callbacks.alignment")

@@ -12,7 +12,7 @@ from tilewright.distributed import launch
 
 
 class UpdateBoundaryCheckpoint(ModelCheckpoint):
-    """`ModelCheckpoint` after every validation that never saves in the middle of an update.
+    """Saves after each validation, but never in the middle of an update.
 
     Checkpoints hold no gradients. If a validation falls between the accumulated batches of an
     update, the checkpoint is written after the update.
@@ -47,8 +47,8 @@ class LastCheckpoint(UpdateBoundaryCheckpoint):
     A signal takes effect after the current update or validation. A second signal ends the process
     at once.
 
-    All checkpoints are written inside the training loop. When a run resumes, Lightning counts a
-    checkpoint's unfinished step: one written after the loop would shift later metrics by a step.
+    All checkpoints are written inside the training loop. A checkpoint written after the loop would
+    shift all later metrics by one step.
 
     Args:
         dirpath: folder of the checkpoint, inside the run's folder.

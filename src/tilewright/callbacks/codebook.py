@@ -5,10 +5,10 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 
-from tilewright.metrics import reconstruction
+from tilewright.metrics.reconstruction import CodebookUsage
 
 
-class CodebookUsage(pl.Callback):
+class CodebookUsageCallback(pl.Callback):
     """Logs, at each validation, the share of the codes in use and the codes' perplexity.
 
     Args:
@@ -17,10 +17,10 @@ class CodebookUsage(pl.Callback):
 
     def __init__(self, num_tokens: int) -> None:
         self.num_tokens = num_tokens
-        self._usage: reconstruction.CodebookUsage | None = None
+        self._usage: CodebookUsage | None = None
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._usage = reconstruction.CodebookUsage(self.num_tokens).to(pl_module.device)
+        self._usage = CodebookUsage(self.num_tokens).to(pl_module.device)
 
     def on_validation_batch_end(
         self,

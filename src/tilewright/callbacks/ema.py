@@ -20,7 +20,7 @@ class AveragedWeights(AroundValidation, WeightAveraging):
     average of a short run is therefore not dominated by the random initial weights.
 
     `tilewright.training.Trainer` exchanges the weights before any other callback sees a validation,
-    and restores them after all of them.
+    and restores the trained weights after the last callback.
 
     Args:
         decay: share of the old average that an update keeps (the paper: 0.999 for the dVAE, 0.99

@@ -19,20 +19,20 @@ class TrainingHealth(pl.Callback):
 
     Args:
         stop: end the training at the first problem.
-        min_codebook_use: share of the codes below which the codebook counts as collapsing. Stages
+        min_codebook_usage: share of the codes below which the codebook counts as collapsing. Stages
             without a codebook are not checked.
-        codebook_grace_updates: updates before the first check of the codebook, whose use is always
-            low at first.
+        codebook_grace_updates: updates before the first check of the codebook, whose usage
+            is always low at first.
     """
 
     def __init__(
         self,
         stop: bool = False,
-        min_codebook_use: float = 0.05,
+        min_codebook_usage: float = 0.05,
         codebook_grace_updates: int = 1000,
     ):
         self.stop = stop
-        self.min_codebook_use = min_codebook_use
+        self.min_codebook_usage = min_codebook_usage
         self.codebook_grace_updates = codebook_grace_updates
         self._reported: set[str] = set()
 
@@ -59,20 +59,20 @@ class TrainingHealth(pl.Callback):
             self._report(
                 trainer,
                 "loss",
-                "the loss is not finite: lower model.learning_rate or trainer.gradient_clip_val, "
-                "or set trainer.precision=32-true",
+                "the loss is not finite: lower model.learning_rate.then.start or "
+                "trainer.gradient_clip_val, or set trainer.precision=32-true",
             )
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        use = trainer.callback_metrics.get("codebook/usage")
-        if use is None or trainer.global_step < self.codebook_grace_updates:
+        usage = trainer.callback_metrics.get("codebook/usage")
+        if usage is None or trainer.global_step < self.codebook_grace_updates:
             return
-        if use < self.min_codebook_use:
+        if usage < self.min_codebook_usage:
             self._report(
                 trainer,
                 "codebook",
-                f"the codebook collapses, with {float(use):.1%} of the codes in use: raise "
-                "model.beta and let it rise earlier, or keep model.temperature higher for longer",
+                f"the codebook collapses, with {float(usage):.1%} of the codes in use: raise "
+                "model.beta.start and model.beta.steps, or lengthen the schedule model.temperature",
             )
 
     def _report(self, trainer: pl.Trainer, problem: str, message: str) -> None:

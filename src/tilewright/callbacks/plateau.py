@@ -16,7 +16,7 @@ class HalveOnPlateau(pl.Callback):
     Args:
         monitor: name of a metric, lower is better.
         patience: validations without a new minimum after which the rate is halved.
-        max_halvings: number of times that the rate is halved at most.
+        max_halvings: maximum number of halvings.
         min_delta: decrease below which a value does not count as a new minimum.
     """
 

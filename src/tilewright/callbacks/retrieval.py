@@ -8,7 +8,7 @@ from pytorch_lightning.utilities.types import STEP_OUTPUT
 from tilewright.metrics.retrieval import RetrievalRecall
 
 
-class Retrieval(pl.Callback):
+class RetrievalCallback(pl.Callback):
     """Logs, at each validation, recall@1, @5 and @10 in both directions among its pairs."""
 
     def __init__(self) -> None:

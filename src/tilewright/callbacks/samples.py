@@ -23,7 +23,7 @@ class Samples(pl.Callback):
         candidates: samples per caption.
         sampling: sampling settings. None uses the paper's.
         before_after: path of a PNG that shows samples from before the training beside the current
-            ones, for finetuning. None samples only at validations.
+            ones, for fine-tuning. None samples only at validations.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Samples(pl.Callback):
         model = TextToImage.from_trainer(trainer, pl_module)
         images = model.generate(self.captions, self.candidates, sampling=self.sampling).images
         grid = captioned_grid(self.captions, images)
-        log_image(trainer, "samples/drawn", to_tensor(grid))
+        log_image(trainer, "samples/generated", to_tensor(grid))
         if self.before_after is not None and trainer.global_step == 0:
             self._before = to_uint8(images).cpu()
         elif self.before_after is not None and self._before is not None:

@@ -30,11 +30,11 @@ class TensorBoardOverview(pl.Callback):
     list of metrics (`SummaryWriter.add_hparams` writes one): TensorBoard would apply the list of
     one run to all runs.
 
-    Settings and charts have an event file of their own, which a resumed run replaces. TensorBoard
-    shows only the first of several values.
+    Settings and charts have a separate event file, which a resumed run replaces. TensorBoard would
+    otherwise show only the first values.
 
     Args:
-        run: folder of the run, which holds its config.
+        run: folder of the run.
         settings: keys to show, in addition to those of the command line.
         charts: tags by the title of the chart that shows them.
     """

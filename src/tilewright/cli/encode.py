@@ -1,4 +1,4 @@
-"""Encodes a data set to image tokens: `python src/encode.py data=… dvae=… processes=N`."""
+"""Encodes a dataset to image tokens: `python src/encode.py data=… dvae=… processes=N`."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from tilewright.hardware import resolve_device
 
 @app.command("encode")
 def main(config: DictConfig) -> None:
-    """Encodes the splits of a data set."""
+    """Encodes the splits of a dataset."""
     resolve(config)
     encode(config)
 

@@ -36,10 +36,10 @@ def find_run(config: DictConfig) -> Path:
 
 
 def data_settings(config: DictConfig, run: Path) -> tuple[str, str]:
-    """Returns the settings of the data to measure on, as YAML, and the data set's name.
+    """Returns the settings of the data to measure on, as YAML, and the dataset's name.
 
     A run is measured on the data that it was trained on. A model has no data, so that `data=` must
-    name a data set. `data.KEY=value` changes a setting of either.
+    name a dataset. `data.KEY=value` changes a setting of either.
     """
     saved = runs.load_config(run)
     keys = [runs.override_key(override) for override in settings.overrides()]
@@ -50,7 +50,7 @@ def data_settings(config: DictConfig, run: Path) -> tuple[str, str]:
             for key, value in changes.items():
                 OmegaConf.update(config, key, value)
         elif config.get("data") is None:
-            raise UserError(f"{run} is a model without data: name a data set, data=NAME")
+            raise UserError(f"{run} is a model without data: name a dataset, data=NAME")
         else:
             name = settings.choices()["data"]
             config.data.image_size = runs.image_size(run)

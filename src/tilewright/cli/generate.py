@@ -114,7 +114,7 @@ def save(
 ) -> None:
     """Writes a PNG file for each image, a grid of all of them, and pictures.json.
 
-    The PNG files hold their settings as text, with names instead of paths, because they travel.
+    The PNG files hold their settings as text, with names instead of paths, which are private.
     """
     from tilewright.viz import images as viz
 

@@ -10,7 +10,7 @@ COMMANDS = {
     "train": "train one stage: the dVAE, the prior or the ranker",
     "eval": "measure trained runs",
     "generate": "generate images for captions",
-    "encode": "encode a data set to image tokens, ahead of training a prior",
+    "encode": "encode a dataset to image tokens, ahead of training a prior",
     "export": "turn a run into a model to share",
     "convert": "convert the dVAE that OpenAI released",
     "demo": "serve a page that generates images in the browser",

@@ -35,10 +35,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from tilewright import runs
 from tilewright.cli import settings
 from tilewright.errors import UserError
+from tilewright.runs import fixed_keys
 
-# Groups that a resumed run may choose again, since what it trains does not depend on them.
+# Groups whose option may change: the trained model does not depend on it.
 EXCHANGEABLE = {"trainer", "logger"}
-# Settings that belong to one trainer and make no sense for another one.
+# Keys that training fills in.
+FILLED_IN = ("run", "run_name", "dvae", "image_tokens")
+# Settings of one trainer that do not apply to another one.
 HARDWARE = re.compile(r"trainer\.(accelerator|devices|num_nodes|strategy)\b")
 
 
@@ -46,8 +49,9 @@ def resumed_config(saved: DictConfig) -> DictConfig:
     """Returns a run's saved configuration with the changes that this command line makes.
 
     Raises:
-        UserError: the command line chooses an option that the run was not trained with.
+        UserError: the command line changes an option or a key that must stay as trained.
     """
+    _check_filled_in(saved)
     config = saved.copy()
     config.choices.update(_exchanged_options(saved))
     recorded = list(saved.get("overrides", [f"stage={saved.stage}"]))
@@ -56,8 +60,60 @@ def resumed_config(saved: DictConfig) -> DictConfig:
         kept = [text for text in recorded if not HARDWARE.match(runs.override_key(text))]
     by_key = {runs.override_key(text): text for text in [*kept, *settings.overrides()]}
     config.overrides = list(by_key.values())  # the last value of a key counts
-    _apply_difference(config, _compose(saved, recorded), _compose(saved, config.overrides))
+    before, after = _compose(saved, recorded), _compose(saved, config.overrides)
+    _check_fixed_keys(saved, before, after)
+    _apply_difference(config, before, after)
     return config
+
+
+def _check_filled_in(saved: DictConfig) -> None:
+    """Checks that the command line keeps the keys that training filled in.
+
+    Raises:
+        UserError: an argument changes one of them.
+    """
+    for override in settings.overrides():
+        key, _, value = override.lstrip("+~").partition("=")
+        trained = OmegaConf.select(saved, key)
+        if key.partition(".")[0] not in FILLED_IN or override in saved.get("overrides", []):
+            continue
+        if value != str(trained):
+            raise UserError(_refusal(override, f"was trained with {key}={trained}"))
+
+
+def _check_fixed_keys(saved: DictConfig, before: dict[str, Any], after: dict[str, Any]) -> None:
+    """Checks that the keys that `fixed_keys` lists stay as trained.
+
+    Raises:
+        UserError: an argument changes one of them, by its key or by a branch above it.
+    """
+    old, new = _leaves(before), _leaves(after)
+    trained = _leaves(OmegaConf.to_container(saved, resolve=True))
+    arguments = [runs.override_key(text) for text in settings.overrides()]
+    changed = [key for key in old | new if old.get(key) != new.get(key)]
+    for key in dict.fromkeys([*arguments, *changed]):
+        requested, required = new.get(key), trained.get(key)
+        if requested == required:
+            continue
+        change = f"{key}={requested}"
+        if fixed_keys.is_fixed_by_weights(key):
+            raise UserError(_refusal(change, f"has weights that are made for {key}={required}"))
+        if fixed_keys.is_fixed_by_training(key):
+            raise UserError(_refusal(change, f"was trained with {key}={required}"))
+
+
+def _refusal(change: str, reason: str) -> str:
+    return f"{change} cannot change a resumed run, which {reason}: leave it out, or start a new run"
+
+
+def _leaves(value: Any, key: str = "") -> dict[str, Any]:
+    """Returns the leaves of nested dictionaries by their full keys."""
+    if not isinstance(value, dict):
+        return {key: value}
+    leaves: dict[str, Any] = {}
+    for name, item in value.items():
+        leaves |= _leaves(item, f"{key}.{name}" if key else name)
+    return leaves
 
 
 def _exchanged_options(saved: DictConfig) -> dict[str, str]:
@@ -68,18 +124,15 @@ def _exchanged_options(saved: DictConfig) -> dict[str, str]:
         if key in EXCHANGEABLE:
             exchanged[key] = value
         elif key in groups and value != saved.choices.get(key):
-            raise UserError(
-                f"{override} cannot change a resumed run, which has {key}={saved.choices.get(key)}:"
-                f" leave {override} out, or start a new run without resume="
-            )
+            raise UserError(_refusal(override, f"has {key}={saved.choices.get(key)}"))
     return exchanged
 
 
 def _compose(saved: DictConfig, overrides: list[str]) -> dict[str, Any]:
-    """Composes conf/ with overrides and with the values that training filled in for the run."""
+    """Composes conf/ with overrides and with the keys that training filled in."""
     config = hydra.compose("train", overrides)
     with open_dict(config):
-        for key in ("run", "run_name", "dvae", "image_tokens"):
+        for key in FILLED_IN:
             if key in saved:
                 config[key] = saved[key]
     resolved: Any = OmegaConf.to_container(config, resolve=True)

@@ -16,13 +16,15 @@ def main(config: DictConfig) -> None:
     chosen = settings.choices()  # both filters are config groups
     stage, data, logs = chosen.get("stage"), chosen.get("data"), Path(config.paths.logs)
     if config.compare:
-        compare.print_comparison([listing.find(logs, str(name), stage) for name in config.compare])
+        compare.print_comparison(
+            [listing.find_record(logs, str(name), stage) for name in config.compare]
+        )
     else:
         list_runs(logs, stage, data)
 
 
 def list_runs(logs: Path, stage: str | None, data: str | None) -> None:
-    """Prints a table of the runs of a stage on a data set."""
+    """Prints a table of the runs of a stage on a dataset."""
     records = listing.records(logs, stage, data)
     if not records:
         raise UserError(

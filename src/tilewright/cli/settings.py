@@ -9,8 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 from tilewright import runs
 from tilewright.errors import UserError
 
-# Keys that name a run or a sweep. They do not describe what is trained.
-IDENTITY = {"resume", "run_name", "run", "sweep"}
+# Keys that name a run or a sweep. They do not describe the training.
+RUN_NAMES = {"resume", "run_name", "run", "sweep"}
 
 
 def choices() -> dict[str, str]:
@@ -18,7 +18,7 @@ def choices() -> dict[str, str]:
     return {
         group: option
         for group, option in HydraConfig.get().runtime.choices.items()
-        if option and group not in IDENTITY and not group.startswith(("hydra/", "_"))
+        if option and group not in RUN_NAMES and not group.startswith(("hydra/", "_"))
     }
 
 
@@ -31,7 +31,7 @@ def options(group: str) -> list[str]:
 def overrides() -> list[str]:
     """Returns the `key=value` arguments of this command line, without those that name the run."""
     arguments = HydraConfig.get().overrides.task
-    return [text for text in arguments if runs.override_key(text) not in IDENTITY]
+    return [text for text in arguments if runs.override_key(text) not in RUN_NAMES]
 
 
 def job_name(name: str) -> str:

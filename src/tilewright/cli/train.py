@@ -19,7 +19,7 @@ from tilewright.runs import environment, finetuning
 if TYPE_CHECKING:  # torch is loaded after the settings have been checked
     import pytorch_lightning as pl
 
-TOKENIZER_CAPTIONS = 1_000_000  # enough for any vocabulary; a streaming data set may never end
+TOKENIZER_CAPTIONS = 1_000_000  # enough for any vocabulary; a streaming dataset may never end
 
 
 @app.command("train")

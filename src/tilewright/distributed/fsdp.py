@@ -82,7 +82,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
         """Checks that the number of replicas divides the number of processes.
 
         Raises:
-            UserError: it does not.
+            UserError: the number of replicas is not a divisor.
         """
         if self.replicas < 1 or self.world_size % self.replicas:
             raise UserError(
@@ -177,7 +177,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
         return load_stored_tensors(checkpoint)
 
     def _entries(self, checkpoint: dict[str, Any]) -> Iterator[tuple[dict, str, Tensor]]:
-        """Yields a dictionary, a key and the tensor of this process that the value belongs to."""
+        """Yields (state, key, this process's tensor) of each saved tensor."""
         assert self.lightning_module is not None
         weights = self.lightning_module.state_dict()
         for states in ("state_dict", "current_model_state"):

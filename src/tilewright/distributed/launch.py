@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # keeps the import of this module fast
 
 log = logging.getLogger(__name__)
 
-MIN_SHARE = 8  # batch rows per process: below it, a further process on a CPU is not faster
+MIN_ROWS_PER_PROCESS = 8  # with fewer batch rows, another process on a CPU is useless
 
 
 def is_child(config: DictConfig) -> bool:
@@ -82,9 +82,9 @@ def requeue() -> None:
 
 
 def devices(config: DictConfig) -> int | str:
-    """Returns Lightning's `devices`. "auto" means every GPU, or processes for the CPU's cores.
+    """Returns Lightning's `devices`. "auto" means all GPUs, or at most one process per CPU core.
 
-    The number of CPU processes divides the batch and leaves `MIN_SHARE` rows to each.
+    The number of CPU processes divides the batch and leaves `MIN_ROWS_PER_PROCESS` rows to each.
     """
     requested = config.trainer.devices
     if requested != "auto":
@@ -99,7 +99,7 @@ def devices(config: DictConfig) -> int | str:
     counts = [
         count
         for count in range(1, available_cpus() + 1)
-        if batch_size % count == 0 and batch_size >= count * MIN_SHARE
+        if batch_size % count == 0 and batch_size >= count * MIN_ROWS_PER_PROCESS
     ]
     return max(counts, default=1)
 

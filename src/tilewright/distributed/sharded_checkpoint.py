@@ -1,4 +1,4 @@
-"""Checkpoints of which each process writes its own shards (`torch.distributed.checkpoint`).
+"""Checkpoints to which each process writes its own shards (`torch.distributed.checkpoint`).
 
 `last.ckpt` holds everything but the sharded tensors. They are safetensors files in a folder beside
 it, which `last.ckpt` names. The folder is complete before `last.ckpt` is replaced.
@@ -19,13 +19,13 @@ from torch.utils._pytree import keystr, tree_map, tree_map_only, tree_map_with_p
 
 from tilewright.errors import UserError, first_line
 
-SHARDS = "shards"  # key of the folder's name and of its files' names
+SHARDS = "shards"  # checkpoint key that stores the shard folder and its files
 TENSOR = "tilewright.stored_tensor"  # key of a stored tensor's name
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Tensor that still lies in a folder of shards."""
+    """Reference to a tensor in a folder of shards."""
 
     folder: Path
     name: str
@@ -72,7 +72,7 @@ def read_checkpoint(file: Path, mmap: bool = False) -> dict[str, Any]:
     Code in the file is not run.
 
     Args:
-        mmap: leave the other tensors on the disk until they are used.
+        mmap: True leaves the other tensors on the disk until they are used.
 
     Raises:
         FileNotFoundError: a file of shards is missing.

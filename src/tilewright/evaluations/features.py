@@ -1,4 +1,4 @@
-"""Features of image sets, computed from PNG files as published values are."""
+"""Features of image sets, computed from PNG files, as for published values."""
 
 import shutil
 from pathlib import Path

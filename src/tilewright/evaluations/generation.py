@@ -1,4 +1,4 @@
-"""Generated images of a run: one for each caption of a split, beside the real image."""
+"""Real images of a split, and one generated image for each of their captions."""
 
 import functools
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from tilewright.viz.images import captioned_grid, save_png
 
 
 @dataclass(frozen=True, eq=False)
-class GeneratedImages:
+class RealAndGenerated:
     """Captions of a split with their real and generated images, both [N, 3, H, W] in [0, 1]."""
 
     captions: list[str]
@@ -36,7 +36,7 @@ def generate_images(
     sampling: Sampling,
     seed: int,
     device: str,
-) -> GeneratedImages:
+) -> RealAndGenerated:
     """Generates one image for each of the first `count` captions of a split.
 
     Raises:
@@ -45,4 +45,4 @@ def generate_images(
     real, captions = zip(*data.examples(split, count), strict=True)
     model = TextToImage.from_run(run, device)
     generated = model.generate(captions, sampling=sampling, seed=seed).images.squeeze(1).cpu()
-    return GeneratedImages(list(captions), torch.stack(real), generated)
+    return RealAndGenerated(list(captions), torch.stack(real), generated)

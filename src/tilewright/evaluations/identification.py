@@ -31,8 +31,8 @@ class Identification:
     Nearest is the greatest cosine similarity of features. For comparison, the same share is
     measured for the dVAE's reconstructions of the true images, which bound what a prior can reach.
     If the source has two caption styles, it is also measured for the same concept in the other
-    style, which a prior would generate that learned the concept but not the style. All candidates
-    then have the caption's style.
+    style. A prior that learned the concept but not the style would generate such an image. All
+    candidates then have the caption's style.
 
     Args:
         split: split of the captions.

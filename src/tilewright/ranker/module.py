@@ -44,7 +44,7 @@ class RankerModule(StageModule):
         # Vectors of the whole validation, so that its loss does not depend on the batch size.
         self.texts = CatMetric(nan_strategy="disable")
         self.images = CatMetric(nan_strategy="disable")
-        # Recorded in validation_step, where the EMA weights may be in use.
+        # Recorded in validation_step, where the network may have its averaged weights.
         self.scale = MeanMetric(nan_strategy="disable")
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
@@ -66,7 +66,7 @@ class RankerModule(StageModule):
         return loss
 
     def validation_step(self, batch: dict, batch_idx: int) -> dict[str, Tensor]:
-        """Returns the vectors, which the callback `Retrieval` reads."""
+        """Returns the vectors, which the callback `RetrievalCallback` reads."""
         text = self.network.encode_text(batch["text_tokens"])
         images = self.network.encode_images(batch["image"])
         self.texts.update(text)

@@ -80,7 +80,7 @@ class ImageEncoder(nn.Module):
                 f"got {list(images.shape)}"
             )
         patches = self.stem(images * 2 - 1).flatten(2).transpose(1, 2)
-        states = F.pad(patches, (0, 0, 1, 0)) + self.position  # position 0: the summary token
+        states = F.pad(patches, (0, 0, 1, 0)) + self.position  # position 0 is the summary token
         return self.blocks(states)[:, 0]
 
 

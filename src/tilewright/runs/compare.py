@@ -14,7 +14,7 @@ from tilewright.errors import UserError
 from tilewright.runs import listing
 from tilewright.runs.listing import ABSENT, Record, metric
 
-IDENTITY = {"run", "run_name", "resume", "overrides", "paths", "format"}  # not settings
+NOT_COMPARED = {"run", "run_name", "resume", "overrides", "paths", "format"}
 PLACEHOLDER = Path("RUN")  # replaces each run's own path, which always differs
 
 Rows = dict[str, list[Any]]  # name -> one value for each run, None where a run has none
@@ -66,10 +66,10 @@ def _check_comparable(records: list[Record]) -> None:
 
 
 def differing_settings(records: list[Record]) -> tuple[Rows, Rows]:
-    """Returns the differing keys of the configurations: those that were set, and all others.
+    """Returns the differing keys: those set on a command line, and keys that follow from them.
 
-    A key was set if a command line names it, a branch above it, or an option of its group. The
-    others are consequences of these, or come from a change of the code.
+    A key was set if a command line names it, a branch above it, or an option of its group. Changed
+    code can also be the cause of another differing key.
     """
     flat = [_flatten(record) for record in records]
     groups = {group for record in records for group in record.config.get("choices", {})}
@@ -105,7 +105,9 @@ def _flatten(record: Record) -> dict[str, Any]:
     walk(OmegaConf.to_container(config), "")
     if record.config.get("dvae"):
         leaves["dvae"] = Path(record.config.dvae).name
-    return {key: value for key, value in leaves.items() if key.partition(".")[0] not in IDENTITY}
+    return {
+        key: value for key, value in leaves.items() if key.partition(".")[0] not in NOT_COMPARED
+    }
 
 
 def differing_environments(records: list[Record]) -> Rows:

@@ -8,11 +8,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tilewright import runs
 from tilewright.errors import UserError
-from tilewright.runs import safe_build
-
-# Settings that the weights depend on, and those among them that may change nevertheless.
-FIXED = ("model.network.", "tokenizer.", "image_tokens.", "data.image_size")
-CHANGEABLE = ("tokenizer.dropout", "model.network.checkpointing")
+from tilewright.runs import fixed_keys, safe_build
 
 
 def adopt(config: DictConfig, source: Path, keys: Iterable[str]) -> None:
@@ -33,7 +29,7 @@ def adopt(config: DictConfig, source: Path, keys: Iterable[str]) -> None:
     safe_build.check(saved.model.network, f"tilewright.{saved.stage}", f"model.network in {source}")
     if saved.get("tokenizer"):
         safe_build.check(saved.tokenizer, "tilewright.data", f"tokenizer in {source}")
-    changes = {key: OmegaConf.select(config, key) for key in keys if key in CHANGEABLE}
+    changes = {key: OmegaConf.select(config, key) for key in keys if key in fixed_keys.CHANGEABLE}
     with open_dict(config):
         config.init = str(source)
         config.model.network = saved.model.network
@@ -63,8 +59,8 @@ def _check_conflicts(
     expected = OmegaConf.create(trained)
     for key in keys:
         if key == "dvae":
-            raise UserError(f"init={source} has a dVAE of its own: leave dvae=… out")
-        if key.startswith(FIXED) and key not in CHANGEABLE:
+            raise UserError(f"init={source} contains its dVAE: leave dvae=… out")
+        if fixed_keys.is_fixed_by_weights(key):
             requested, required = OmegaConf.select(config, key), OmegaConf.select(expected, key)
             if requested != required:
                 raise UserError(

@@ -48,7 +48,8 @@ def load_config(folder: Path) -> DictConfig:
     """Loads the configuration of a run, or the part of it that a model keeps.
 
     Raises:
-        UserError: the folder is neither, its configuration is broken, or of another format.
+        UserError: the folder is neither a run nor a model, or its configuration is broken or has
+            another format.
     """
     file = folder / (CONFIG if (folder / CONFIG).is_file() else MODEL_CONFIG)
     if not file.is_file():
@@ -134,10 +135,10 @@ def find(logs: Path, stage: str | None, path: str | None = None, data: str | Non
     """Returns the run or model at a path, or the newest run of a stage that has a checkpoint.
 
     Args:
-        logs: the folder of all runs.
+        logs: folder of all runs.
         stage: the stage that the run must have; None accepts any, if a path is given.
         path: of a run or model; None takes the newest run.
-        data: without a path, only runs trained on this data set.
+        data: without a path, only runs trained on this dataset.
 
     Raises:
         UserError: no such run exists; the message has the command that trains one.
@@ -181,7 +182,7 @@ def find_resumable(logs: Path, stage: str, path: str | None = None) -> tuple[Pat
     """Returns the run to resume and the checkpoint to resume from.
 
     Args:
-        logs: the folder of all runs.
+        logs: folder of all runs.
         stage: of the run.
         path: of a run or of one of its checkpoints; None takes the newest run.
 
@@ -193,7 +194,7 @@ def find_resumable(logs: Path, stage: str, path: str | None = None) -> tuple[Pat
         return run, checkpoint(run, "last")
     file = Path(path).resolve()
     if not file.is_file():
-        raise UserError(f"there is no checkpoint {path}")
+        raise UserError(f"there is no checkpoint {path}: name one under RUN/checkpoints/")
     return find(logs, stage, str(file.parents[1])), file
 
 

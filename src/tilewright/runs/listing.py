@@ -52,7 +52,7 @@ class Record:
 
     @property
     def data(self) -> str:
-        """Name of the data set."""
+        """Name of the dataset."""
         return str(OmegaConf.select(self.config, "choices.data", default=ABSENT))
 
     @property
@@ -133,9 +133,9 @@ def records(logs: Path, stage: str | None = None, data: str | None = None) -> li
     """Returns the runs of a folder, the last modified first.
 
     Args:
-        logs: the folder of all runs.
+        logs: folder of all runs.
         stage: None for all stages.
-        data: name of a data set; None for all.
+        data: name of a dataset; None for all.
     """
     selected = []
     for folder in sorted(logs.glob(f"{stage or '*'}/*/")):
@@ -146,7 +146,7 @@ def records(logs: Path, stage: str | None = None, data: str | None = None) -> li
     return sorted(selected, key=lambda record: record.modified, reverse=True)
 
 
-def find(logs: Path, name: str, stage: str | None = None) -> Record:
+def find_record(logs: Path, name: str, stage: str | None = None) -> Record:
     """Returns the run with a path, a name, or `stage/name`.
 
     Raises:

@@ -2,7 +2,8 @@
 
 Hydra's `instantiate` calls whatever a `_target_` names, even `os.system`. Loading a stranger's run
 or model with it would run the stranger's code. Here, a `_target_` must be a class that one package
-of this project defines. The constructors of these classes only store their arguments.
+of this project defines. The constructors of these classes run no code that the settings contain.
+The data classes do read the folders and datasets that their settings name.
 
 `TILEWRIGHT_TRUST=mypackage` also allows the classes of a user's own package.
 """

@@ -82,7 +82,8 @@ def load_tokenizer(folder: str | Path) -> Any:
     """Loads the text tokenizer of a run or model.
 
     Raises:
-        UserError: no run, no tokenizer in it, or not the one that its configuration describes.
+        UserError: the run does not exist, has no tokenizer, or its tokenizer does not match its
+            config.
     """
     folder = Path(folder)
     settings = load_config(folder).get("tokenizer")
@@ -95,7 +96,8 @@ def load_network(run: str | Path, device: str = "cpu") -> Any:
     """Loads the network of a run or model with its averaged weights, frozen, in eval mode.
 
     Raises:
-        UserError: no run, no checkpoint, a broken one, or one of another network.
+        UserError: the run or its checkpoint does not exist, is broken, or does not match the
+            config.
     """
     run = Path(run)
     config = load_config(run)
@@ -110,7 +112,7 @@ def load_into(network: Any, folder: Path) -> None:
     """Loads the weights of a run or model into a network, in place.
 
     Raises:
-        UserError: it has no weights, their file is broken, or they are another network's.
+        UserError: the folder has no weights, or they are broken or do not fit the network.
     """
     try:
         network.load_state_dict(load_weights(folder))
@@ -126,7 +128,7 @@ def load_weights(folder: Path) -> dict[str, Any]:
     """Loads a network's weights: a model's, else the averaged ones of a run's best checkpoint.
 
     Raises:
-        UserError: it has no weights, or their file is broken.
+        UserError: the folder has no weights, or their file is broken.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -170,8 +172,8 @@ def save_network(folder: Path, config: DictConfig, weights: dict[str, Any], step
     """Saves a model that `load_network` loads: `config.json` and `model.safetensors`.
 
     Args:
-        folder: of the model.
-        config: of the run. Its paths and its data are not saved.
+        folder: folder of the model.
+        config: configuration of the run. Its paths and its data are not saved.
         weights: the network's state dict.
         steps: number of updates that the weights were trained for.
     """

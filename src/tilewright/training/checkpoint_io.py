@@ -18,7 +18,7 @@ from tilewright.files import atomic_file
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Replaces the previous checkpoint only when the new one is complete.
 
-    Lightning's own plugin copies from the disk for temporary files, so a crash can leave a part.
+    Lightning's own plugin copies the finished file into place, so a crash can truncate it.
     """
 
     def save_checkpoint(

@@ -55,8 +55,8 @@ def fused_adamw(
 ) -> torch.optim.AdamW:
     """Creates an AdamW that updates in one pass over memory. torch's default makes several.
 
-    It does not support channels-last weights: the fused kernel combines a parameter and its moments
-    in memory order, and moments from a checkpoint may have another memory format.
+    It does not support channels-last weights. The fused kernel combines a parameter and its moments
+    in memory order, and loaded moments may have another memory format.
 
     Args:
         parameters: parameters or parameter groups.

@@ -16,14 +16,14 @@ class AroundValidation(Callback):
         """Runs before any other callback sees the validation."""
 
     def after_validation(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Runs after all other callbacks, checkpoints included, have seen the validation."""
+        """Runs after all other callbacks, including checkpoints."""
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.before_validation(trainer, pl_module)
 
 
 class _AfterValidation(Callback):
-    """Last entry of the list of callbacks, which ends what an `AroundValidation` has begun."""
+    """Calls `after_validation` after all other callbacks."""
 
     def __init__(self, callback: AroundValidation):
         self._callback = callback

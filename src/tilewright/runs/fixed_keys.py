@@ -1,0 +1,39 @@
+"""Configuration keys that cannot change once a run has weights or has begun its training."""
+
+# Keys that the shapes of the weights or the meaning of the tokens depend on.
+FIXED_BY_WEIGHTS = (
+    "model.network.",
+    "likelihood.",
+    "tokenizer.",
+    "image_tokens.",
+    "data.image_size",
+)
+# Keys that select the data and its order, or the state that the optimizer saves.
+FIXED_BY_TRAINING = (
+    "model._target_",
+    "model.muon",
+    "seed",
+    "data._target_",
+    "data.seed",
+    "data.source.",
+    "data.filters.",
+    "data.max_pixels",
+    "data.overfit_batches",
+)
+# Exceptions: neither the weights nor the data depend on them.
+CHANGEABLE = (
+    "tokenizer.dropout",
+    "model.network.checkpointing",
+    "data.source.path",  # a folder may move
+    "data.source.root",
+)
+
+
+def is_fixed_by_weights(key: str) -> bool:
+    """Returns True if weights that were trained with one value of a key need this value."""
+    return key.startswith(FIXED_BY_WEIGHTS) and key not in CHANGEABLE
+
+
+def is_fixed_by_training(key: str) -> bool:
+    """Returns True if a training cannot continue with another value of a key."""
+    return key.startswith(FIXED_BY_TRAINING) and key not in CHANGEABLE
