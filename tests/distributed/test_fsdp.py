@@ -66,7 +66,7 @@ def tensors_of_last_checkpoint(folder):
 @pytest.mark.parametrize("stage", ["dvae", "prior", "muon", "clipped", "recurrent", "ranker"])
 @pytest.mark.parametrize(
     ("processes", "strategy"),
-    [(2, FullyShardedStrategy), (4, TWO_REPLICAS)],
+    [(2, FullyShardedStrategy), pytest.param(4, TWO_REPLICAS, marks=pytest.mark.slow)],
     ids=["two processes", "two replicas of two"],
 )
 def test_sharded_training_equals_that_of_one_process(stage, processes, strategy, trained):
@@ -91,7 +91,7 @@ def test_variances_are_clipped_in_shards_as_in_one_process(trained):
     torch.testing.assert_close(sharded, clipped, rtol=1e-4, atol=1e-9)
 
 
-@pytest.mark.parametrize("stage", ["dvae", "prior", "ranker"])
+@pytest.mark.parametrize("stage", [pytest.param("dvae", marks=pytest.mark.slow), "prior", "ranker"])
 def test_compiled_sharded_training_equals_that_of_one_process(stage, trained):
     """Uses the backend aot_eager: it traces and differentiates without the time of a compiler."""
     expected = logged_metrics(trained(stage, steps=20, noise=False))
@@ -131,7 +131,7 @@ def resumed_alone(tmp_path_factory):
         ((2, FullyShardedStrategy), (1, "ddp")),
         ((2, SHARDED_FILES), (1, "ddp")),
         ((2, SHARDED_FILES), (1, FullyShardedStrategy)),
-        ((4, TWO_REPLICAS), (2, SHARDED_FILES)),
+        pytest.param((4, TWO_REPLICAS), (2, SHARDED_FILES), marks=pytest.mark.slow),
     ],
     ids=["1 to 2", "2 to 1", "2 files to ddp", "2 files to 1", "2 replicas to 2 files"],
 )

@@ -110,10 +110,13 @@ STANDS_FOR = {
     "dvae/NAME": "dvae/small",
     "photo.png": "top.png",
 }
-# Trainings that the examples of a help text assume.
+# Commands that the examples of a help text assume.
 BEFORE = {
-    "eval": ["stage=dvae data=emoji", "stage=prior data=emoji"],
-    "runs": ["stage=dvae data=emoji"],
+    "convert": [
+        "src/convert.py encoder=encoder.pkl decoder=decoder.pkl out=models/openai_dvae trust=true"
+    ],
+    "eval": ["src/train.py stage=dvae data=emoji", "src/train.py stage=prior data=emoji"],
+    "runs": ["src/train.py stage=dvae data=emoji"],
 }
 
 
@@ -127,7 +130,7 @@ def command_groups():
                 seen.append(words)
                 groups[f"{pages.name(page)}: {' '.join(words)}"] = [words]
     for text in pages.HELP:
-        before = [["python", "src/train.py", *words.split()] for words in BEFORE.get(text.stem, [])]
+        before = [["python", *words.split()] for words in BEFORE.get(text.stem, [])]
         new = [words for words in pages.examples(text) if words not in seen]
         if new:
             groups[f"{text.stem}.py --help"] = before + new

@@ -21,6 +21,11 @@ def overrides(run, logs, *more):
     return [f"run={run}", f"paths.logs={logs}", "device=cpu", *more]
 
 
+def heed_interrupts():
+    """Undoes the shell's choice for background jobs, whose children ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def error_line(*arguments):
     """Runs Python, which must fail with one line on stderr, and returns that line."""
     result = subprocess.run(
@@ -41,7 +46,12 @@ def test_the_page_is_served_to_this_machine_until_it_is_interrupted(run, tmp_pat
     folder = tmp_path / "working_directory"
     folder.mkdir()
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, cwd=folder, env={**os.environ, **proxy}
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        env={**os.environ, **proxy},
+        preexec_fn=heed_interrupts,
     ) as process:
         # Ends a process that hangs; reading its output would otherwise block forever.
         watchdog = threading.Timer(TIMEOUT, process.kill)
