@@ -2,22 +2,17 @@
 
 import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
-import pytorch_lightning as pl
 import torch
-from torch.distributed.tensor import DTensor
 
 from helpers import tiny
 from helpers.multiprocess import logged_metrics, run, train
+from helpers.probes import BreakShards, ShardSizes, TokensOfFirstProcess
 from tilewright import runs
-from tilewright.callbacks import AveragedWeights
 from tilewright.distributed import FullyShardedStrategy
-from tilewright.distributed.fsdp import gathered_weights
 from tilewright.distributed.sharded_checkpoint import load_stored_tensors, read_checkpoint
 from tilewright.errors import UserError
-from tilewright.pipeline import TextToImage
 
 SHARDED_FILES = partial(FullyShardedStrategy, sharded_checkpoints=True)
 TWO_REPLICAS = partial(SHARDED_FILES, replicas=2)
@@ -25,20 +20,6 @@ TWO_REPLICAS = partial(SHARDED_FILES, replicas=2)
 # Relative tolerance of metrics. Muon orthogonalizes in bf16, whose sums depend on the sharding, and
 # Adam turns rounding errors of small gradients into whole steps.
 TOLERANCE = {"muon": 2e-3, "ranker": 1e-4}
-
-
-class ShardSizes(pl.Callback):
-    """Asserts that a process holds half of all weights, optimizer states and averages."""
-
-    def on_train_end(self, trainer, module):
-        (averaged,) = (c for c in trainer.callbacks if isinstance(c, AveragedWeights))
-        average = averaged._average_model.module
-        states = trainer.optimizers[0].state.values()
-        moments = [s.get("exp_avg", s.get("momentum_buffer")) for s in states]
-        for tensors in (list(module.parameters()), list(average.parameters()), moments):
-            assert all(isinstance(tensor, DTensor) for tensor in tensors)
-            local = sum(tensor.to_local().numel() for tensor in tensors)
-            assert 0.4 < local / sum(tensor.numel() for tensor in tensors) < 0.6
 
 
 CHECKED = {"noise": False, "extra_callbacks": [ShardSizes()]}
@@ -101,10 +82,10 @@ def test_compiled_sharded_training_equals_that_of_one_process(stage, trained):
     assert_close(first, actual, TOLERANCE.get(stage, 1e-5))
 
 
-def test_replicas_that_do_not_divide_the_processes_are_a_user_error(tmp_path, capfd):
-    with pytest.raises(AssertionError):
+def test_replicas_that_do_not_divide_the_processes_are_a_user_error(tmp_path):
+    message = r"trainer\.strategy\.replicas=3 does not divide the 2 processes"
+    with pytest.raises(AssertionError, match=message):
         train("prior", tmp_path, 2, partial(FullyShardedStrategy, replicas=3), steps=2)
-    assert "trainer.strategy.replicas=3 does not divide the 2 processes" in capfd.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -179,48 +160,16 @@ def test_a_missing_file_of_shards_is_a_user_error(tmp_path):
         runs.check_unfinished(last, 9)
 
 
-class BreakShards(pl.Callback):
-    """Makes the second process fail to write its shards at the third update."""
-
-    def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        if trainer.global_step == 3 and trainer.global_rank == 1:
-            from torch.distributed.checkpoint import HuggingFaceStorageWriter
-
-            def write_data(*args):
-                raise OSError("No space left on device")
-
-            HuggingFaceStorageWriter.write_data = write_data
-
-
-def test_a_process_that_cannot_write_its_shards_leaves_the_previous_checkpoint(tmp_path, capfd):
+def test_a_process_that_cannot_write_its_shards_leaves_the_previous_checkpoint(tmp_path):
     train("prior", tmp_path, 2, SHARDED_FILES, steps=2)
     previous = tensors_of_last_checkpoint(tmp_path)
     failing = {"steps": 4, "extra_callbacks": [BreakShards()]}
-    with pytest.raises(AssertionError):
+    message = r"cannot be written by process 1 \(No space left on device\)"
+    with pytest.raises(AssertionError, match=message):
         train("prior", tmp_path, 2, SHARDED_FILES, **failing)
-    assert "cannot be written by process 1 (No space left on device)" in capfd.readouterr().err
     kept = tensors_of_last_checkpoint(tmp_path)
     assert kept.keys() == previous.keys()
     assert all(torch.equal(kept[name], value) for name, value in previous.items())
-
-
-class TokensOfFirstProcess(pl.Callback):
-    """Saves image tokens that the first process computes alone, before and during a training."""
-
-    def on_train_start(self, trainer, module):
-        self.on_validation_epoch_end(trainer, module)
-
-    def on_validation_epoch_end(self, trainer, module):
-        with gathered_weights(trainer, module):
-            if trainer.is_global_zero:
-                path = Path(trainer.default_root_dir) / f"{trainer.global_step}.tokens"
-                torch.save(self.tokens(trainer, module), path)
-
-    def tokens(self, trainer, module):
-        if trainer.datamodule.image_tokenizer is None:
-            images, _ = zip(*trainer.datamodule.examples("validation", 4), strict=True)
-            return torch.cat([module.network.encode(image[None]) for image in images])
-        return TextToImage.from_trainer(trainer, module).sample_tokens(["picture 3"], 2)
 
 
 @pytest.mark.parametrize("stage", ["dvae", "prior", "recurrent"])
@@ -250,10 +199,10 @@ def test_sharded_bf16_is_close_to_bf16_in_one_process(stage, trained):
         assert sharded[loss] == pytest.approx(alone[loss], rel=0.02), loss
 
 
-def test_an_unsupported_precision_is_a_user_error(tmp_path, capfd):
-    with pytest.raises(AssertionError):
+def test_an_unsupported_precision_is_a_user_error(tmp_path):
+    message = r"trainer=fsdp does not support trainer\.precision=bf16-true"
+    with pytest.raises(AssertionError, match=message):
         train("prior", tmp_path, 1, FullyShardedStrategy, steps=2, precision="bf16-true")
-    assert "trainer=fsdp does not support trainer.precision=bf16-true" in capfd.readouterr().err
 
 
 SMALL = [

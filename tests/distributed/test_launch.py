@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from helpers import tiny
 from helpers.multiprocess import logged_metrics, run, train
+from helpers.probes import flip_left_half
 from tilewright.callbacks.tensorboard import OVERVIEW_SUFFIX
 from tilewright.distributed import FullyShardedStrategy, launch
 from tilewright.errors import UserError
@@ -65,16 +66,11 @@ def test_accumulated_gradients_equal_those_of_one_process(strategy, trained):
 
 
 @pytest.mark.parametrize("strategy", ["ddp", FullyShardedStrategy], ids=["ddp", "fsdp"])
-def test_cutmix_negatives_are_gathered_from_all_processes(strategy, tmp_path, monkeypatch):
-    """Uses negatives that depend on one image only, because processes mix different images."""
-
-    def flip_left_half(images):
-        half = images.shape[-1] // 2
-        return torch.cat([images.flip(-1)[..., :half], images[..., half:]], dim=-1)
-
-    monkeypatch.setattr("tilewright.ranker.module.make_cutmix_negatives", flip_left_half)
-    train("ranker", tmp_path / "1", 1, steps=20)
-    train("ranker", tmp_path / "2", 2, strategy, steps=20)
+def test_cutmix_negatives_are_gathered_from_all_processes(strategy, tmp_path):
+    patches = {"tilewright.ranker.module.make_cutmix_negatives": flip_left_half}
+    flipped = {"steps": 20, "patches": patches}
+    train("ranker", tmp_path / "1", 1, **flipped)
+    train("ranker", tmp_path / "2", 2, strategy, **flipped)
     train("ranker", tmp_path / "without", 1, steps=1, noise=False)
     alone = logged_metrics(tmp_path / "1")
     assert_close(alone, logged_metrics(tmp_path / "2"))

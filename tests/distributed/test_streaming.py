@@ -70,6 +70,7 @@ def captions(folder):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_two_processes_read_every_row_once_and_resume_within_an_epoch(source, workers, tmp_path):
     arguments = {"source": source, "workers": workers, "extra_callbacks": [SkippedRows()]}
+    arguments["patches"] = {"datasets.config.HF_DATASETS_CACHE": tmp_path / "cache"}
     train("dvae", tmp_path / "uninterrupted", 2, steps=2 * EPOCH, **arguments)
     expected = captions(tmp_path / "uninterrupted")
     good = sorted(f"picture {n}" for n in range(SHARDS * (GOOD + 1)) if n % (GOOD + 1) != GOOD)

@@ -1,12 +1,16 @@
 """Trainings on several processes, and the metrics that they log."""
 
 import csv
+import importlib
 import multiprocessing
 import os
 import socket
 import subprocess
+import sys
 import time
+from multiprocessing import forkserver
 from pathlib import Path
+from unittest import mock
 
 import pytorch_lightning as pl
 import torch
@@ -33,9 +37,26 @@ class Notes(pl.Callback):
         torch.save(notes, Path(trainer.default_root_dir) / f"{trainer.global_rank}.notes")
 
 
-def _train_rank(rank, port, stage, folder, arguments):
+# A fork of the test's process would fail after a backward pass, whose threads a fork does not copy.
+# The server imports everything once, and never computes anything.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload([tiny.__name__])
+
+
+def _start_server():
+    """Starts the server if it is not running. Before Python 3.13 it ignores this sys.path."""
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
+        forkserver.ensure_running()
+
+
+def _train_rank(rank, port, stage, folder, arguments, errors):
+    with errors.open("wb") as file:
+        os.dup2(file.fileno(), 2)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank))
     torch.set_num_threads(1)
+    for name, value in arguments.pop("patches", {}).items():
+        module, _, attribute = name.rpartition(".")
+        setattr(importlib.import_module(module), attribute, value)
     if callable(arguments.get("strategy")):
         arguments["strategy"] = arguments["strategy"]()
     extra = [Notes(), *arguments.pop("extra_callbacks", ())]
@@ -43,11 +64,12 @@ def _train_rank(rank, port, stage, folder, arguments):
 
 
 def train(stage, folder, processes, strategy="ddp", **arguments):
-    """Trains on a number of processes. Fails if one of them fails or takes too long.
+    """Trains on a number of processes. Fails with their standard error if one of them fails.
 
     Args:
         strategy: name of a strategy, or a function that creates one in each process.
-        arguments: those of `tiny.train`.
+        arguments: those of `tiny.train`, and `patches`: values that replace those of dotted names
+            in each process. Like callbacks, they must be importable from `helpers`.
     """
     arguments |= {"default_root_dir": folder, "logger": CSVLogger(folder, "", "")}
     if processes > 1 or strategy != "ddp":
@@ -55,10 +77,12 @@ def train(stage, folder, processes, strategy="ddp", **arguments):
     with socket.socket() as free:
         free.bind(("", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("fork")
+    _start_server()
+    folder.mkdir(parents=True, exist_ok=True)
+    errors = [folder / f"{rank}.stderr" for rank in range(processes)]
     ranks = [
-        context.Process(target=_train_rank, args=(rank, port, stage, folder, arguments))
-        for rank in range(processes)
+        CONTEXT.Process(target=_train_rank, args=(rank, port, stage, folder, arguments, file))
+        for rank, file in enumerate(errors)
     ]
     for rank in ranks:
         rank.start()
@@ -70,7 +94,8 @@ def train(stage, folder, processes, strategy="ddp", **arguments):
         rank.kill()
         rank.join()
     assert not running, f"ranks {running} were still training after {TIMEOUT} s"
-    assert [rank.exitcode for rank in ranks] == [0] * processes
+    output = "\n".join(file.read_text() for file in errors)
+    assert [rank.exitcode for rank in ranks] == [0] * processes, output
 
 
 METRICS = {"train", "validation", "codebook", "retrieval", "skipped"}  # not speed: it varies

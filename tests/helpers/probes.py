@@ -1,0 +1,63 @@
+"""Callbacks and functions that the processes of `helpers.multiprocess` import."""
+
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from torch.distributed.tensor import DTensor
+
+from tilewright.callbacks import AveragedWeights
+from tilewright.distributed.fsdp import gathered_weights
+from tilewright.pipeline import TextToImage
+
+
+class ShardSizes(pl.Callback):
+    """Asserts that a process holds half of all weights, optimizer states and averages."""
+
+    def on_train_end(self, trainer, module):
+        (averaged,) = (c for c in trainer.callbacks if isinstance(c, AveragedWeights))
+        average = averaged._average_model.module
+        states = trainer.optimizers[0].state.values()
+        moments = [s.get("exp_avg", s.get("momentum_buffer")) for s in states]
+        for tensors in (list(module.parameters()), list(average.parameters()), moments):
+            assert all(isinstance(tensor, DTensor) for tensor in tensors)
+            local = sum(tensor.to_local().numel() for tensor in tensors)
+            assert 0.4 < local / sum(tensor.numel() for tensor in tensors) < 0.6
+
+
+class BreakShards(pl.Callback):
+    """Makes the second process fail to write its shards at the third update."""
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if trainer.global_step == 3 and trainer.global_rank == 1:
+            from torch.distributed.checkpoint import HuggingFaceStorageWriter
+
+            def write_data(*args):
+                raise OSError("No space left on device")
+
+            HuggingFaceStorageWriter.write_data = write_data
+
+
+class TokensOfFirstProcess(pl.Callback):
+    """Saves image tokens that the first process computes alone, before and during a training."""
+
+    def on_train_start(self, trainer, module):
+        self.on_validation_epoch_end(trainer, module)
+
+    def on_validation_epoch_end(self, trainer, module):
+        with gathered_weights(trainer, module):
+            if trainer.is_global_zero:
+                path = Path(trainer.default_root_dir) / f"{trainer.global_step}.tokens"
+                torch.save(self.tokens(trainer, module), path)
+
+    def tokens(self, trainer, module):
+        if trainer.datamodule.image_tokenizer is None:
+            images, _ = zip(*trainer.datamodule.examples("validation", 4), strict=True)
+            return torch.cat([module.network.encode(image[None]) for image in images])
+        return TextToImage.from_trainer(trainer, module).sample_tokens(["picture 3"], 2)
+
+
+def flip_left_half(images):
+    """Replaces CutMix, which mixes different images in each process."""
+    half = images.shape[-1] // 2
+    return torch.cat([images.flip(-1)[..., :half], images[..., half:]], dim=-1)
