@@ -44,13 +44,14 @@ def test_generate_without_a_ranker_keeps_the_order_of_candidates(model):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"best_of": 2, "ranker": BrightnessRanker()}, "best_of=2 is smaller than n=4"),
-        ({"best_of": 9}, "needs a ranker"),
+        ({"n": 0}, "n=0 asks for no image"),
+        ({"n": 4, "best_of": 2, "ranker": BrightnessRanker()}, "best_of=2 is smaller than n=4"),
+        ({"n": 4, "best_of": 9}, "needs a ranker"),
     ],
 )
-def test_generate_rejects_an_impossible_best_of(model, arguments, message):
+def test_generate_rejects_an_impossible_number_of_images(model, arguments, message):
     with pytest.raises(UserError, match=message):
-        model.generate(CAPTIONS, 4, **arguments)
+        model(CAPTIONS, **arguments)
 
 
 def test_a_call_returns_pil_images(model):

@@ -184,8 +184,10 @@ def resolve_best_of(n: int, best_of: int | None, ranker: Ranker | None) -> int:
     """Returns the number of candidates per caption: `best_of`, or `n` if it is None or 0.
 
     Raises:
-        UserError: best_of is less than n, or greater than n without a ranker.
+        UserError: n is less than 1, or best_of is less than n, or greater than n without a ranker.
     """
+    if n < 1:
+        raise UserError(f"n={n} asks for no image: set 1 or more")
     best_of = best_of or n
     if best_of < n:
         raise UserError(f"best_of={best_of} is smaller than n={n}: raise best_of or lower n")

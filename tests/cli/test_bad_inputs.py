@@ -94,6 +94,15 @@ CASES = {
     "key without a value": ("train", [*DVAE, "trainer.max_steps"], None, ["trainer.max_steps"]),
     "mandatory key": ("train", [*DVAE, "data=folder"], None, ["data.source.path"]),
     "word instead of a number": ("train", [*DVAE, "data.batch_size=many"], None, ["data", "many"]),
+    "word as a seed": ("train", [*DVAE, "seed=x"], None, ["seed=x is not a whole number"]),
+    "negative seed": ("train", [*DVAE, "seed=-1"], None, ["seed=-1 is not possible"]),
+    "fraction as a seed": ("train", [*DVAE, "seed=1.5"], None, ["seed=1.5 is not a whole number"]),
+    "no interval of validations": (
+        "train",
+        [*DVAE, "trainer.val_check_interval=0"],
+        None,
+        ["trainer.val_check_interval=0"],
+    ),
     "batch size 0": ("train", [*DVAE, "data.batch_size=0"], None, ["data.batch_size=0"]),
     "negative workers": ("train", [*DVAE, "data.num_workers=-1"], None, ["num_workers=-1"]),
     "negative crops": ("train", [*DVAE, "data.crops_per_image=-1"], None, ["crops_per_image=-1"]),
@@ -112,6 +121,15 @@ CASES = {
     ),
     "missing class": ("train", [*DVAE, "data.source._target_=a.b"], None, ["source"]),
     "run name that exists": ("train", [*DVAE, "run_name=first"], None, ["exists", "resume="]),
+    "empty run name": ("train", [*DVAE, "run_name="], None, ["run_name= is not possible"]),
+    "run name outside of the logs": (
+        "train",
+        [*DVAE, "run_name=../../escape"],
+        None,
+        ["run_name=../../escape is not possible"],
+    ),
+    "run name with a slash": ("train", [*DVAE, "run_name=a/b"], None, ["without /"]),
+    "run name of the link": ("train", [*DVAE, "run_name=latest"], None, ["not 'latest'"]),
     # data
     "missing folder": (
         "train",
@@ -178,7 +196,7 @@ CASES = {
         "train",
         [*FOLDER, "data.source.validation_fraction=2"],
         write_images,
-        ["fraction 2"],
+        ["fraction=2"],
     ),
     "filters that remove everything": (
         "train",
@@ -276,19 +294,19 @@ CASES = {
     ),
     "configuration that is not YAML": (
         "generate",
-        [RED],
+        [RED, "run={prior}"],
         lambda h: (h.prior / "config.yaml").write_text("a: [b"),
         ["config.yaml cannot be read"],
     ),
     "empty configuration": (
         "generate",
-        [RED],
+        [RED, "run={prior}"],
         lambda h: (h.prior / "config.yaml").write_text(""),
         ["config.yaml is not a run's configuration"],
     ),
     "configuration that is a list": (
         "generate",
-        [RED],
+        [RED, "run={prior}"],
         lambda h: (h.prior / "config.yaml").write_text("- 1"),
         ["config.yaml is not a run's configuration"],
     ),
@@ -385,6 +403,13 @@ CASES = {
         ["0.txt"],
     ),
     "generation batch of size 0": ("generate", [RED, "batch_size=0"], None, ["batch_size=0"]),
+    "word as a number of images": ("generate", [RED, "n=two"], None, ["n=two is not", "n=8"]),
+    "list as a number of images": ("generate", [RED, "n=[1,2]"], None, ["n=[1, 2] is not"]),
+    "list as a run": ("generate", [RED, "run=[a,b]"], None, ["there is no run ['a', 'b']"]),
+    "word as a scale": ("eval", ["metric=alignment", "guidance=x"], None, ["guidance=x is not a"]),
+    # demo
+    "word as a port": ("demo", ["port=x"], None, ["port=x is not a whole number"]),
+    "port above the limit": ("demo", ["port=99999"], None, ["port=99999 is not possible"]),
     # devices
     "missing device": ("generate", [RED, "device=cuda:9"], None, ["cuda:9", "auto"]),
     "unknown device": ("eval", ["metric=reconstruction", "device=tpu9"], None, ["device=tpu9"]),
@@ -405,6 +430,7 @@ CASES = {
     "metric of another stage": ("eval", ["metric=fid", "run={dvae}"], None, ["stage=dvae"]),
     "encode without a dVAE": ("encode", ["data=emoji"], None, ["data=emoji", "stage=dvae"]),
     "encode with 0 processes": ("encode", ["processes=0"], None, ["processes=0"]),
+    "word as a number of processes": ("encode", ["processes=x"], None, ["processes=x is not a"]),
     "encode a streaming data set": (
         "encode",
         ["dvae={dvae}", "data=webdataset", SOURCE, "data.image_size=32"],

@@ -5,8 +5,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from helpers.command import ROOT, SMALL, fail, run, step
+from helpers.command import ROOT, SMALL, command, fail, run, step
 
 NO_FRECHET = "~callbacks.frechet"
 
@@ -23,6 +24,15 @@ def test_run_folder_has_the_documented_files(trained, stage):
     assert (run.parent / "latest").resolve() == run.resolve()
     stdout = "".join(trained.stdout[stage].split())  # wherever rich breaks the lines
     assert f"Training{run}" in stdout
+
+
+def test_resume_from_a_checkpoint_that_does_not_fit_keeps_the_configuration(copied):
+    config, last = copied.dvae / "config.yaml", copied.dvae / "checkpoints" / "last.ckpt"
+    before = config.read_text()
+    torch.save({**torch.load(last, weights_only=True), "state_dict": {}}, last)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        command("train", ["stage=dvae", "resume=true", "trainer.max_steps=9"], copied)
+    assert config.read_text() == before
 
 
 @pytest.mark.slow

@@ -69,6 +69,18 @@ def test_newest_run_has_the_newest_checkpoint(tmp_path):
     assert runs.find(tmp_path, "dvae", data="emoji") == new.resolve()
 
 
+@pytest.mark.parametrize("content", ["stage: dvae", "a: ["])
+def test_newest_run_is_skipped_with_a_warning_if_it_cannot_be_read(tmp_path, caplog, content):
+    old = trained(tmp_path, "old", at=100)
+    new = trained(tmp_path, "new", at=200)
+    (new / "config.yaml").write_text(content)
+    assert runs.find(tmp_path, "dvae") == old.resolve()
+    (warning,) = caplog.messages
+    assert warning.startswith(f"Skipping dvae/new: {new}/config.yaml ")
+    with pytest.raises(UserError, match=r"new/config\.yaml"):
+        runs.find(tmp_path, "dvae", str(new))
+
+
 def test_find_by_path(tmp_path):
     run = trained(tmp_path, "a")
     trained(tmp_path, "b", at=100)

@@ -3,10 +3,12 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from helpers.command import ROOT, fail, make_home, run
@@ -60,6 +62,17 @@ def test_best_row_is_not_the_last_row(tmp_path):
     best = record.best()
     assert listing.metric(best, "validation/loss") == 1.5
     assert (int(best["step"]) + 1, record.steps) == (20, 40)
+
+
+def test_updates_after_the_last_row_are_counted_from_the_checkpoint(tmp_path):
+    folder = make(tmp_path, "a")
+    (folder / "checkpoints").mkdir()
+    for step, expected in ((300, 300), (9, 20)):
+        state = {"epoch": 1, "global_step": step, "state_dict": {"weight": torch.ones(2)}}
+        torch.save(state, folder / "checkpoints" / "last.ckpt")
+        assert listing.read(folder).steps == expected
+    (folder / "checkpoints" / "last.ckpt").write_bytes(b"broken")
+    assert listing.read(folder).steps == 20
 
 
 def test_best_row_of_a_metric_to_maximize(tmp_path):
@@ -121,16 +134,28 @@ def test_run_is_found_by_name_or_path(tmp_path):
         listing.find_record(tmp_path, "c")
 
 
-def test_broken_configuration_is_named(tmp_path):
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.yaml", "a: [", r"a/config\.yaml cannot be read"),
+        ("config.yaml", "other: 1", r"a/config\.yaml is not a run's configuration"),
+        ("config.yaml", "stage: dvae", r"a/config\.yaml was saved by Tilewright 0\.1"),
+        ("eval/fid/results.json", "[", "dvae/a cannot be read: Expecting value"),
+    ],
+)
+def test_run_that_cannot_be_read_is_skipped_in_a_list_and_an_error_by_name(
+    tmp_path, caplog, file, content, message
+):
     folder = make(tmp_path, "a")
-    broken = {
-        "a: [": r"a/config\.yaml cannot be read",
-        "other: 1": r"a/config\.yaml is not a run's configuration",
-    }
-    for content, message in broken.items():
-        (folder / "config.yaml").write_text(content)
-        with pytest.raises(UserError, match=message):
-            listing.records(tmp_path)
+    make(tmp_path, "b")
+    evaluate(folder, "fid", row("fid", 1.0))
+    (folder / file).write_text(content)
+    assert [record.name for record in listing.records(tmp_path)] == ["dvae/b"]
+    (warning,) = caplog.messages
+    assert warning.startswith("Skipping dvae/a: ")
+    assert re.search(message, warning)
+    with pytest.raises(UserError, match=message):
+        listing.read(folder)
 
 
 def comparison(tmp_path, capsys, monkeypatch, *names):

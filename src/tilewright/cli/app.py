@@ -15,6 +15,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from tilewright import program
+from tilewright.cli import settings
 from tilewright.cli.messages import one_line_errors
 
 PACKAGE = Path(__file__).parents[1]
@@ -47,6 +48,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
         @functools.wraps(main)
         def job(config: DictConfig) -> Any:
             with one_line_errors():  # inside too, because Hydra reports exceptions that leave a job
+                settings.check_numbers(config, config_name)
                 return main(config)
 
         def run() -> None:

@@ -24,6 +24,8 @@ def main(config: DictConfig) -> None:
             "'tilewright[demo]'"
         )
     settings.check_complete(config)
+    if not 0 <= config.port < 2**16:
+        raise UserError(f"port={config.port} is not possible: set a number from 0 to {2**16 - 1}")
     run = runs.find(Path(config.paths.logs), "prior", config.run)
     has_ranker = set_ranker_run_if_available(config, run)
     playground = load(config, run, has_ranker)

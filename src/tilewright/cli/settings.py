@@ -1,7 +1,9 @@
 """Settings of this command line: chosen options, overrides, names, and missing values."""
 
 from pathlib import Path
+from typing import Any
 
+import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -32,6 +34,33 @@ def overrides() -> list[str]:
     """Returns the `key=value` arguments of this command line, without those that name the run."""
     arguments = HydraConfig.get().overrides.task
     return [text for text in arguments if runs.override_key(text) not in RUN_NAMES]
+
+
+def check_numbers(config: DictConfig, config_name: str) -> None:
+    """Checks that this command line sets a number wherever the configuration files have one.
+
+    Keys of `trainer` are left to Lightning, which also accepts words there.
+
+    Raises:
+        UserError: a value is not a number, or not a whole number where the files have one.
+    """
+    arguments = HydraConfig.get().overrides.task
+    groups = [text for text in arguments if runs.override_key(text) in choices()]
+    values = [text for text in arguments if text not in groups]
+    defaults = hydra.compose(config_name, groups) if values else config
+    for key in map(runs.override_key, values):
+        default, value = (
+            OmegaConf.select(source, key, throw_on_resolution_failure=False)
+            for source in (defaults, config)
+        )
+        allowed: Any = {int: int, float: int | float}.get(type(default))
+        if allowed is None or key.startswith("trainer."):
+            continue
+        if not isinstance(value, allowed) or isinstance(value, bool):
+            kind = "a whole number" if allowed is int else "a number"
+            raise UserError(f"{key}={value} is not {kind}: set one, such as {key}={default}")
+    if not 0 <= config.seed < 2**32:
+        raise UserError(f"seed={config.seed} is not possible: set a number from 0 to {2**32 - 1}")
 
 
 def job_name(name: str) -> str:

@@ -1,14 +1,17 @@
 """Trains one stage: `python src/train.py stage=dvae`, then `python src/train.py stage=prior`."""
 
+import contextlib
 import logging
 import sys
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from tilewright import program, runs
+from tilewright import files, program, runs
 from tilewright.cli import app, settings
 from tilewright.cli.resume import resumed_config
 from tilewright.distributed import launch
@@ -29,8 +32,9 @@ def main(config: DictConfig) -> float | None:
     trainer = build_trainer(config)
     data = build_data(config, trainer)
     model = build_model(config, trainer, checkpoint)
-    begin(config, trainer, data, checkpoint)
-    fit(config, trainer, model, data, checkpoint)
+    with keep_config_until_started(Path(config.run), trainer, checkpoint):
+        begin(config, trainer, data, checkpoint)
+        fit(config, trainer, model, data, checkpoint)
 
     from tilewright.callbacks.checkpoints import best_score
 
@@ -83,6 +87,7 @@ def new_run(config: DictConfig) -> DictConfig:
             network = runs.load_config(dvae).model.network
             config.dvae = str(dvae)
             config.image_tokens = {"grid": network.grid, "vocab": network.num_tokens}
+        runs.check_name(config.run_name)
         config.run = str(logs / config.stage / settings.job_name(config.run_name))
         settings.check_complete(config)
         launch.check_launch(config)
@@ -94,6 +99,11 @@ def build_trainer(config: DictConfig) -> "pl.Trainer":
     import pytorch_lightning as pl
     from hydra.utils import instantiate
 
+    if not config.trainer.val_check_interval:
+        raise UserError(
+            f"trainer.val_check_interval={config.trainer.val_check_interval} is not possible: set "
+            "1 or more batches"
+        )
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # they advertise features
     pl.seed_everything(config.seed, workers=True, verbose=False)
@@ -139,6 +149,31 @@ def build_model(config: DictConfig, trainer: "pl.Trainer", checkpoint: Path | No
     if should_compile(config.compile, trainer.strategy.root_device.type):
         model.network.compile()
     return model
+
+
+@contextlib.contextmanager
+def keep_config_until_started(
+    run: Path, trainer: "pl.Trainer", checkpoint: Path | None
+) -> Iterator[None]:
+    """Restores a resumed run's configuration if the training fails before its first batch.
+
+    The other processes read the configuration while they start, so it is written before the
+    checkpoint is loaded. A checkpoint that fails to load must not leave settings that do not fit.
+    """
+    if checkpoint is None or not trainer.is_global_zero:
+        yield
+        return
+    from pytorch_lightning.callbacks import LambdaCallback
+
+    started, saved = Event(), (run / runs.CONFIG).read_text()
+    trainer.callbacks.append(  # type: ignore[attr-defined]
+        LambdaCallback(on_train_start=lambda *_: started.set())
+    )
+    try:
+        yield
+    finally:
+        if not started.is_set():
+            files.write_atomically(run / runs.CONFIG, saved)
 
 
 def begin(config: DictConfig, trainer: "pl.Trainer", data: Any, checkpoint: Path | None) -> None:

@@ -9,6 +9,7 @@ from tilewright.runs.folders import (
     STAGES,
     TOKENIZER,
     WEIGHTS,
+    check_name,
     checkpoint,
     create,
     find,
@@ -17,6 +18,7 @@ from tilewright.runs.folders import (
     load_config,
     override_key,
     relocate,
+    skip_unreadable,
 )
 from tilewright.runs.weights import (
     check_unfinished,
@@ -41,6 +43,7 @@ __all__ = [
     "STAGES",
     "TOKENIZER",
     "WEIGHTS",
+    "check_name",
     "check_unfinished",
     "checkpoint",
     "copy_dvae",
@@ -59,5 +62,6 @@ __all__ = [
     "relocate",
     "save_model",
     "save_network",
+    "skip_unreadable",
     "trained_steps",
 ]

@@ -12,7 +12,10 @@ A model is a run without its training state: `config.json` and `model.safetensor
 This module imports nothing heavy: the command line finds runs before it loads torch.
 """
 
+import contextlib
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,8 @@ from yaml import YAMLError
 
 from tilewright import files, program
 from tilewright.errors import UserError
+
+log = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
 MODEL_CONFIG = "config.json"
@@ -31,6 +36,20 @@ RANKER = "ranker"
 LATEST = "latest"
 STAGES = ("dvae", "prior", "ranker")
 FORMAT = 2  # of config.yaml and config.json; Tilewright 0.1 wrote no number
+
+
+def check_name(name: Any) -> None:
+    """Checks the name of a new run.
+
+    Raises:
+        UserError: the name is not that of a folder directly below the stage's folder.
+    """
+    text = "" if name is None else str(name)
+    if not text or text == LATEST or text.startswith(".") or "/" in text:
+        raise UserError(
+            f"run_name={text} is not possible: set a name without / that does not begin with a dot "
+            f"and is not {LATEST!r}"
+        )
 
 
 def create(run: Path, config: DictConfig) -> None:
@@ -67,6 +86,15 @@ def load_config(folder: Path) -> DictConfig:
         )
     _check_format(config, file)
     return config
+
+
+@contextlib.contextmanager
+def skip_unreadable(run: Path) -> Iterator[None]:
+    """Logs a warning instead of the error of a block that reads one run among several."""
+    try:
+        yield
+    except UserError as error:
+        log.warning("Skipping %s/%s: %s", run.parent.name, run.name, error)
 
 
 def _check_format(config: DictConfig, file: Path) -> None:
@@ -134,6 +162,8 @@ def checkpoint(run: Path, kind: str = "best") -> Path:
 def find(logs: Path, stage: str | None, path: str | None = None, data: str | None = None) -> Path:
     """Returns the run or model at a path, or the newest run of a stage that has a checkpoint.
 
+    The search for the newest run skips runs whose configuration cannot be read, with a warning.
+
     Args:
         logs: folder of all runs.
         stage: the stage that the run must have; None accepts any, if a path is given.
@@ -144,11 +174,13 @@ def find(logs: Path, stage: str | None, path: str | None = None, data: str | Non
         UserError: no such run exists; the message has the command that trains one.
     """
     if path is not None:
-        return _find_by_path(logs, stage, Path(path))
+        return _find_by_path(logs, stage, Path(str(path)))  # a list in YAML is not a path
     assert stage is not None
     for run in _newest_first(logs / stage):
-        if data is None or OmegaConf.select(load_config(run), "choices.data") == data:
-            return run
+        with skip_unreadable(run):
+            trained_on = OmegaConf.select(load_config(run), "choices.data")
+            if data in {None, trained_on}:
+                return run
     setting = f" data={data}" if data else ""
     raise UserError(
         f"no trained {stage} in {logs / stage}/{f' for data={data}' if data else ''}: "

@@ -4,7 +4,9 @@ import csv
 import json
 import math
 import os
+import pickletools
 import time
+import zipfile
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tilewright import program, runs
-from tilewright.errors import UserError
+from tilewright.errors import UserError, first_line
 from tilewright.runs import environment
 
 ABSENT = "-"
@@ -57,8 +59,9 @@ class Record:
 
     @property
     def steps(self) -> int:
-        """Number of updates in metrics.csv."""
-        return max((int(row["step"]) + 1 for row in self.rows if row.get("step")), default=0)
+        """Number of updates, from the last checkpoint or from a later row of metrics.csv."""
+        logged = (int(row["step"]) + 1 for row in self.rows if row.get("step"))
+        return max(_checkpoint_steps(self.path / "checkpoints" / "last.ckpt"), *logged, 0)
 
     @property
     def commit(self) -> str:
@@ -94,16 +97,20 @@ def read(run: Path) -> Record:
     """Reads a run's files.
 
     Raises:
-        UserError: the folder is not a run, or its configuration cannot be read.
+        UserError: the folder is not a run, or one of its files cannot be read.
     """
     config = runs.load_config(run)
     run = run.resolve()
+    try:
+        rows, results = _read_metrics(run), _read_results(run)
+    except ValueError as error:  # a file that is not JSON or not text
+        raise UserError(f"{run} cannot be read: {first_line(error)}") from error
     return Record(
         path=run,
         name=f"{config.stage}/{run.name}",
         config=config,
-        rows=_read_metrics(run),
-        results=_read_results(run),
+        rows=rows,
+        results=results,
         environments=environment.load(run),
         modified=_modification_time(run),
     )
@@ -123,6 +130,28 @@ def _read_results(run: Path) -> list[dict[str, Any]]:
     return results
 
 
+def _checkpoint_steps(file: Path) -> int:
+    """Returns the number of updates before a checkpoint, 0 if unknown.
+
+    It reads only the beginning of the checkpoint's pickle and runs nothing, so it is fast for any
+    size and needs no torch.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+            operations: Any = pickletools.genops(archive.read(name))
+            for _, value, _ in operations:
+                if value == "global_step":
+                    break
+            return next(
+                value
+                for code, value, _ in operations
+                if code.name in {"BININT", "BININT1", "BININT2"}
+            )
+    except (OSError, ValueError, StopIteration, zipfile.BadZipFile):
+        return 0
+
+
 def _modification_time(run: Path) -> float:
     names = (runs.CONFIG, runs.MODEL_CONFIG, "metrics.csv")
     candidates = [*(run / name for name in names), *(run / "checkpoints").glob("*.ckpt")]
@@ -132,6 +161,8 @@ def _modification_time(run: Path) -> float:
 def records(logs: Path, stage: str | None = None, data: str | None = None) -> list[Record]:
     """Returns the runs of a folder, the last modified first.
 
+    Runs that cannot be read are skipped with a warning.
+
     Args:
         logs: folder of all runs.
         stage: None for all stages.
@@ -140,9 +171,10 @@ def records(logs: Path, stage: str | None = None, data: str | None = None) -> li
     selected = []
     for folder in sorted(logs.glob(f"{stage or '*'}/*/")):
         if folder.name != runs.LATEST and (folder / runs.CONFIG).is_file():
-            record = read(folder)
-            if data in {None, record.data}:
-                selected.append(record)
+            with runs.skip_unreadable(folder):
+                record = read(folder)
+                if data in {None, record.data}:
+                    selected.append(record)
     return sorted(selected, key=lambda record: record.modified, reverse=True)
 
 
