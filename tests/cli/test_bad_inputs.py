@@ -367,7 +367,7 @@ CASES = {
     "missing prompt": ("generate", [], None, ["prompt= is missing"]),
     "zero images": ("generate", [RED, "n=0"], None, ["n=0"]),
     "empty list of prompts": ("generate", ["prompt=[]"], None, ["prompt=[]", "asks for no image"]),
-    "number as a prompt": ("generate", ["prompt=7"], None, ["prompt=7 is not a caption"]),
+    "number as a prompt": ("generate", ["prompt=5"], None, ["prompt=5 is not", "'\"5\"'"]),
     "mapping as a prompt": ("generate", ["prompt={a: 1}"], None, ["is not a caption"]),
     "best of fewer than n": (
         "generate",
@@ -388,6 +388,7 @@ CASES = {
         lambda h: write_images(h, 1, b"x"),
         ["0.png"],
     ),
+    "rows without an image prompt": ("generate", [RED, "rows=3"], None, ["rows=3 needs an image"]),
     "too many rows of an image prompt": (
         "generate",
         [RED, "image_prompt={files}/0.png", "rows=99"],

@@ -85,7 +85,10 @@ def test_message_of_a_constructor_names_its_key():
 @pytest.mark.parametrize(
     ("target", "start"),
     [
-        ("absent_package.part.Thing", "source needs a package that is not installed: pip install"),
+        (
+            "absent_package.part.Thing",
+            "source needs the module absent_package, which cannot be imported: pip",
+        ),
         ("tilewright.absent.Thing", "source: Error loading 'tilewright.absent.Thing'"),
     ],
 )
@@ -100,6 +103,9 @@ def test_missing_package_is_named_unless_it_is_our_own(target, start):
     [
         (["stage=nope"], "stage/nope"),
         (["stage=dvae", "trainer.nope=1"], "trainer.nope"),
+        (["stage=dvae", "trainer.max_step=3"], "did you mean trainer.max_steps?"),
+        (["sead=1"], "sead is not a key: did you mean seed?"),
+        (["stage=dvae", "data=nope"], "Available options in 'data': emoji folder"),
         (["stage=dvae", "trainer.max_steps"], "trainer.max_steps"),
         (["stage=dvae", "data.source.path={0..9}.tar"], "\"data.source.path='{0..9}.tar'\""),
     ],

@@ -35,7 +35,9 @@ def parse_prompts(config: DictConfig) -> list[str]:
         raise UserError('prompt= is missing: prompt="a large red circle on the left"')
     prompts = [config.prompt] if isinstance(config.prompt, str) else config.prompt
     if not isinstance(prompts, (list, ListConfig)) or any(not isinstance(p, str) for p in prompts):
-        raise UserError(f"prompt={config.prompt} is not a caption: quote it, prompt='\"7\"'")
+        raise UserError(
+            f"prompt={config.prompt} is not a caption: quote it, prompt='\"{config.prompt}\"'"
+        )
     return list(prompts)
 
 
@@ -45,6 +47,10 @@ def check(config: DictConfig) -> Path:
         raise UserError(
             f"n={config.n} batch_size={config.batch_size} prompt={config.prompt!r} asks for no "
             "image: n and batch_size must be 1 or more, and prompt must not be empty"
+        )
+    if config.image_prompt is None and "rows" in map(runs.override_key, settings.overrides()):
+        raise UserError(
+            f"rows={config.rows} needs an image: set image_prompt=PATH, or leave rows out"
         )
     settings.check_complete(config)
     run = runs.find(Path(config.paths.logs), "prior", config.run)

@@ -1,13 +1,14 @@
 """User errors as one line on stderr, with exit status 1 and no traceback."""
 
 import contextlib
+import difflib
 import errno
 import re
 import sys
 from collections.abc import Iterator
 
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from tilewright import program
 from tilewright.errors import UserError
@@ -57,12 +58,14 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, UserError):
         # A dataloader worker puts its traceback in front of the message.
         return _join(str(error).rpartition("UserError: ")[2])
-    for explain in (_unreadable_override, _constructor_error, _swept_group):
+    for explain in (_unreadable_override, _misspelled_key, _constructor_error, _swept_group):
         message = explain(error)
         if message is not None:
             return message
     hints = r"Config search path:.*|Set the environment variable.*"
-    return _join(re.sub(hints, "", str(error), flags=re.S))
+    private_options = r"^\s+_\w+$"
+    text = re.sub(hints, "", str(error), flags=re.S)
+    return _join(re.sub(private_options, "", text, flags=re.M))
 
 
 def _join(text: str) -> str:
@@ -80,12 +83,28 @@ def _unreadable_override(error: BaseException) -> str | None:
     )
 
 
+def _misspelled_key(error: BaseException) -> str | None:
+    """Explains an override of a key that does not exist by the most similar key beside it."""
+    cause = error.__cause__
+    if not isinstance(cause, ConfigAttributeError | ConfigKeyError):
+        return None
+    siblings = [str(key) for key in cause.parent_node or ()]
+    similar = difflib.get_close_matches(str(cause.key), siblings, n=1)
+    if not similar:
+        return None
+    branch = str(cause.full_key).removesuffix(str(cause.key))
+    return f"{cause.full_key} is not a key: did you mean {branch}{similar[0]}?"
+
+
 def _constructor_error(error: BaseException) -> str | None:
     """Explains a setting whose class cannot be imported or refuses its arguments."""
     key = re.search(r"full_key: (\S+)", str(error))
     package = _missing_package(error)
     if key and package:
-        return f"{key[1]} needs a package that is not installed: pip install {package}"
+        return (
+            f"{key[1]} needs the module {package}, which cannot be imported: pip install its "
+            "package, or add the folder of your own module to PYTHONPATH"
+        )
     if key and error.__cause__ is not None:
         return f"{key[1]}: {one_line(error.__cause__)}"
     if isinstance(error.__cause__, UserError):
