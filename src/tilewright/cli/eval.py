@@ -62,6 +62,8 @@ def data_settings(config: DictConfig, run: Path) -> tuple[str, str]:
 def check(config: DictConfig, run: Path) -> None:
     """Checks the settings, and fills in the ranker and the device."""
     settings.check_complete(config)
+    if config.images < 1:
+        raise UserError(f"images={config.images} asks for no image: set 1 or more")
     if "ranker" in config.metric:
         settings.set_ranker_run(config, run)
     config.device = resolve_device(config.device)

@@ -39,7 +39,7 @@ def one_line_errors() -> Iterator[None]:
             raise
         sys.exit(
             f"error: {error.filename or 'a file'} cannot be written ({error.strerror}): free space "
-            "there, or set paths.logs and paths.data; resume=true continues a training"
+            "there, or choose another folder"
         )
     except KeyboardInterrupt:
         sys.exit(130)

@@ -122,6 +122,8 @@ def test_broken_images_are_loaded(tmp_path):
 
 def test_mistakes_are_one_line(tmp_path):
     assert_load_fails(FolderSource(str(tmp_path / "none")), "is not a folder", "none")
+    (tmp_path / "file").touch()
+    assert_load_fails(FolderSource(str(tmp_path / "file")), "is a file, not a folder")
     assert_load_fails(FolderSource(str(tmp_path)), "contains no images")
     write_folder(tmp_path, range(3), captions=None)
     assert_load_fails(FolderSource(str(tmp_path)), "contains no captions", "metadata.jsonl", ".txt")

@@ -87,7 +87,8 @@ class FolderSource:
 
     def _find_images(self, root: Path) -> list[Path]:
         if not root.is_dir():
-            raise UserError(f"{self.path!r} is not a folder: give the path of a folder of images")
+            kind = "a file, not a folder" if root.is_file() else "not a folder"
+            raise UserError(f"{self.path!r} is {kind}: give the path of a folder of images")
         images = sorted(
             file
             for file in root.rglob("*")
