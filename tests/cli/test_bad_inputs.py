@@ -380,7 +380,7 @@ CASES = {
         "generate",
         [RED, "image_prompt=/no.png"],
         None,
-        ["/no.png"],
+        ["cannot read the image /no.png (image file is missing)"],
     ),
     "image prompt that is not an image": (
         "generate",

@@ -117,7 +117,9 @@ def open_image(path: str | Path) -> Image.Image:
     try:
         return decode_image({"path": str(path)})
     except UnreadableImage as error:
-        raise UserError(f"cannot read the image {error}: give another file") from error
+        raise UserError(
+            f"cannot read the image {path} ({error.reason}): give another file"
+        ) from error
 
 
 def encode_png(image: Image.Image, metadata: Mapping[str, Any] | None = None) -> bytes:
