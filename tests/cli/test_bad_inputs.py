@@ -97,6 +97,7 @@ CASES = {
     "word as a seed": ("train", [*DVAE, "seed=x"], None, ["seed=x is not a whole number"]),
     "negative seed": ("train", [*DVAE, "seed=-1"], None, ["seed=-1 is not possible"]),
     "fraction as a seed": ("train", [*DVAE, "seed=1.5"], None, ["seed=1.5 is not a whole number"]),
+    "no seed": ("train", [*DVAE, "seed=null"], None, ["seed=None is not possible"]),
     "no interval of validations": (
         "train",
         [*DVAE, "trainer.val_check_interval=0"],

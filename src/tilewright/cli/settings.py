@@ -39,7 +39,8 @@ def overrides() -> list[str]:
 def check_numbers(config: DictConfig, config_name: str) -> None:
     """Checks that this command line sets a number wherever the configuration files have one.
 
-    Keys of `trainer` are left to Lightning, which also accepts words there.
+    `null` switches many settings off. Keys of `trainer` are left to Lightning, which also accepts
+    words there.
 
     Raises:
         UserError: a value is not a number, or not a whole number where the files have one.
@@ -54,12 +55,12 @@ def check_numbers(config: DictConfig, config_name: str) -> None:
             for source in (defaults, config)
         )
         allowed: Any = {int: int, float: int | float}.get(type(default))
-        if allowed is None or key.startswith("trainer."):
+        if allowed is None or value is None or key.startswith("trainer."):
             continue
         if not isinstance(value, allowed) or isinstance(value, bool):
             kind = "a whole number" if allowed is int else "a number"
             raise UserError(f"{key}={value} is not {kind}: set one, such as {key}={default}")
-    if not 0 <= config.seed < 2**32:
+    if config.seed is None or not 0 <= config.seed < 2**32:
         raise UserError(f"seed={config.seed} is not possible: set a number from 0 to {2**32 - 1}")
 
 

@@ -99,11 +99,8 @@ def build_trainer(config: DictConfig) -> "pl.Trainer":
     import pytorch_lightning as pl
     from hydra.utils import instantiate
 
-    if not config.trainer.val_check_interval:
-        raise UserError(
-            f"trainer.val_check_interval={config.trainer.val_check_interval} is not possible: set "
-            "1 or more batches"
-        )
+    if config.trainer.val_check_interval == 0:
+        raise UserError("trainer.val_check_interval=0 is not possible: set 1 or more batches")
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # they advertise features
     pl.seed_everything(config.seed, workers=True, verbose=False)
