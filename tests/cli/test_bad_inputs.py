@@ -159,7 +159,7 @@ CASES = {
         "train",
         PARQUET,
         lambda h: (write_parquet(h, image=[png()], caption=["a"]), truncate(h.files / "a.parquet")),
-        ["could not be read", "a.parquet"],
+        ["cannot be read", "a.parquet"],
     ),
     "missing caption column": (
         "train",
@@ -173,7 +173,7 @@ CASES = {
         lambda h: write_parquet(h, image=[png()], caption=[1]),
         ["no text"],
     ),
-    "missing data set": ("train", HUB, None, ["could not be loaded"]),
+    "missing data set": ("train", HUB, None, ["cannot be loaded"]),
     "missing split": (
         "train",
         [*HUB, "data.source.split=dev"],

@@ -107,7 +107,9 @@ def test_streaming_batches_match_those_of_tables(make, tokenizer):
 
 
 def test_unknown_split_is_an_error(make):
-    with pytest.raises(UserError, match="no split zeroshot: use train, validation"):
+    with pytest.raises(
+        UserError, match="no split zeroshot: set the key split to one of train, validation"
+    ):
         make().dataloader("zeroshot")
 
 
@@ -140,7 +142,11 @@ def test_a_slice_of_a_split_uses_the_syntax_of_datasets(make):
     ("name", "streaming", "message"),
     [
         ("validation[2:4", False, r"is not a valid slice: write it like validation\[2000:3000\]"),
-        ("zeroshot[2:4]", False, "no split zeroshot: use train, validation"),
+        (
+            "zeroshot[2:4]",
+            False,
+            "no split zeroshot: set the key split to one of train, validation",
+        ),
         ("validation[90:]", False, "the split has 8 rows"),
         ("validation[2:4]", True, "data.source.streaming=false"),
     ],

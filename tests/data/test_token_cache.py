@@ -196,7 +196,7 @@ def test_a_truncated_shard_is_an_error(tmp_path, length):
 
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"image tokens cannot be written to .*: fix that"):
+    with pytest.raises(UserError, match=r"image tokens cannot be written to .*: free space"):
         encode_rows(5, Reader(), Brightness(), tmp_path / "file" / "image_tokens")
 
 

@@ -258,7 +258,10 @@ class CaptionedImages(pl.LightningDataModule):
         """Returns the records of a split, or of a part of it."""
         split = name.partition("[")[0]
         if split not in self.splits:
-            raise UserError(f"the data has no split {split}: use {', '.join(self.splits)}")
+            raise UserError(
+                f"the data has no split {split}: set the key split to one of "
+                f"{', '.join(self.splits)}"
+            )
         return slice_split(self._splits[split], name)
 
     # -- batches ------------------------------------------------------------------------------

@@ -111,7 +111,8 @@ def _pattern(phrases: tuple[str, ...]) -> re.Pattern[str]:
         return re.compile(alternatives, re.IGNORECASE)
     except re.error as error:
         raise UserError(
-            f"data.filters.boilerplate.phrases has an invalid regular expression ({error}): fix it"
+            f"data.filters.boilerplate.phrases has an invalid regular expression ({error}): "
+            "correct it"
         ) from error
 
 

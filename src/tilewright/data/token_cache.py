@@ -214,8 +214,8 @@ def _write_errors(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"image tokens cannot be written to {folder} ({error.strerror or error}): fix that, or "
-            "set data.cache; finished shards are kept"
+            f"image tokens cannot be written to {folder} ({error.strerror or error}): free "
+            "space there, or set data.cache; finished shards are kept"
         ) from error
 
 

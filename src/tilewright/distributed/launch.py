@@ -51,7 +51,10 @@ def check_launch(config: DictConfig) -> None:
         return
     job = HydraConfig.get()
     if job.mode is not None and job.mode.name == "MULTIRUN":
-        raise UserError("--multirun trains each job in one process: leave out trainer=ddp")
+        raise UserError(
+            "a sweep trains each run in one process: leave out trainer.strategy, trainer.num_nodes "
+            "and a trainer= that starts several"
+        )
     processes = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
     has_name = any(text.startswith("run_name=") for text in job.overrides.task)
     if (processes > 1 or config.trainer.num_nodes > 1) and not has_name:
@@ -111,7 +114,7 @@ def check_batch_size(batch_size: int, processes: int) -> None:
         UserError: the batch size is not a positive integer, or the processes do not divide it.
     """
     if not isinstance(batch_size, int) or batch_size < 1:
-        raise UserError(f"data.batch_size={batch_size} is not a positive integer: set it to one")
+        raise UserError(f"data.batch_size={batch_size} is too small: set 1 or more")
     if batch_size % processes:
         raise UserError(
             f"data.batch_size={batch_size}, the batch of all processes together, cannot be divided "

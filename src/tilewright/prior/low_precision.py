@@ -27,8 +27,7 @@ class BFloat16Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.linear(x.bfloat16(), self.weight, self.bias)
-        # bf16 outputs keep the KV cache small, but single queries attend faster in fp32 on a CPU
-        # (docs/speed.md).
+        # bf16 outputs keep the KV cache small, but single queries attend faster in fp32 on a CPU.
         return y if y.is_cuda else y.float()
 
 

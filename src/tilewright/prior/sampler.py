@@ -27,7 +27,7 @@ class Sampling:
         weights: dtype of the linear layers' weights. "bfloat16" and "int8" are faster and sample
             nearly the same images as "float32" (`with_low_precision_weights`).
         compile: compile one step for all positions, and replay it as a graph on CUDA. Compilation
-            takes up to a minute for each batch size. Results may differ by rounding.
+            takes a minute or more for each batch size on a CPU. Results may differ by rounding.
 
     Raises:
         ValueError: a setting is out of range.

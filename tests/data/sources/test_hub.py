@@ -136,4 +136,4 @@ def test_unknown_dataset_without_a_network_is_an_error(monkeypatch):
 
 
 def test_folder_without_data_is_an_error(tmp_path):
-    assert_load_fails(HubSource(str(tmp_path)), "could not be loaded", str(tmp_path))
+    assert_load_fails(HubSource(str(tmp_path)), "cannot be loaded", str(tmp_path))

@@ -66,4 +66,4 @@ def test_mistakes_are_one_line(tmp_path):
     numbered_rows(range(3)).to_parquet(path)
     assert_load_fails(ParquetSource(path, image_column="jpg"), "'jpg'", "image, caption")
     (tmp_path / "x.parquet").write_bytes(b"this is not parquet")
-    assert_load_fails(ParquetSource(path), "x.parquet", "could not be read")
+    assert_load_fails(ParquetSource(path), "x.parquet", "cannot be read")

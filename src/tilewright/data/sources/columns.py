@@ -34,16 +34,19 @@ def select_image_and_caption(
     for argument, column in (("image_column", image_column), ("caption_column", caption_column)):
         if column not in columns:
             raise UserError(
-                f"{description} has no column {column!r}, only {', '.join(columns)}: set {argument}"
+                f"{description} has no column {column!r}, only {', '.join(columns)}: set "
+                f"data.source.{argument}"
             )
     if dataset.features is not None:
         if not _holds_images(dataset.features[image_column]):
             raise UserError(
-                f"{description} has no images in column {image_column!r}: set image_column"
+                f"{description} has no images in column {image_column!r}: set "
+                "data.source.image_column"
             )
         if not _holds_text(dataset.features[caption_column]):
             raise UserError(
-                f"{description} has no text in column {caption_column!r}: set caption_column"
+                f"{description} has no text in column {caption_column!r}: set "
+                "data.source.caption_column"
             )
         # Cast first: streaming data decodes its images in any later step, even in a renaming.
         dataset = dataset.cast_column(image_column, Image(decode=False))

@@ -55,7 +55,7 @@ class HubSource:
         except Exception as error:  # a dozen classes from three libraries
             reason = first_line(error).rstrip(".")
             raise UserError(
-                f"{description} could not be loaded: {reason}; check its name, "
+                f"{description} cannot be loaded: {reason}; check its name, "
                 f"config={self.config}, split={self.split}, and the network"
             ) from error
         splits = {

@@ -77,7 +77,7 @@ class ParquetSource:
             reason = first_line(error.__cause__ or error)
             names = ", ".join(file.name for file in files)
             raise UserError(
-                f"{description} could not be read: {reason}; make sure that {names} is complete"
+                f"{description} cannot be read: {reason}; make sure that {names} is complete"
             ) from error
         holds_paths = is_value(rows.features.get(self.image_column), TEXT)
         pairs = select_image_and_caption(rows, self.image_column, self.caption_column, description)

@@ -153,7 +153,11 @@ def image_identity(record: Mapping[str, Any] | None) -> bytes:
 def require_fraction(fraction: float) -> None:
     """Raises a UserError unless `fraction` is between 0 and 1."""
     if not 0 < fraction < 1:
-        raise UserError(f"fraction={fraction} is not between 0 and 1: set it to 0.05, for example")
+        raise UserError(
+            f"data.source.validation_fraction={fraction} is not between 0 and 1: set it to "
+            "0.05, for "
+            "example"
+        )
 
 
 def _hash_batch(batch: dict[str, list], seed: int) -> dict[str, list[float]]:

@@ -130,7 +130,7 @@ class WebDatasetSource:
             if not endings & set(expected):
                 raise UserError(
                     f"{shard} has no member that ends in {' or '.join(expected)}, only "
-                    f"{', '.join(sorted(endings)) or 'none'}: set {role}_keys"
+                    f"{', '.join(sorted(endings)) or 'none'}: set data.source.{role}_keys"
                 )
 
     def _dataset(self, files: list[str], description: str) -> Dataset | IterableDataset:
@@ -170,7 +170,8 @@ def read_pairs(
             log.warning("%s is broken after %d pairs, the rest is skipped: %s", file, count, error)
         except Exception as error:  # classes of each protocol
             raise UserError(
-                f"the shard {file} cannot be opened ({first_line(error)}): fix that, then continue "
+                f"the shard {file} cannot be opened ({first_line(error)}): replace it, then "
+                "continue "
                 "with resume=true"
             ) from error
 
