@@ -21,7 +21,7 @@ def main(config: DictConfig) -> None:
     """Measures one run by one metric, and saves the results."""
     run = find_run(config)
     data, data_name = data_settings(config, run)
-    check(config, run)
+    resolve(config, run)
     measured = measure(config, run, data)
     save(config, run, measured, data_name)
 
@@ -59,8 +59,8 @@ def data_settings(config: DictConfig, run: Path) -> tuple[str, str]:
     return OmegaConf.to_yaml(config.data, resolve=True), name
 
 
-def check(config: DictConfig, run: Path) -> None:
-    """Checks the settings, and fills in the ranker and the device."""
+def resolve(config: DictConfig, run: Path) -> None:
+    """Fills in the ranker and the device, after checking the settings."""
     settings.check_complete(config)
     if config.images < 1:
         raise UserError(f"images={config.images} asks for no image: set 1 or more")

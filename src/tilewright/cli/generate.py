@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # torch is loaded after the settings have been checked
 def main(config: DictConfig) -> None:
     """Generates images for captions, and saves them with their settings."""
     prompts = parse_prompts(config)
-    run = check(config)
+    run = resolve(config)
     out = output_folder(config, run)
     model, sampling = load(config, run)
     prompts = complete(config, model, sampling, prompts)
@@ -41,8 +41,8 @@ def parse_prompts(config: DictConfig) -> list[str]:
     return list(prompts)
 
 
-def check(config: DictConfig) -> Path:
-    """Checks the settings, fills in the ranker and the device, and returns the prior's run."""
+def resolve(config: DictConfig) -> Path:
+    """Fills in the ranker and the device, checks the settings, and returns the prior's run."""
     if config.n < 1 or config.batch_size < 1 or not config.prompt:
         raise UserError(
             f"n={config.n} batch_size={config.batch_size} prompt={config.prompt!r} asks for no "
