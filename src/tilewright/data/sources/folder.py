@@ -1,17 +1,13 @@
 """Captioned images in a folder."""
 
-import csv
-import json
 import logging
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
-from os.path import normpath
 from pathlib import Path
-from typing import Any
 
 from datasets import Dataset, DatasetDict, Features, Image, List, Value
 
+from tilewright.data.sources.folder_captions import read_captions
 from tilewright.data.sources.splits import (
     NAME_TO_SPLIT,
     hash_position,
@@ -23,7 +19,6 @@ from tilewright.errors import UserError
 log = logging.getLogger(__name__)
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
-CAPTION_COLUMNS = ("caption", "text")
 
 
 @dataclass(frozen=True)
@@ -61,20 +56,17 @@ class FolderSource:
         root = Path(self.path).expanduser().absolute()
         images = self._find_images(root)
         splits: dict[str, list[_CaptionedFile]] = defaultdict(list)
-        metadata = self._read_metadata(root)
-        for image in images:
-            captions = metadata.get(str(image)) or _read_text_file(image)
-            if captions:
-                name = image.relative_to(root)
-                split = NAME_TO_SPLIT.get(name.parts[0].lower(), "train")
-                splits[split].append(_CaptionedFile(image, name.as_posix(), captions))
-        captioned = sum(map(len, splits.values()))
-        if not captioned:
+        captions = read_captions(root, images, self.caption_column)
+        for image, texts in captions.items():
+            name = image.relative_to(root)
+            split = NAME_TO_SPLIT.get(name.parts[0].lower(), "train")
+            splits[split].append(_CaptionedFile(image, name.as_posix(), texts))
+        if not captions:
             raise UserError(
                 f"{self.path!r} contains no captions: add a metadata.jsonl (file_name, caption), "
                 "or a .txt file of the same name beside each image"
             )
-        if missing := len(images) - captioned:
+        if missing := len(images) - len(captions):
             log.warning(
                 "%d of %d images in %s have no caption and are skipped",
                 missing, len(images), self.path,
@@ -100,27 +92,6 @@ class FolderSource:
             )
         return images
 
-    def _read_metadata(self, root: Path) -> dict[str, list[str]]:
-        """Returns captions by the absolute path of the image."""
-        captions: dict[str, list[str]] = defaultdict(list)
-        files = (file for form in ("jsonl", "csv") for file in root.rglob(f"metadata.{form}"))
-        for file in sorted(files):
-            name = file.relative_to(root.parent)
-            for record in _read_records(file):
-                column = self.caption_column or next(
-                    (column for column in CAPTION_COLUMNS if column in record), CAPTION_COLUMNS[0]
-                )
-                for required in ("file_name", column):
-                    if required not in record:
-                        hint = "add it" if required == "file_name" else "set caption_column"
-                        raise UserError(
-                            f"{name} has no column {required!r}, only {', '.join(record)}: {hint}"
-                        )
-                value = record[column] if isinstance(record[column], list) else [record[column]]
-                texts = [str(text).strip() for text in value if text is not None]
-                captions[normpath(file.parent / record["file_name"])] += filter(None, texts)
-        return captions
-
     def _hold_out(
         self, files: list[_CaptionedFile]
     ) -> tuple[list[_CaptionedFile], list[_CaptionedFile]]:
@@ -130,32 +101,6 @@ class FolderSource:
         train = [file for file, position in pairs if position >= limit]
         validation = [file for file, position in pairs if position < limit]
         return train, validation
-
-
-def _read_records(file: Path) -> Iterator[dict[str, Any]]:
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        if file.suffix == ".csv":
-            yield from csv.DictReader(lines)
-            return
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except ValueError:
-                record = None
-            if not isinstance(record, dict):
-                raise UserError(f"{file}, line {number} is not a JSON object: fix or remove it")
-            yield record
-
-
-def _read_text_file(image: Path) -> list[str]:
-    """Returns the captions in the .txt file beside an image, or [] if there is none."""
-    try:
-        text = image.with_suffix(".txt").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return []
-    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def _dataset(files: list[_CaptionedFile], single: bool) -> Dataset:
