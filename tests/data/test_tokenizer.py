@@ -2,7 +2,8 @@
 
 import json
 import random
-import re
+import tracemalloc
+from collections import Counter
 from itertools import pairwise
 
 import pytest
@@ -84,28 +85,58 @@ def test_a_tiny_dropout_gives_the_tokens_without_dropout(tokenizer):
     assert torch.equal(tokenizer.encode(CAPTIONS, dropout=True), plain)
 
 
+def segmentations(parts, ranks, dropout):
+    """Returns the probability of each segmentation, by the definition of BPE dropout.
+
+    Each step skips every possible merge independently, and applies the first remaining one.
+    """
+    possible = sorted((ranks[p], i) for i, p in enumerate(pairwise(parts)) if p in ranks)
+    probabilities = Counter({parts: dropout ** len(possible)})
+    for skipped, (_, i) in enumerate(possible):
+        merged = (*parts[:i], parts[i] + parts[i + 1], *parts[i + 2 :])
+        for result, probability in segmentations(merged, ranks, dropout).items():
+            probabilities[result] += dropout**skipped * (1 - dropout) * probability
+    return probabilities
+
+
 def test_dropout_matches_its_definition(tokenizer):
-    """Each possible merge is skipped independently, and the first remaining one is applied."""
     bpe = json.loads(tokenizer._tokenizer.to_str())["model"]
     ranks = {tuple(pair): rank for rank, pair in enumerate(bpe["merges"])}
     tokenizer.dropout = 0.4
-    for seed, caption in enumerate(["a red circle", "blue", "red red red"] * 5):
-        torch.manual_seed(seed)
-        tokens = tokenizer.encode([caption], dropout=True)[0]
-        torch.manual_seed(seed)
-        random_number = random.Random(int(torch.randint(2**31, ()))).random
-        expected = []
-        for word in re.findall(" ?[^ ]+", caption):
-            parts = list(word.replace(" ", "Ġ"))
-            while True:
-                pairs = [(ranks[p], i) for i, p in enumerate(pairwise(parts)) if p in ranks]
-                kept = [pair for pair in pairs if random_number() >= 0.4]
-                if not kept:
-                    break
-                _, i = min(kept)
-                parts[i : i + 2] = [parts[i] + parts[i + 1]]
-            expected += [bpe["vocab"][part] for part in parts]
-        assert tokens[tokens >= 0].tolist() == expected
+    torch.manual_seed(0)
+    draws = 5000
+    tokens = tokenizer.encode(["circle"] * draws, dropout=True)
+    counts = Counter(tuple(row[row >= 0].tolist()) for row in tokens)
+    expected = segmentations(tuple("circle"), ranks, 0.4)
+    assert len(expected) > 5
+    assert sum(expected.values()) == pytest.approx(1)
+    for parts, probability in expected.items():
+        frequency = counts.pop(tuple(bpe["vocab"][part] for part in parts), 0) / draws
+        assert frequency == pytest.approx(probability, abs=0.03), parts
+    assert not counts
+
+
+def test_dropout_needs_little_time_and_memory_for_text_without_spaces(monkeypatch):
+    class CountedRandom(random.Random):
+        def random(self):
+            draws[-1] += 1
+            return super().random()
+
+    letters = [chr(0x4E00 + i) for i in range(100)]
+    caption = "".join(random.Random(0).choices(letters, k=80))
+    tokenizer = BytePairTokenizer(vocab_size=600, length=1024, dropout=0.1)
+    tokenizer.train([caption])
+    tokenizer.encode(["a"], dropout=True)  # prepares the merges
+    monkeypatch.setattr(random, "Random", CountedRandom)
+    draws = []
+    for length in (80, 320):  # characters, of three bytes each
+        draws.append(0)
+        tracemalloc.start()
+        tokenizer.encode([(4 * caption)[:length]], dropout=True)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 1e6, f"{length} characters take {peak / 1e6:.1f} MB"
+    assert 2 * draws[0] < draws[1] < 5 * draws[0]
 
 
 def test_dropout_skips_the_given_share_of_merges(tokenizer):

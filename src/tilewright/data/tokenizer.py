@@ -1,10 +1,10 @@
 """Byte-level BPE tokenizer of captions, based on Hugging Face tokenizers (section 2.2)."""
 
+import heapq
 import json
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -13,8 +13,6 @@ from torch import Tensor
 
 from tilewright.errors import UserError, first_line
 from tilewright.files import write_atomically
-
-MERGE_CACHE_SIZE = 2**16  # entries; used by BPE dropout
 
 
 class BytePairTokenizer:
@@ -116,14 +114,10 @@ class BytePairTokenizer:
         The library's own dropout cannot be seeded, but a resumed training must see the same tokens.
         """
         random_number = random.Random(int(torch.randint(2**31, ()))).random
-        dropout, table = self.dropout, self._merge_table
         ids: list[int] = []
         text = self._tokenizer.normalizer.normalize_str(caption)
         for word, _ in self._tokenizer.pre_tokenizer.pre_tokenize_str(text):
-            parts = tuple(word)
-            while kept := [m for m in table.merges(parts) if random_number() >= dropout]:
-                _, _, parts = min(kept)
-            ids += [table.ids[part] for part in parts]
+            ids += self._merge_table.merge(word, lambda: random_number() < self.dropout)
         return ids
 
     @cached_property
@@ -131,27 +125,50 @@ class BytePairTokenizer:
         return _MergeTable(self._tokenizer)
 
 
-Parts = tuple[str, ...]
-
-
 class _MergeTable:
-    """Possible merges of the parts of a word, cached because words repeat."""
+    """Merges of a tokenizer, in their order of priority."""
 
     def __init__(self, tokenizer: Tokenizer):
         merges = json.loads(tokenizer.to_str())["model"]["merges"]
-        self.ids = tokenizer.get_vocab()
+        self._ids = tokenizer.get_vocab()
         self._ranks = {tuple(pair): rank for rank, pair in enumerate(merges)}
-        self._cache: dict[Parts, list[tuple[int, int, Parts]]] = {}
 
-    def merges(self, parts: Parts) -> list[tuple[int, int, Parts]]:
-        """Returns each possible merge from left to right: (rank, index, parts after the merge)."""
-        merges = self._cache.get(parts)
-        if merges is None:
-            merges = [
-                (self._ranks[pair], i, (*parts[:i], "".join(pair), *parts[i + 2 :]))
-                for i, pair in enumerate(pairwise(parts))
-                if pair in self._ranks
-            ]
-            if len(self._cache) < MERGE_CACHE_SIZE:
-                self._cache[parts] = merges
-        return merges
+    def merge(self, word: str, is_skipped: Callable[[], bool]) -> list[int]:
+        """Returns the ids of a word, in about linear time, also for text without spaces.
+
+        Each step tries the possible merges by priority and applies the first that is not skipped.
+
+        Args:
+            is_skipped: draws if a merge is skipped in this step.
+        """
+        parts = list(word)  # a merged part is at its first character, and the others are empty
+        following = list(range(1, len(parts) + 1))
+        previous = list(range(-1, len(parts) - 1))
+        merges: list[tuple[int, int, tuple[str, str]]] = []  # heap of (rank, index, pair)
+
+        def add(index: int) -> None:
+            if index >= 0 and following[index] < len(parts):
+                pair = parts[index], parts[following[index]]
+                if pair in self._ranks:
+                    heapq.heappush(merges, (self._ranks[pair], index, pair))
+
+        for index in range(len(parts)):
+            add(index)
+        skipped = []
+        while merges:
+            merge = _, left, pair = heapq.heappop(merges)
+            right = following[left]
+            if right == len(parts) or (parts[left], parts[right]) != pair:
+                continue  # another merge has used a part of it
+            if is_skipped():
+                skipped.append(merge)
+                continue
+            parts[left], parts[right] = "".join(pair), ""
+            following[left] = after = following[right]
+            if after < len(parts):
+                previous[after] = left
+            add(previous[left])
+            add(left)
+            while skipped:
+                heapq.heappush(merges, skipped.pop())
+        return [self._ids[part] for part in parts if part]
