@@ -31,7 +31,7 @@ demo: $(STAMP)
 	$(BIN)/python src/generate.py n=8 guidance=1.5 temperature=0.5 out=logs/demo prompt='["a large red circle in the middle", "a small blue star in the top left", "a large green triangle on the right", "a small black ring in the bottom right", "a large purple diamond to the left of a small yellow circle", "a small cyan square above a large orange star"]'
 	@echo
 	@echo "Images:      logs/demo/grid.png"
-	@echo "Results:     logs/dvae/latest/eval/ and logs/prior/latest/eval/"
+	@echo "Results:     logs/dvae/$$(cat logs/dvae/latest)/eval/ and logs/prior/$$(cat logs/prior/latest)/eval/"
 	@echo "TensorBoard: $(BIN)/tensorboard --logdir logs"
 	@echo "Playground:  $(BIN)/python src/demo.py"
 

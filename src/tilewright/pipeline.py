@@ -93,7 +93,7 @@ class TextToImage:
         Raises:
             UserError: the run does not exist, is incomplete, or has parts that do not match.
         """
-        run = Path(run)
+        run = runs.follow_latest(run)
         config = runs.load_config(run)
         if config.stage != "prior":
             raise UserError(

@@ -130,7 +130,12 @@ CASES = {
         ["run_name=../../escape is not possible"],
     ),
     "run name with a slash": ("train", [*DVAE, "run_name=a/b"], None, ["without /"]),
-    "run name of the link": ("train", [*DVAE, "run_name=latest"], None, ["not 'latest'"]),
+    "run name of the newest run's file": (
+        "train",
+        [*DVAE, "run_name=latest"],
+        None,
+        ["not 'latest'"],
+    ),
     # data
     "missing folder": (
         "train",

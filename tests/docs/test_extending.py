@@ -44,7 +44,7 @@ def run(block):
 
 
 def latest(home, stage):
-    return home / "logs" / stage / "latest"
+    return runs.follow_latest(home / "logs" / stage / "latest")
 
 
 def test_every_shown_file_is_listed():

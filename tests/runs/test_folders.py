@@ -51,13 +51,43 @@ def test_created_run_has_its_resolved_configuration(tmp_path):
     assert "${" not in (run / "config.yaml").read_text()
 
 
-def test_latest_points_to_the_last_created_run(tmp_path):
-    for name in ("b", "a", "c"):
+def test_latest_names_the_last_created_run(tmp_path):
+    for name in ("b", "a b", "c"):
         runs.create(tmp_path / "dvae" / name, config())
-        assert (tmp_path / "dvae" / "latest").resolve() == (tmp_path / "dvae" / name).resolve()
-    assert {p.name for p in (tmp_path / "dvae").iterdir()} == {"a", "b", "c", "latest"}
+        assert runs.follow_latest(tmp_path / "dvae" / "latest") == tmp_path / "dvae" / name
+    assert {p.name for p in (tmp_path / "dvae").iterdir()} == {"a b", "b", "c", "latest"}
     moved = (tmp_path / "dvae").rename(tmp_path / "moved")
-    assert (moved / "latest" / "config.yaml").is_file()  # the link is relative
+    assert runs.follow_latest(moved / "latest" / "x" / "y") == moved / "c" / "x" / "y"
+    assert runs.load_config(moved / "latest").stage == "dvae"
+
+
+def test_the_link_of_an_earlier_version_is_followed_and_replaced(tmp_path):
+    run = trained(tmp_path, "a")
+    latest = tmp_path / "dvae" / "latest"
+    latest.unlink()
+    latest.symlink_to("a")
+    assert runs.find(tmp_path, "dvae", str(latest)) == run.resolve()
+    assert runs.find(tmp_path, "dvae") == run.resolve()
+    runs.create(tmp_path / "dvae" / "b", config())
+    assert latest.is_file()
+    assert not latest.is_symlink()
+    assert run.is_dir()
+
+
+def test_a_folder_in_the_place_of_latest_is_one_line_before_a_run_is_made(tmp_path):
+    (tmp_path / "dvae" / "latest").mkdir(parents=True)
+    with pytest.raises(UserError, match="latest is a folder") as caught:
+        runs.create(tmp_path / "dvae" / "a", config())
+    message(caught)
+    assert not (tmp_path / "dvae" / "a").exists()
+
+
+def test_latest_leads_to_no_other_folder(tmp_path):
+    (tmp_path / "latest").write_text("../../elsewhere\n")
+    assert runs.follow_latest(tmp_path / "latest") == tmp_path / "elsewhere"
+    (tmp_path / "latest").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="there is no run"):
+        runs.find(tmp_path, "dvae", str(tmp_path / "latest"))
 
 
 def test_newest_run_has_the_newest_checkpoint(tmp_path):
@@ -242,6 +272,8 @@ def test_run_is_resumed_from_its_last_checkpoint_or_a_named_one(tmp_path):
     assert runs.find_resumable(tmp_path, "dvae") == (run, last)
     assert runs.find_resumable(tmp_path, "dvae", str(run)) == (run, last)
     assert runs.find_resumable(tmp_path, "dvae", str(best)) == (run, best)
+    latest = tmp_path / "dvae" / "latest" / "checkpoints" / "best.ckpt"
+    assert runs.find_resumable(tmp_path, "dvae", str(latest)) == (run, best)
     with pytest.raises(UserError, match=r"no checkpoint .*other\.ckpt"):
         runs.find_resumable(tmp_path, "dvae", str(run / "checkpoints" / "other.ckpt"))
 

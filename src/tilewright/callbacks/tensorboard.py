@@ -49,8 +49,7 @@ class TensorBoardOverview(pl.Callback):
             return
         config = runs.load_config(self.run)
         charts = {title: ["Multiline", list(tags)] for title, tags in self.charts.items()}
-        # `latest` is a link to the same folder. A common group name gives both one row.
-        session = SessionStartInfo(group_name=f"{config.stage}/{self.run.name}")
+        session = SessionStartInfo()
         for name, value in settings(config, self.settings).items():
             kind = "bool" if isinstance(value, bool) else "number"
             kind = kind if isinstance(value, int | float) else "string"

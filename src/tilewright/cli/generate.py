@@ -62,7 +62,7 @@ def resolve(config: DictConfig) -> Path:
 
 def output_folder(config: DictConfig, run: Path) -> Path:
     """Returns the folder for the images, after checking that no file is in its place."""
-    out = Path(config.out) if config.out else run / "samples"
+    out = runs.follow_latest(config.out) if config.out else run / "samples"
     if next(path for path in (out, *out.parents) if path.exists()).is_file():
         raise UserError(f"out={out} is not a folder, a file is in its place: name another one")
     return out

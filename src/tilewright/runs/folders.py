@@ -3,7 +3,8 @@
 A run is a folder `<logs>/<stage>/<name>/` with `config.yaml` (resolved), `checkpoints/`
 (`last.ckpt` and `best.ckpt`), TensorBoard events, `metrics.csv` and `environment.json`. A prior's
 run also holds `tokenizer.json` and, under `dvae/`, the model of its frozen dVAE. It therefore
-generates images wherever it is copied to.
+generates images wherever it is copied to. `<logs>/<stage>/latest` is a text file with the name of
+the newest run, which paths may go through (`follow_latest`).
 
 A model is a run without its training state: `config.json` and `model.safetensors` replace
 `config.yaml` and `checkpoints/`. Either may come from a stranger: nothing in it is unpickled, and
@@ -53,14 +54,35 @@ def check_name(name: Any) -> None:
 
 
 def create(run: Path, config: DictConfig) -> None:
-    """Creates a run's folder, or updates its configuration, and points `latest` to it."""
+    """Creates a run's folder, or updates its configuration, and names it in `latest`.
+
+    Raises:
+        UserError: a folder is in the place of `latest`.
+    """
+    latest = run.parent / LATEST
+    if latest.is_dir() and not latest.is_symlink():
+        raise UserError(f"{latest} is a folder, but must be a file: move or delete it")
     run.mkdir(parents=True, exist_ok=True)
     saved = OmegaConf.merge({"format": FORMAT}, config)
     files.write_atomically(run / CONFIG, OmegaConf.to_yaml(saved, resolve=True))
-    link = run.parent / f".{LATEST}-{os.getpid()}"  # several trainings may start at once
-    link.unlink(missing_ok=True)
-    link.symlink_to(run.name, target_is_directory=True)
-    link.replace(run.parent / LATEST)
+    temporary = run.parent / f".{LATEST}-{os.getpid()}"  # several trainings may start at once
+    temporary.write_text(f"{run.name}\n")
+    temporary.replace(latest)  # also replaces the symbolic link of Tilewright 0.1
+
+
+def follow_latest(path: str | Path) -> Path:
+    """Returns a path with `latest` replaced by the name of the newest run.
+
+    `latest` is a text file in a stage's folder. TensorBoard shows a link as a second run, and some
+    file systems have no links.
+    """
+    followed = Path()
+    for part in Path(path).parts:
+        place = followed / part
+        if part == LATEST and place.is_file():
+            place = followed / Path(place.read_text(errors="replace").strip()).name
+        followed = place
+    return followed
 
 
 def load_config(folder: Path) -> DictConfig:
@@ -70,6 +92,7 @@ def load_config(folder: Path) -> DictConfig:
         UserError: the folder is neither a run nor a model, or its configuration is broken or has
             another format.
     """
+    folder = follow_latest(folder)
     file = folder / (CONFIG if (folder / CONFIG).is_file() else MODEL_CONFIG)
     if not file.is_file():
         raise UserError(
@@ -174,7 +197,7 @@ def find(logs: Path, stage: str | None, path: str | None = None, data: str | Non
         UserError: no such run exists; the message has the command that trains one.
     """
     if path is not None:
-        return _find_by_path(logs, stage, Path(str(path)))  # a list in YAML is not a path
+        return _find_by_path(logs, stage, follow_latest(str(path)))  # a list in YAML is not a path
     assert stage is not None
     for run in _newest_first(logs / stage):
         with skip_unreadable(run):
@@ -224,7 +247,7 @@ def find_resumable(logs: Path, stage: str, path: str | None = None) -> tuple[Pat
     if path is None or not path.endswith(".ckpt"):
         run = find(logs, stage, path)
         return run, checkpoint(run, "last")
-    file = Path(path).resolve()
+    file = follow_latest(path).resolve()
     if not file.is_file():
         raise UserError(f"there is no checkpoint {path}: name one under RUN/checkpoints/")
     return find(logs, stage, str(file.parents[1])), file

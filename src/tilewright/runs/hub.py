@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from tilewright.errors import UserError, first_line
+from tilewright.runs.folders import follow_latest
 
 # Files of a model. Others, such as pickles, are not downloaded.
 FILES = ["*.json", "*.safetensors"]
@@ -18,8 +19,9 @@ def model_folder(model: str | Path, revision: str | None = None) -> Path:
     Raises:
         UserError: neither exists.
     """
-    if Path(model).is_dir():
-        return Path(model)
+    folder = follow_latest(model)
+    if folder.is_dir():
+        return folder
     from huggingface_hub import snapshot_download
 
     try:

@@ -186,7 +186,8 @@ def find_record(logs: Path, name: str, stage: str | None = None) -> Record:
     """
     stages = [stage] if stage else sorted(path.name for path in logs.glob("*/"))
     places = [Path(name), logs / name, *(logs / folder / name for folder in stages)]
-    matches = list(dict.fromkeys(p.resolve() for p in places if (p / runs.CONFIG).is_file()))
+    folders = map(runs.follow_latest, places)
+    matches = list(dict.fromkeys(p.resolve() for p in folders if (p / runs.CONFIG).is_file()))
     if not matches:
         raise UserError(
             f"there is no run {name} in {logs}: `{program.invocation('runs')}` lists them"

@@ -18,6 +18,7 @@ from tilewright.runs.folders import (
     TOKENIZER,
     WEIGHTS,
     checkpoint,
+    follow_latest,
     load_config,
 )
 
@@ -85,7 +86,7 @@ def load_tokenizer(folder: str | Path) -> Any:
         UserError: the run does not exist, has no tokenizer, or its tokenizer does not match its
             config.
     """
-    folder = Path(folder)
+    folder = follow_latest(folder)
     settings = load_config(folder).get("tokenizer")
     tokenizer = safe_build.build(settings, "tilewright.data", f"tokenizer in {folder}")
     tokenizer.load(folder / TOKENIZER)
@@ -99,7 +100,7 @@ def load_network(run: str | Path, device: str = "cpu") -> Any:
         UserError: the run or its checkpoint does not exist, is broken, or does not match the
             config.
     """
-    run = Path(run)
+    run = follow_latest(run)
     config = load_config(run)
     settings = OmegaConf.select(config, "model.network")
     package = f"tilewright.{config.stage}"
