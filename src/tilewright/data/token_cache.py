@@ -28,14 +28,14 @@ from tilewright.files import atomic_file
 SHARD = 8192  # rows of a file
 SAVE_EVERY = 30.0  # seconds between two saves of an incomplete shard
 
-# A row whose image cannot be used stores UNREADABLE minus the index of its reason in `REASONS`.
-UNREADABLE = np.iinfo(np.uint16).max
-
 ReadImages = Callable[[range], list[Tensor | str]]
 
 
 class TokenCache:
-    """Image tokens [h, w] of each row of a split, uint16 and read-only, from a folder of shards."""
+    """Image tokens [h, w] of each row of a split, read-only, from a folder of shards.
+
+    Their dtype is `token_dtype` of the codebook.
+    """
 
     def __init__(self, folder: Path, rows: int):
         self.folder = folder
@@ -61,7 +61,7 @@ class TokenCache:
         first = np.concatenate(
             [self._open(shard)[:, 0, 0] for shard in range(-(-self.rows // SHARD))]
         )
-        counts = {reason: int((first == UNREADABLE - i).sum()) for i, reason in enumerate(REASONS)}
+        counts = {r: int((first == _unreadable_token(r, first.dtype)).sum()) for r in REASONS}
         return Counter({reason: count for reason, count in counts.items() if count})
 
     def _open(self, shard: int) -> np.ndarray:
@@ -75,10 +75,21 @@ class TokenCache:
         return tokens
 
 
+def token_dtype(num_tokens: int) -> np.dtype:
+    """Returns the dtype for the tokens of a codebook and for the rows without tokens."""
+    values = num_tokens + len(REASONS)
+    return np.dtype(np.uint16 if values <= np.iinfo(np.uint16).max + 1 else np.int32)
+
+
+def _unreadable_token(reason: str, dtype: np.dtype) -> int:
+    """Returns the value that a row stores in place of tokens: one of the dtype's largest."""
+    return np.iinfo(dtype).max - REASONS.index(reason)
+
+
 def unreadable_reason(tokens: np.ndarray) -> str | None:
     """Returns the reason for which a row has no tokens, or None if it has tokens."""
-    index = UNREADABLE - int(tokens.flat[0])
-    return REASONS[index] if index < len(REASONS) else None
+    first = tokens.flat[0]
+    return next((r for r in REASONS if _unreadable_token(r, tokens.dtype) == first), None)
 
 
 def encode_rows(
@@ -104,11 +115,6 @@ def encode_rows(
     Raises:
         UserError: the folder cannot be written.
     """
-    if image_tokenizer.num_tokens > UNREADABLE - len(REASONS):
-        raise ValueError(
-            f"a codebook of {image_tokenizer.num_tokens} does not fit 16 bits: use at most "
-            f"{UNREADABLE - len(REASONS)} tokens"
-        )
     ranges = [range(first, min(first + SHARD, rows)) for first in range(0, rows, SHARD)]
     shards = {shard_file(folder, index): shard for index, shard in enumerate(ranges)}
     if all(file.exists() for file in shards):
@@ -173,7 +179,7 @@ def _encode_shard(
     advance: Callable[[int], None],
 ) -> None:
     partial_file = file.with_name(f".{file.name}.partial")
-    tokens = _load_partial(partial_file, (len(rows), image_tokenizer.grid, image_tokenizer.grid))
+    tokens = _load_partial(partial_file, len(rows), image_tokenizer)
     saved, last_save = len(tokens), time.monotonic()
     advance(saved)
     try:
@@ -193,13 +199,20 @@ def _encode_shard(
     partial_file.unlink(missing_ok=True)
 
 
-def _load_partial(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
+def _load_partial(path: Path, rows: int, image_tokenizer: ImageTokenizer) -> np.ndarray:
     """Returns the encoded rows of an interrupted shard, or no rows if there is no usable file."""
+    empty = _empty_tokens(0, image_tokenizer)
     with contextlib.suppress(OSError, ValueError, EOFError):
         tokens = np.load(path)
-        if tokens.shape[1:] == shape[1:] and len(tokens) <= shape[0] and tokens.dtype == np.uint16:
+        has_format = (tokens.shape[1:], tokens.dtype) == (empty.shape[1:], empty.dtype)
+        if has_format and len(tokens) <= rows:
             return tokens
-    return np.empty((0, *shape[1:]), dtype=np.uint16)
+    return empty
+
+
+def _empty_tokens(rows: int, image_tokenizer: ImageTokenizer) -> np.ndarray:
+    grid = image_tokenizer.grid
+    return np.empty((rows, grid, grid), token_dtype(image_tokenizer.num_tokens))
 
 
 def _save(path: Path, tokens: np.ndarray) -> None:
@@ -222,12 +235,12 @@ def _write_errors(folder: Path) -> Iterator[None]:
 def _encode_batch(
     images: list[Tensor | str], image_tokenizer: ImageTokenizer, device: torch.device | str
 ) -> np.ndarray:
-    tokens = np.empty((len(images), image_tokenizer.grid, image_tokenizer.grid), dtype=np.uint16)
+    tokens = _empty_tokens(len(images), image_tokenizer)
     usable = [i for i, image in enumerate(images) if isinstance(image, Tensor)]
     for i, image in enumerate(images):
         if isinstance(image, str):
-            tokens[i] = UNREADABLE - REASONS.index(image)
+            tokens[i] = _unreadable_token(image, tokens.dtype)
     if usable:
         stacked = torch.stack([image for image in images if isinstance(image, Tensor)]).to(device)
-        tokens[usable] = image_tokenizer.encode(stacked).cpu().numpy().astype(np.uint16)
+        tokens[usable] = image_tokenizer.encode(stacked).cpu().numpy()
     return tokens
