@@ -1,14 +1,26 @@
 """Sampling: shapes, seeds, distributions, image prompts, and the number of network calls."""
 
+import copy
+import math
+import re
+
 import pytest
 import torch
 
+from tilewright.errors import UserError
 from tilewright.prior import Sampling, Stream, Transformer, sample, sample_rows
 from tilewright.prior.patterns import cache_slots
 from tilewright.prior.sampler import candidate_noise, sample_from_logits
 
 STREAM = Stream(text_length=3, text_vocab=5, grid=3, image_vocab=8)
 TEXT = torch.tensor([[1, 2, -1], [4, 0, 3], [2, -1, -1]])
+GREEDY = [
+    Sampling(temperature=0),
+    Sampling(temperature=1e-40),
+    Sampling(temperature=1e-7),
+    Sampling(top_k=1),
+    Sampling(top_p=1e-9),
+]
 
 
 @pytest.fixture(scope="module")
@@ -110,14 +122,21 @@ def test_caches_hold_the_text_once_and_the_slots_of_each_pattern(
         assert len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == len(tensors)
 
 
-@pytest.mark.parametrize(
-    "sampling",
-    [Sampling(temperature=0), Sampling(top_k=1), Sampling(top_p=1e-6), Sampling(temperature=1e-4)],
-    ids=["temperature 0", "top_k 1", "top_p tiny", "temperature tiny"],
-)
+@pytest.mark.parametrize("sampling", GREEDY, ids=str)
 def test_greedy_settings_take_the_most_likely_token(network, sampling):
     tokens = sample(network, TEXT, 2, sampling=sampling)
     assert torch.equal(tokens, greedy_tokens(network).expand(3, 2, 3, 3))
+
+
+@pytest.mark.parametrize("sampling", GREEDY, ids=str)
+def test_greedy_settings_take_the_first_of_the_largest_logits(sampling):
+    larger = torch.tensor(10.0).nextafter(torch.tensor(11.0))  # equal to 10 after a softmax
+    logits = torch.zeros(2, 64)
+    logits[0, 20], logits[0, 40] = 10.0, larger
+    logits[1, [20, 40]] = 10.0
+    for noise in (0.0, 0.3, 1 - 2**-24):
+        tokens = sample_from_logits(logits, torch.full((2,), noise), sampling)
+        assert tokens.tolist() == [40, 20]
 
 
 def frequencies(logits, sampling, points=20_000):
@@ -217,16 +236,38 @@ def test_each_position_is_computed_once(network, monkeypatch, guidance, captions
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"temperature": -0.1}, "temperature .* -0.1"),
-        ({"top_k": 0}, "top_k .* 0"),
-        ({"top_p": 0.0}, "top_p .* 0"),
-        ({"top_p": 1.1}, r"top_p .* 1\.1"),
-        ({"weights": "int4"}, "weights .* int4"),
+        *(({"temperature": value}, f"temperature={value} is not possible: set a number of 0 or more")
+          for value in (-0.1, math.nan, math.inf, True, "hot", [1])),
+        *(({"guidance": value}, f"guidance={value} is not possible: set a number from 0 to 1000")
+          for value in (-1, math.nan, math.inf, -math.inf, 1e38, False, "x")),
+        *(({"top_k": value}, f"top_k={value} is not possible: set a whole number of 1 or more")
+          for value in (0, -1, 1.5, math.nan, math.inf, True)),
+        *(({"top_p": value}, f"top_p={value} is not possible: set a number above 0 and at most 1")
+          for value in (0, 0.0, -0.1, 1.1, math.nan, True)),
+        ({"weights": "int4"}, "weights=int4 is not possible: set one of float32, bfloat16, int8"),
+        ({"weights": 8}, "weights=8 is not possible"),
+        ({"compile": "auto"}, "compile=auto is not possible: set true or false"),
     ],
-)
+    ids=str,
+)  # fmt: skip
 def test_settings_out_of_range_are_rejected(settings, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=f"^{re.escape(message)}"):
         Sampling(**settings)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, 2**32, 99999999999999999999, math.nan, True, "a"])
+def test_seed_out_of_range_is_rejected(network, seed):
+    with pytest.raises(UserError, match=f"seed={seed} is not possible: .* from 0 to 4294967295"):
+        sample(network, TEXT, seed=seed)
+
+
+def test_nan_logits_are_reported(network, caplog):
+    sample(network, TEXT)
+    assert not caplog.text
+    diverged = copy.deepcopy(network)
+    torch.nn.init.constant_(diverged.image_head.weight, torch.nan)
+    sample(diverged, TEXT)
+    assert "logits are nan" in caplog.text
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 3), (3, 1, 2), (2, 1, 3)])

@@ -156,17 +156,14 @@ class Playground:
         return candidates
 
     def _sampling(self, request: Request) -> Sampling:
-        try:
-            return Sampling(
-                request.temperature,
-                top_k=request.top_k or None,
-                top_p=None if request.top_p == 1 else request.top_p,
-                guidance=request.guidance,
-                weights=self.weights,
-                compile=self.compile,
-            )
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        return Sampling(
+            request.temperature,
+            top_k=request.top_k or None,
+            top_p=None if request.top_p == 1 else request.top_p,
+            guidance=request.guidance,
+            weights=self.weights,
+            compile=self.compile,
+        )
 
     def _image_prompt(self, request: Request) -> Image.Image | None:
         if request.image_prompt is None:

@@ -1,5 +1,6 @@
 """Sampling of image tokens for captions, with each position computed once."""
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -8,18 +9,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tilewright.checks import MAX_SEED, check_number, check_whole
+from tilewright.errors import UserError
 from tilewright.prior.compiled_step import CompiledSteps, compile_function
 from tilewright.prior.low_precision import WEIGHTS, Weights, with_low_precision_weights
 from tilewright.prior.protocol import Prior
+
+logger = logging.getLogger(__name__)
+
+MIN_TEMPERATURE = 1e-6  # about the spacing of logits in fp32; far smaller values overflow
+MAX_GUIDANCE = 1000  # far above any use, and far below an overflow of the logits
 
 
 @dataclass(frozen=True)
 class Sampling:
     """Settings for sampling image tokens.
 
+    `temperature=0`, `top_k=1` and a tiny `top_p` all take the most likely token.
+
     Args:
-        temperature: divisor of the logits (1 in the paper). 0 takes the most likely token.
-        top_k: sample from the k most likely tokens. None samples from all.
+        temperature: divisor of the logits (1 in the paper). 0 takes the most likely token, and so
+            does any value below 1e-6.
+        top_k: sample from the k most likely tokens. None, or a k of the vocabulary's size or more,
+            samples from all.
         top_p: sample from the most likely tokens that together reach this probability. None
             samples from all.
         guidance: classifier-free guidance scale. 1 is no guidance; larger values follow the caption
@@ -30,7 +42,7 @@ class Sampling:
             takes a minute or more for each batch size on a CPU. Results may differ by rounding.
 
     Raises:
-        ValueError: a setting is out of range.
+        UserError: a setting is not a number or out of range.
     """
 
     temperature: float = 1.0
@@ -41,14 +53,23 @@ class Sampling:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ValueError(f"temperature must be 0 or more, got {self.temperature}")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k must be 1 or more, got {self.top_k}")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
+        check_number("temperature", self.temperature, 0)
+        check_number("guidance", self.guidance, 0, MAX_GUIDANCE)
+        if self.top_k is not None:
+            check_whole("top_k", self.top_k)
+        if self.top_p is not None:
+            check_number("top_p", self.top_p, 0, 1, exclusive=True)
         if self.weights not in WEIGHTS:
-            raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, got {self.weights}")
+            raise UserError(
+                f"weights={self.weights} is not possible: set one of {', '.join(WEIGHTS)}"
+            )
+        if not isinstance(self.compile, bool):
+            raise UserError(f"compile={self.compile} is not possible: set true or false")
+
+    @property
+    def is_greedy(self) -> bool:
+        """True if the most likely token is always taken."""
+        return self.temperature < MIN_TEMPERATURE
 
 
 def sample(
@@ -110,6 +131,7 @@ def sample_rows(
         Image tokens of all rows so far: [C, n, 1, w], then [C, n, 2, w], up to [C, n, h, w].
 
     Raises:
+        UserError: the seed is not possible.
         ValueError: image_prompt_tokens do not fit the captions or the grid.
     """
     sampling = sampling or Sampling()
@@ -145,6 +167,11 @@ def sample_rows(
     else:
         logits, caches = network.prefill(text, candidates)
         step = partial(decode_step, network, caches, uniform, sampling)
+    if logits.isnan().any():
+        logger.warning(
+            "The prior's logits are nan, so that these images mean nothing: use weights from before "
+            "its loss became nan"
+        )
     tokens = sample_from_logits(guided(logits, sampling.guidance), uniform[:, 0], sampling)
     image: list[Tensor] = []
     for index in range(stream.image_length):
@@ -200,18 +227,19 @@ def sample_from_logits(logits: Tensor, uniform: Tensor, sampling: Sampling) -> T
     Args:
         uniform: noise [B] in [0, 1).
     """
-    if sampling.temperature == 0:
+    if sampling.is_greedy:
         return logits.argmax(dim=-1)
-    probabilities = (logits / sampling.temperature).softmax(dim=-1)
     if sampling.top_k is None and sampling.top_p is None:  # no sorting needed
-        cumulative = probabilities.cumsum(dim=-1)
+        cumulative = (logits / sampling.temperature).softmax(dim=-1).cumsum(dim=-1)
         total = cumulative[:, -1:]
         token = torch.searchsorted(cumulative, uniform[:, None] * total, right=True)
         last = (cumulative < total).sum(dim=-1, keepdim=True)  # rounding may exceed it
         return token.minimum(last).squeeze(1)
-    probabilities, tokens = probabilities.sort(descending=True)
+    # Stable, so that the first of equal logits is the most likely token, as for argmax.
+    logits, tokens = logits.sort(dim=-1, descending=True, stable=True)
+    probabilities = (logits / sampling.temperature).softmax(dim=-1)
     if sampling.top_k is not None:
-        probabilities = probabilities[:, : sampling.top_k]
+        probabilities = probabilities[:, : min(sampling.top_k, logits.shape[1])]
     cumulative = probabilities.cumsum(dim=-1)
     kept = torch.ones_like(cumulative, dtype=torch.bool)
     if sampling.top_p is not None:
@@ -233,7 +261,11 @@ def candidate_noise(captions: range, candidates: range, length: int, seed: int) 
         captions: indices of the captions.
         candidates: indices of the candidates of each caption.
         length: numbers per candidate.
+
+    Raises:
+        UserError: the seed is not a whole number, or out of range.
     """
+    check_whole("seed", seed, 0, MAX_SEED)
     rows = []
     for caption in captions:
         for candidate in candidates:
