@@ -233,26 +233,24 @@ def test_each_position_is_computed_once(network, monkeypatch, guidance, captions
     assert steps == [(2 * captions, index) for index in range(8)]
 
 
+IMPOSSIBLE = {
+    "temperature": ([-0.1, math.nan, math.inf, True, "hot", [1]], "a number of 0 or more"),
+    "guidance": ([-1, math.nan, math.inf, -math.inf, 1e38, False, "x"], "a number from 0 to 1000"),
+    "top_k": ([0, -1, 1.5, math.nan, math.inf, True], "a whole number of 1 or more"),
+    "top_p": ([0, 0.0, -0.1, 1.1, math.nan, True], "a number above 0 and at most 1"),
+    "weights": (["int4", 8], "one of float32, bfloat16, int8"),
+    "compile": (["auto", 1], "true or false"),
+}
+
+
 @pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        *(({"temperature": value}, f"temperature={value} is not possible: set a number of 0 or more")
-          for value in (-0.1, math.nan, math.inf, True, "hot", [1])),
-        *(({"guidance": value}, f"guidance={value} is not possible: set a number from 0 to 1000")
-          for value in (-1, math.nan, math.inf, -math.inf, 1e38, False, "x")),
-        *(({"top_k": value}, f"top_k={value} is not possible: set a whole number of 1 or more")
-          for value in (0, -1, 1.5, math.nan, math.inf, True)),
-        *(({"top_p": value}, f"top_p={value} is not possible: set a number above 0 and at most 1")
-          for value in (0, 0.0, -0.1, 1.1, math.nan, True)),
-        ({"weights": "int4"}, "weights=int4 is not possible: set one of float32, bfloat16, int8"),
-        ({"weights": 8}, "weights=8 is not possible"),
-        ({"compile": "auto"}, "compile=auto is not possible: set true or false"),
-    ],
-    ids=str,
-)  # fmt: skip
-def test_settings_out_of_range_are_rejected(settings, message):
-    with pytest.raises(UserError, match=f"^{re.escape(message)}"):
-        Sampling(**settings)
+    ("key", "value"), [(key, value) for key, (values, _) in IMPOSSIBLE.items() for value in values]
+)
+def test_settings_out_of_range_are_rejected(key, value):
+    _, possible = IMPOSSIBLE[key]
+    message = f"{key}={value} is not possible: set {possible}"
+    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+        Sampling(**{key: value})
 
 
 @pytest.mark.parametrize("seed", [-1, 1.5, 2**32, 99999999999999999999, math.nan, True, "a"])

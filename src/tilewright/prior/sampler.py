@@ -169,8 +169,8 @@ def sample_rows(
         step = partial(decode_step, network, caches, uniform, sampling)
     if logits.isnan().any():
         logger.warning(
-            "The prior's logits are nan, so that these images mean nothing: use weights from before "
-            "its loss became nan"
+            "The prior's logits are nan, so these images mean nothing: use weights from before its "
+            "loss became nan"
         )
     tokens = sample_from_logits(guided(logits, sampling.guidance), uniform[:, 0], sampling)
     image: list[Tensor] = []
