@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tilewright.data import images
 from tilewright.data.images import UnreadableImage, decode_image, to_tensor
 
 
@@ -139,3 +140,24 @@ def test_to_tensor_gives_floats_in_0_to_1():
     assert tensor.is_contiguous()
     torch.testing.assert_close(tensor[2, 4, 6], torch.tensor(noise(5, 7)[4, 6, 2] / 255).float())
     assert to_tensor(Image.new("RGB", (1, 1), "white")).max() == 1
+
+
+@pytest.mark.parametrize("brand", [b"heic", b"mif1"])
+@pytest.mark.parametrize("stored", ["bytes", "path"])
+def test_heic_is_read_or_says_what_is_missing(brand, stored, tmp_path, monkeypatch):
+    record = encode(Image.fromarray(noise(64, 64)), "HEIF")
+    data = record["bytes"][:8] + brand + record["bytes"][12:]
+    (tmp_path / "a.jpg").write_bytes(data)  # phones export it under other names too
+    record = {"bytes": data} if stored == "bytes" else {"path": str(tmp_path / "a.jpg")}
+    assert decode_image(record).size == (64, 64)
+    without = tuple(name for name in images.FORMATS if name != "HEIF")
+    monkeypatch.setattr(images, "FORMATS", without)
+    with pytest.raises(UnreadableImage) as caught:
+        decode_image(record)
+    assert caught.value.reason == "HEIC image without pillow-heif"
+
+
+def test_formats_that_run_programs_or_hold_movies_are_not_opened():
+    assert not {"EPS", "MPEG", "FLI", "WMF"} & set(images.FORMATS)
+    assert {".jfif", ".jp2", ".ppm", ".ico", ".tga", ".mpo", ".heic"} <= images.IMAGE_SUFFIXES
+    assert not {".eps", ".ps", ".pdf", ".mpg", ".h5"} & images.IMAGE_SUFFIXES

@@ -1,9 +1,11 @@
 """Decoding of the encoded images in a dataset to pixels."""
 
 import contextlib
+import importlib
 import warnings
 from collections.abc import Iterator, Mapping
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +18,35 @@ from tilewright.data.skipping import SkipRow
 WHITE = (255, 255, 255)
 MAX_PIXELS = 89_478_485  # Pillow's own limit, above which it warns
 
-# Image formats only. Pillow opens more, and one of them starts Ghostscript on untrusted files.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO")
+# Formats that Pillow opens and that are not used here. EPS starts Ghostscript on untrusted files.
+# MPEG and FLI are movies. The second line has no decoder outside of Windows. The third line has no
+# signature, so that any file could be taken for one.
+EXCLUDED_FORMATS = {
+    *("EPS", "MPEG", "FLI"),
+    *("WMF", "BUFR", "GRIB", "HDF5"),
+    *("IM", "IMT", "IPTC", "PCD", "SPIDER"),
+}
+
+
+def _register_formats() -> tuple[str, ...]:
+    """Loads Pillow's formats and pillow-heif, if it is installed. Returns those that are used."""
+    Image.preinit()  # the common formats come first
+    Image.init()
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pillow_heif").register_heif_opener()
+    formats = [name for name in Image.ID if name not in EXCLUDED_FORMATS]
+    return tuple(sorted(formats, key=lambda name: name == "TGA"))  # last: it has no signature
+
+
+FORMATS = _register_formats()
+HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+HEIF_SUFFIXES = frozenset({".heic", ".heics", ".heif", ".heifs", ".hif"})
+# Pillow opens MPO, the stereo images of some cameras, as JPEG.
+IMAGE_SUFFIXES = frozenset(
+    suffix
+    for suffix, name in Image.registered_extensions().items()
+    if name in FORMATS or name == "MPO"
+)
 
 # Reasons for skipping an image. The token cache stores their indices: only append to `REASONS`.
 NO_IMAGE = "no image"
@@ -26,7 +55,8 @@ NOT_AN_IMAGE = "not an image"
 TRUNCATED = "image is truncated"
 CORRUPT = "image is corrupt"
 TOO_LARGE = "image has too many pixels"
-REASONS = (NO_IMAGE, NO_FILE, NOT_AN_IMAGE, TRUNCATED, CORRUPT, TOO_LARGE)
+HEIF = "HEIC image without pillow-heif"
+REASONS = (NO_IMAGE, NO_FILE, NOT_AN_IMAGE, TRUNCATED, CORRUPT, TOO_LARGE, HEIF)
 
 
 class UnreadableImage(SkipRow):
@@ -96,7 +126,10 @@ def _open(record: Mapping[str, Any] | None, max_pixels: int) -> Iterator[Image.I
     except UnreadableImage:
         raise
     except Exception as error:  # codecs raise many classes for corrupt bytes
-        raise UnreadableImage(_reason(error), f"{path or 'image'}: {error}") from error
+        reason = _reason(error)
+        if reason == NOT_AN_IMAGE and _is_heif(file):
+            reason = HEIF
+        raise UnreadableImage(reason, f"{path or 'image'}: {error}") from error
 
 
 def _reason(error: Exception) -> str:
@@ -110,6 +143,12 @@ def _reason(error: Exception) -> str:
     if isinstance(error, EOFError) or any(word in words for word in ("truncated", "end of file")):
         return TRUNCATED
     return CORRUPT
+
+
+def _is_heif(file: str | BytesIO) -> bool:
+    """Returns True if a file has the signature of HEIC or HEIF images."""
+    header = file.getvalue()[:12] if isinstance(file, BytesIO) else Path(file).read_bytes()[:12]
+    return header[4:8] == b"ftyp" and header[8:12] in HEIF_BRANDS
 
 
 def _rotate(image: Image.Image) -> Image.Image:

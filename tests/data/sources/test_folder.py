@@ -2,11 +2,14 @@
 
 import json
 
+import PIL.Image
 import pytest
 from datasets import List, Value
 
 from helpers.numbered_images import assert_load_fails, numbers_by_split, png, write_folder
-from tilewright.data.sources import FolderSource
+from tilewright.data import CaptionedImages
+from tilewright.data.sources import FolderSource, folder
+from tilewright.data.transforms import CenterCrop
 
 
 @pytest.mark.parametrize("captions", ["jsonl", "csv", "txt"])
@@ -118,6 +121,54 @@ def test_broken_images_are_loaded(tmp_path):
     (tmp_path / "1.png").write_bytes(b"this is not an image")
     splits = FolderSource(str(tmp_path)).load()
     assert sum(map(len, splits.values())) == 3
+
+
+FORMATS = {
+    "jfif": "JPEG", "jp2": "JPEG2000", "ppm": "PPM", "ico": "ICO", "tga": "TGA", "mpo": "MPO",
+    "JPG": "JPEG", "pcx": "PCX", "sgi": "SGI", "avif": "AVIF", "heic": "HEIF",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("captions", ["txt", "jsonl"])
+def test_images_of_every_readable_format_are_used(tmp_path, captions):
+    rows = []
+    for suffix, form in FORMATS.items():
+        PIL.Image.new("RGB", (32, 32), (200, 30, 30)).save(tmp_path / f"a.{suffix}", form)
+        rows.append({"file_name": f"a.{suffix}", "caption": "red"})
+        if captions == "txt":
+            (tmp_path / f"a.{suffix}").rename(tmp_path / f"{suffix}.{suffix}")
+            (tmp_path / f"{suffix}.txt").write_text("red")
+    if captions == "jsonl":
+        (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    crop = CenterCrop(16)
+    data = CaptionedImages(FolderSource(str(tmp_path)), 16, 4, crop, crop)
+    examples = [image for split in data.splits for image, _ in data.examples(split, 100)]
+    assert len(examples) == len(FORMATS)
+    for image in examples:
+        assert image[:, 8, 8].tolist() == pytest.approx([0.78, 0.12, 0.12], abs=0.03)
+
+
+def test_images_of_other_formats_are_counted_and_named(tmp_path, caplog):
+    write_folder(tmp_path, range(3))
+    (tmp_path / "x.svg").write_text("<svg/>")
+    (tmp_path / "y.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0")
+    (tmp_path / "notes.pdf").write_text("%PDF-1.7")
+    assert sum(map(len, FolderSource(str(tmp_path)).load().values())) == 3
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"2 images of other formats in {tmp_path} cannot be read and are left out, such as "
+        "'x.svg': convert them to PNG"
+    )
+
+
+def test_heic_images_without_pillow_heif_are_counted(tmp_path, caplog, monkeypatch):
+    write_folder(tmp_path, range(3))
+    (tmp_path / "IMG_1.HEIC").write_bytes(b"")
+    monkeypatch.setattr(folder, "IMAGE_SUFFIXES", folder.IMAGE_SUFFIXES - folder.HEIF_SUFFIXES)
+    assert sum(map(len, FolderSource(str(tmp_path)).load().values())) == 3
+    (record,) = caplog.records
+    assert "1 HEIC images" in record.getMessage()
+    assert record.getMessage().endswith("'IMG_1.HEIC': pip install 'tilewright[heif]'")
 
 
 def test_mistakes_are_one_line(tmp_path):

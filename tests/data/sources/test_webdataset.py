@@ -90,6 +90,16 @@ def test_streaming_gives_the_splits_of_the_table(tmp_path):
     }
 
 
+def test_images_of_every_readable_format_are_pairs(tmp_path):
+    members = []
+    for n, (ending, form) in enumerate((("jfif", "JPEG"), ("TIF", "TIFF"), ("jp2", "JPEG2000"))):
+        members += [(f"{n}.{ending}", encode_image(n, form)), (f"{n}.txt", f"number {n}")]
+    for name in ("train", "val"):
+        shard(tmp_path / f"{name}.tar", members)
+    splits = load_rows(WebDatasetSource(str(tmp_path)))
+    assert read_numbers(splits["train"]) == [0, 1, 2]
+
+
 def test_a_changed_file_is_read_again(tmp_path):
     shard(tmp_path / "a.tar", pairs(range(4)))
     source = WebDatasetSource(str(tmp_path / "a.tar"), streaming=False)

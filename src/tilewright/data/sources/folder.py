@@ -1,13 +1,16 @@
 """Captioned images in a folder."""
 
 import logging
+import mimetypes
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict, Features, Image, List, Value
 
+from tilewright.data.images import HEIF_SUFFIXES, IMAGE_SUFFIXES
 from tilewright.data.sources.folder_captions import read_captions
+from tilewright.data.sources.listing import Listing, list_files
 from tilewright.data.sources.splits import (
     NAME_TO_SPLIT,
     hash_position,
@@ -17,8 +20,6 @@ from tilewright.data.sources.splits import (
 from tilewright.errors import UserError
 
 log = logging.getLogger(__name__)
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,10 @@ class FolderSource:
     def load(self) -> DatasetDict:
         """Loads the splits without opening an image. See `Source.load`."""
         root = Path(self.path).expanduser().absolute()
-        images = self._find_images(root)
+        listing = self._list_files(root)
+        images = self._select_images(listing)
         splits: dict[str, list[_CaptionedFile]] = defaultdict(list)
-        captions = read_captions(root, images, self.caption_column)
+        captions = read_captions(listing, images, self.caption_column)
         for image, texts in captions.items():
             name = image.relative_to(root)
             split = NAME_TO_SPLIT.get(name.parts[0].lower(), "train")
@@ -77,18 +79,29 @@ class FolderSource:
         single = all(len(file.captions) == 1 for files in resolved.values() for file in files)
         return DatasetDict({split: _dataset(files, single) for split, files in resolved.items()})
 
-    def _find_images(self, root: Path) -> list[Path]:
+    def _list_files(self, root: Path) -> Listing:
         if not root.is_dir():
             kind = "a file, not a folder" if root.is_file() else "not a folder"
             raise UserError(f"{self.path!r} is {kind}: give the path of a folder of images")
-        images = sorted(
-            file
-            for file in root.rglob("*")
-            if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
-        )
+        return list_files(root)
+
+    def _select_images(self, listing: Listing) -> list[Path]:
+        """Returns the images, and warns about images of other formats."""
+        others = [file for file in listing.files if _is_other_image(file)]
+        heif = [file for file in others if file.suffix.lower() in HEIF_SUFFIXES]
+        for files, kind, remedy in (
+            (heif, "HEIC images", "pip install 'tilewright[heif]'"),
+            (sorted({*others} - {*heif}), "images of other formats", "convert them to PNG"),
+        ):
+            if files:
+                log.warning(
+                    "%d %s in %s cannot be read and are left out, such as %r: %s",
+                    len(files), kind, self.path, str(files[0].relative_to(listing.root)), remedy,
+                )  # fmt: skip
+        images = listing.select(IMAGE_SUFFIXES)
         if not images:
             raise UserError(
-                f"{self.path!r} contains no images: add files of type {', '.join(sorted(SUFFIXES))}"
+                f"{self.path!r} contains no images that can be read: add JPEG or PNG files"
             )
         return images
 
@@ -101,6 +114,14 @@ class FolderSource:
         train = [file for file, position in pairs if position >= limit]
         validation = [file for file, position in pairs if position < limit]
         return train, validation
+
+
+def _is_other_image(file: Path) -> bool:
+    """Returns True for an image, by its suffix, of a format that is not read."""
+    suffix = file.suffix.lower()
+    kind = mimetypes.guess_type(f"image{suffix}", strict=False)[0] or ""
+    is_image = kind.startswith("image/") or suffix in {".eps", *HEIF_SUFFIXES}
+    return is_image and suffix not in IMAGE_SUFFIXES
 
 
 def _dataset(files: list[_CaptionedFile], single: bool) -> Dataset:

@@ -8,26 +8,29 @@ from os.path import normpath
 from pathlib import Path
 from typing import Any
 
+from tilewright.data.sources.listing import Listing
 from tilewright.errors import UserError
 
 CAPTION_COLUMNS = ("caption", "text")
+METADATA = ("metadata.jsonl", "metadata.csv")
 
 
 def read_captions(
-    root: Path, images: Sequence[Path], caption_column: str | None
+    listing: Listing, images: Sequence[Path], caption_column: str | None
 ) -> dict[Path, list[str]]:
     """Returns the captions of each image that has any, in the order of the images."""
-    metadata = _read_metadata(root, caption_column)
+    metadata = _read_metadata(listing, caption_column)
     captions = {image: metadata.get(str(image)) or _read_text_file(image) for image in images}
     return {image: texts for image, texts in captions.items() if texts}
 
 
-def _read_metadata(root: Path, caption_column: str | None) -> dict[str, list[str]]:
+def _read_metadata(listing: Listing, caption_column: str | None) -> dict[str, list[str]]:
     """Returns captions by the absolute path of the image."""
     captions: dict[str, list[str]] = defaultdict(list)
-    files = (file for form in ("jsonl", "csv") for file in root.rglob(f"metadata.{form}"))
-    for file in sorted(files):
-        name = file.relative_to(root.parent)
+    for file in listing.files:
+        if file.name not in METADATA:
+            continue
+        name = file.relative_to(listing.root.parent)
         for record in _read_records(file):
             column = caption_column or next(
                 (column for column in CAPTION_COLUMNS if column in record), CAPTION_COLUMNS[0]

@@ -11,6 +11,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict, Image, concatenate_datasets, load_dataset
 
 from tilewright.data.sources.columns import TEXT, is_value, select_image_and_caption
+from tilewright.data.sources.listing import list_files
 from tilewright.data.sources.splits import hold_out_validation, resolve_splits, split_from_path
 from tilewright.errors import UserError, first_line
 
@@ -41,8 +42,10 @@ class ParquetSource:
     def load(self) -> DatasetDict:
         """Loads the splits. See `Source.load`."""
         path = Path(self.path).expanduser()
-        pattern = str(path / "**" / "*.parquet") if path.is_dir() else str(path)
-        files = sorted(Path(file).resolve() for file in glob(pattern, recursive=True))  # noqa: PTH207
+        if path.is_dir():
+            files = list_files(path.absolute()).select({".parquet"})
+        else:
+            files = sorted(Path(file).absolute() for file in glob(str(path), recursive=True))  # noqa: PTH207
         if not files:
             raise UserError(
                 f"{self.path!r} matches no parquet file: give a file, a folder or a pattern"

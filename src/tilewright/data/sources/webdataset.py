@@ -28,14 +28,17 @@ from datasets import (
 from datasets.download import StreamingDownloadManager
 
 from tilewright.data.filters import usable_captions
+from tilewright.data.images import IMAGE_SUFFIXES
 from tilewright.data.skipping import SkipRow
 from tilewright.data.sources.columns import select_image_and_caption
+from tilewright.data.sources.listing import list_files
 from tilewright.data.sources.splits import hold_out_validation, resolve_splits, split_from_path
 from tilewright.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
 
-IMAGE_KEYS = ("jpg", "jpeg", "png", "webp")
+COMMON_KEYS = ("jpg", "jpeg", "png", "webp")
+IMAGE_KEYS = (*COMMON_KEYS, *sorted({suffix[1:] for suffix in IMAGE_SUFFIXES} - {*COMMON_KEYS}))
 CAPTION_KEYS = ("txt", "json")
 FEATURES = Features({"image": Image(decode=False), "caption": List(Value("string"))})
 BROKEN_SHARD = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
@@ -56,7 +59,8 @@ class WebDatasetSource:
     Args:
         path: a file, a folder (its *.tar at any depth), a pattern with `*` or `{0000..0099}`, or a
             list of these. In an address (https://…, hf://…, s3://…) only braces are expanded.
-        image_keys, caption_keys: endings of the members, in order of preference.
+        image_keys, caption_keys: endings of the members, in order of preference. Without
+            image_keys, these are the endings of all image formats that can be read.
         caption_field: field of a `.json` member that holds the caption.
         streaming: read during training. False first copies all pairs to the cache of `datasets`.
         validation_fraction: share of the training images to hold out if there is no file for
@@ -65,7 +69,7 @@ class WebDatasetSource:
     """
 
     path: str | Sequence[str]
-    image_keys: Sequence[str] = IMAGE_KEYS
+    image_keys: Sequence[str] | None = None
     caption_keys: Sequence[str] = CAPTION_KEYS
     caption_field: str = "caption"
     streaming: bool = True
@@ -104,8 +108,10 @@ class WebDatasetSource:
                 files.append(pattern)
                 continue
             path = Path(pattern).expanduser()
-            local = str(path / "**" / "*.tar") if path.is_dir() else str(path)
-            matches = sorted(glob(local, recursive=True))  # noqa: PTH207
+            if path.is_dir():
+                matches = [str(file) for file in list_files(path).select({".tar"})]
+            else:
+                matches = sorted(glob(str(path), recursive=True))  # noqa: PTH207
             if not matches:
                 raise UserError(
                     f"{pattern!r} matches no tar file: give a file, a folder or a pattern"
@@ -115,7 +121,7 @@ class WebDatasetSource:
 
     def _check_members(self, shard: str) -> None:
         """Reads the first members of a shard, to report wrong keys before the training starts."""
-        keys = {"image": self.image_keys, "caption": self.caption_keys}
+        keys = {"image": self.image_keys or IMAGE_KEYS, "caption": self.caption_keys}
         endings: set[str] = set()
         try:
             for name, _ in islice(_members(shard), MEMBERS_TO_CHECK):
@@ -128,15 +134,20 @@ class WebDatasetSource:
                 ) from error
         for role, expected in keys.items():
             if not endings & set(expected):
+                names = expected if len(expected) <= 5 else [*expected[:4], "…"]
                 raise UserError(
-                    f"{shard} has no member that ends in {' or '.join(expected)}, only "
+                    f"{shard} has no member that ends in {' or '.join(names)}, only "
                     f"{', '.join(sorted(endings)) or 'none'}: set data.source.{role}_keys"
                 )
 
     def _dataset(self, files: list[str], description: str) -> Dataset | IterableDataset:
         # Tuples, because `datasets` treats each list as a list of shards.
-        keys = {"image_keys": tuple(self.image_keys), "caption_keys": tuple(self.caption_keys)}
-        arguments: dict[str, Any] = {"files": files, **keys, "caption_field": self.caption_field}
+        arguments: dict[str, Any] = {
+            "files": files,
+            "image_keys": tuple(self.image_keys or IMAGE_KEYS),
+            "caption_keys": tuple(self.caption_keys),
+            "caption_field": self.caption_field,
+        }
         if self.streaming:
             return IterableDataset.from_generator(read_pairs, gen_kwargs=arguments)
         stamps = tuple(_stamp(file) for file in files)  # a changed file is read again
