@@ -56,9 +56,10 @@ def test_reading_does_not_change_the_global_generator(make):
 class Trainer:
     """Trainer with the attributes that the data module reads."""
 
-    def __init__(self, rank=0, world_size=1, batches=0):
+    training = True
+
+    def __init__(self, rank=0, world_size=1):
         self.global_rank, self.world_size = rank, world_size
-        self.fit_loop = SimpleNamespace(total_batch_idx=batches - 1)
         self.strategy = SimpleNamespace(root_device=torch.device("cpu"))
 
 
@@ -92,11 +93,30 @@ def test_processes_evaluate_each_row_once_in_the_same_number_of_batches(make, ro
         assert first == [0, 1, 2, 3]
 
 
+def train(make, count, state=None, **arguments):
+    """Returns the rows of each of the next batches, and the state of the data after them."""
+    data = make(TinySource(rows=11), **arguments)
+    data.trainer = Trainer()
+    if state is not None:
+        data.load_state_dict(state)
+    rows = list(map(row_indices, batches(data, data.train_dataloader(), count)))
+    return rows, data.state_dict()
+
+
 def test_resumed_training_continues_with_the_next_batch(make):
-    assert (
-        indices_by_batch(make, "train_dataloader", 3, batches=4)
-        == indices_by_batch(make, "train_dataloader", 7)[4:]
-    )
+    expected, _ = train(make, 7)
+    first, state = train(make, 2)
+    second, state = train(make, 2, state)
+    third, _ = train(make, 3, state)
+    assert first + second + third == expected
+
+
+def test_training_resumed_with_other_batch_sizes_continues_with_the_next_row(make):
+    expected, _ = train(make, 8)
+    first, state = train(make, 2)
+    second, state = train(make, 3, state, batch_size=6)
+    third, _ = train(make, 1, state, batch_size=5)
+    assert flatten(first + second + third) == flatten(expected)[: 8 + 18 + 5]
 
 
 def test_overfitting_repeats_the_first_batches_exactly(make, tokenizer):

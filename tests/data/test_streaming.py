@@ -1,6 +1,8 @@
 """Streaming data: no row is lost or repeated, each epoch is shuffled, resuming is exact."""
 
+import copy
 import io
+from collections import Counter
 from itertools import chain, islice
 from types import SimpleNamespace
 
@@ -66,10 +68,12 @@ def small_blocks(monkeypatch):
 
 @pytest.fixture
 def make(tmp_path):
-    def make(form="generator", rank=0, processes=1, batches=0, workers=0, state=None):
+    def make(
+        form="generator", rank=0, processes=1, batches=0, workers=0, state=None, batch_size=BATCH
+    ):
         crop = CenterCrop(SIZE)
         source = Source(form, tmp_path / "parquet")
-        data = CaptionedImages(source, SIZE, BATCH, crop, crop, num_workers=workers)
+        data = CaptionedImages(source, SIZE, batch_size, crop, crop, num_workers=workers)
         data.trainer = SimpleNamespace(
             global_rank=rank,
             world_size=processes,
@@ -97,9 +101,11 @@ def train(data, count):
 
 def without_shards(state):
     """Returns a state without the positions in shards, which have several equal forms."""
-    positions = state["streaming"]["positions"]
-    stripped = {reader: {**position, "shards": None} for reader, position in positions.items()}
-    return {**state, "streaming": {**state["streaming"], "positions": stripped}}
+    stripped = copy.deepcopy(state)
+    for position in stripped["streaming"]["positions"].values():
+        for part in position["parts"]:
+            del part["shards"]
+    return stripped
 
 
 def usable_captions(form):
@@ -164,12 +170,69 @@ def test_validation_has_each_row_once(make, workers):
     assert sorted(seen) == usable_captions("generator")
 
 
-def test_another_number_of_readers_continues_with_the_next_epoch(make, caplog):
-    _, states = train(make(), 4)
-    data = make(workers=2, batches=4, state=states[-1])
-    assert "had 1 readers and now has 2" in caplog.text
-    _, states = train(data, 2)
-    assert {position["epoch"] for position in states[-1]["streaming"]["positions"].values()} == {1}
+def train_group(make, count, state, batches=0, processes=1, **arguments):
+    """Trains several processes in turn. Returns their captions and the state of all of them."""
+    captions, gathered = [], []
+    for rank in range(processes):
+        data = make(rank=rank, processes=processes, batches=batches, state=state, **arguments)
+        for batch in islice(data.train_dataloader(), count):
+            captions += data.on_after_batch_transfer(batch, 0)["caption"]
+        gathered.append(data)
+    states = []
+    for data in gathered:
+        data.trainer.world_size = 1  # collects no values of other processes
+        states.append(data.state_dict())
+    merged = {"readers": processes * max(1, arguments.get("workers", 0)), "positions": {}}
+    for own in states:
+        merged["positions"] |= own["streaming"]["positions"]
+    return captions, {**states[0], "streaming": merged}
+
+
+def read_in_stretches(make, *stretches):
+    """Returns the captions of a training that stops after each stretch, and the last state."""
+    seen, state, batches = [], None, 0
+    for stretch in stretches:
+        captions, state = train_group(make, state=state, batches=batches, **stretch)
+        seen, batches = seen + captions, batches + stretch["count"]
+    return seen, state
+
+
+def test_two_processes_that_stop_twice_read_every_row_once(make):
+    stretch = {"count": 3, "processes": 2}
+    seen, _ = read_in_stretches(make, stretch, stretch, stretch)
+    assert sorted(seen) == usable_captions("generator")
+
+
+GROUPS = [
+    [(2, 0), (1, 0), (2, 0)],
+    [(1, 0), (2, 0), (3, 0)],
+    [(1, 0), (1, 2), (2, 0)],
+    [(3, 0), (2, 0), (1, 3)],
+    [(2, 0), (2, 0), (1, 0)],
+]
+
+
+@pytest.mark.parametrize("form", ["generator", "parquet"])
+@pytest.mark.parametrize("groups", GROUPS)
+def test_another_number_of_readers_finishes_the_epoch_without_repeating_a_row(make, form, groups):
+    stretches = [
+        {"form": form, "count": 2, "processes": processes, "workers": workers}
+        for processes, workers in groups
+    ]
+    seen, state = read_in_stretches(make, *stretches)
+    assert len(set(seen)) == len(seen) == 6 * BATCH
+    # The last group reads the rest of this epoch, then all rows of the next one.
+    rest, _ = train_group(make, 40, state, 6, form=form)
+    counts = Counter(seen + rest)
+    assert set(counts) == set(usable_captions(form))
+    assert max(counts.values()) - min(counts.values()) <= 1
+
+
+def test_another_batch_size_neither_skips_nor_repeats_rows(make):
+    seen, _ = read_in_stretches(
+        make, {"count": 2}, {"count": 3, "batch_size": 10}, {"count": 6, "batch_size": 2}
+    )
+    assert sorted(seen) == usable_captions("generator")
 
 
 def test_a_reader_without_rows_is_an_error(make):

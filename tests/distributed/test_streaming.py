@@ -55,15 +55,19 @@ def hub(folder):
 
 @pytest.fixture(params=[webdataset, hub])
 def source(request, tmp_path, monkeypatch):
+    """Source of each kind. A test that needs one kind only parametrizes it indirectly."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     folder = tmp_path / "shards"
     folder.mkdir()
     return request.param(folder)
 
 
-def captions(folder):
+GOOD_CAPTIONS = sorted(f"picture {n}" for n in range(SHARDS * (GOOD + 1)) if n % (GOOD + 1) != GOOD)
+
+
+def captions(folder, processes=2):
     """Returns the training captions of each process."""
-    return [torch.load(folder / f"{rank}.notes")["captions"] for rank in (0, 1)]
+    return [torch.load(folder / f"{rank}.notes")["captions"] for rank in range(processes)]
 
 
 @pytest.mark.slow
@@ -73,9 +77,8 @@ def test_two_processes_read_every_row_once_and_resume_within_an_epoch(source, wo
     arguments["patches"] = {"datasets.config.HF_DATASETS_CACHE": tmp_path / "cache"}
     train("dvae", tmp_path / "uninterrupted", 2, steps=2 * EPOCH, **arguments)
     expected = captions(tmp_path / "uninterrupted")
-    good = sorted(f"picture {n}" for n in range(SHARDS * (GOOD + 1)) if n % (GOOD + 1) != GOOD)
     for epoch in (slice(0, EPOCH * SHARE), slice(EPOCH * SHARE, None)):
-        assert sorted(expected[0][epoch] + expected[1][epoch]) == good
+        assert sorted(expected[0][epoch] + expected[1][epoch]) == GOOD_CAPTIONS
     assert expected[0][: EPOCH * SHARE] != expected[0][EPOCH * SHARE :]
     saved = torch.load(tmp_path / "uninterrupted" / killing.LAST, weights_only=True)
     skips = saved["CaptionedImages"]["skip_counts"]
@@ -92,3 +95,17 @@ def test_two_processes_read_every_row_once_and_resume_within_an_epoch(source, wo
     assert killing.differences(tmp_path / "uninterrupted", tmp_path / "resumed") == []
     saved = torch.load(tmp_path / "resumed" / killing.LAST, weights_only=True)
     assert saved["CaptionedImages"]["skip_counts"] == skips
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", [webdataset], indirect=True)
+@pytest.mark.parametrize("stretches", [(2, 2, 2), (2, 1, 2)])
+def test_a_training_that_stops_twice_reads_every_row_once(source, stretches, tmp_path):
+    arguments = {"source": source, "folder": tmp_path / "run", "stage": "dvae"}
+    arguments["patches"] = {"datasets.config.HF_DATASETS_CACHE": tmp_path / "cache"}
+    seen = []
+    for index, processes in enumerate(stretches, start=1):
+        train(processes=processes, steps=index * EPOCH // 3, **arguments)
+        for read in captions(tmp_path / "run", processes):
+            seen += read
+    assert sorted(seen) == GOOD_CAPTIONS

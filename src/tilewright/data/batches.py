@@ -1,7 +1,8 @@
-"""Batch samplers: the rows of each batch as a function of the batch index.
+"""Batch samplers: the rows of each batch as a function of the position in the training.
 
 Each process takes its share of each batch. A training on several processes therefore sees the same
-batches as a training on one process, and a resumed training continues with the next batch.
+batches as a training on one process. A resumed training continues with the next row, also with
+another batch size.
 """
 
 from collections.abc import Iterator
@@ -36,7 +37,7 @@ class TrainingBatches(Sampler[list[SeededIndex]]):
         rows: number of rows of the split.
         batch_size: rows of a batch, summed over all processes.
         seed: seed of the order.
-        start: index of the first batch to yield.
+        start: number of rows of earlier batches, of all processes.
         rank: rank of this process.
         processes: number of processes that share each batch.
         repeated: repeat the first `repeated` batches forever. 0 uses all batches.
@@ -56,24 +57,26 @@ class TrainingBatches(Sampler[list[SeededIndex]]):
         self.batch_size = batch_size
         self.seed = seed
         self.start = start
-        self.repeated = repeated
+        self.repeated_rows = repeated * batch_size
         self.share = batch_size // processes
         self.offset = rank * self.share
         self._order = lru_cache(maxsize=2)(self._shuffled)
 
     def __iter__(self) -> Iterator[list[SeededIndex]]:
-        for batch_index in count(self.start):
-            if self.repeated:
-                batch_index %= self.repeated
-            first = batch_index * self.batch_size + self.offset
+        for first in count(self.start + self.offset, self.batch_size):
             yield self._rows_between(first, first + self.share)
 
     def _rows_between(self, position: int, end: int) -> list[SeededIndex]:
         """Returns the rows at the positions [position, end) of the sequence of all epochs."""
         batch: list[SeededIndex] = []
         while position < end:
-            epoch, offset = divmod(position, self.rows)
-            rows = self._order(epoch)[offset : offset + end - position].tolist()
+            length = end - position
+            start = position
+            if self.repeated_rows:
+                start %= self.repeated_rows
+                length = min(length, self.repeated_rows - start)
+            epoch, offset = divmod(start, self.rows)
+            rows = self._order(epoch)[offset : offset + length].tolist()
             batch += [SeededIndex(row, (self.seed, epoch, row)) for row in rows]
             position += len(rows)
         return batch

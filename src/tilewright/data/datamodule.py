@@ -50,8 +50,8 @@ class CaptionedImages(pl.LightningDataModule):
 
     The order of the rows and all their random numbers depend on the seed and the epoch only. The
     batches are therefore the same for any number of processes, and a resumed training continues
-    with the next batch. With streaming data each reader has its own rows, and a checkpoint holds
-    the position of each reader.
+    with the next row. With streaming data each reader has its own rows, and a checkpoint holds the
+    position of each reader.
 
     Args:
         source: source of the captioned images.
@@ -133,6 +133,7 @@ class CaptionedImages(pl.LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self.skip_counts = SkipCounts()
+        self._rows_read = 0  # training rows of all processes, which is the position in a table
         self._splits: dict[str, Any] = {}
         self._datasets: dict[tuple[str, bool], TableDataset | StreamingDataset] = {}
         self._progress = StreamingProgress()
@@ -303,6 +304,7 @@ class CaptionedImages(pl.LightningDataModule):
         if position is not None:
             self._progress.update(position)
         if self.trainer is None or self.trainer.training:
+            self._rows_read += self.batch_size
             if skipped and not self.skip_counts.total:
                 log.warning("Some rows are skipped, first: %s", format_counts(skipped))
             self.skip_counts.add(len(batch["caption"]) + sum(skipped.values()), skipped)
@@ -324,10 +326,9 @@ class CaptionedImages(pl.LightningDataModule):
     def _batching(self, dataset: TableDataset | StreamingDataset, training: bool) -> dict[str, Any]:
         """Returns the DataLoader's arguments that say which rows make up a batch."""
         rank, processes, _ = self._reader_group
-        start = self.trainer.fit_loop.total_batch_idx + 1 if training and self.trainer else 0
         if isinstance(dataset, StreamingDataset):
-            if training:
-                dataset.resume(start, self._progress.positions)
+            if training and self.trainer:
+                dataset.resume(self.trainer.fit_loop.total_batch_idx + 1, self._progress.positions)
             return {"batch_size": self.batch_size // processes}
         sampler: TrainingBatches | EvaluationBatches
         if training:
@@ -335,7 +336,7 @@ class CaptionedImages(pl.LightningDataModule):
                 len(dataset),
                 self.batch_size,
                 self.seed,
-                start,
+                self._rows_read,
                 rank,
                 processes,
                 self.overfit_batches,
@@ -354,8 +355,9 @@ class CaptionedImages(pl.LightningDataModule):
     # -- checkpoints --------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the streaming positions and the skip counts. All processes must call it."""
+        """Returns the positions and the skip counts. All processes must call it."""
         return {
+            "rows_read": self._rows_read,
             "streaming": self._progress.state_dict(self._reader_group),
             "skip_counts": self.total_skip_counts().state_dict(),
         }
@@ -363,6 +365,7 @@ class CaptionedImages(pl.LightningDataModule):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self._reader_group.rank == 0:  # the first process continues the counts of all
             self.skip_counts.load_state_dict(state["skip_counts"])
+        self._rows_read = state["rows_read"]
         self._progress.load_state_dict(state["streaming"], self._reader_group)
 
     def total_skip_counts(self) -> SkipCounts:

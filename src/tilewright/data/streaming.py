@@ -4,7 +4,8 @@ There is one reader for each dataloader worker of each process. Each epoch reads
 order, several at a time. The rows are shuffled within blocks of `SHUFFLE_BLOCK`.
 
 To resume within such a block, the reader reads the block again from its start. It shuffles the
-rows with the same seed and leaves out those that were taken.
+rows with the same seed and leaves out those that were taken. `streaming_position` divides the rest
+of an epoch among another number of readers.
 """
 
 from collections import Counter
@@ -64,7 +65,8 @@ class StreamingDataset(torch.utils.data.IterableDataset):
 
     def __iter__(self) -> Iterator[dict]:
         index = self._reader_index()
-        position = self.positions.get(index, StreamingPosition(index))
+        start = StreamingPosition.start(index, self.group.readers)
+        position = self.positions.get(index, start)
         skipped: Counter[str] = Counter()  # since the last usable row
         while True:
             last: dict | None = None
@@ -82,7 +84,7 @@ class StreamingDataset(torch.utils.data.IterableDataset):
                 if self.seed is not None:
                     last["position"] = position.next_epoch()
                 yield last
-            elif position.is_epoch_start:
+            elif position.is_reader_epoch:
                 self._check_usable(skipped)
             if self.seed is None:
                 return
@@ -108,27 +110,28 @@ class StreamingDataset(torch.utils.data.IterableDataset):
         for record in records:
             yield self.reader(record["image"], record["caption"])
 
-    def _shuffled_epoch(self, start: StreamingPosition, seed: int) -> Iterator[dict | str]:
-        reader, epoch, taken = start.reader, start.epoch, start.taken
+    def _shuffled_epoch(self, position: StreamingPosition, seed: int) -> Iterator[dict | str]:
+        part = position.parts[0]
+        reader, epoch = part.reader, part.epoch
         generator = torch.Generator().manual_seed(derive_seed(seed, epoch))  # same for all readers
         shards = torch.randperm(self.data.num_shards, generator=generator).tolist()
         shard_reader = ShardReader(
-            self.data, shards, reader, self.group.readers, OPEN_SHARDS, start.shards
+            self.data, shards, reader, part.readers, OPEN_SHARDS, part.shards
         )
         records = iter(shard_reader)
-        block, block_start = start.shuffle_block, start.shards
+        block, block_start, taken = part.shuffle_block, part.shards, part.taken
         while block_records := list(islice(records, SHUFFLE_BLOCK)):
             block_end = shard_reader.state_dict()
             generator = torch.Generator().manual_seed(derive_seed(seed, reader, epoch, block))
             order = torch.randperm(len(block_records), generator=generator).tolist()
             for index in range(taken, len(order)):
+                if index % part.every != part.offset:
+                    continue  # belongs to another part
                 record = block_records[order[index]]
                 row_seed = (seed, reader, epoch, block, index)
                 row = self.reader(record["image"], record["caption"], seed=row_seed)
                 if isinstance(row, dict):
-                    row["position"] = StreamingPosition(
-                        reader, epoch, block, index + 1, block_start
-                    )
+                    row["position"] = position.move(block, index + 1, block_start)
                 yield row
             block, taken, block_start = block + 1, 0, block_end
 

@@ -1,16 +1,20 @@
 """Positions in streaming data, for exact resuming.
 
 Each dataloader worker of each process is one reader, and each reader has its own position.
+
+A training that resumes with another number of readers first finishes the epoch that the previous
+readers had begun. What they left is divided among the new readers.
 """
 
-import logging
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 
-log = logging.getLogger(__name__)
+# With this many shares per reader, it does not matter that some readers have one share more.
+MIN_SHARES_PER_READER = 8
 
 
 class ReaderGroup(NamedTuple):
@@ -36,44 +40,126 @@ class ReaderGroup(NamedTuple):
         return self.rank * self.workers + worker
 
 
-@dataclass
-class StreamingPosition:
-    """Position of one reader, right after a row.
+@dataclass(frozen=True)
+class Part:
+    """Position in the rows of one of several readers.
 
-    Rows are shuffled within blocks. The position is the state at the start of a block and the
+    The rows are shuffled within blocks. The position is the state at the start of a block and the
     number of rows taken from it.
 
     Attributes:
-        reader: index of the reader.
+        reader: index of the reader whose rows these are.
+        readers: number of readers that the rows of an epoch are divided among.
+        every, offset: of a block's rows, those at `offset`, `offset + every`, ... belong to the
+            part.
         epoch: index of the epoch.
+        last_epoch: the part ends with this epoch. None is endless.
         shuffle_block: index of the shuffle block within the epoch.
-        taken: number of rows taken from the shuffle block, including skipped ones.
+        taken: number of rows of the shuffle block before the position, including skipped ones.
         shards: state of the `ShardReader` at the start of the shuffle block. None is the start of
             an epoch.
     """
 
     reader: int
+    readers: int
+    every: int = 1
+    offset: int = 0
     epoch: int = 0
+    last_epoch: int | None = None
     shuffle_block: int = 0
     taken: int = 0
     shards: dict[str, Any] | None = None
 
+    def next_epoch(self) -> "Part | None":
+        """Returns the start of the next epoch, or None after the last epoch."""
+        if self.epoch == self.last_epoch:
+            return None
+        return replace(self, epoch=self.epoch + 1, shuffle_block=0, taken=0, shards=None)
+
+    def divide(self, count: int) -> list["Part"]:
+        """Divides the rest of the rows into `count` parts."""
+        return [
+            replace(self, every=self.every * count, offset=self.offset + self.every * i)
+            for i in range(count)
+        ]
+
+
+class StreamingPosition:
+    """Position of one reader, right after a row.
+
+    It is not a dataclass, because Lightning copies each dataclass of a batch.
+
+    Args:
+        reader: index of the reader.
+        parts: what remains to be read, in this order. The last part is endless.
+    """
+
+    def __init__(self, reader: int, parts: tuple[Part, ...]):
+        self.reader, self.parts = reader, parts
+
+    @classmethod
+    def start(cls, reader: int, readers: int) -> "StreamingPosition":
+        """Returns the position of a reader at the start of a training."""
+        return cls(reader, (Part(reader, readers),))
+
     @property
-    def is_epoch_start(self) -> bool:
-        return self.shuffle_block == 0 and self.taken == 0
+    def is_reader_epoch(self) -> bool:
+        """True at the start of an epoch of all rows of the reader."""
+        first = self.parts[0]
+        return first.last_epoch is None and first.shuffle_block == first.taken == 0
+
+    def move(self, shuffle_block: int, taken: int, shards: dict | None) -> "StreamingPosition":
+        """Returns another position in the epoch of the first part."""
+        first, *later = self.parts
+        moved = replace(first, shuffle_block=shuffle_block, taken=taken, shards=shards)
+        return StreamingPosition(self.reader, (moved, *later))
 
     def next_epoch(self) -> "StreamingPosition":
-        """Returns the start of the next epoch."""
-        return StreamingPosition(self.reader, self.epoch + 1)
+        """Returns the start of the next epoch of the first part, or of the next part."""
+        first, *later = self.parts
+        following = first.next_epoch()
+        parts = later if following is None else [following, *later]
+        return StreamingPosition(self.reader, tuple(parts))
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the position as plain values, for a checkpoint."""
-        return asdict(self)
+        return {"reader": self.reader, "parts": [asdict(part) for part in self.parts]}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "StreamingPosition":
         """Restores a position from its `state_dict`."""
-        return cls(**state)
+        return cls(state["reader"], tuple(Part(**part) for part in state["parts"]))
+
+
+def redistribute(positions: Sequence[StreamingPosition], readers: int) -> list[StreamingPosition]:
+    """Returns the positions of another number of readers, which continue after the previous ones.
+
+    They finish the epoch of the reader that is furthest ahead, and then divide each epoch anew.
+
+    Args:
+        positions: positions of all previous readers.
+        readers: number of readers from now on.
+    """
+    own = [position.parts[-1] for position in positions]
+    left = [part for position in positions for part in position.parts[:-1]]
+    last_epoch = max(part.epoch for part in own)
+    own = [replace(part, last_epoch=last_epoch) for part in own]
+    # What an earlier change has left comes first, because its epoch is the oldest. Its parts may
+    # have unequal lengths, so that all readers share each of them.
+    shares = _divide(left, readers, readers) + _divide(
+        own, readers // math.gcd(len(own), readers), readers
+    )
+    assigned = [shares[reader::readers] for reader in range(readers)]
+    return [
+        StreamingPosition(reader, (*rest, Part(reader, readers, epoch=last_epoch + 1)))
+        for reader, rest in enumerate(assigned)
+    ]
+
+
+def _divide(parts: Sequence[Part], shares: int, readers: int) -> list[Part]:
+    """Divides each part into a number of shares, or fewer if there are enough of them."""
+    enough = math.ceil(MIN_SHARES_PER_READER * readers / max(len(parts), 1))
+    return [share for part in parts for share in part.divide(min(shares, enough))]
 
 
 class StreamingProgress:
@@ -96,22 +182,21 @@ class StreamingProgress:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], group: ReaderGroup) -> None:
-        """Restores the positions. With another number of readers, the next epoch starts."""
-        self.positions = {
-            reader: StreamingPosition.from_state(position)
-            for reader, position in state["positions"].items()
-        }
-        if self.positions and state["readers"] != group.readers:
-            epoch = 1 + max(position.epoch for position in self.positions.values())
-            log.warning(
-                "The streaming data had %d readers and now has %d: the training continues with "
-                "the next epoch",
-                state["readers"],
-                group.readers,
-            )
-            self.positions = {
-                reader: StreamingPosition(reader, epoch) for reader in range(group.readers)
-            }
+        """Restores the positions of this process's readers."""
+        if not state["positions"]:  # the data does not stream
+            return
+        saved = state["positions"]
+        positions = [
+            StreamingPosition.from_state(saved[reader])
+            if reader in saved
+            else StreamingPosition.start(reader, state["readers"])
+            for reader in range(state["readers"])
+        ]
+        if state["readers"] != group.readers:
+            positions = redistribute(positions, group.readers)
+        # The positions of other processes would be stale at the next checkpoint.
+        own = map(group.reader, range(group.workers))
+        self.positions = {reader: positions[reader] for reader in own}
 
 
 def gather(value: Any, processes: int) -> list[Any]:
