@@ -249,7 +249,7 @@ def bytes_read(network: Transformer) -> float:
     weights = [*network.blocks.parameters(), *network.blocks.buffers()]
     weights += [*network.image_head.parameters(), *network.image_head.buffers()]
     stream, dim = network.stream, network.image_embedding.weight.shape[1]
-    light = network.image_head.weight.dtype == torch.bfloat16
+    light = network.blocks[0].attention.qkv.weight.dtype == torch.bfloat16
     keys = 0.0
     for block in network.blocks:
         read = cache_slots(block.attention.pattern, stream).reads_per_token

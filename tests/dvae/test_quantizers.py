@@ -75,6 +75,16 @@ def test_training_codes_are_the_codes_of_the_tokens(kind):
     torch.testing.assert_close(codes, quantizer.codes(quantizer.tokens(inputs)))
 
 
+def test_autocast_does_not_change_tokens_and_codes(quantizer):
+    inputs = torch.randn(64, quantizer.channels, 8, 8)
+    quantizer.eval()
+    tokens, (codes, _) = quantizer.tokens(inputs), quantizer(inputs, 1.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(quantizer.tokens(inputs), tokens)
+        if not isinstance(quantizer, GumbelSoftmax):  # whose codes have noise
+            assert torch.equal(quantizer(inputs, 1.0)[0], codes)
+
+
 def test_encoding_tokens_does_not_change_the_codebook(quantizer):
     quantizer.train()
     before = weights_digest(quantizer)

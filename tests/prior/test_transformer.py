@@ -86,11 +86,18 @@ def test_cached_steps_equal_the_forward_pass(pattern, parts):
 @pytest.mark.parametrize("parts", [{}, MODERN])
 def test_logits_have_their_vocabulary_and_are_fp32_under_autocast(parts):
     text, image = make_batch(2)
+    network = make_network(**parts)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        text_logits, image_logits = make_network(**parts)(text, image)
+        text_logits, image_logits = network(text, image)
+        first, caches = network.prefill(text, 1)
+        second = network.step(image[:, 0, 0], 0, caches)
+        next_text = network.next_text(text)
     assert text_logits.shape == (2, 3, STREAM.text_classes)
     assert image_logits.shape == (2, 16, STREAM.image_vocab)
-    assert (text_logits.dtype, image_logits.dtype) == (torch.float32, torch.float32)
+    for logits in (text_logits, image_logits, first, second, next_text):
+        assert logits.dtype == torch.float32
+        # Nearly none is a bf16 number, as all would be after a product in bf16.
+        assert (logits == logits.bfloat16()).float().mean() < 0.1
 
 
 @torch.no_grad()

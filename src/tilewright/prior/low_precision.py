@@ -62,8 +62,8 @@ class Int8Linear(nn.Module):
 def with_low_precision_weights(network: Prior, weights: Weights) -> Prior:
     """Returns a copy of a network whose linear layers have weights of another dtype.
 
-    Embeddings, norms, softmaxes and the residual path keep their dtype. The copy samples nearly the
-    same images.
+    Embeddings, norms, heads, softmaxes and the residual path keep their dtype. The copy samples
+    nearly the same images.
 
     Args:
         network: trained prior. It is not changed.

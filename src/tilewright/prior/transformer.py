@@ -15,6 +15,7 @@ from tilewright.prior.patterns import cache_slots, layer_patterns
 from tilewright.prior.rotary import Rotary
 from tilewright.prior.stream import Stream
 from tilewright.training.compiling import raise_recompile_limit
+from tilewright.training.precision import Float32Linear
 
 
 class Transformer(nn.Module):
@@ -84,8 +85,8 @@ class Transformer(nn.Module):
             for pattern in patterns
         )
         self.norm = NORMS[norm](dim)
-        self.text_head = nn.Linear(dim, stream.text_classes)
-        self.image_head = nn.Linear(dim, stream.image_vocab)
+        self.text_head = Float32Linear(dim, stream.text_classes)
+        self.image_head = Float32Linear(dim, stream.image_vocab)
         self.initialize(self.modules())
 
     def initialize(self, modules: Iterable[nn.Module]) -> None:
@@ -131,7 +132,7 @@ class Transformer(nn.Module):
         text_states, image_states = self.norm(x).split(
             [self.stream.text_length, self.stream.image_length], dim=1
         )
-        return self.text_head(text_states).float(), self.image_head(image_states).float()
+        return self.text_head(text_states), self.image_head(image_states)
 
     def embed_text(self, text: Tensor) -> Tensor:
         """Embeds the start token and text tokens [B, n] as states [B, 1 + n, dim].
@@ -190,7 +191,7 @@ class Transformer(nn.Module):
         for block in self.blocks:
             x, k, v = block.prefill(x)
             caches.append(self._layer_cache(block, k, v, candidates, compiled_steps))
-        logits = self.image_head(self.norm(x[:, -1])).float()
+        logits = self.image_head(self.norm(x[:, -1]))
         return logits.repeat_interleave(candidates, dim=0), caches
 
     @torch.compiler.disable  # a graph would trace `cache_slots`, a loop over positions
@@ -216,11 +217,11 @@ class Transformer(nn.Module):
         x = self.embed_image(tokens[:, None], index).squeeze(1)
         for block, cache in zip(self.blocks, caches, strict=True):
             x = block.step(x, index, cache)
-        return self.image_head(self.norm(x)).float()
+        return self.image_head(self.norm(x))
 
     def next_text(self, text: Tensor) -> Tensor:
         """Returns the logits [B, text_classes] of the text token after text tokens [B, n]."""
         x = self.embed_text(text)
         for block in self.blocks:
             x, _, _ = block.prefill(x)
-        return self.text_head(self.norm(x[:, -1])).float()
+        return self.text_head(self.norm(x[:, -1]))

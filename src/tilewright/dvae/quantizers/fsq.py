@@ -32,7 +32,8 @@ class FiniteScalarQuantizer(Quantizer):
             return self.rounding(latents.float())[0], {}
 
     def tokens(self, latents: Tensor) -> Tensor:
-        return self.rounding(latents.float())[1].long()
+        with torch.autocast(latents.device.type, enabled=False):
+            return self.rounding(latents.float())[1].long()
 
     def codes(self, tokens: Tensor) -> Tensor:
         return self.rounding.indices_to_codes(tokens)

@@ -48,7 +48,8 @@ class VectorQuantizer(Quantizer):
         return codes, {"commitment": commitment}
 
     def tokens(self, latents: Tensor) -> Tensor:
-        return self.codebook(latents.float(), freeze_codebook=True)[1]
+        with torch.autocast(latents.device.type, enabled=False):
+            return self.codebook(latents.float(), freeze_codebook=True)[1]
 
     def codes(self, tokens: Tensor) -> Tensor:
         return self.codebook.get_codes_from_indices(tokens)

@@ -1,0 +1,17 @@
+"""Layers that keep fp32 in mixed precision."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Float32Linear(nn.Linear):
+    """Linear layer that computes in fp32, also under autocast.
+
+    It is for output heads: bf16 cannot tell logits apart that differ by less than a hundredth.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            bias = None if self.bias is None else self.bias.float()
+            return F.linear(x.float(), self.weight.float(), bias)
