@@ -1,5 +1,6 @@
 """Text-to-image pipeline, on an untrained model."""
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -11,6 +12,7 @@ from tilewright.data import BytePairTokenizer
 from tilewright.errors import UserError
 from tilewright.pipeline import TextToImage
 from tilewright.prior import Sampling
+from tilewright.reranking import LikelihoodRanker
 from tilewright.viz.images import to_pil
 
 
@@ -44,12 +46,21 @@ def test_generate_without_a_ranker_keeps_the_order_of_candidates(model):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n": 0}, "n=0 asks for no image"),
+        *(({"n": n}, f"n={n} is not possible: set a whole number of 1 or more")
+          for n in (0, -1, 1.5, math.nan, True, "2")),
+        ({"best_of": 1.5}, "best_of=1.5 is not possible"),
+        ({"best_of": -2}, "best_of=-2 is not possible"),
+        ({"batch_size": 0}, "batch_size=0 is not possible"),
+        ({"batch_size": 0.5}, "batch_size=0.5 is not possible"),
+        ({"seed": 99999999999999999999}, "seed=99999999999999999999 is not possible"),
+        ({"seed": 0.5}, "seed=0.5 is not possible"),
+        ({"rows": 1}, "rows=1 needs an image"),
         ({"n": 4, "best_of": 2, "ranker": BrightnessRanker()}, "best_of=2 is smaller than n=4"),
         ({"n": 4, "best_of": 9}, "needs a ranker"),
     ],
-)
-def test_generate_rejects_an_impossible_number_of_images(model, arguments, message):
+    ids=str,
+)  # fmt: skip
+def test_generate_rejects_impossible_numbers(model, arguments, message):
     with pytest.raises(UserError, match=message):
         model(CAPTIONS, **arguments)
 
@@ -103,14 +114,41 @@ def test_an_image_prompt_fixes_the_top_rows(model):
     tokens = model.sample_tokens(CAPTIONS, 6, image_prompt=prompt, rows=1)
     assert (tokens[:, :, 0] == 7).all()
     assert len(tokens[:, :, 1].unique()) > 1
-    free = model.sample_tokens(CAPTIONS, 6)
-    assert torch.equal(model.sample_tokens(CAPTIONS, 6, image_prompt=prompt, rows=0), free)
 
 
-@pytest.mark.parametrize("rows", [-1, 2])
-def test_an_image_prompt_leaves_at_least_one_row(model, rows):
-    with pytest.raises(UserError, match=f"rows={rows} is not between 1 and 1"):
+@pytest.mark.parametrize("rows", [-1, 0, 2, 0.5, True])
+def test_an_image_prompt_keeps_and_leaves_at_least_one_row(model, rows):
+    with pytest.raises(UserError, match=f"rows={rows} is not possible: .* from 1 to 1"):
         model.sample_tokens(CAPTIONS, image_prompt=Image.new("RGB", (16, 16)), rows=rows)
+
+
+@pytest.mark.parametrize("captions", ["a red circle", [], [None], ["a", 7]])
+def test_captions_are_a_list_of_strings(model, captions):
+    with pytest.raises(UserError, match="is not a list of captions"):
+        model.generate(captions)
+    with pytest.raises(UserError, match="is not a list of captions"):
+        model.complete(captions)
+
+
+def test_guidance_and_likelihood_ranker_need_a_prior_that_has_seen_empty_captions(model):
+    def remake(caption_dropout):
+        parts = (model.prior, model.image_tokenizer, model.tokenizer)
+        return TextToImage(*parts, caption_dropout=caption_dropout)
+
+    guided = {"sampling": Sampling(guidance=1.5)}
+    ranked = {"best_of": 2, "ranker": LikelihoodRanker()}
+    for caption_dropout in (None, 0.1):
+        for arguments in (guided, ranked):
+            assert remake(caption_dropout)(CAPTIONS, **arguments)
+    never = remake(0.0)
+    assert never(CAPTIONS, best_of=2, ranker=BrightnessRanker())
+    message = "needs a prior that has seen empty captions.* model.caption_dropout=0:"
+    with pytest.raises(UserError, match=f"^guidance=1.5 {message} leave guidance out"):
+        never(CAPTIONS, **guided)
+    with pytest.raises(UserError, match=f"^LikelihoodRanker {message}"):
+        never(CAPTIONS, **ranked)
+    with pytest.raises(UserError, match=f"^LikelihoodRanker {message}"):
+        never.score(LikelihoodRanker(), CAPTIONS, never.sample_tokens(CAPTIONS, 2))
 
 
 def test_scores_do_not_depend_on_the_batch_size(model):

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 
 from tilewright import runs
+from tilewright.checks import check_whole
 from tilewright.data.image_tokenizer import ImageTokenizer
 from tilewright.data.images import to_tensor
 from tilewright.data.tokenizer import BytePairTokenizer
@@ -68,6 +70,9 @@ class TextToImage:
         image_tokenizer: decodes the prior's image tokens, such as a dVAE.
         tokenizer: encodes captions as text tokens.
         ranker: the default ranker of calls with `best_of`.
+        caption_dropout: fraction of captions that were emptied in the prior's training. A prior
+            that has never seen an empty caption (0) refuses what needs one: guidance and the
+            likelihood ranker. None if it is unknown.
 
     Raises:
         UserError: the vocabularies or the grids of the three do not match.
@@ -79,12 +84,14 @@ class TextToImage:
         image_tokenizer: ImageTokenizer,
         tokenizer: BytePairTokenizer,
         ranker: Ranker | None = None,
+        caption_dropout: float | None = None,
     ):
         check_compatible(prior, image_tokenizer, tokenizer)
         self.prior = prior
         self.image_tokenizer = image_tokenizer
         self.tokenizer = tokenizer
         self.ranker = ranker
+        self.caption_dropout = caption_dropout
 
     @classmethod
     def from_run(cls, run: str | Path, device: str = "cpu") -> "TextToImage":
@@ -104,7 +111,13 @@ class TextToImage:
         ranker = None
         if (run / runs.RANKER).is_dir():
             ranker = ContrastiveRanker.from_run(run / runs.RANKER, device)
-        return cls(runs.load_network(run, device), dvae, runs.load_tokenizer(run), ranker)
+        return cls(
+            runs.load_network(run, device),
+            dvae,
+            runs.load_tokenizer(run),
+            ranker,
+            caption_dropout=OmegaConf.select(config, "model.caption_dropout"),
+        )
 
     @classmethod
     def from_pretrained(
@@ -129,11 +142,35 @@ class TextToImage:
         """Wraps the prior that is being trained, with its current weights."""
         prior: Any = module.network
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        return cls(prior, data.image_tokenizer, data.tokenizer)
+        return cls(
+            prior,
+            data.image_tokenizer,
+            data.tokenizer,
+            caption_dropout=getattr(module, "caption_dropout", None),
+        )
 
     @property
     def device(self) -> torch.device:
         return next(self.prior.parameters()).device
+
+    def check_needs(self, sampling: Sampling | None = None, ranker: Ranker | None = None) -> None:
+        """Checks that the prior has seen empty captions, if the sampling or the ranker needs them.
+
+        Raises:
+            UserError: it has not.
+        """
+        if self.caption_dropout != 0:
+            return
+        if sampling is not None and sampling.guidance != 1:
+            setting, way_out = f"guidance={sampling.guidance}", "leave guidance out"
+        elif getattr(ranker, "needs_empty_captions", False):
+            setting, way_out = type(ranker).__name__, "choose another ranker"
+        else:
+            return
+        raise UserError(
+            f"{setting} needs a prior that has seen empty captions, and this one was trained with "
+            f"model.caption_dropout=0: {way_out}, or train a prior with model.caption_dropout=0.1"
+        )
 
     def __call__(
         self,
@@ -189,8 +226,10 @@ class TextToImage:
             sampling, seed, image_prompt, rows, batch_size: see `sample_tokens`.
 
         Raises:
-            UserError: best_of is less than n, or greater than n without a ranker.
+            UserError: best_of is less than n, or greater than n without a ranker; or the ranker
+                needs another prior.
         """
+        self.check_needs(ranker=ranker)
         tokens = self.sample_tokens(
             captions,
             resolve_best_of(n, best_of, ranker),
@@ -221,8 +260,11 @@ class TextToImage:
             sampling: temperature, top-k, guidance and so on; None is `Sampling()`.
             seed: seed of the random numbers.
             image_prompt: image whose top rows of image tokens are kept.
-            rows: number of rows kept from `image_prompt`; 0 ignores it.
+            rows: number of rows kept from `image_prompt`; 0 without one.
             batch_size: number of images sampled in one batch.
+
+        Raises:
+            UserError: an argument is not possible, or the prior cannot be sampled with guidance.
         """
         for tokens in self.sample_tokens_by_row(  # noqa: B007
             captions,
@@ -256,7 +298,10 @@ class TextToImage:
             The same tensor [C, n, h, w] each time, updated in place. Tokens that have not been
             sampled yet are -1.
         """
-        text = self.tokenizer.encode(captions).to(self.device)
+        check_whole("n", n)
+        check_whole("batch_size", batch_size)
+        self.check_needs(sampling)
+        text = self._encode(captions)
         prior = self.prior
         if sampling is not None:  # converts the weights here, not once per batch
             prior = with_low_precision_weights(prior, sampling.weights)
@@ -312,7 +357,12 @@ class TextToImage:
 
         Args:
             batch_size: number of images scored in one batch.
+
+        Raises:
+            UserError: the ranker needs another prior.
         """
+        check_whole("batch_size", batch_size)
+        self.check_needs(ranker=ranker)
         scores = torch.empty(tokens.shape[:2])
         for captions_slice, candidates_slice in _batch_slices(
             len(tokens), tokens.shape[1], batch_size
@@ -330,7 +380,7 @@ class TextToImage:
 
         An empty caption is a valid beginning.
         """
-        text = self.tokenizer.encode(captions).to(self.device)
+        text = self._encode(captions)
         return self.tokenizer.decode(complete(self.prior, text, sampling=sampling, seed=seed))
 
     def log_likelihood(self, captions: Sequence[str], images: Tensor) -> tuple[Tensor, Tensor]:
@@ -339,16 +389,25 @@ class TextToImage:
         Args:
             images: [B, 3, H, W] in [0, 1], one per caption.
         """
-        text = self.tokenizer.encode(captions).to(self.device)
+        text = self._encode(captions)
         return log_likelihood(self.prior, text, self.image_tokenizer.encode(images.to(self.device)))
+
+    def _encode(self, captions: Sequence[str]) -> Tensor:
+        """Returns the text tokens [C, T] of captions, on the prior's device."""
+        is_list = not isinstance(captions, str) and len(captions) > 0
+        if not is_list or not all(isinstance(caption, str) for caption in captions):
+            raise UserError(
+                f"captions={captions!r} is not a list of captions: write it like ['a red circle']"
+            )
+        return self.tokenizer.encode(captions).to(self.device)
 
     def _encode_top_rows(self, image_prompt: Image.Image | None, rows: int) -> Tensor | None:
         """Encodes an image and returns its top `rows` of image tokens, [1, rows, w]."""
-        if image_prompt is None or rows == 0:
+        if image_prompt is None:
+            if rows != 0:
+                raise UserError(f"rows={rows} needs an image: set image_prompt, or leave rows out")
             return None
-        grid = self.image_tokenizer.grid
-        if not 0 < rows < grid:
-            raise UserError(f"rows={rows} is not between 1 and {grid - 1}: keep that many rows")
+        check_whole("rows", rows, 1, self.image_tokenizer.grid - 1)
         image = to_tensor(CenterCrop(self.image_tokenizer.image_size)(image_prompt))
         return self.image_tokenizer.encode(image[None].to(self.device))[:, :rows]
 

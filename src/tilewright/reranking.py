@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tilewright import runs
+from tilewright.checks import check_whole
 from tilewright.data.tokenizer import BytePairTokenizer
 from tilewright.errors import UserError
 from tilewright.metrics.clip import load_clip
@@ -161,6 +162,8 @@ class LikelihoodRanker:
     second model, but the prior must have been trained with caption dropout.
     """
 
+    needs_empty_captions = True  # `TextToImage` refuses it for a prior that has never seen one
+
     @torch.inference_mode()
     def __call__(self, model: TextToImageModel, captions: Sequence[str], tokens: Tensor) -> Tensor:
         candidates = tokens.shape[1]
@@ -184,11 +187,13 @@ def resolve_best_of(n: int, best_of: int | None, ranker: Ranker | None) -> int:
     """Returns the number of candidates per caption: `best_of`, or `n` if it is None or 0.
 
     Raises:
-        UserError: n is less than 1, or best_of is less than n, or greater than n without a ranker.
+        UserError: n or best_of is not possible, or best_of is less than n, or greater than n
+            without a ranker.
     """
-    if n < 1:
-        raise UserError(f"n={n} asks for no image: set 1 or more")
-    best_of = best_of or n
+    check_whole("n", n)
+    if not best_of:
+        return n
+    check_whole("best_of", best_of)
     if best_of < n:
         raise UserError(f"best_of={best_of} is smaller than n={n}: raise best_of or lower n")
     if best_of > n and ranker is None:

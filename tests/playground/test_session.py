@@ -8,8 +8,10 @@ import torch
 from PIL import Image
 
 from tilewright.errors import UserError
+from tilewright.pipeline import TextToImage
 from tilewright.playground.session import Playground, Request, render_partial
 from tilewright.prior import Sampling
+from tilewright.reranking import LikelihoodRanker
 from tilewright.viz.images import to_pil
 
 CAPTION = "picture number 3"
@@ -102,16 +104,19 @@ def test_a_small_preview_fraction_limits_the_previews(model):
     [
         ({"caption": ""}, "type what the images should show"),
         ({"caption": "  \n "}, "type what the images should show"),
-        ({"n": 0}, "ask for 1 or more"),
+        ({"n": 0}, "n=0 is not possible"),
         ({"n": 4, "best_of": 3}, "raise best_of"),
-        ({"n": 4, "best_of": -1}, "raise best_of"),
+        ({"n": 4, "best_of": -1}, "best_of=-1 is not possible"),
         ({"n": 4, "best_of": 65}, "at most 64"),
         ({"n": 65}, "at most 64"),
         ({"temperature": -1.0}, "temperature"),
         ({"top_k": -1}, "top_k"),
         ({"top_p": 1.5}, "top_p"),
         ({"image_prompt": "photo", "rows": 0}, "keep 1 row or more"),
-        ({"image_prompt": "photo", "rows": 4}, "rows=4 is not between 1 and 3"),
+        (
+            {"image_prompt": "photo", "rows": 4},
+            "rows=4 is not possible: .* from 1 to 3",
+        ),
         ({"image_prompt": "missing.png"}, "missing.png"),
     ],
 )
@@ -122,6 +127,13 @@ def test_an_invalid_request_is_a_one_line_error_before_sampling(model, photo, va
     with pytest.raises(UserError, match=message) as caught:
         next(playground.generate(Request(**{"caption": CAPTION, **values})))
     assert "\n" not in str(caught.value)
+
+
+def test_likelihood_ranker_needs_a_prior_that_has_seen_empty_captions(model):
+    Playground(model, LikelihoodRanker())  # it is unknown
+    arguments = (model.prior, model.image_tokenizer, model.tokenizer)
+    with pytest.raises(UserError, match=r"^LikelihoodRanker needs .* model\.caption_dropout=0:"):
+        Playground(TextToImage(*arguments, caption_dropout=0), LikelihoodRanker())
 
 
 def test_best_of_without_a_ranker_is_an_error(model):

@@ -7,6 +7,7 @@ import pytorch_lightning as pl
 from torch import Tensor
 from torchvision.transforms.functional import to_tensor
 
+from tilewright.checks import check_whole
 from tilewright.distributed.fsdp import gathered_weights
 from tilewright.pipeline import TextToImage
 from tilewright.prior import Sampling
@@ -24,6 +25,9 @@ class Samples(pl.Callback):
         sampling: sampling settings. None uses the paper's.
         before_after: path of a PNG that shows samples from before the training beside the current
             ones, for fine-tuning. None samples only at validations.
+
+    Raises:
+        UserError: a number is not possible.
     """
 
     def __init__(
@@ -34,12 +38,22 @@ class Samples(pl.Callback):
         sampling: Sampling | None = None,
         before_after: str | None = None,
     ):
+        check_whole("callbacks.samples.count", count)
+        check_whole("callbacks.samples.candidates", candidates)
         self.captions = list(captions) if captions else None
         self.count = count
         self.candidates = candidates
         self.sampling = sampling
         self.before_after = before_after
         self._before: Tensor | None = None  # [C, n, 3, H, W], uint8
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Checks that the prior can be sampled with these settings.
+
+        Raises:
+            UserError: it cannot.
+        """
+        TextToImage.from_trainer(trainer, pl_module).check_needs(self.sampling)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.before_after is not None and trainer.global_step == 0:

@@ -105,7 +105,7 @@ def sample(
         sampling=sampling,
         seed=config.seed,
         image_prompt=None if config.image_prompt is None else open_image(config.image_prompt),
-        rows=config.rows,
+        rows=0 if config.image_prompt is None else config.rows,
         batch_size=config.batch_size,
     )
 

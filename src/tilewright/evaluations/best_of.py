@@ -52,6 +52,7 @@ class BestOf:
         self, run: Path, data: CaptionedImages, *, seed: int, device: str, folder: Path
     ) -> list[Result]:
         model = TextToImage.from_run(run, device)
+        model.check_needs(self.sampling, self.ranker)
         features = None
         if data.checker is None:
             features = ImageSetFeatures(data, device, self.resize, self.inception_weights)

@@ -73,6 +73,9 @@ class Playground:
         max_candidates: largest number of candidates that a request may sample.
         weights, compile: see `Sampling`.
         preview_fraction: fraction of the time that may be spent on previews; 1 shows every row.
+
+    Raises:
+        UserError: the ranker needs another prior.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class Playground:
         compile: bool = False,
         preview_fraction: float = 0.25,
     ):
+        model.check_needs(ranker=ranker)
         self.model = model
         self.ranker = ranker
         self.run_name = run_name
@@ -118,7 +122,7 @@ class Playground:
             sampling=sampling,
             seed=request.seed,
             image_prompt=image_prompt,
-            rows=request.rows,
+            rows=request.rows if image_prompt else 0,
             batch_size=self.batch_size,
         ):
             preview_start = time.monotonic()
@@ -146,8 +150,6 @@ class Playground:
         )
 
     def _count_candidates(self, request: Request) -> int:
-        if request.n < 1:
-            raise UserError(f"n={request.n} is not a number of images: ask for 1 or more")
         candidates = resolve_best_of(request.n, request.best_of, self.ranker)
         if candidates > self.max_candidates:
             raise UserError(

@@ -22,6 +22,8 @@ from tilewright.runs.folders import (
     load_config,
 )
 
+MODEL_KEYS = ("network", "caption_dropout")  # settings of a run's `model` that a model keeps
+
 
 def load_checkpoint(file: Path) -> dict[str, Any]:
     """Reads a Lightning checkpoint without running any code that it may hold.
@@ -186,7 +188,8 @@ def save_network(folder: Path, config: DictConfig, weights: dict[str, Any], step
         "stage": config.stage,
         "choices": config.choices,
         "steps": steps,
-        "model": {"network": config.model.network},
+        # Without caption dropout, a prior refuses guidance.
+        "model": {key: config.model[key] for key in MODEL_KEYS if key in config.model},
     }
     if config.get("tokenizer"):
         saved["tokenizer"] = config.tokenizer

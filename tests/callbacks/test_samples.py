@@ -1,0 +1,30 @@
+"""Samples callback: settings that it refuses before a training."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from helpers import tiny
+from tilewright.callbacks import Samples
+from tilewright.errors import UserError
+from tilewright.prior import Sampling
+
+
+@pytest.mark.parametrize(("noise", "refused"), [(True, False), (False, True)])
+def test_guidance_of_a_prior_without_caption_dropout_is_refused_at_the_start(
+    tmp_path, noise, refused
+):
+    module, data, _ = tiny.make("prior", tmp_path, noise=noise)
+    callback, trainer = Samples(sampling=Sampling(guidance=2)), SimpleNamespace(datamodule=data)
+    if refused:
+        with pytest.raises(UserError, match=r"guidance=2 needs .* model\.caption_dropout=0:"):
+            callback.setup(trainer, module, "fit")
+    else:
+        callback.setup(trainer, module, "fit")
+
+
+@pytest.mark.parametrize("key", ["count", "candidates"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, True])
+def test_impossible_numbers_are_refused(key, value):
+    with pytest.raises(UserError, match=rf"^callbacks\.samples\.{key}={value} is not possible"):
+        Samples(**{key: value})
