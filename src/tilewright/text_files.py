@@ -1,0 +1,263 @@
+"""Text files as people have them: any encoding, any separator."""
+
+import csv
+import io
+import json
+import logging
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from charset_normalizer import from_bytes
+
+from tilewright.errors import UserError
+
+log = logging.getLogger(__name__)
+
+RECORD_SUFFIXES = (".jsonl", ".csv", ".tsv")
+
+# UTF-32 first, because its little-endian mark begins with that of UTF-16.
+BYTE_ORDER_MARKS = (
+    (b"\xef\xbb\xbf", "utf-8-sig"),
+    (b"\xff\xfe\x00\x00", "utf-32"),
+    (b"\x00\x00\xfe\xff", "utf-32"),
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
+)
+WESTERN = "cp1252"
+OTHER_ENCODINGS = (
+    *("cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp874", "koi8_r"),
+    *("mac_roman", "cp932", "euc_jp", "gb18030", "big5", "cp949"),
+)
+WESTERN_SIGNS = "‘’“”„–—…•€£§©®°«»¿¡ªº·™´×½¼¾¹²³±µ"
+NON_ASCII = re.compile(rb"[\x80-\xff]+")
+SIGN_IN_WORD = re.compile(r"(?<=[^\W\d_])[¿¡ªº×½¼¾£§¹²³±µ](?=[^\W\d_])")
+HALF_WIDTH_KATAKANA = re.compile("[\uff61-\uff9f]")  # other scripts, when read as Japanese
+CONTROL = re.compile(r"[\x00-\x08\x0e-\x19\x1c-\x1f\x7f-\x9f]")
+SAMPLE = 1 << 16  # bytes that an encoding is guessed from
+
+SEPARATORS = ",\t;|"
+NO_SEPARATOR = "\0"  # for a file of one column, whose values may contain any separator
+
+
+def decode_unicode(data: bytes) -> str | None:
+    """Decodes UTF-8, UTF-16 or UTF-32 with or without a mark. Returns None for other bytes."""
+    for mark, encoding in BYTE_ORDER_MARKS:
+        if data.startswith(mark):
+            return _decode(data, encoding)
+    if b"\0" in data:  # UTF-16 without a mark: text has zeros in one half of each pair
+        encoding = "utf-16-le" if data[1::2].count(0) > data[::2].count(0) else "utf-16-be"
+        text = _decode(data, encoding)
+        return None if text is None or CONTROL.search(text) else text
+    return _decode(data, "utf-8")
+
+
+def guess_encoding(texts: Iterable[bytes]) -> str | None:
+    """Guesses the encoding of texts that are not Unicode. Returns None if they are not text.
+
+    All texts are taken to have the same encoding. The more there are, the better is the guess.
+    """
+    lines = (line for text in texts for line in text.splitlines() if not line.isascii())
+    sample = bytearray()
+    for line in lines:
+        if len(sample) + len(line) > SAMPLE and sample:
+            break
+        sample += line + b"\n"
+    data = bytes(sample)
+    if not data or b"\0" in data or _is_damaged_utf8(data):
+        return None
+    if _is_western(data):
+        return WESTERN
+    for match in from_bytes(data, cp_isolation=list(OTHER_ENCODINGS), threshold=0.5):
+        text = decode_legacy(data, match.encoding)
+        if text is not None and not HALF_WIDTH_KATAKANA.search(text):
+            return match.encoding
+    return None
+
+
+def decode_legacy(data: bytes, encoding: str) -> str | None:
+    """Decodes bytes that are not Unicode. Returns None if the encoding does not fit."""
+    if data.startswith(tuple(mark for mark, _ in BYTE_ORDER_MARKS)):
+        return None
+    text = _decode(data, encoding)
+    return None if text is None or CONTROL.search(text) else text
+
+
+def decode_text(data: bytes, name: str) -> str:
+    """Decodes text of any encoding. Logs the encoding if it is a guess.
+
+    Args:
+        name: name of the file, for messages.
+
+    Raises:
+        UserError: the bytes are not text.
+    """
+    text = decode_unicode(data)
+    if text is not None:
+        return text
+    encoding = guess_encoding([data])
+    text = decode_legacy(data, encoding) if encoding else None
+    if text is None:
+        if _is_damaged_utf8(data):
+            line = data[: _first_invalid_byte(data)].count(b"\n") + 1
+            raise UserError(f"{name}, line {line} is not valid UTF-8: correct or remove the line")
+        raise UserError(f"{name} is not text in any known encoding: save it as UTF-8")
+    log.warning("%s is not UTF-8 and is read as %s: if that is wrong, save it as UTF-8", name,
+                encoding)  # fmt: skip
+    return text
+
+
+def read_text(path: Path) -> str:
+    """Reads a text file of any encoding.
+
+    Raises:
+        UserError: the file cannot be read or is not text.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): check the path") from error
+    return decode_text(data, str(path))
+
+
+def split_lines(text: str) -> list[str]:
+    """Splits text at line breaks. `str.splitlines` also splits at rarer ones such as U+2028."""
+    return re.split(r"\r\n|\r|\n", text)
+
+
+def read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """Yields the records of a .jsonl, .csv or .tsv file of any encoding. See `parse_records`."""
+    return parse_records(read_text(path), path.suffix.lower(), str(path))
+
+
+def parse_records(text: str, suffix: str, name: str) -> Iterator[dict[str, Any]]:
+    """Yields the records of a .jsonl, .csv or .tsv file.
+
+    The first line of a table names its columns and determines the separator: a comma, tab,
+    semicolon or `|`. A missing value is None.
+
+    Args:
+        suffix: ending of the file, one of `RECORD_SUFFIXES`.
+        name: name of the file, for messages.
+
+    Raises:
+        UserError: a line is malformed.
+    """
+    return _parse_json_lines(text, name) if suffix == ".jsonl" else _parse_table(text, suffix, name)
+
+
+def _parse_json_lines(text: str, name: str) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(split_lines(text), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if not isinstance(record, dict):
+            raise UserError(f"{name}, line {number} is not a JSON object: fix or remove it")
+        yield record
+
+
+def _parse_table(text: str, suffix: str, name: str) -> Iterator[dict[str, Any]]:
+    """Yields the rows of a table.
+
+    `csv.Sniffer` is not used: it takes letters or commas inside of captions for separators.
+    """
+    if declared := re.match(r"sep=(.)(\r\n|\r|\n)", text):  # written for Excel
+        text, separator = text[declared.end(1) :], declared[1]
+    else:
+        choices = sorted(SEPARATORS, key=lambda choice: suffix == ".tsv" and choice != "\t")
+        separator = max(choices, key=lambda choice: len(_header(text, choice)))
+    header = [column.strip() for column in _header(text, separator)]
+    if len(header) == 1:
+        separator = NO_SEPARATOR
+    for column in header:
+        if column and header.count(column) > 1:
+            raise UserError(f"{name} has two columns {column!r}: rename one of them")
+    for number, values in list(_rows(text, separator, name))[1:]:
+        if any(values[len(header) :]):
+            raise UserError(
+                f"{name}, line {number} has {len(values)} values for {len(header)} columns: put "
+                f"double quotes around a value that contains {separator!r}"
+            )
+        if any(values):
+            yield dict(zip(header, values + [None] * (len(header) - len(values)), strict=False))
+
+
+def _header(text: str, separator: str) -> list[str]:
+    try:
+        return next((row for row in _reader(text, separator) if row), [])
+    except csv.Error:
+        return []
+
+
+def _rows(text: str, separator: str, name: str) -> Iterator[tuple[int, list[str]]]:
+    """Yields rows with the number of their last line."""
+    if separator == "\t":
+        try:
+            rows = list(_numbered(_reader(text, separator)))
+        except csv.Error:  # written without quoting: quotes are part of the captions
+            rows = list(_numbered(_reader(text, separator, quoting=csv.QUOTE_NONE)))
+        yield from rows
+        return
+    reader = _reader(text, separator)
+    try:
+        yield from _numbered(reader)
+    except csv.Error as error:
+        raise UserError(
+            f"{name}, line {reader.line_num} is malformed ({error}): close its quotes, and double "
+            'the quotes inside of a quoted value ("")'
+        ) from error
+
+
+def _numbered(reader: Any) -> Iterator[tuple[int, list[str]]]:
+    return ((reader.line_num, row) for row in reader if row)
+
+
+def _reader(text: str, separator: str, quoting: Any = csv.QUOTE_MINIMAL) -> Any:
+    lines = io.StringIO(text, newline="")
+    return csv.reader(
+        lines, delimiter=separator, skipinitialspace=True, strict=True, quoting=quoting
+    )
+
+
+def _decode(data: bytes, encoding: str) -> str | None:
+    try:
+        return data.decode(encoding)
+    except ValueError:
+        return None
+
+
+def _first_invalid_byte(data: bytes) -> int:
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        return error.start
+    return len(data)
+
+
+def _is_damaged_utf8(data: bytes) -> bool:
+    """Returns True for UTF-8 with some invalid bytes, which other encodings would misread."""
+    text = data.decode(errors="replace")
+    invalid = text.count("\ufffd")
+    return sum(letter > "\x7f" for letter in text) > 2 * invalid
+
+
+def _is_western(data: bytes) -> bool:
+    """Returns True if bytes make sense as Western European text.
+
+    charset-normalizer needs long texts to prefer cp1252 over its relatives.
+    """
+    text = _decode(data, WESTERN)
+    if text is None or SIGN_IN_WORD.search(text):
+        return False
+    if any(letter > "\x7f" and not _is_western_letter(letter) for letter in text):
+        return False
+    runs = NON_ASCII.findall(data)
+    return sum(len(run) > 2 for run in runs) * 10 <= len(runs)  # other scripts have longer runs
+
+
+def _is_western_letter(letter: str) -> bool:
+    return letter in WESTERN_SIGNS or letter in "ŒœŠšŽžŸ" or ("À" <= letter <= "ÿ")
