@@ -132,6 +132,7 @@ PRIOR = ["stage=prior", "dvae=a", "image_tokens.grid=8", "image_tokens.vocab=64"
         (PRIOR, "image_tokens.grid=16", "image_tokens.grid=8"),
         (PRIOR, "model.muon=false", "model.muon=True"),
         (PRIOR, "dvae=b", "dvae=a"),
+        (PRIOR, "data.image_tokenizer.run=b", "data.image_tokenizer.run=a"),
     ],
 )
 def test_key_that_weights_or_data_depend_on_is_refused(stage, change, trained):
@@ -151,6 +152,12 @@ def test_key_that_neither_weights_nor_data_depend_on_may_change(change):
     config = resumed(saved_run(*PRIOR), PRIOR[0], "resume=true", change)
     key, _, value = change.partition("=")
     assert str(OmegaConf.select(config, key)) == value
+
+
+def test_another_batch_size_is_refused_if_the_run_repeats_its_first_batches():
+    saved = saved_run("stage=dvae", "data.batch_size=8", "data.overfit_batches=1")
+    with pytest.raises(UserError, match=r"data\.batch_size=4 cannot change .* batches of 8 rows"):
+        resumed(saved, "stage=dvae", "resume=true", "data.batch_size=4")
 
 
 def test_change_of_a_branch_is_refused_by_the_changed_key():

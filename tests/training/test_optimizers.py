@@ -89,6 +89,28 @@ def test_the_state_loads_with_weights_only_and_resumes_the_rate():
     assert optimizer.param_groups[0]["lr"] == pytest.approx(schedule(6), rel=1e-12)
 
 
+@pytest.mark.parametrize("create", [MuonAdamW, fused_adamw], ids=["muon", "adamw"])
+def test_settings_and_schedule_of_a_resumed_training_replace_the_saved_ones(create):
+    def make(decay, betas, eps, rate):
+        matrices, others = weight_decay_groups(SmallModel(), decay)
+        if create is MuonAdamW:
+            optimizer = MuonAdamW(matrices, others, betas=betas, eps=eps)
+        else:
+            optimizer = fused_adamw([matrices, others], decay, betas, eps)
+        return optimizer, scheduled(optimizer, Cosine(rate, 0.0, 4))["lr_scheduler"]["scheduler"]
+
+    trained, trained_rate = make(0.1, (0.9, 0.96), 1e-8, 1.0)
+    trained.step()
+    trained_rate.step()
+    resumed, resumed_rate = make(0.3, (0.8, 0.99), 1e-6, 0.5)
+    resumed.load_state_dict(trained.state_dict())
+    resumed_rate.load_state_dict(trained_rate.state_dict())
+    matrices, others = resumed.param_groups
+    assert (matrices["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
+    assert (others["betas"], others["eps"]) == ((0.8, 0.99), 1e-6)
+    assert matrices["lr"] == others["lr"] == Cosine(0.5, 0.0, 4)(1) == resumed_rate.get_last_lr()[0]
+
+
 def test_the_running_variance_is_clipped():
     weight = torch.nn.Parameter(torch.zeros(2))
     optimizer = torch.optim.AdamW([weight], lr=0.0, betas=(0.9, 0.96))

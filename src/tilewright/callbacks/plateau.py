@@ -32,7 +32,7 @@ class HalveOnPlateau(pl.Callback):
         self.halvings = 0
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.sanity_checking or self.halvings == self.max_halvings:
+        if trainer.sanity_checking or self.halvings >= self.max_halvings:
             return
         value = float(trainer.callback_metrics[self.monitor])
         if value < self.best - self.min_delta:

@@ -100,6 +100,10 @@ def _check_fixed_keys(saved: DictConfig, before: dict[str, Any], after: dict[str
             raise UserError(_refusal(change, f"has weights that are made for {key}={required}"))
         if fixed_keys.is_fixed_by_training(key):
             raise UserError(_refusal(change, f"was trained with {key}={required}"))
+    key = "data.batch_size"
+    if new.get("data.overfit_batches") and new.get(key) != trained.get(key):
+        reason = f"repeats the first batches of {trained.get(key)} rows (data.overfit_batches)"
+        raise UserError(_refusal(f"{key}={new.get(key)}", reason))
 
 
 def _refusal(change: str, reason: str) -> str:

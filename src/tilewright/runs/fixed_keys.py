@@ -7,6 +7,7 @@ FIXED_BY_WEIGHTS = (
     "tokenizer.",
     "image_tokens.",
     "data.image_size",
+    "data.image_tokenizer.",
 )
 # Keys that select the data and its order, or the state that the optimizer saves.
 FIXED_BY_TRAINING = (

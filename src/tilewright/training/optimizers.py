@@ -12,6 +12,25 @@ from torch.optim.lr_scheduler import LambdaLR
 from tilewright.training.schedules import Schedule
 
 
+class ScheduledRate(LambdaLR):
+    """Learning rate that follows a schedule, also one that changes when a training resumes."""
+
+    def __init__(self, optimizer: Optimizer, learning_rate: Schedule):
+        # LambdaLR saves callable objects in checkpoints, which weights_only=True refuses. It does
+        # not save plain functions.
+        super().__init__(optimizer, lambda step: learning_rate(step))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads the index of the update, and sets the rate of the next update."""
+        super().load_state_dict(state_dict)
+        self._last_lr = [
+            base * schedule(self.last_epoch)
+            for base, schedule in zip(self.base_lrs, self.lr_lambdas, strict=True)
+        ]
+        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = rate
+
+
 def scheduled(optimizer: Optimizer, learning_rate: Schedule) -> OptimizerLRScheduler:
     """Returns the value of `configure_optimizers` for a learning rate that follows a schedule.
 
@@ -19,13 +38,30 @@ def scheduled(optimizer: Optimizer, learning_rate: Schedule) -> OptimizerLRSched
         optimizer: created with lr=1, because LambdaLR multiplies its rate by the schedule.
         learning_rate: schedule of the update's index.
     """
-    # LambdaLR saves callable objects in checkpoints, which weights_only=True refuses. It does not
-    # save plain functions.
-    scheduler = LambdaLR(optimizer, lambda step: learning_rate(step))
+    keep_settings(optimizer)
+    scheduler = ScheduledRate(optimizer, learning_rate)
     return {
         "optimizer": optimizer,
         "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
     }
+
+
+def keep_settings(optimizer: Optimizer) -> None:
+    """Makes an optimizer keep its settings, such as weight decay, when it loads a state.
+
+    torch restores the settings that were saved, and a resumed run may have others.
+    """
+    state = {"params", "lr", "initial_lr"}
+    settings = [
+        {name: value for name, value in group.items() if name not in state}
+        for group in optimizer.param_groups
+    ]
+
+    def restore(optimizer: Optimizer) -> None:
+        for group, values in zip(optimizer.param_groups, settings, strict=True):
+            group.update(values)
+
+    optimizer.register_load_state_dict_post_hook(restore)
 
 
 def weight_decay_groups(module: nn.Module, weight_decay: float) -> tuple[dict, dict]:
