@@ -1,20 +1,26 @@
-"""Preparation of loaded splits: encoded images, filters, overfitting, and parts such as [:100]."""
+"""Preparation of loaded splits: filters, order of rows, overfitting, and parts such as [:100]."""
 
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+import torch
 from datasets import Dataset, Image, IterableDataset, ReadInstruction
 
 from tilewright.data.batches import TrainingBatches
 from tilewright.data.filters import Filter, filter_table
+from tilewright.data.seeding import ROW_ORDER_SEED
 from tilewright.errors import UserError
 
 
 def prepare_splits(splits: Mapping[str, Any], filters: Sequence[Filter]) -> dict[str, Any]:
-    """Keeps images encoded and drops the rows of tables that the filters do not keep.
+    """Keeps images encoded, drops the rows that the filters do not keep, and shuffles the others.
 
-    Streaming splits are returned unchanged. Their images are encoded, and `RowReader` filters them.
+    The order is random but fixed. The first rows of a split are therefore a sample of all its rows,
+    and the same on every machine. Files usually are in the order of their class.
+
+    Streaming splits are returned unchanged. `RowReader` filters their rows, and `read_sample`
+    shuffles them.
     """
     prepared: dict[str, Any] = {}
     for name, split in splits.items():
@@ -22,7 +28,9 @@ def prepare_splits(splits: Mapping[str, Any], filters: Sequence[Filter]) -> dict
             prepared[name] = split
             continue
         encoded = split.cast_column("image", Image(decode=False))
-        prepared[name] = filter_table(name, encoded, filters) if filters else encoded
+        filtered = filter_table(name, encoded, filters) if filters else encoded
+        generator = torch.Generator().manual_seed(ROW_ORDER_SEED)
+        prepared[name] = filtered.select(torch.randperm(len(filtered), generator=generator).numpy())
     return prepared
 
 
@@ -46,7 +54,8 @@ def rows_of_first_batches(
 def slice_split(rows: Dataset | IterableDataset, name: str) -> Dataset | IterableDataset:
     """Returns the part of a split that a name such as validation[2000:3000] selects.
 
-    The syntax is that of `datasets`. A name without brackets selects all rows.
+    The syntax is that of `datasets`. A name without brackets selects all rows. A part is a sample,
+    because the rows have been shuffled.
 
     Raises:
         UserError: the slice is invalid or empty, or the split streams.

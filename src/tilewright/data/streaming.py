@@ -19,7 +19,7 @@ import torch
 from datasets import IterableDataset
 
 from tilewright.data.row_reader import RowReader
-from tilewright.data.seeding import derive_seed
+from tilewright.data.seeding import ROW_ORDER_SEED, derive_seed
 from tilewright.data.skipping import no_usable_rows
 from tilewright.data.streaming_position import ReaderGroup, StreamingPosition
 from tilewright.errors import UserError
@@ -41,7 +41,7 @@ class StreamingDataset(torch.utils.data.IterableDataset):
         reader: converts records to batch rows.
         group: processes and workers that share the data.
         seed: seed of the order and of the rows. With a seed, the epochs never end. Without a seed,
-            the data is read once, in its own order.
+            the data is read once, in the order of `read_sample`.
     """
 
     def __init__(
@@ -101,13 +101,11 @@ class StreamingDataset(torch.utils.data.IterableDataset):
     def _epoch(self, position: StreamingPosition) -> Iterator[dict | str]:
         """Yields the rows of one epoch, from a position on."""
         if self.seed is None:
-            return self._epoch_in_order(position.reader)
+            return self._sampled_epoch(position.reader)
         return self._shuffled_epoch(position, self.seed)
 
-    def _epoch_in_order(self, reader: int) -> Iterator[dict | str]:
-        shards = range(self.data.num_shards)
-        records = ShardReader(self.data, shards, reader, self.group.readers, open_shards=1)
-        for record in records:
+    def _sampled_epoch(self, reader: int) -> Iterator[dict | str]:
+        for record in read_sample(self.data, reader, self.group.readers):
             yield self.reader(record["image"], record["caption"])
 
     def _shuffled_epoch(self, position: StreamingPosition, seed: int) -> Iterator[dict | str]:
@@ -144,6 +142,19 @@ class StreamingDataset(torch.utils.data.IterableDataset):
                 f"the streaming data has too few rows for {self.group.readers} readers, one for "
                 "each worker of each process: lower trainer.devices or data.num_workers"
             )
+
+
+def read_sample(data: IterableDataset, reader: int = 0, readers: int = 1) -> Iterator[dict]:
+    """Yields the records of one reader, once, in a random order that is always the same.
+
+    The first records are a sample of up to `OPEN_SHARDS` shards, as wide as streaming allows.
+    """
+    generator = torch.Generator().manual_seed(ROW_ORDER_SEED)
+    shards = torch.randperm(data.num_shards, generator=generator).tolist()
+    records = iter(ShardReader(data, shards, reader, readers, OPEN_SHARDS))
+    while block := list(islice(records, SHUFFLE_BLOCK)):
+        for index in torch.randperm(len(block), generator=generator).tolist():
+            yield block[index]
 
 
 @dataclass

@@ -158,10 +158,10 @@ def test_unusable_captions_are_counted(tmp_path):
     captions = []
     for batch in data.val_dataloader():
         captions += data.on_after_batch_transfer(batch, 0)["caption"]
-    assert captions == ["number 0", "\ufffd\ufffd not UTF-8", "one"]
+    assert sorted(captions) == ["number 0", "one", "\ufffd\ufffd not UTF-8"]
     reasons = {"empty caption": 1, "caption is not text": 3, "no caption": 3, "no image": 1}
     assert data.skip_counts.reasons == reasons
-    assert list(data.captions())[2:] == ["one", "two", "a caption alone"]
+    assert {"one", "two", "a caption alone"} <= set(data.captions())
 
 
 def test_a_truncated_shard_gives_its_complete_pairs(tmp_path, caplog):
