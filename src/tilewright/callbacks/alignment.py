@@ -16,7 +16,7 @@ class AlignmentCallback(PeriodicMeasurement):
     captions. Splits are all but `train`.
 
     Args:
-        captions: number of captions of each split, the first ones.
+        captions: number of captions of each split, a sample.
         every_n_validations: validations between two measurements.
     """
 

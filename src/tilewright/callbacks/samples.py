@@ -19,7 +19,7 @@ class Samples(pl.Callback):
     """Logs samples at each validation, always for the same captions and random numbers.
 
     Args:
-        captions: captions to sample. None takes the first `count` of the validation split.
+        captions: captions to sample. None takes a sample of `count` of the validation split.
         count: number of captions if `captions` is None.
         candidates: samples per caption.
         sampling: sampling settings. None uses the paper's.

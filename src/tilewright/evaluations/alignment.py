@@ -25,7 +25,7 @@ class Alignment:
 
     Args:
         splits: splits whose captions are used.
-        captions: number of captions per split at most, the first ones.
+        captions: number of captions per split at most, a sample.
         sampling: sampling settings.
     """
 

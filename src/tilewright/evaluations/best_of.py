@@ -31,7 +31,7 @@ class BestOf:
         ranker: ranker that chooses among the candidates.
         counts: values of N.
         splits: splits whose captions are used. Splits that the data does not have are left out.
-        captions: number of captions per split at most, the first ones.
+        captions: number of captions per split at most, a sample.
         sampling: sampling settings.
         batch_size: images that are generated at once.
         resize: clean-fid's resize, for the Fréchet distance.

@@ -27,7 +27,7 @@ class DistributionMetric(ABC):
 
     Args:
         split: split of the captions and real images.
-        images: number of images at most, the first ones.
+        images: number of images at most, a sample of the split.
         resize: clean-fid's resize, "clean" or "legacy_pytorch".
         inception_weights: path of Inception's weights; None uses clean-fid's copy.
         sampling: sampling settings.

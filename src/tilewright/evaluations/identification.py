@@ -38,7 +38,7 @@ class Identification:
         split: split of the captions.
         among: number of candidates: the true image and others, sampled from this split and from
             the validation split.
-        images: number of captions at most, the first ones.
+        images: number of captions at most, a sample of the split.
         resize: clean-fid's resize, "clean" or "legacy_pytorch".
         inception_weights: path of Inception's weights; None uses clean-fid's copy.
         sampling: sampling settings.

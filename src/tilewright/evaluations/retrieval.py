@@ -14,7 +14,7 @@ from tilewright.reranking import ContrastiveRanker
 
 @dataclass
 class Retrieval:
-    """Recall@1, @5 and @10 in both directions among the first pairs of a split.
+    """Recall@1, @5 and @10 in both directions among a sample of a split.
 
     A caption that matches several images makes a perfect score impossible.
 

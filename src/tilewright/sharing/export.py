@@ -73,7 +73,7 @@ def _copy_networks(stage: str, folder: Path, run: Path, ranker: Path | None) -> 
 
 
 def _resolve_captions(run: Path, captions: Sequence[str] | int) -> list[str]:
-    """Returns the captions, or the first ones of the run's validation split."""
+    """Returns the captions, or a sample of the run's validation split."""
     if not isinstance(captions, int):
         return list(captions)
     data = _load_data(run)
