@@ -1,5 +1,6 @@
 """Checkpoints from which a run resumes to the same bits."""
 
+import os
 import signal
 from pathlib import Path
 from types import FrameType
@@ -16,9 +17,24 @@ class UpdateBoundaryCheckpoint(ModelCheckpoint):
 
     Checkpoints hold no gradients. If a validation falls between the accumulated batches of an
     update, the checkpoint is written after the update.
+
+    A run that was moved or copied keeps its best score, which Lightning forgets. Without the file
+    of the best checkpoint, the next validation is the best one.
     """
 
     _pending = False
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        def follow(path: str) -> str:
+            return path and str(Path(str(self.dirpath), os.path.relpath(path, state["dirpath"])))
+
+        state = dict(state_dict)
+        paths = ("best_model_path", "kth_best_model_path", "last_model_path")
+        state |= {name: follow(state[name]) for name in paths}
+        state["best_k_models"] = {follow(path): s for path, s in state["best_k_models"].items()}
+        state["dirpath"] = self.dirpath
+        if Path(state["best_model_path"]).is_file():
+            super().load_state_dict(state)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._pending = _is_accumulating(trainer)

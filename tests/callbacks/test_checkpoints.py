@@ -1,0 +1,44 @@
+"""The best checkpoint of a run that is moved, copied, or not complete."""
+
+import shutil
+
+import pytest
+import torch
+
+from helpers import tiny
+from tilewright.callbacks import UpdateBoundaryCheckpoint
+
+
+def train(folder, steps):
+    """Trains a run whose best checkpoint is that of the highest loss, which is an early one."""
+    best = UpdateBoundaryCheckpoint(
+        folder / "checkpoints", "best", "validation/loss", mode="max", enable_version_counter=False
+    )
+    tiny.train("dvae", folder, steps, extra_callbacks=[best])
+    return best
+
+
+def best_step(folder):
+    return torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["global_step"]
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run of 14 updates, validated at 7 and 14, whose best checkpoint is at 7."""
+    train(tmp_path / "run", 14)
+    assert best_step(tmp_path / "run") == 7
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("move", [shutil.move, shutil.copytree])
+def test_a_moved_or_copied_run_keeps_its_best_checkpoint(run, move, tmp_path):
+    move(run, tmp_path / "other" / "place")
+    best = train(tmp_path / "other" / "place", 21)
+    assert best_step(tmp_path / "other" / "place") == 7
+    assert best.best_model_path == str(tmp_path / "other" / "place" / "checkpoints" / "best.ckpt")
+
+
+def test_without_the_best_checkpoint_the_next_validation_writes_it(run):
+    (run / "checkpoints" / "best.ckpt").unlink()
+    train(run, 21)
+    assert best_step(run) == 21
