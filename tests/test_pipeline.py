@@ -35,6 +35,19 @@ def test_generate_returns_the_candidates_with_the_highest_scores(model):
     torch.testing.assert_close(brightness(best.images), scores[:, :3])
 
 
+def test_the_recommended_sampling_is_the_default_of_all_calls(model):
+    sampling = Sampling(temperature=0.1, top_k=2)
+    other = TextToImage(model.prior, model.image_tokenizer, model.tokenizer, sampling=sampling)
+    for call in ("generate", "sample_tokens", "complete", "__call__"):
+        default, explicit = getattr(other, call)(CAPTIONS), getattr(model, call)
+        expected = explicit(CAPTIONS, sampling=sampling)
+        if call == "generate":
+            default, expected = default.images, expected.images
+        equal = torch.equal if isinstance(default, torch.Tensor) else lambda a, b: a == b
+        assert equal(default, expected)
+        assert not equal(default, getattr(explicit(CAPTIONS), "images", explicit(CAPTIONS)))
+
+
 def test_generate_without_a_ranker_keeps_the_order_of_candidates(model):
     generated = model.generate(CAPTIONS, 4)
     assert generated.scores is None

@@ -70,6 +70,7 @@ class TextToImage:
         image_tokenizer: decodes the prior's image tokens, such as a dVAE.
         tokenizer: encodes captions as text tokens.
         ranker: the default ranker of calls with `best_of`.
+        sampling: the default sampling of all calls; None is the paper's.
         caption_dropout: fraction of captions that were emptied in the prior's training. A prior
             that has never seen an empty caption (0) refuses what needs one: guidance and the
             likelihood ranker. None if it is unknown.
@@ -84,6 +85,7 @@ class TextToImage:
         image_tokenizer: ImageTokenizer,
         tokenizer: BytePairTokenizer,
         ranker: Ranker | None = None,
+        sampling: Sampling | None = None,
         caption_dropout: float | None = None,
     ):
         check_compatible(prior, image_tokenizer, tokenizer)
@@ -91,11 +93,12 @@ class TextToImage:
         self.image_tokenizer = image_tokenizer
         self.tokenizer = tokenizer
         self.ranker = ranker
+        self.sampling = sampling or Sampling()
         self.caption_dropout = caption_dropout
 
     @classmethod
     def from_run(cls, run: str | Path, device: str = "cpu") -> "TextToImage":
-        """Loads a run of stage=prior, or a model exported from one.
+        """Loads a run of stage=prior, or a model exported from one, with its recommended sampling.
 
         Raises:
             UserError: the run does not exist, is incomplete, or has parts that do not match.
@@ -116,6 +119,7 @@ class TextToImage:
             dvae,
             runs.load_tokenizer(run),
             ranker,
+            sampling=runs.load_sampling(run),
             caption_dropout=OmegaConf.select(config, "model.caption_dropout"),
         )
 
@@ -146,6 +150,7 @@ class TextToImage:
             prior,
             data.image_tokenizer,
             data.tokenizer,
+            sampling=getattr(module, "sampling", None),  # a user's module may have none
             caption_dropout=getattr(module, "caption_dropout", None),
         )
 
@@ -257,7 +262,7 @@ class TextToImage:
         A candidate depends only on the seed, the index of its caption and its own index.
 
         Args:
-            sampling: temperature, top-k, guidance and so on; None is `Sampling()`.
+            sampling: temperature, top-k, guidance and so on; None is `self.sampling`.
             seed: seed of the random numbers.
             image_prompt: image whose top rows of image tokens are kept.
             rows: number of rows kept from `image_prompt`; 0 without one.
@@ -300,11 +305,11 @@ class TextToImage:
         """
         check_whole("n", n)
         check_whole("batch_size", batch_size)
+        sampling = sampling or self.sampling
         self.check_needs(sampling)
         text = self._encode(captions)
-        prior = self.prior
-        if sampling is not None:  # converts the weights here, not once per batch
-            prior = with_low_precision_weights(prior, sampling.weights)
+        # Converts the weights here, not once per batch.
+        prior = with_low_precision_weights(self.prior, sampling.weights)
         prompt_rows = self._encode_top_rows(image_prompt, rows)
         grid = self.image_tokenizer.grid
         tokens = torch.full((len(text), n, grid, grid), -1, device=self.device)
@@ -381,6 +386,7 @@ class TextToImage:
         An empty caption is a valid beginning.
         """
         text = self._encode(captions)
+        sampling = sampling or self.sampling
         return self.tokenizer.decode(complete(self.prior, text, sampling=sampling, seed=seed))
 
     def log_likelihood(self, captions: Sequence[str], images: Tensor) -> tuple[Tensor, Tensor]:

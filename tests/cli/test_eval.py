@@ -41,7 +41,7 @@ def test_results_hold_what_is_needed_to_repeat_them(copied, metric, setting):
         assert row["images"] == 6
         assert row["resize"] == "clean"
         assert (row["metric"] == "fid") == ("inception" in row["extractor"])
-        assert row["temperature"] == 1.0
+        assert row["temperature"] == 0.5
     elif metric == "identification":
         assert {row["image_set"] for row in rows} == {"generated", "reconstructed"}
         assert {row["split"] for row in rows} == {"zeroshot"}

@@ -28,7 +28,7 @@ def test_same_seed_gives_the_same_files_and_records(copied, tmp_path):
     record = json.loads((folders[0] / "pictures.json").read_text())
     assert record["seed"] == 1
     assert record["run"] == str(copied.prior.resolve())
-    assert record["sampling"]["temperature"] == 1.0
+    assert record["sampling"]["temperature"] == 0.5
     assert [picture["file"] for picture in record["pictures"]] == ["000-000.png", "000-001.png"]
     assert {picture["prompt"] for picture in record["pictures"]} == {PROMPT}
     shared = {"run": copied.prior.name, "seed": 1, "sampling": record["sampling"]}

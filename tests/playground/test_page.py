@@ -72,7 +72,7 @@ def url(pausable, connections):
     from tilewright.playground.server import launch
 
     with initialize_config_dir(str(app.CONF), version_base="1.3"):
-        settings = compose("demo", ["n=3"])
+        settings = compose("demo", ["n=3", "sampling=paper"])
     playground = Playground(
         pausable,
         BrightnessRanker(),

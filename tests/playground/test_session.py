@@ -52,6 +52,16 @@ def test_the_images_equal_those_of_the_model(model):
     assert last.note.startswith("3 images, in ")
 
 
+def test_fields_without_a_value_are_those_that_the_model_recommends(model):
+    sampling = Sampling(0.5, top_k=3, top_p=0.9, guidance=2)
+    model = TextToImage(model.prior, model.image_tokenizer, model.tokenizer, sampling=sampling)
+    *_, last = Playground(model, weights="bfloat16").generate(Request(CAPTION, n=1))
+    assert last.settings["sampling"] == {**vars(sampling), "weights": "bfloat16"}
+    request = Request(CAPTION, n=1, temperature=0, top_k=0, top_p=1, guidance=1)
+    *_, last = Playground(model).generate(request)
+    assert last.settings["sampling"] == vars(Sampling(0))
+
+
 def test_the_ranker_keeps_the_best_candidates(playground, model):
     first, *_, last = playground.generate(Request(CAPTION, n=2, best_of=9))
     assert len(first.images) == len(last.images) == 2

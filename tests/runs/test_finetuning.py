@@ -58,6 +58,16 @@ def last_checkpoint(run):
     return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
 
 
+def test_run_recommends_the_sampling_of_its_source(home, tmp_path):
+    source, prior = tmp_path / "model", home.logs / "prior" / "untrained"
+    sampling = {"temperature": 0.3, "top_k": 5, "guidance": 2}
+    export(prior, source, name="model", sampling=sampling)
+    config = composed("sampling.temperature=0.9")
+    finetuning.adopt(config, source, ["sampling.temperature"])
+    expected = {"temperature": 0.9, "top_k": 5, "top_p": None, "guidance": 2}
+    assert {key: config.sampling[key] for key in expected} == expected
+
+
 def test_run_starts_with_the_weights_tokenizer_and_dvae_of_its_source(home):
     source = home.folder / "model"
     tuned = finetune(home, "equal", *rate(0), "tokenizer.dropout=0.5")

@@ -12,8 +12,8 @@ from tilewright.pipeline import TextToImage
 class AlignmentCallback(PeriodicMeasurement):
     """Share of single samples that pass the data source's caption checker.
 
-    Logs `alignment/<split>/<caption category>`, which `metric=alignment` of `eval` measures on more
-    captions. Splits are all but `train`.
+    Samples with the sampling that the run recommends. Logs `alignment/<split>/<caption category>`,
+    which `metric=alignment` of `eval` measures on more captions. Splits are all but `train`.
 
     Args:
         captions: number of captions of each split, a sample.

@@ -23,8 +23,9 @@ class FrechetDistance(PeriodicMeasurement):
     """Fréchet distance between the model's images and those of the validation split.
 
     A dVAE reconstructs the split's images from hard codes. A prior generates one image per caption
-    of the split. The metric is named after the feature network: `fid` is clean-fid's Inception
-    only. A few hundred images show a trend, not a value to publish.
+    of the split, with the sampling that the run recommends. The metric is named after the feature
+    network: `fid` is clean-fid's Inception only. A few hundred images show a trend, not a value to
+    publish.
 
     Args:
         images: number of images of all processes together.

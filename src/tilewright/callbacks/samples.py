@@ -22,7 +22,7 @@ class Samples(pl.Callback):
         captions: captions to sample. None takes a sample of `count` of the validation split.
         count: number of captions if `captions` is None.
         candidates: samples per caption.
-        sampling: sampling settings. None uses the paper's.
+        sampling: sampling settings. None uses those that the run recommends.
         before_after: path of a PNG that shows samples from before the training beside the current
             ones, for fine-tuning. None samples only at validations.
 
@@ -53,7 +53,8 @@ class Samples(pl.Callback):
         Raises:
             UserError: it cannot.
         """
-        TextToImage.from_trainer(trainer, pl_module).check_needs(self.sampling)
+        model = TextToImage.from_trainer(trainer, pl_module)
+        model.check_needs(self.sampling or model.sampling)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.before_after is not None and trainer.global_step == 0:

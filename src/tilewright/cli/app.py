@@ -80,7 +80,8 @@ def _configure_libraries() -> None:
 def _adapted_help() -> Iterator[None]:
     """Adapts the help text that Hydra prints.
 
-    Commands are named as the user starts them. Private options such as `_base` are left out.
+    Commands are named as the user starts them. Private groups and options such as `_base` are left
+    out.
     """
     if not {"--help", "-h"} & set(sys.argv):
         yield
@@ -90,5 +91,5 @@ def _adapted_help() -> Iterator[None]:
         with contextlib.redirect_stdout(text):
             yield
     finally:  # Hydra exits after its help
-        public = re.sub(r"(?<= )_\w+, ", "", text.getvalue())
+        public = re.sub(r"(?<= )_\w+, |^_\w+: .*\n", "", text.getvalue(), flags=re.M)
         print(program.with_own_invocations(public), end="")

@@ -54,6 +54,7 @@ def load(config: DictConfig, run: Path, has_ranker: bool) -> "Playground":
     from tilewright.playground.session import Playground
 
     config.device = resolve_device(config.device)
+    settings.fill_in_sampling(config, run)
     return Playground(
         TextToImage.from_run(run, config.device),
         instantiate(config.ranker) if has_ranker else None,

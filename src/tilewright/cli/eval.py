@@ -74,6 +74,8 @@ def measure(config: DictConfig, run: Path, data: str) -> list["Result"]:
     from hydra.utils import instantiate
 
     folder = results_folder(run)
+    if runs.load_config(run).stage == "prior":
+        settings.fill_in_sampling(config, run)
     evaluation = instantiate(config.metric)
     shutil.rmtree(folder, ignore_errors=True)  # removes the files of an earlier evaluation
     return evaluation(run, build_data(data), seed=config.seed, device=config.device, folder=folder)

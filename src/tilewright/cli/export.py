@@ -18,6 +18,7 @@ def main(config: DictConfig) -> None:
         raise UserError(f"out={out} exists: name another folder, or remove it")
     run = runs.find(Path(config.paths.logs), "prior" if config.run is None else None, config.run)
     ranker = find_ranker(config, run)
+    check_sampling(config, run)
     save(config, run, ranker, out)
     print(f"The model is in {out}, its card is {out / 'README.md'}")
 
@@ -35,6 +36,16 @@ def find_ranker(config: DictConfig, run: Path) -> Path | None:
     return runs.find(Path(config.paths.logs), "ranker", path, data=saved.choices.data)
 
 
+def check_sampling(config: DictConfig, run: Path) -> None:
+    """Checks that only a prior's export sets the recommended sampling."""
+    stage = runs.load_config(run).stage
+    changed = [key for key, value in config.sampling.items() if value != "auto"]
+    if changed and stage != "prior":
+        raise UserError(
+            f"sampling.{changed[0]}= needs a prior, and {run} is of stage={stage}: leave it out"
+        )
+
+
 def save(config: DictConfig, run: Path, ranker: Path | None, out: Path) -> None:
     """Writes the model's folder."""
     from tilewright.sharing.export import export
@@ -46,6 +57,7 @@ def save(config: DictConfig, run: Path, ranker: Path | None, out: Path) -> None:
         ranker=ranker,
         name=config.name or out.name,
         license=config.license,
+        sampling={key: value for key, value in config.sampling.items() if value != "auto"},
         captions=prompts or config.captions,
         n=config.n,
         seed=config.seed,

@@ -74,6 +74,7 @@ def load(config: DictConfig, run: Path) -> tuple["TextToImage", "Sampling"]:
 
     from tilewright.pipeline import TextToImage
 
+    settings.fill_in_sampling(config, run)
     sampling = instantiate(config.sampling)
     return TextToImage.from_run(run, config.device), sampling
 

@@ -84,6 +84,13 @@ def check_complete(config: DictConfig) -> None:
     OmegaConf.to_container(config, resolve=True)
 
 
+def fill_in_sampling(config: DictConfig, run: Path) -> None:
+    """Sets the sampling keys that are `auto` to the values that a prior's run recommends."""
+    for key, value in vars(runs.load_sampling(run)).items():
+        if config[key] == "auto":
+            config[key] = value
+
+
 def set_ranker_run(config: DictConfig, prior: Path) -> None:
     """Sets `config.ranker.run` to the ranker of a prior, unless the user has named one.
 

@@ -69,7 +69,10 @@ def resumed_run(config: DictConfig) -> tuple[DictConfig, Path]:
         raise UserError("resume= continues a run and init= starts a new one: leave one of them out")
     path = None if config.resume is True else config.resume
     run, checkpoint = runs.find_resumable(Path(config.paths.logs), config.stage, path)
-    return resumed_config(runs.relocate(runs.load_config(run), run)), checkpoint
+    config = resumed_config(runs.relocate(runs.load_config(run), run))
+    if config.stage == "prior":
+        check_guidance(config)
+    return config, checkpoint
 
 
 def new_run(config: DictConfig) -> DictConfig:
@@ -87,11 +90,29 @@ def new_run(config: DictConfig) -> DictConfig:
             network = runs.load_config(dvae).model.network
             config.dvae = str(dvae)
             config.image_tokens = {"grid": network.grid, "vocab": network.num_tokens}
+            check_guidance(config)
         runs.check_name(config.run_name)
         config.run = str(logs / config.stage / settings.job_name(config.run_name))
         settings.check_complete(config)
         launch.check_launch(config)
     return config
+
+
+def check_guidance(config: DictConfig) -> None:
+    """Recommends no guidance for a prior that is trained without empty captions.
+
+    Raises:
+        UserError: the command line recommends guidance for such a prior.
+    """
+    guidance = OmegaConf.select(config, "sampling.guidance", default=1)
+    if guidance == 1 or OmegaConf.select(config, "model.caption_dropout") != 0:
+        return
+    if "sampling.guidance" in map(runs.override_key, settings.overrides()):
+        raise UserError(
+            f"sampling.guidance={guidance} needs a prior that has seen empty captions: set "
+            "model.caption_dropout=0.1, or leave sampling.guidance out"
+        )
+    config.sampling.guidance = 1.0
 
 
 def build_trainer(config: DictConfig) -> "pl.Trainer":
@@ -181,12 +202,20 @@ def begin(config: DictConfig, trainer: "pl.Trainer", data: Any, checkpoint: Path
         launch.set_child_arguments(run, checkpoint)
         if program.is_installed_command():
             sys.argv.insert(1, "train")  # Lightning starts the others as `tilewright train ...`
+        if config.get("sampling"):
+            print(f"Samples and their metrics use the recommended {describe_sampling(config)}")
         print(f"Training {run}; to watch: tensorboard --logdir {config.paths.logs}", flush=True)
     else:
         logging.disable(logging.WARNING)  # the first process logs for all
         trainer.strategy.setup_environment()  # waits for the first process
     if data.tokenizer is not None:
         data.tokenizer.load(run / runs.TOKENIZER)
+
+
+def describe_sampling(config: DictConfig) -> str:
+    """Returns a prior's recommended sampling as keys of the command line."""
+    keys = [key for key in config.sampling if key != "_target_"]
+    return " ".join(f"sampling.{key}={config.sampling[key]}" for key in keys)
 
 
 def write_run(run: Path, config: DictConfig, data: Any, checkpoint: Path | None) -> None:

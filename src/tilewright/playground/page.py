@@ -8,6 +8,7 @@ import gradio as gr
 from tilewright.errors import UserError
 from tilewright.playground import rendering
 from tilewright.playground.session import Playground, Request
+from tilewright.prior import Sampling
 
 # Gradio ships these fonts, so the page fetches none from the internet.
 SANS, MONO = (gr.themes.LocalFont(f"IBM Plex {kind}", (400, 700)) for kind in ("Sans", "Mono"))
@@ -144,13 +145,13 @@ def _build_fields(playground: Playground, settings: Mapping[str, Any]) -> dict[s
         info="The same seed and settings give the same images.",
     )
     with gr.Accordion("Sampling", open=False):
-        fields |= _build_sampling_fields(settings)
+        fields |= _build_sampling_fields(settings, playground.model.sampling)
     with gr.Accordion("Start from an image", open=False):
         fields |= _build_image_prompt_fields(playground.model.image_tokenizer.grid, settings)
     return fields
 
 
-def _build_sampling_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _build_sampling_fields(settings: Mapping[str, Any], recommended: Sampling) -> dict[str, Any]:
     return {
         "temperature": gr.Slider(
             0,
@@ -158,7 +159,8 @@ def _build_sampling_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
             settings["temperature"],
             step=0.05,
             label="Temperature",
-            info="Below 1: more similar images. Above 1: more varied images.",
+            info="Below 1: more similar images. Above 1: more varied images. "
+            f"Recommended: {recommended.temperature:g}.",
         ),
         "guidance": gr.Slider(
             0,
@@ -166,13 +168,15 @@ def _build_sampling_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
             settings["guidance"],
             step=0.1,
             label="Guidance",
-            info="Above 1: closer to the caption, with less variety. 1: no guidance.",
+            info="Above 1: closer to the caption, with less variety. 1: no guidance. "
+            f"Recommended: {recommended.guidance:g}.",
         ),
         "top_k": gr.Number(
             settings["top_k"] or 0,
             precision=0,
             label="Top k",
-            info="Samples from the k most likely image tokens. 0: all tokens.",
+            info="Samples from the k most likely image tokens. 0: all tokens. "
+            f"Recommended: {recommended.top_k or 0}.",
         ),
         "top_p": gr.Slider(
             0.05,
@@ -180,7 +184,8 @@ def _build_sampling_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
             settings["top_p"] or 1,
             step=0.05,
             label="Top p",
-            info="Samples from the most likely tokens with this total probability. 1: all tokens.",
+            info="Samples from the most likely tokens with this total probability. 1: all tokens. "
+            f"Recommended: {recommended.top_p or 1:g}.",
         ),
     }
 

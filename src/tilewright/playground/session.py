@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ class Request:
 
     Args:
         best_of: candidates to sample, of which the ranker keeps `n`; 0 samples `n`.
-        top_k: 0 keeps all tokens.
-        top_p: 1 keeps all tokens.
+        temperature, guidance: None is what the model recommends.
+        top_k: 0 keeps all tokens; None is what the model recommends.
+        top_p: 1 keeps all tokens; None is what the model recommends.
         image_prompt: path of an image whose top rows of image tokens are kept.
         rows: number of rows kept from `image_prompt`.
     """
@@ -32,10 +33,10 @@ class Request:
     n: int = 8
     best_of: int = 0
     seed: int = 0
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    guidance: float = 1.0
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    guidance: float | None = None
     image_prompt: str | None = None
     rows: int = 1
 
@@ -158,14 +159,12 @@ class Playground:
         return candidates
 
     def _sampling(self, request: Request) -> Sampling:
-        return Sampling(
-            request.temperature,
-            top_k=request.top_k or None,
-            top_p=None if request.top_p == 1 else request.top_p,
-            guidance=request.guidance,
-            weights=self.weights,
-            compile=self.compile,
-        )
+        names = ("temperature", "top_k", "top_p", "guidance")
+        values = {name: getattr(request, name) for name in names}
+        changes = {name: value for name, value in values.items() if value is not None}
+        keeps_all = {"top_k": 0, "top_p": 1}
+        changes |= {name: None for name, value in keeps_all.items() if values[name] == value}
+        return replace(self.model.sampling, **changes, weights=self.weights, compile=self.compile)
 
     def _image_prompt(self, request: Request) -> Image.Image | None:
         if request.image_prompt is None:

@@ -7,6 +7,7 @@ from torchmetrics import MeanMetric
 
 from tilewright.errors import UserError
 from tilewright.prior.protocol import Prior
+from tilewright.prior.sampler import Sampling
 from tilewright.training.optimizers import clip_variance, scheduled, transformer_optimizer
 from tilewright.training.schedules import Schedule
 from tilewright.training.stage import StageModule
@@ -29,6 +30,7 @@ class PriorModule(StageModule):
         image_dropout: largest fraction of an image's input tokens to drop in training. The fraction
             is uniform between 0 and this value for each image. The prior then relies more on the
             caption. 0 in the paper.
+        sampling: recommended sampling, which the callbacks that sample use. None is the paper's.
 
     Raises:
         UserError: both muon and variance_clip are set.
@@ -45,6 +47,7 @@ class PriorModule(StageModule):
         muon: bool = False,
         caption_dropout: float = 0.1,
         image_dropout: float = 0.0,
+        sampling: Sampling | None = None,
     ):
         super().__init__()
         if muon and variance_clip is not None:
@@ -61,6 +64,7 @@ class PriorModule(StageModule):
         self.muon = muon
         self.caption_dropout = caption_dropout
         self.image_dropout = image_dropout
+        self.sampling = sampling or Sampling()
         # Means over all tokens of a validation and over all processes.
         self.text_nats = MeanMetric(nan_strategy="disable")
         self.image_nats = MeanMetric(nan_strategy="disable")

@@ -38,8 +38,18 @@ def adopt(config: DictConfig, source: Path, keys: Iterable[str]) -> None:
             config.tokenizer = saved.tokenizer
         if saved.stage == "prior":
             config.dvae = str(source / runs.DVAE)
+            if saved.get("sampling"):
+                _adopt_sampling(config, source, keys)
         for key, value in changes.items():
             OmegaConf.update(config, key, value)
+
+
+def _adopt_sampling(config: DictConfig, source: Path, keys: list[str]) -> None:
+    """Recommends the sampling of the source, except for keys set on the command line."""
+    recommended = vars(runs.load_sampling(source))
+    for key in config.sampling.keys() & recommended.keys():
+        if f"sampling.{key}" not in keys:
+            config.sampling[key] = recommended[key]
 
 
 def _check_conflicts(

@@ -1,8 +1,10 @@
 """Networks, tokenizers and data of runs and models: loading and saving them."""
 
+import dataclasses
 import json
 import shutil
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from tilewright.runs.folders import (
 )
 
 MODEL_KEYS = ("network", "caption_dropout")  # settings of a run's `model` that a model keeps
+SAMPLING = "tilewright.prior.Sampling"
 
 
 def load_checkpoint(file: Path) -> dict[str, Any]:
@@ -111,6 +114,26 @@ def load_network(run: str | Path, device: str = "cpu") -> Any:
     return network.to(device).eval().requires_grad_(False)
 
 
+def load_sampling(folder: str | Path) -> Any:
+    """Returns the `Sampling` that a run or model of stage=prior recommends.
+
+    A run without one recommends the paper's.
+
+    Raises:
+        UserError: the run does not exist, or its `sampling` is not possible.
+    """
+    from tilewright.prior import Sampling
+
+    settings = load_config(follow_latest(folder)).get("sampling")
+    if settings is None:
+        return Sampling()
+    where = f"sampling in {folder}"
+    target = safe_build.check(settings, "tilewright.prior", where)["_target_"]
+    if target != SAMPLING:
+        raise UserError(f"{where} has _target_={target!r}: set it to {SAMPLING}")
+    return safe_build.build(settings, "tilewright.prior", where)
+
+
 def load_into(network: Any, folder: Path) -> None:
     """Loads the weights of a run or model into a network, in place.
 
@@ -163,9 +186,18 @@ def load_data(settings: DictConfig) -> Any:
     return safe_build.build(plain, "tilewright.data", "the run's data")
 
 
-def save_model(folder: Path, run: Path) -> None:
-    """Saves the network of a run as a model: settings, averaged weights, tokenizer."""
+def save_model(folder: Path, run: Path, sampling: Mapping[str, Any] | None = None) -> None:
+    """Saves the network of a run as a model: settings, averaged weights, tokenizer.
+
+    Args:
+        sampling: changes of the recommended sampling.
+    """
     config = load_config(run)
+    if sampling:
+        recommended = dataclasses.replace(load_sampling(run), **sampling)
+        names = ("temperature", "top_k", "top_p", "guidance")  # the rest depends on the machine
+        values = {name: getattr(recommended, name) for name in names}
+        config.sampling = {"_target_": SAMPLING, **values}
     save_network(folder, config, load_weights(run), trained_steps(run))
     if config.get("tokenizer"):
         shutil.copyfile(run / TOKENIZER, folder / TOKENIZER)
@@ -191,8 +223,9 @@ def save_network(folder: Path, config: DictConfig, weights: dict[str, Any], step
         # Without caption dropout, a prior refuses guidance.
         "model": {key: config.model[key] for key in MODEL_KEYS if key in config.model},
     }
-    if config.get("tokenizer"):
-        saved["tokenizer"] = config.tokenizer
+    for key in ("tokenizer", "sampling"):
+        if config.get(key):
+            saved[key] = config[key]
     plain = OmegaConf.to_container(OmegaConf.create(saved), resolve=True)
     files.write_atomically(folder / MODEL_CONFIG, json.dumps(plain, indent=2) + "\n")
     contiguous = {name: value.contiguous() for name, value in weights.items()}

@@ -1,7 +1,8 @@
 """Export of a run as a model: a folder of safetensors, JSON and a model card."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,6 +26,7 @@ def export(
     ranker: Path | None = None,
     name: str,
     license: str = "unknown",
+    sampling: Mapping[str, Any] | None = None,
     captions: Sequence[str] | int = 6,
     n: int = 4,
     seed: int = 0,
@@ -40,6 +42,8 @@ def export(
             model.
         name: name of the model, for its card.
         license: license of the model, by its identifier on the Hub.
+        sampling: recommended sampling where it differs from the run's, by the arguments of
+            `Sampling`.
         captions: captions of the samples, or their number from the validation split.
         n: images per caption.
         seed: seed of the samples.
@@ -49,7 +53,7 @@ def export(
     """
     stage = runs.load_config(run).stage
     with atomic_folder(out) as folder:
-        _copy_networks(stage, folder, run, ranker)
+        _copy_networks(stage, folder, run, ranker, sampling or {})
         samples: Samples | None = None
         if stage == "prior":
             samples = _write_samples(folder, _resolve_captions(run, captions), n, seed)
@@ -60,9 +64,11 @@ def export(
         (folder / "README.md").write_text(model_card(folder, run, name, license, samples))
 
 
-def _copy_networks(stage: str, folder: Path, run: Path, ranker: Path | None) -> None:
-    """Copies the run's network, and with a prior its dVAE and its ranker."""
-    runs.save_model(folder, run)
+def _copy_networks(
+    stage: str, folder: Path, run: Path, ranker: Path | None, sampling: Mapping[str, Any]
+) -> None:
+    """Copies the run's network, and with a prior its recommended sampling, dVAE and ranker."""
+    runs.save_model(folder, run, sampling)
     if stage != "prior":
         return
     runs.save_model(folder / runs.DVAE, run / runs.DVAE)

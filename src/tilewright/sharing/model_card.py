@@ -141,6 +141,12 @@ def _usage(folder: Path, stage: str, name: str, samples: Samples | None) -> str:
     text = f"## Usage\n```python\n{code}\n```\n\n"
     if (folder / runs.RANKER).is_dir():
         text += "The model includes a ranker. `best_of=64` keeps the best of 64 images.\n\n"
+    if stage == "prior":
+        sampling = runs.load_sampling(folder)
+        text += (
+            f"Samples are drawn with temperature={sampling.temperature} top_k={sampling.top_k} "
+            f"top_p={sampling.top_p} guidance={sampling.guidance} unless you set `sampling=`.\n\n"
+        )
     return text + "All files are safetensors and JSON. Loading them runs no code."
 
 
