@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from helpers import tiny
 from helpers.multiprocess import logged_metrics, run, train
-from helpers.probes import flip_left_half
+from helpers.probes import SameBuffers, flip_left_half
 from tilewright.callbacks.tensorboard import OVERVIEW_SUFFIX
 from tilewright.distributed import FullyShardedStrategy, launch
 from tilewright.errors import UserError
@@ -22,10 +22,11 @@ def assert_close(expected, actual, rel=1e-5):
         assert actual[key] == pytest.approx(value, rel=rel, abs=1e-6), key
 
 
-@pytest.mark.parametrize("stage", ["dvae", "prior", "ranker"])
+@pytest.mark.parametrize("stage", ["dvae", "vq", "fsq", "prior", "ranker"])
 def test_two_processes_train_what_one_trains(stage, trained):
+    checks = {"extra_callbacks": [SameBuffers()]}
     expected = logged_metrics(trained(stage, steps=20, noise=False))
-    actual = logged_metrics(trained(stage, 2, steps=20, noise=False))
+    actual = logged_metrics(trained(stage, 2, steps=20, noise=False, **checks))
     assert {step for step, name in expected if name == "train/loss"} == set(range(20))
     assert {step for step, name in expected if name == "validation/loss"} == {6, 13}
     # Adam turns rounding errors of small gradients into whole steps.

@@ -124,6 +124,20 @@ def test_fsq_codes_have_the_given_levels():
     assert codes.abs().max() <= 1
 
 
+@pytest.mark.parametrize("levels", [[], [8, 2]])
+def test_fsq_with_too_few_levels_is_an_error(levels):
+    with pytest.raises(ValueError, match="must be 3 or more each"):
+        FiniteScalarQuantizer(levels)
+
+
+def test_a_vq_learns_in_training_only():
+    quantizer = KINDS["vq"]().eval()
+    before = weights_digest(quantizer)
+    assert not quantizer.tokens(latents(quantizer)).any()
+    quantizer(latents(quantizer), 1.0)
+    assert weights_digest(quantizer) == before
+
+
 def test_gumbel_softmax_codes_are_soft_when_warm_and_hard_when_cold():
     quantizer = GumbelSoftmax(12)
     inputs = latents(quantizer)

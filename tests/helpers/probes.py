@@ -7,6 +7,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from tilewright.callbacks import AveragedWeights
+from tilewright.distributed.collectives import gather_objects
 from tilewright.distributed.fsdp import gathered_weights
 from tilewright.pipeline import TextToImage
 
@@ -23,6 +24,15 @@ class ShardSizes(pl.Callback):
             assert all(isinstance(tensor, DTensor) for tensor in tensors)
             local = sum(tensor.to_local().numel() for tensor in tensors)
             assert 0.4 < local / sum(tensor.numel() for tensor in tensors) < 0.6
+
+
+class SameBuffers(pl.Callback):
+    """Asserts that all processes end with the same buffers, such as a codebook."""
+
+    def on_train_end(self, trainer, module):
+        for name, buffer in module.network.named_buffers():
+            for other in gather_objects(buffer):
+                assert torch.equal(buffer, other), name
 
 
 class BreakShards(pl.Callback):

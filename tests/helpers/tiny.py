@@ -20,6 +20,8 @@ from tilewright.dvae import DiscreteVAE
 from tilewright.dvae.losses import categorical_kl
 from tilewright.dvae.module import DiscreteVAEModule
 from tilewright.dvae.quantizers.base import GumbelSoftmax
+from tilewright.dvae.quantizers.fsq import FiniteScalarQuantizer
+from tilewright.dvae.quantizers.vq import VectorQuantizer
 from tilewright.prior import Stream, Transformer
 from tilewright.prior.module import PriorModule
 from tilewright.ranker import DualEncoder
@@ -56,15 +58,20 @@ def make(stage, folder, noise=True, source=None, workers=0):
     """Returns a module, its data module and the callbacks of its stage.
 
     Args:
-        stage: "dvae", "prior", "ranker" or a variant of the prior. "muon" is trained with Muon.
-            "clipped" clips Adam's variances at `VARIANCE_CLIP`. "recurrent" is a network that is
-            not a Transformer.
+        stage: "dvae", "prior", "ranker" or a variant. "vq" and "fsq" are dVAEs with these
+            quantizers. "muon" is a prior trained with Muon. "clipped" clips Adam's variances at
+            `VARIANCE_CLIP`. "recurrent" is a network that is not a Transformer.
         folder: folder of the token cache.
         noise: use dropout, relaxation noise and CutMix negatives, which differ between processes.
         source: data source. None uses `RandomImages`.
         workers: dataloader workers.
     """
     torch.manual_seed(0)
+    quantizers = {
+        "vq": lambda: VectorQuantizer(8, channels=4),
+        "fsq": lambda: FiniteScalarQuantizer([8]),
+        "dvae": lambda: None if noise else NoiselessRelaxation(8),
+    }
     network = DiscreteVAE(
         image_size=SIZE,
         grid=4,
@@ -72,13 +79,13 @@ def make(stage, folder, noise=True, source=None, workers=0):
         n_hid=8,
         n_init=8,
         blocks_per_group=1,
-        quantizer=None if noise else NoiselessRelaxation(8),
+        quantizer=quantizers.get(stage, quantizers["dvae"])(),
     )
     tokenizer, image_tokenizer = None, None
-    if stage != "dvae":
+    if stage not in quantizers:
         tokenizer = BytePairTokenizer(vocab_size=280, length=12, dropout=0.3)
         tokenizer.train(["picture number of all"] * 5)
-    if stage == "dvae":
+    if stage in quantizers:
         module = DiscreteVAEModule(network, Cosine(1.0, 0.1, STEPS), Constant(1.0), Constant(1e-2))
         callbacks = [Reconstructions(), CodebookUsageCallback(8)]
     elif stage == "ranker":

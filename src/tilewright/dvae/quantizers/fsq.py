@@ -19,10 +19,15 @@ class FiniteScalarQuantizer(Quantizer):
         levels: number of levels of each channel; their product is the size of the codebook. The
             authors recommend [8, 6, 5] for about 2^8 tokens, [8, 5, 5, 5] for 2^10 and
             [7, 5, 5, 5, 5] for 2^12.
+
+    Raises:
+        ValueError: a channel has fewer than 3 levels.
     """
 
     def __init__(self, levels: Sequence[int]):
         super().__init__()
+        if min(levels, default=0) < 3:
+            raise ValueError(f"levels={list(levels)} must be 3 or more each: raise them")
         self.num_tokens = math.prod(levels)
         self.channels = len(levels)
         self.rounding = FSQ(list(levels))

@@ -4,19 +4,26 @@ import torch
 from torch import Tensor
 from vector_quantize_pytorch import VectorQuantize
 
+from tilewright.distributed.collectives import (
+    copy_from_first,
+    gather_sizes,
+    process_rank,
+    sum_over_processes,
+)
 from tilewright.dvae.quantizers.base import Quantizer
 
 
 class VectorQuantizer(Quantizer):
     """Vector quantizer: a token is the index of the nearest vector.
 
-    The vectors are moving averages of latents. The penalty is the `commitment`, the squared
+    The vectors are moving averages of the latents of all processes. Before the first training
+    batch, from which they start, they are zero. The penalty is the `commitment`, the squared
     distance of a latent from its vector.
 
     Args:
         num_tokens: K, the size of the codebook.
         channels: dimension of the vectors.
-        decay: decay of the moving average per update.
+        decay: decay of the moving average per batch.
         dead_threshold: average number of latents per batch below which a vector is dead and is
             replaced by a latent.
     """
@@ -40,16 +47,46 @@ class VectorQuantizer(Quantizer):
             commitment_weight=0.0,  # `forward` computes it, also in eval mode
             accept_image_fmap=True,
         )
+        # The library would choose when it is built, before the processes are connected.
+        learning = self.codebook._codebook
+        learning.sample_fn = learning.replace_sample_fn = sample_latents
+        learning.kmeans_all_reduce_fn = learning.all_reduce_fn = sum_over_processes
 
     def forward(self, latents: Tensor, temperature: float) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.autocast(latents.device.type, enabled=False):
-            codes, _, _ = self.codebook(latents.float())
+            if self.training:
+                codes, _, _ = self.codebook(latents.float())
+            else:  # the library would learn from the first batch here too
+                codes = self.codes(self.tokens(latents))
             commitment = (latents - codes.detach()).square().sum(dim=1).mean()
         return codes, {"commitment": commitment}
 
     def tokens(self, latents: Tensor) -> Tensor:
         with torch.autocast(latents.device.type, enabled=False):
-            return self.codebook(latents.float(), freeze_codebook=True)[1]
+            vectors = latents.float().movedim(1, -1)
+            distances = torch.cdist(vectors.flatten(0, -2), self.codebook.codebook)
+        return distances.argmin(dim=1).view(vectors.shape[:-1])
 
     def codes(self, tokens: Tensor) -> Tensor:
         return self.codebook.get_codes_from_indices(tokens)
+
+
+def sample_latents(latents: Tensor, count: int) -> Tensor:
+    """Returns random latents [1, count, C] of all processes, the same in each process.
+
+    They are different latents if there are enough, as in a training on one process.
+
+    Args:
+        latents: latents [1, N, C] of this process.
+    """
+    sizes = gather_sizes(latents.shape[1], latents.device).tolist()
+    total, first = sum(sizes), sum(sizes[: process_rank()])
+    if total >= count:
+        indices = torch.randperm(total, device=latents.device)[:count]
+    else:
+        indices = torch.randint(total, (count,), device=latents.device)
+    own = copy_from_first(indices) - first
+    is_own = (own >= 0) & (own < latents.shape[1])
+    sampled = latents.new_zeros(1, count, latents.shape[2])
+    sampled[:, is_own] = latents[:, own[is_own]]
+    return sum_over_processes(sampled)
