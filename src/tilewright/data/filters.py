@@ -16,15 +16,12 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, Image
 
+from tilewright.data.captions import require_captions
 from tilewright.data.images import UnreadableImage, read_size
 from tilewright.data.skipping import SkipRow, format_counts
 from tilewright.errors import UserError
 
 log = logging.getLogger(__name__)
-
-NO_CAPTION = "no caption"
-EMPTY_CAPTION = "empty caption"
-NOT_TEXT = "caption is not text"
 
 
 class Filter:
@@ -154,14 +151,7 @@ def usable_captions(value: Any, filters: Sequence[Filter] = ()) -> list[str]:
     Raises:
         SkipRow: no caption can be used.
     """
-    values = value if isinstance(value, (list, tuple)) else [value]
-    texts = [text for text in values if isinstance(text, str) and text.strip()]
-    if not texts:
-        reasons = [
-            EMPTY_CAPTION if isinstance(text, str) else NO_CAPTION if text is None else NOT_TEXT
-            for text in values
-        ]
-        raise SkipRow(next(iter(reasons), NO_CAPTION))
+    texts = require_captions(value)
     for caption_filter in filters:
         texts = [text for text in texts if caption_filter.keeps_caption(text)]
         if not texts:

@@ -137,3 +137,20 @@ def test_unknown_dataset_without_a_network_is_an_error(monkeypatch):
 
 def test_folder_without_data_is_an_error(tmp_path):
     assert_load_fails(HubSource(str(tmp_path)), "cannot be loaded", str(tmp_path))
+
+
+def test_captions_that_are_not_text_are_counted(tmp_path, caplog):
+    captions = [["a", "nan"], [None], ["b"], ["\u200b"], [""]]
+    rows = Dataset.from_dict({"image": [png(n) for n in range(5)], "caption": captions})
+    rows.save_to_disk(str(tmp_path / "set"))
+    splits = HubSource(str(tmp_path / "set")).load()
+    assert sum(map(len, splits.values())) == 2
+    assert "3 of 5 rows of dataset" in caplog.text
+    assert "2 × empty caption, 1 × no caption, such as row 1" in caplog.text
+    assert "their rows have others: 1 × no caption, such as row 0" in caplog.text
+
+
+def test_a_dataset_without_any_caption_is_an_error(tmp_path):
+    rows = Dataset.from_dict({"image": [png(1), png(2)], "caption": ["", "nan"]})
+    rows.save_to_disk(str(tmp_path / "set"))
+    assert_load_fails(HubSource(str(tmp_path / "set")), "no caption in any row", "caption_column")

@@ -1,11 +1,11 @@
 """Columns of a dataset: selection of the image and the caption column, with checks."""
 
 import logging
-from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from datasets import Dataset, Image, IterableDataset, LargeList, List, Value
 
+from tilewright.data.captions import DefectCounts, find_captions
 from tilewright.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -55,22 +55,45 @@ def select_image_and_caption(
     dataset = dataset.rename_columns({old: new for old, new in names.items() if old != new})
     if isinstance(dataset, IterableDataset):  # rows without a caption are counted during training
         return dataset
-    captioned = dataset.filter(_has_caption)
-    if missing := len(dataset) - len(captioned):
+    return _drop_uncaptioned(dataset, description).cast_column("image", Image())
+
+
+def _drop_uncaptioned(dataset: Dataset, description: str) -> Dataset:
+    """Drops the rows without a caption. Warnings count them, and unusable captions of other rows.
+
+    Raises:
+        UserError: no row has a caption.
+    """
+    kept: list[int] = []
+    skipped, incomplete = DefectCounts(), DefectCounts()
+    batches = dataset.select_columns("caption").iter(1000)
+    for index, value in enumerate(value for batch in batches for value in batch["caption"]):
+        texts, defects = find_captions(value)
+        if texts:
+            kept.append(index)
+            incomplete.add(f"row {index}", defects)
+        else:
+            skipped.add(f"row {index}", {next(iter(defects)): 1})
+    if skipped and not kept:
+        raise UserError(
+            f"{description} has no caption in any row ({skipped}): set data.source.caption_column"
+        )
+    if skipped:
         log.warning(
-            "%d of %d rows of %s have no caption and are skipped",
-            missing, len(dataset), description,
+            "%d of %d rows of %s have no caption and are skipped: %s",
+            len(dataset) - len(kept), len(dataset), description, skipped,
         )  # fmt: skip
-    return (captioned if missing else dataset).cast_column("image", Image())
+    if incomplete:
+        log.warning(
+            "some captions of %s are left out, while their rows have others: %s",
+            description, incomplete,
+        )  # fmt: skip
+    return dataset.select(kept) if skipped else dataset
 
 
 def is_value(feature: Any, dtypes: tuple[str, ...]) -> bool:
     """Returns True if a feature is a plain value of one of the dtypes."""
     return isinstance(feature, Value) and feature.dtype in dtypes
-
-
-def _has_caption(row: Mapping[str, Any]) -> bool:
-    return bool(row["caption"])
 
 
 def _holds_images(feature: Any) -> bool:
