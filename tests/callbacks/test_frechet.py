@@ -9,6 +9,7 @@ import torch
 
 from tilewright.callbacks import frechet
 from tilewright.dvae import DiscreteVAE
+from tilewright.errors import UserError
 from tilewright.evaluations import distributions, features, generation, reconstruction
 from tilewright.metrics.extractors import Extractor
 
@@ -61,6 +62,32 @@ def test_a_single_image_warns_and_does_not_end_the_training(caplog):
     callback.measure(trainer_with(torch.rand(1, 3, 16, 16)), module)
     assert not module.logged
     assert "1 readable image" in caplog.text
+
+
+@pytest.mark.usefixtures("_cheap_features")
+def test_an_undefined_distance_warns_and_does_not_end_the_training(caplog, monkeypatch):
+    monkeypatch.setattr("scipy.linalg.sqrtm", lambda matrix, disp: (matrix + 1j, 0.0))
+    module = Module()
+    trainer = trainer_with(torch.rand(4, 3, 16, 16))
+    trainer.global_step = 70
+    frechet.FrechetDistance().measure(trainer, module)
+    assert not module.logged
+    assert "No Fréchet distance at update 70" in caplog.text
+    assert "Imaginary component" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        *(({"images": n}, f"callbacks.frechet.images={n} is not possible") for n in (0, 1, 2.5)),
+        *(({"every_n_validations": n}, f"every_n_validations={n} is not possible")
+          for n in (0, -1, 1.5)),
+        ({"inception_weights": "/nowhere.pt"}, "inception_weights=/nowhere.pt does not exist"),
+    ],
+)  # fmt: skip
+def test_impossible_settings_are_refused_before_the_training(settings, message):
+    with pytest.raises(UserError, match=f"^{message}"):
+        frechet.FrechetDistance(**settings)
 
 
 @pytest.mark.usefixtures("_cheap_features")

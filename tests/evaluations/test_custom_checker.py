@@ -63,6 +63,9 @@ class WhiteModel:
     def generate(self, captions, n=1, **settings):
         return SimpleNamespace(images=torch.ones(len(captions), n, 3, SIDE, SIDE))
 
+    def check_needs(self, sampling, ranker):
+        pass
+
     def sample_tokens(self, captions, n, **settings):
         """Candidate 0 is white and all others are black."""
         return (torch.arange(n) == 0).long().view(1, n, 1, 1).repeat(len(captions), 1, 1, 1)

@@ -10,7 +10,12 @@ from torch import nn
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from tilewright.errors import UserError
-from tilewright.metrics.distances import frechet_distance, kernel_distance
+from tilewright.metrics.distances import (
+    UndefinedDistance,
+    frechet_distance,
+    kernel_distance,
+    resolve_subsets,
+)
 
 D = 6
 
@@ -88,6 +93,50 @@ def test_too_few_images_are_warned_about_once(caplog: pytest.LogCaptureFixture) 
 def test_a_single_image_is_refused(distance) -> None:
     with pytest.raises(UserError, match="2 images or more in each set, got 1"):
         distance(normal(5), normal(1))
+
+
+@pytest.mark.parametrize("distance", [frechet_distance, kernel_distance])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_features_that_are_not_finite_are_refused(distance, value: float) -> None:
+    broken = normal(20)
+    broken[3, 2] = value
+    with pytest.raises(UndefinedDistance, match="not finite"):
+        distance(normal(20), broken)
+
+
+def test_a_root_that_is_not_real_is_an_undefined_distance(monkeypatch) -> None:
+    # clean-fid raises this if rounding makes the product of two covariances indefinite.
+    monkeypatch.setattr("scipy.linalg.sqrtm", lambda matrix, disp: (matrix + 1j, 0.0))
+    with pytest.raises(UndefinedDistance, match=r"Imaginary component 1\.0.*measure more images"):
+        frechet_distance(normal(20), normal(20, seed=1))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        *(({"subset_size": n}, f"subset_size={n} is not possible: set a whole number of 2 or more")
+          for n in (1, 0, -1, 2.5, True)),
+        *(({"subsets": n}, f"subsets={n} is not possible: set a whole number of 1 or more")
+          for n in (0, -1, 1.5, True)),
+    ],
+)  # fmt: skip
+def test_impossible_subsets_are_refused(settings, message: str) -> None:
+    with pytest.raises(UserError, match=f"^{message}"):
+        kernel_distance(normal(20), normal(20), **settings)
+
+
+def test_subsets_are_at_most_as_large_as_the_smaller_set() -> None:
+    assert resolve_subsets(20, 20, subsets=5, subset_size=10) == (5, 10)
+    assert resolve_subsets(20, 20, subsets=5, subset_size=20) == (1, 20)
+    assert resolve_subsets(20, 20, subsets=5, subset_size=99) == (1, 20)
+    assert resolve_subsets(20, 30, subsets=5, subset_size=99) == (5, 20)
+
+
+def test_a_kernel_distance_of_few_images_is_warned_about(caplog) -> None:
+    kernel_distance(normal(100), normal(100, seed=1))
+    assert not caplog.records
+    kernel_distance(normal(99), normal(100, seed=1))
+    assert "99 real and 100 generated images, fewer than 100" in caplog.text
 
 
 @pytest.mark.filterwarnings("ignore:.*will save all extracted features")

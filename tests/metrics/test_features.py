@@ -183,6 +183,14 @@ def test_a_folder_that_has_images_is_refused(folder: Path, images: Tensor) -> No
         save_images([images], folder)
 
 
+def test_features_are_sorted_by_the_number_of_the_image(tmp_path: Path) -> None:
+    numbers = [9, 10, 10001, 100000]  # as text, 100000 comes first
+    for level, number in enumerate(numbers):
+        Image.new("RGB", (8, 8), (level, 0, 0)).save(tmp_path / f"{number:05d}.png")
+    features = folder_features(tmp_path, extractor(8))
+    assert features[:, 0].tolist() == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 1, 8, 8)])
 def test_other_shapes_and_dtypes_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"expected float \[B, 3, H, W\]"):
@@ -196,7 +204,7 @@ def test_invalid_folders_and_settings_are_refused(folder: Path, tmp_path: Path) 
         folder_features(tmp_path / "nowhere", extractor())
     with pytest.raises(UserError, match="resize='cubic' is unknown"):
         folder_features(folder, extractor(), resize="cubic")
-    with pytest.raises(UserError, match="blur=-1 is negative"):
+    with pytest.raises(UserError, match="blur=-1 is not possible"):
         folder_features(folder, extractor(), blur=-1)
     (folder / "00005.png").write_bytes(b"not an image")
     with pytest.raises(UserError, match=r"cannot read an image in .*00005\.png"):

@@ -46,8 +46,45 @@ def test_classifier_score_is_the_mean_over_shuffled_splits() -> None:
     order = torch.randperm(40, generator=torch.Generator().manual_seed(3)).numpy()
     scores = [expected_score(part) for part in np.split(logits[order], 4)]
     assert mean == pytest.approx(np.mean(scores), rel=1e-6)
-    assert deviation == pytest.approx(np.std(scores, ddof=1), rel=1e-5)
+    assert deviation == pytest.approx(np.std(scores), rel=1e-6)
     assert mean != classifier_score(logits, extractor(), splits=4, seed=4)[0]
+
+
+@pytest.mark.parametrize(("count", "splits"), [(101, 10), (15, 7), (47, 3)])
+def test_classifier_score_has_the_parts_of_salimans(count: int, splits: int) -> None:
+    logits = np.random.default_rng(0).normal(size=(count, 4)) * 3
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).numpy()
+    scores = []
+    for i in range(splits):  # as in the code of Salimans et al. 2016
+        part = logits[order][(i * count // splits) : ((i + 1) * count // splits)]
+        scores.append(expected_score(part))
+    mean, deviation = classifier_score(logits, extractor(), splits)
+    assert mean == pytest.approx(np.mean(scores), rel=1e-6)
+    assert deviation == pytest.approx(np.std(scores), rel=1e-6)
+
+
+@pytest.mark.parametrize(("count", "splits"), [(1, 1), (0, 1), (3, 2), (19, 10)])
+def test_parts_of_one_image_are_refused(count: int, splits: int) -> None:
+    with pytest.raises(UserError, match=f"{splits} part.* needs {2 * splits} images.* got {count}"):
+        classifier_score(np.ones((count, 4)), extractor(), splits)
+
+
+@pytest.mark.parametrize("splits", [0, -1, 1.5, True])
+def test_impossible_splits_are_refused(splits: float) -> None:
+    with pytest.raises(UserError, match=f"^splits={splits} is not possible"):
+        classifier_score(np.ones((10, 4)), extractor(), splits)  # type: ignore[arg-type]
+
+
+def test_features_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(UserError, match="not finite"):
+        classifier_score(np.full((10, 4), np.nan), extractor(), 2)
+
+
+def test_few_images_for_a_classifier_score_are_warned_about(caplog) -> None:
+    classifier_score(np.random.default_rng(0).normal(size=(8, 4)), extractor(), splits=2)
+    assert not caplog.records
+    classifier_score(np.random.default_rng(0).normal(size=(7, 4)), extractor(), splits=2)
+    assert "parts of 3 images, fewer than the 4 classes" in caplog.text
 
 
 @pytest.fixture

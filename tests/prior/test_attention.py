@@ -5,9 +5,16 @@ import torch
 from torch.nn.attention.flex_attention import flex_attention
 
 from tilewright.prior import Stream, attention
-from tilewright.prior.attention import SelfAttention, _block_mask, attend, attention_mask
+from tilewright.prior.attention import (
+    SelfAttention,
+    _block_mask,
+    _compiled_flex_attention,
+    attend,
+    attention_mask,
+)
 from tilewright.prior.kv_cache import EagerLayerCache
 from tilewright.prior.patterns import PATTERNS, cache_slots, dense_mask
+from tilewright.training.compiling import RECOMPILE_LIMIT
 
 STREAM = Stream(text_length=3, text_vocab=5, grid=4, image_vocab=5)
 
@@ -41,6 +48,14 @@ def test_output_depends_exactly_on_the_inputs_that_the_mask_shows(pattern):
     visible = dense_mask(pattern, STREAM).T
     assert (change[~visible] < 1e-12).all()
     assert (change[visible] > 1e-7).all()
+
+
+def test_flex_attention_compiled_alone_has_the_recompile_limit_of_a_compiled_network(monkeypatch):
+    """Past torch's 8 shapes it would silently run in eager mode."""
+    monkeypatch.setattr(torch.compiler.config, "recompile_limit", 8)
+    _compiled_flex_attention.cache_clear()
+    _compiled_flex_attention()
+    assert torch.compiler.config.recompile_limit == RECOMPILE_LIMIT
 
 
 @pytest.mark.parametrize("min_length", [0, 999], ids=["windows", "dense mask"])

@@ -3,6 +3,7 @@
 import pytorch_lightning as pl
 
 from tilewright.callbacks.periodic import PeriodicMeasurement
+from tilewright.checks import check_whole
 from tilewright.data.sources.capabilities import require_checker
 from tilewright.distributed.fsdp import gathered_weights
 from tilewright.metrics.alignment import alignment_by_category
@@ -18,10 +19,14 @@ class AlignmentCallback(PeriodicMeasurement):
     Args:
         captions: number of captions of each split, a sample.
         every_n_validations: validations between two measurements.
+
+    Raises:
+        UserError: a number is not possible.
     """
 
     def __init__(self, captions: int = 200, every_n_validations: int = 1):
         super().__init__(every_n_validations)
+        check_whole("callbacks.alignment.captions", captions)
         self.captions = captions
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from tilewright.callbacks.periodic import PeriodicMeasurement
+from tilewright.checks import check_whole
 from tilewright.distributed.fsdp import gathered_weights
-from tilewright.metrics.distances import frechet_distance
-from tilewright.metrics.extractors import Extractor, load_extractor
+from tilewright.metrics.distances import UndefinedDistance, frechet_distance
+from tilewright.metrics.extractors import Extractor, check_weights_exist, load_extractor
 from tilewright.metrics.features import folder_features, save_images
 from tilewright.pipeline import TextToImage
 
@@ -31,12 +32,18 @@ class FrechetDistance(PeriodicMeasurement):
         images: number of images of all processes together.
         every_n_validations: validations between two measurements.
         inception_weights: path of Inception's weights. None searches clean-fid's folder.
+
+    Raises:
+        UserError: a number is not possible, or the weights do not exist.
     """
 
     def __init__(
         self, images: int = 128, every_n_validations: int = 1, inception_weights: str | None = None
     ):
         super().__init__(every_n_validations)
+        check_whole("callbacks.frechet.images", images, 2)
+        if inception_weights is not None:
+            check_weights_exist(inception_weights)
         self.images = images
         self.inception_weights = inception_weights
         self._extractor: Extractor | None = None
@@ -55,7 +62,11 @@ class FrechetDistance(PeriodicMeasurement):
                 required,
             )
             return
-        name, distance = self.compute(trainer, pl_module, examples)
+        try:
+            name, distance = self.compute(trainer, pl_module, examples)
+        except UndefinedDistance as error:  # in all processes, which have the same features
+            log.warning("No Fréchet distance at update %d: %s", trainer.global_step, error)
+            return
         pl_module.log(f"validation/{name}", distance, rank_zero_only=True)
 
     @torch.no_grad()

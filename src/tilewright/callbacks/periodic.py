@@ -4,6 +4,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from tilewright.checks import check_whole
+
 
 class PeriodicMeasurement(pl.Callback):
     """Calls `measure` every N validations and at the last one of a training.
@@ -13,9 +15,13 @@ class PeriodicMeasurement(pl.Callback):
 
     Args:
         every_n_validations: validations between two measurements.
+
+    Raises:
+        UserError: a number is not possible.
     """
 
     def __init__(self, every_n_validations: int = 1):
+        check_whole("every_n_validations", every_n_validations)
         self.every_n_validations = every_n_validations
         self._validations = 0
 

@@ -8,10 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
+from tilewright.checks import check_whole
 from tilewright.data import CaptionChecker, CaptionedImages
 from tilewright.data.sources.capabilities import require_checker
 from tilewright.evaluations.generation import generate_images
 from tilewright.evaluations.results import Result
+from tilewright.evaluations.splits import available_splits
 from tilewright.metrics.alignment import alignment_by_category
 from tilewright.prior import Sampling
 from tilewright.viz.plots import plot_bars
@@ -24,7 +26,7 @@ class Alignment:
     One image is generated per caption. The source's checker compares the two.
 
     Args:
-        splits: splits whose captions are used.
+        splits: splits whose captions are used. Splits that the data does not have are left out.
         captions: number of captions per split at most, a sample.
         sampling: sampling settings.
     """
@@ -33,12 +35,15 @@ class Alignment:
     captions: int = 1000
     sampling: Sampling = field(default_factory=Sampling)
 
+    def __post_init__(self) -> None:
+        check_whole("captions", self.captions)
+
     def __call__(
         self, run: Path, data: CaptionedImages, *, seed: int, device: str, folder: Path
     ) -> list[Result]:
         checker = require_checker(data.source, "metric=alignment")
         results: list[Result] = []
-        for split in self.splits:
+        for split in available_splits(data, self.splits):
             images = generate_images(run, data, split, self.captions, self.sampling, seed, device)
             images.save_grid(folder / f"{split}.png")
             results += alignment_results(

@@ -8,10 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tilewright.checks import check_whole
 from tilewright.data import CaptionedImages
+from tilewright.errors import UserError
 from tilewright.evaluations.alignment import alignment_results
 from tilewright.evaluations.features import ImageSetFeatures
 from tilewright.evaluations.results import Result
+from tilewright.evaluations.splits import available_splits
 from tilewright.pipeline import TextToImage
 from tilewright.prior import Sampling
 from tilewright.reranking import Ranker
@@ -47,6 +50,14 @@ class BestOf:
     resize: str = "clean"
     inception_weights: str | None = None
 
+    def __post_init__(self) -> None:
+        if not self.counts or isinstance(self.counts, int | str):
+            raise UserError(f"counts={self.counts} is not a list of numbers: set [1,2,4]")
+        for count in self.counts:
+            check_whole("counts", count)
+        check_whole("captions", self.captions)
+        check_whole("batch_size", self.batch_size)
+
     @torch.inference_mode()
     def __call__(
         self, run: Path, data: CaptionedImages, *, seed: int, device: str, folder: Path
@@ -56,9 +67,9 @@ class BestOf:
         features = None
         if data.checker is None:
             features = ImageSetFeatures(data, device, self.resize, self.inception_weights)
-        counts = sorted(self.counts)
+        counts = sorted(set(self.counts))
         results = []
-        for split in data.available_splits(self.splits):
+        for split in available_splits(data, self.splits):
             real, captions = zip(*data.examples(split, self.captions), strict=True)
             chosen = self._choose(model, captions, counts, seed)
             save_png(captioned_grid(captions[:8], chosen[:8]), folder / f"{split}.png")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tilewright.checks import check_whole
 from tilewright.data import CaptionedImages
 from tilewright.data.image_tokenizer import weights_digest
 from tilewright.errors import UserError
@@ -28,6 +29,9 @@ class ClipScore:
     split: str = "validation"
     images: int = 1000
     sampling: Sampling = field(default_factory=Sampling)
+
+    def __post_init__(self) -> None:
+        check_whole("images", self.images)
 
     def __call__(
         self, run: Path, data: CaptionedImages, *, seed: int, device: str, folder: Path

@@ -6,11 +6,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tilewright.checks import check_number, check_whole
 from tilewright.data import CaptionedImages
+from tilewright.errors import UserError
 from tilewright.evaluations.features import ImageSetFeatures, write_image_folder
 from tilewright.evaluations.generation import generate_images
 from tilewright.evaluations.results import Result
-from tilewright.metrics.distances import frechet_distance, kernel_distance
+from tilewright.metrics.distances import (
+    check_subsets,
+    frechet_distance,
+    kernel_distance,
+    resolve_subsets,
+)
 from tilewright.metrics.scores import classifier_score
 from tilewright.prior import Sampling
 from tilewright.viz.plots import plot_lines
@@ -40,6 +47,9 @@ class DistributionMetric(ABC):
     resize: str = "clean"
     inception_weights: str | None = None
     sampling: Sampling = field(default_factory=Sampling)
+
+    def __post_init__(self) -> None:
+        check_whole("images", self.images, 2)
 
     def __call__(
         self, run: Path, data: CaptionedImages, *, seed: int, device: str, folder: Path
@@ -89,16 +99,25 @@ class FrechetInceptionDistance(DistributionMetric):
 
     blur: Sequence[float] | float = 0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for blur in self._blurs():
+            check_number("blur", blur, 0)
+        if not self._blurs():
+            raise UserError("blur=[] measures nothing: set [0]")
+
     def measure(
         self, features: ImageSetFeatures, folders: Mapping[str, Path], seed: int
     ) -> list[Measurement]:
-        blurs = [self.blur] if isinstance(self.blur, int | float) else self.blur
         measurements = []
-        for blur in blurs:
+        for blur in self._blurs():
             real = features.of_folder(folders["real"], blur)
             generated = features.of_folder(folders["generated"], blur)
             measurements.append((frechet_distance(real, generated), {"blur": blur}))
         return measurements
+
+    def _blurs(self) -> Sequence[float]:
+        return [self.blur] if isinstance(self.blur, int | float | str) else self.blur
 
     def plot(self, results: list[Result], folder: Path) -> None:
         if len(results) > 1:
@@ -124,13 +143,20 @@ class KernelInceptionDistance(DistributionMetric):
     subsets: int = 100
     subset_size: int = 1000
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_subsets(self.subsets, self.subset_size)
+
     def measure(
         self, features: ImageSetFeatures, folders: Mapping[str, Path], seed: int
     ) -> list[Measurement]:
         real = features.of_folder(folders["real"])
         generated = features.of_folder(folders["generated"])
-        value = kernel_distance(real, generated, self.subsets, self.subset_size, seed)
-        return [(value, {"subsets": self.subsets, "subset_size": self.subset_size})]
+        subsets, subset_size = resolve_subsets(
+            len(real), len(generated), self.subsets, self.subset_size
+        )
+        value = kernel_distance(real, generated, subsets, subset_size, seed)
+        return [(value, {"subsets": subsets, "subset_size": subset_size})]
 
 
 @dataclass(kw_only=True)
@@ -140,7 +166,8 @@ class InceptionScore(DistributionMetric):
     The results' `spread` is one standard deviation below and above the mean.
 
     Args:
-        splits: number of parts that are scored separately and averaged.
+        splits: number of parts that are scored separately and averaged. Each part has two images
+            or more, so few images have fewer parts.
         split, images, resize, inception_weights, sampling: see `DistributionMetric`.
     """
 
@@ -148,15 +175,19 @@ class InceptionScore(DistributionMetric):
 
     splits: int = 10
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole("splits", self.splits)
+
     def measure(
         self, features: ImageSetFeatures, folders: Mapping[str, Path], seed: int
     ) -> list[Measurement]:
         measurements = []
         for name in ("generated", "real"):
-            mean, deviation = classifier_score(
-                features.of_folder(folders[name]), features.extractor, self.splits, seed
-            )
+            image_features = features.of_folder(folders[name])
+            splits = max(1, min(self.splits, len(image_features) // 2))
+            mean, deviation = classifier_score(image_features, features.extractor, splits, seed)
             spread = [round(mean - deviation, 4), round(mean + deviation, 4)]
-            settings = {"image_set": name, "splits": self.splits, "spread": spread}
+            settings = {"image_set": name, "splits": splits, "spread": spread}
             measurements.append((mean, settings))
         return measurements

@@ -11,7 +11,7 @@ from tilewright.data import CaptionedImages
 from tilewright.evaluations.results import Result
 from tilewright.metrics.distances import frechet_distance
 from tilewright.metrics.extractors import load_extractor
-from tilewright.metrics.features import folder_features, save_images
+from tilewright.metrics.features import check_resize, folder_features, save_images
 
 
 class ImageSetFeatures:
@@ -22,11 +22,15 @@ class ImageSetFeatures:
         device: torch device of the feature network.
         resize: clean-fid's resize, "clean" or "legacy_pytorch".
         inception_weights: path of Inception's weights; None uses clean-fid's copy.
+
+    Raises:
+        UserError: the resize is unknown, or the weights do not exist.
     """
 
     def __init__(
         self, data: CaptionedImages, device: str, resize: str, inception_weights: str | None
     ):
+        check_resize(resize)
         self.extractor = load_extractor(device, inception_weights)
         self.resize = resize
         self.cache = data.cache.parent / "features"

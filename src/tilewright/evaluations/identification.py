@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tilewright.checks import check_whole
 from tilewright.data import CaptionedImages
 from tilewright.errors import UserError
 from tilewright.evaluations.features import ImageSetFeatures
@@ -21,6 +22,7 @@ from tilewright.pipeline import TextToImage
 from tilewright.prior import Sampling
 from tilewright.viz.images import captioned_grid, save_png
 
+TOP = (1, 5)  # the true image counts if it is among the nearest 1 or 5
 ALL = sys.maxsize  # count that takes all examples of a split
 
 
@@ -51,6 +53,10 @@ class Identification:
     inception_weights: str | None = None
     sampling: Sampling = field(default_factory=Sampling)
 
+    def __post_init__(self) -> None:
+        check_whole("images", self.images)
+        check_whole("among", self.among, 2)
+
     def __call__(
         self, run: Path, data: CaptionedImages, *, seed: int, device: str, folder: Path
     ) -> list[Result]:
@@ -73,7 +79,7 @@ class Identification:
         for name, image_set in image_sets.items():
             own_features = features.of_images(image_set, folder / name)
             ranks = identification_ranks(own_features, true_features, styles, self.among, seed)
-            for k in (1, 5):
+            for k in [k for k in TOP if k < self.among]:
                 share = Share(int((ranks < k).sum()), len(ranks))
                 settings = {
                     "image_set": name,

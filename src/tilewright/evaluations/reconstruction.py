@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 
 from tilewright import runs
+from tilewright.checks import check_whole
 from tilewright.data import CaptionedImages
+from tilewright.errors import UserError
 from tilewright.evaluations.features import ImageSetFeatures
 from tilewright.evaluations.results import Result
+from tilewright.evaluations.splits import available_splits
 from tilewright.metrics.reconstruction import CodebookUsage, ReconstructionMetrics
 from tilewright.viz.images import reconstruction_grid, save_png
 
@@ -37,6 +40,11 @@ class Reconstruction:
     resize: str = "clean"
     inception_weights: str | None = None
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.frechet, bool):
+            raise UserError(f"frechet={self.frechet} is not possible: set true or false")
+        check_whole("images", self.images, 2 if self.frechet else 1)
+
     @torch.no_grad()
     def __call__(
         self, run: Path, data: CaptionedImages, *, seed: int, device: str, folder: Path
@@ -46,7 +54,7 @@ class Reconstruction:
         if self.frechet:
             features = ImageSetFeatures(data, device, self.resize, self.inception_weights)
         results = []
-        for split in data.available_splits(self.splits):
+        for split in available_splits(data, self.splits):
             originals, captions = zip(*data.examples(split, self.images), strict=True)
             real = torch.stack(originals)
             reconstructed, values = _reconstruct(network, real, device)

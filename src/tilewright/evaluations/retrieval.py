@@ -6,8 +6,10 @@ from pathlib import Path
 
 import torch
 
+from tilewright.checks import check_whole
 from tilewright.data import CaptionedImages
 from tilewright.evaluations.results import Result
+from tilewright.evaluations.splits import available_splits
 from tilewright.metrics.retrieval import RetrievalRecall
 from tilewright.reranking import ContrastiveRanker
 
@@ -28,13 +30,17 @@ class Retrieval:
     images: int = 1000
     batch_size: int = 128
 
+    def __post_init__(self) -> None:
+        check_whole("images", self.images)
+        check_whole("batch_size", self.batch_size)
+
     @torch.inference_mode()
     def __call__(
         self, run: Path, data: CaptionedImages, *, seed: int, device: str, folder: Path
     ) -> list[Result]:
         ranker = ContrastiveRanker.from_run(run, device)
         results = []
-        for split in data.available_splits(self.splits):
+        for split in available_splits(data, self.splits):
             originals, captions = zip(*data.examples(split, self.images), strict=True)
             recall = RetrievalRecall()
             for start in range(0, len(captions), self.batch_size):

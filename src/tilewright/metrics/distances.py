@@ -11,9 +11,16 @@ import numpy as np
 from cleanfid import fid
 from scipy.linalg import LinAlgWarning
 
+from tilewright.checks import check_whole
 from tilewright.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+MIN_IMAGES_FOR_KERNEL = 100  # with fewer, the kernel distance varies by more than models differ
+
+
+class UndefinedDistance(UserError):  # noqa: N818
+    """Error raised if a distance cannot be computed from features."""
 
 
 def frechet_distance(real: np.ndarray, generated: np.ndarray) -> float:
@@ -27,9 +34,10 @@ def frechet_distance(real: np.ndarray, generated: np.ndarray) -> float:
         generated: features [M, D].
 
     Raises:
-        UserError: a set has fewer than two images.
+        UndefinedDistance: a set has fewer than two images, a feature is not finite, or clean-fid
+            finds no real root of S S'.
     """
-    _require_two(real, generated)
+    _check_features(real, generated)
     _warn_if_few(len(real), len(generated), real.shape[1])
     printed = io.StringIO()
     with warnings.catch_warnings(), contextlib.redirect_stdout(printed):
@@ -37,7 +45,13 @@ def frechet_distance(real: np.ndarray, generated: np.ndarray) -> float:
         warnings.filterwarnings("ignore", message=".*`disp`", category=DeprecationWarning)
         # Few images make the matrix singular; `_warn_if_few` says so in better words.
         warnings.filterwarnings("ignore", message="Matrix is singular", category=LinAlgWarning)
-        distance = fid.fid_from_feats(real, generated)
+        try:
+            distance = fid.fid_from_feats(real, generated)
+        except ValueError as error:  # "Imaginary component": rounding of a nearly singular S S'
+            raise UndefinedDistance(
+                f"clean-fid cannot compute the Fréchet distance of these features ({error}): "
+                "measure more images"
+            ) from error
     if printed.getvalue():
         logger.info("clean-fid: %s", printed.getvalue().strip())
     return float(distance)
@@ -58,27 +72,57 @@ def kernel_distance(
     Args:
         real: features [N, D].
         generated: features [M, D].
-        subsets: number of random subsets to average over. If N = M <= `subset_size`, all subsets
-            would be equal and one is used.
-        subset_size: images per subset, sampled from each set without replacement.
+        subsets, subset_size: see `resolve_subsets`.
         seed: seed of the subsets.
 
     Raises:
-        UserError: a set has fewer than two images.
+        UndefinedDistance: a set has fewer than two images, or a feature is not finite.
+        UserError: subsets or subset_size is not possible.
     """
-    _require_two(real, generated)
-    if len(real) == len(generated) <= subset_size:
-        subsets = 1
+    _check_features(real, generated)
+    _warn_if_few_for_kernel(len(real), len(generated))
+    subsets, subset_size = resolve_subsets(len(real), len(generated), subsets, subset_size)
     with _numpy_seeded(seed):
         return fid.kernel_distance(real, generated, subsets, subset_size)
 
 
-def _require_two(*feature_sets: np.ndarray) -> None:
+def check_subsets(subsets: int, subset_size: int) -> None:
+    """Checks the subsets of a kernel distance.
+
+    Raises:
+        UserError: a number is not possible.
+    """
+    check_whole("subsets", subsets)
+    check_whole("subset_size", subset_size, 2)  # the unbiased estimate needs a pair
+
+
+def resolve_subsets(real: int, generated: int, subsets: int, subset_size: int) -> tuple[int, int]:
+    """Returns the number and the size of the subsets that a kernel distance averages over.
+
+    Args:
+        real, generated: number of images of each set.
+        subsets: number of random subsets. If each subset would hold all images, one is used.
+        subset_size: images per subset, sampled from each set without replacement. A subset holds
+            at most all images of the smaller set.
+
+    Raises:
+        UserError: a number is not possible.
+    """
+    check_subsets(subsets, subset_size)
+    size = min(subset_size, real, generated)
+    return (1 if size == real == generated else subsets), size
+
+
+def _check_features(*feature_sets: np.ndarray) -> None:
     count = min(map(len, feature_sets))
     if count < 2:
-        raise UserError(
+        raise UndefinedDistance(
             f"a distance between distributions needs 2 images or more in each set, got {count}: "
             "raise images="
+        )
+    if not all(np.isfinite(features).all() for features in feature_sets):
+        raise UndefinedDistance(
+            "the features of an image are not finite: use weights from before the loss became nan"
         )
 
 
@@ -102,4 +146,16 @@ def _warn_if_few(real: int, generated: int, dimension: int) -> None:
             real,
             generated,
             dimension,
+        )
+
+
+@functools.cache
+def _warn_if_few_for_kernel(real: int, generated: int) -> None:
+    if min(real, generated) < MIN_IMAGES_FOR_KERNEL:
+        logger.warning(
+            "Kernel distance on %d real and %d generated images, fewer than %d: chance decides. "
+            "Raise images=",
+            real,
+            generated,
+            MIN_IMAGES_FOR_KERNEL,
         )

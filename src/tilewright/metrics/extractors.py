@@ -6,6 +6,7 @@ Values on it carry its name, because values on different networks do not compare
 """
 
 import contextlib
+import functools
 import hashlib
 import http.client
 import logging
@@ -89,14 +90,19 @@ def load_extractor(
     try:
         return load_inception(device, inception_weights, allow_download)
     except ExtractorUnavailable as error:
-        logger.warning(
-            "%s EfficientNet-Lite0 replaces it, and metrics carry its name: "
-            "fd_efficientnet_lite0 is a Fréchet distance, but not FID. For FID, KID and the "
-            "Inception score, give the path of Inception's weights: inception_weights=PATH "
-            "(in training: callbacks.frechet.inception_weights=PATH)",
-            error,
-        )
+        _warn_about_replacement(str(error))
         return load_efficientnet_lite0(device)
+
+
+@functools.cache  # once for all metrics of a command
+def _warn_about_replacement(reason: str) -> None:
+    logger.warning(
+        "%s EfficientNet-Lite0 replaces it, and metrics carry its name: fd_efficientnet_lite0 is a "
+        "Fréchet distance, but not FID. For FID, KID and the Inception score, give the path of "
+        "Inception's weights: inception_weights=PATH (in training: "
+        "callbacks.frechet.inception_weights=PATH)",
+        reason,
+    )
 
 
 def load_efficientnet_lite0(device: torch.device | str) -> Extractor:
@@ -140,18 +146,27 @@ def load_inception(
                 raise ExtractorUnavailable(f"Inception's weights are missing ({path}).")
             _download(path)
     else:
+        check_weights_exist(weights)
         path = Path(weights)
-        if not path.is_file():
-            raise UserError(
-                f"inception_weights={path} does not exist: give the path of clean-fid's "
-                f"{INCEPTION_FILE}"
-            )
     network = _load_torchscript(path, device)
 
     def classes(features: Tensor) -> Tensor:  # without the bias, as in Salimans et al. 2016
         return features @ network.base.output.weight.T
 
     return Extractor("inception", 2048, 299, _digest(path), device, network, classes)
+
+
+def check_weights_exist(weights: Path | str) -> None:
+    """Checks that a file of Inception's weights exists.
+
+    Raises:
+        UserError: it does not.
+    """
+    if not Path(weights).is_file():
+        raise UserError(
+            f"inception_weights={weights} does not exist: give the path of clean-fid's "
+            f"{INCEPTION_FILE}"
+        )
 
 
 def _load_torchscript(path: Path, device: torch.device) -> InceptionV3W:

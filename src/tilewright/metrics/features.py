@@ -6,6 +6,7 @@ give the same value.
 
 import functools
 import hashlib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
+from tilewright.checks import check_number
 from tilewright.errors import UserError
 from tilewright.files import atomic_folder
 from tilewright.metrics.extractors import Extractor
@@ -37,7 +39,9 @@ def folder_features(
     batch_size: int = 32,
     cache: Path | str | None = None,
 ) -> np.ndarray:
-    """Returns the features [N, D] of all images in a folder and its subfolders, sorted by path.
+    """Returns the features [N, D] of all images in a folder and its subfolders.
+
+    They are sorted by path, and numbers in it by their value: 10001.png before 100000.png.
 
     The cache key is a hash of the image files, the network, the resize and the blur. File names are
     not enough, because new images may have the names of old ones.
@@ -55,12 +59,10 @@ def folder_features(
     Raises:
         UserError: unknown resize, negative blur, unreadable image, or a folder without images.
     """
-    if resize not in RESIZE_MODES:
-        raise UserError(f"resize={resize!r} is unknown: choose one of {', '.join(RESIZE_MODES)}")
-    if blur < 0:
-        raise UserError(f"blur={blur} is negative: set 0 or more pixels")
+    check_resize(resize)
+    check_number("blur", blur, 0)
     files = [path for path in Path(folder).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
-    files.sort()
+    files.sort(key=_natural_order)
     if not files:
         raise UserError(f"{folder} has no images: give a folder of images")
     if cache is None:
@@ -72,6 +74,21 @@ def folder_features(
     with atomic_folder(entry) as temporary:  # several processes may compute the same features
         np.save(temporary / FEATURES_FILE, features)
     return features
+
+
+def check_resize(resize: str) -> None:
+    """Checks the name of a resize.
+
+    Raises:
+        UserError: it is unknown.
+    """
+    if resize not in RESIZE_MODES:
+        raise UserError(f"resize={resize!r} is unknown: choose one of {', '.join(RESIZE_MODES)}")
+
+
+def _natural_order(path: Path) -> list[str | int]:
+    parts = re.split(r"(\d+)", path.as_posix())  # every second part is a number
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)]
 
 
 def save_images(images: Iterable[Tensor | Image.Image], folder: Path | str) -> int:

@@ -7,14 +7,18 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
+# Cosines that differ by less are equal: equal captions in two batches differ by rounding.
+TIE_TOLERANCE = 1e-5
+
 
 class RetrievalRecall(Metric):
     """Recall@k between captions and images, in both directions.
 
     `update` takes unit vectors `(text, images)`, both [B, D]; equal rows are a pair. `compute`
     returns `caption_to_image_r@k` and `image_to_caption_r@k`: the share of rows whose partner is
-    among the k nearest of all rows. Half of the ties count as nearer. A model that gives all pairs
-    the same score then has a recall of 0 for small k.
+    among the k nearest of all rows. Rows that are as near as the partner share the places: a
+    caption of three images counts 1/3 at k = 1, and a model that gives all pairs the same score is
+    at chance.
 
     Args:
         ks: values of k. A k of at least the number of rows gives 1.
@@ -36,21 +40,25 @@ class RetrievalRecall(Metric):
         self.images.append(images)
 
     def compute(self) -> dict[str, Tensor]:
-        similarity = dim_zero_cat(self.text) @ dim_zero_cat(self.images).T
+        text, images = (dim_zero_cat(vectors).float() for vectors in (self.text, self.images))
+        similarity = text @ images.T
         directions = {"caption_to_image": similarity, "image_to_caption": similarity.T}
         return {
-            f"{direction}_r@{k}": (_partner_ranks(scores) < k).float().mean()
+            f"{direction}_r@{k}": _partner_hits(scores, k).mean()
             for direction, scores in directions.items()
             for k in self.ks
         }
 
 
-def _partner_ranks(similarity: Tensor) -> Tensor:
-    """Returns the rank [N], 0 the best, of the diagonal in each row of similarities [N, N]."""
-    partner = similarity.diagonal()[:, None]
-    nearer = (similarity > partner).sum(dim=1)
-    ties = (similarity == partner).sum(dim=1) - 1
-    return nearer + ties / 2
+def _partner_hits(similarity: Tensor, k: int) -> Tensor:
+    """Returns each row's probability [N] that its diagonal is among the k greatest of [N, N].
+
+    Ties are broken at random.
+    """
+    difference = similarity - similarity.diagonal()[:, None]
+    nearer = (difference > TIE_TOLERANCE).sum(dim=1)
+    ties = (difference.abs() <= TIE_TOLERANCE).sum(dim=1)  # with the diagonal itself
+    return ((k - nearer) / ties).clamp(0, 1)
 
 
 def identification_ranks(
@@ -58,23 +66,27 @@ def identification_ranks(
 ) -> np.ndarray:
     """Returns the rank [N] of each image's true image among candidates, by cosine similarity.
 
-    Rank 0 is the best. Half of the ties count as nearer.
+    Rank 0 is the best. Ties are broken at random.
 
     Args:
         features: features [N, D] of the images to identify.
         true_features: features [M, D] of true images, M >= N. The first N belong to `features`.
         groups: group label [M] of each true image. Candidates are of the same group.
         among: number of candidates: the true image and `among - 1` others, sampled at random.
-        seed: seed of the candidates.
+        seed: seed of the candidates and of the ties.
     """
     generator = np.random.default_rng(seed)
-    true_features = true_features / np.linalg.norm(true_features, axis=1, keepdims=True)
+    features, true_features = _normalize(features), _normalize(true_features)
     ranks = []
     for index, feature in enumerate(features):
         group = np.flatnonzero(groups == groups[index])
         distractors = generator.permutation(group[group != index])[: among - 1]
-        similarities = true_features[distractors] @ feature
-        true_similarity = true_features[index] @ feature
-        ties = (similarities == true_similarity).sum()
-        ranks.append((similarities > true_similarity).sum() + ties / 2)
+        difference = (true_features[distractors] - true_features[index]) @ feature
+        ties = (np.abs(difference) <= TIE_TOLERANCE).sum()
+        ranks.append((difference > TIE_TOLERANCE).sum() + generator.integers(ties + 1))
     return np.array(ranks)
+
+
+def _normalize(features: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(features, axis=1, keepdims=True)
+    return features / np.maximum(norms, np.finfo(features.dtype).tiny)

@@ -1,20 +1,24 @@
-"""Scores of images without reference images, computed by torchmetrics."""
+"""Scores of images without reference images."""
 
 import functools
-import warnings
+import logging
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torchmetrics.image.inception import InceptionScore
+from torch import Tensor
 from torchmetrics.multimodal.clip_score import CLIPScore
 
+from tilewright.checks import check_whole
+from tilewright.errors import UserError
 from tilewright.metrics.clip import load_clip
 from tilewright.metrics.extractors import Extractor
 from tilewright.viz.images import to_uint8
+
+logger = logging.getLogger(__name__)
 
 
 def classifier_score(
@@ -24,24 +28,53 @@ def classifier_score(
 
     The score is exp of the mean KL divergence of each image's class distribution from the mean
     distribution (Salimans et al. 2016). It is high if each image clearly belongs to one class and
-    all classes occur.
+    all classes occur. The parts are those of Salimans' code, which uses all images.
 
     Args:
         features: features [N, D] of images; the extractor's last layer classifies them.
-        splits: number of parts that are scored separately; at most N are used.
+        splits: number of parts that are scored separately, of two images or more each.
         seed: seed of the shuffle before the split into parts.
 
     Returns:
-        Mean and standard deviation over the parts. The deviation of one part is 0.
+        Mean and standard deviation (with the divisor `splits`) over the parts.
+
+    Raises:
+        UserError: `splits` is not possible for this number of images, or a feature is not finite.
     """
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.no_grad():
-        warnings.filterwarnings("ignore", message=".*will save all extracted features.*")
-        warnings.filterwarnings("ignore", message=".*degrees of freedom.*")  # with one part
-        torch.manual_seed(seed)
-        score = InceptionScore(feature=nn.Identity(), splits=min(splits, len(features)))
-        score.update(extractor.classes(torch.from_numpy(features).to(extractor.device)).cpu())
-        mean, deviation = score.compute()
-    return float(mean), float(deviation.nan_to_num())
+    check_whole("splits", splits)
+    if len(features) < 2 * splits:
+        raise UserError(
+            f"a classifier score of {splits} part(s) needs {2 * splits} images or more, got "
+            f"{len(features)}: raise images= or lower metric.splits="
+        )
+    if not np.isfinite(features).all():
+        raise UserError(
+            "the features of an image are not finite: use weights from before the loss became nan"
+        )
+    with torch.no_grad():
+        logits = extractor.classes(torch.from_numpy(features).to(extractor.device)).cpu().double()
+    _warn_if_few(len(logits) // splits, logits.shape[1])
+    log_p = logits[torch.randperm(len(logits), generator=torch.Generator().manual_seed(seed))]
+    log_p = log_p.log_softmax(dim=1)
+    ends = [part * len(log_p) // splits for part in range(splits + 1)]
+    scores = []
+    for start, end in pairwise(ends):
+        part = log_p[start:end]
+        p = part.exp()
+        divergence = torch.where(p > 0, p * (part - p.mean(dim=0).log()), 0.0)
+        scores.append(divergence.sum(dim=1).mean().exp())
+    return float(torch.stack(scores).mean()), float(torch.stack(scores).std(correction=0))
+
+
+@functools.cache  # warns once for generated and real images
+def _warn_if_few(images_per_part: int, classes: int) -> None:
+    if images_per_part < classes:
+        logger.warning(
+            "Classifier score on parts of %d images, fewer than the %d classes: the value is "
+            "biased downwards. Compare it only with values on equally many images and parts",
+            images_per_part,
+            classes,
+        )
 
 
 def clip_score(

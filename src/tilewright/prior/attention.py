@@ -20,6 +20,7 @@ from tilewright.prior.rotary import Rotary
 from tilewright.prior.stream import Stream
 from tilewright.prior.window_attention import window_attention
 from tilewright.prior.window_tiling import WindowTiling, window_tiling
+from tilewright.training.compiling import raise_recompile_limit
 
 # Measured on a CPU with benchmarks/attention.py. Windows are faster than a dense mask for streams
 # longer than MIN_LENGTH_FOR_WINDOWS, if they compute less than MAX_WINDOW_SHARE of all scores.
@@ -92,6 +93,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
 
 @lru_cache(maxsize=1)
 def _compiled_flex_attention() -> Callable:
+    raise_recompile_limit()  # three patterns in training, validation and a last batch are nine
     return torch.compile(flex_attention)
 
 
