@@ -113,3 +113,19 @@ def test_multirun_makes_a_run_of_each_job(copied):
     for index, steps in enumerate((2, 3)):
         folder = copied.logs / "dvae" / f"sweep_{index}"
         assert step(folder / "checkpoints" / "last.ckpt") == steps
+
+
+def test_a_run_that_another_process_trains_is_refused(copied):
+    with runs.lock(copied.dvae):
+        line = fail(copied, "train", "stage=dvae", "resume=true", "trainer.max_steps=9")
+    assert f"another process is training {copied.dvae}: wait for its end" in line
+    assert step(copied.dvae / "checkpoints" / "last.ckpt") == 6
+
+
+def test_two_starts_with_one_name_train_one_run(home):
+    """The second start checks the name before the first one has written the folder."""
+    run_folder = home.logs / "dvae" / "same"
+    with runs.lock(run_folder):
+        line = fail(home, "train", "stage=dvae", "run_name=same", NO_FRECHET, *SMALL)
+        assert "choose another run_name" in line
+    assert not run_folder.exists()  # neither of them has written a configuration

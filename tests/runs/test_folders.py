@@ -1,6 +1,9 @@
 """Folders of runs and models: creating, finding and loading them, and broken ones."""
 
+import multiprocessing
 import os
+import signal
+import time
 
 import pytest
 import torch
@@ -295,3 +298,29 @@ def test_run_of_a_later_format_is_refused(tmp_path):
     OmegaConf.save({"stage": "dvae", "format": 99}, tmp_path / "config.yaml")
     with pytest.raises(UserError, match="has format 99, and this version reads format 2"):
         runs.load_config(tmp_path)
+
+
+def train_with_a_worker(run, ready):
+    """Locks a run, and forks a process that outlives this one, as a dataloader worker may."""
+    with runs.lock(run):
+        worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        worker.start()
+        ready.put(worker.pid)
+        time.sleep(60)
+
+
+def test_the_lock_of_a_killed_training_is_free(tmp_path):
+    context = multiprocessing.get_context("fork")
+    ready = context.SimpleQueue()
+    training = context.Process(target=train_with_a_worker, args=(tmp_path / "run", ready))
+    training.start()
+    worker = ready.get()
+    with pytest.raises(UserError, match="another process is training"), runs.lock(tmp_path / "run"):
+        pass
+    training.kill()
+    training.join()
+    try:
+        with runs.lock(tmp_path / "run"):
+            pass
+    finally:
+        os.kill(worker, signal.SIGKILL)

@@ -32,7 +32,8 @@ def main(config: DictConfig) -> float | None:
     trainer = build_trainer(config)
     data = build_data(config, trainer)
     model = build_model(config, trainer, checkpoint)
-    with keep_config_until_started(Path(config.run), trainer, checkpoint):
+    run = Path(config.run)
+    with claim(run, trainer, checkpoint), keep_config_until_started(run, trainer, checkpoint):
         begin(config, trainer, data, checkpoint)
         fit(config, trainer, model, data, checkpoint)
 
@@ -58,9 +59,19 @@ def final_config(config: DictConfig) -> tuple[DictConfig, Path | None]:
         if list((run / "checkpoints").glob("*.ckpt")):
             run, checkpoint = runs.find_resumable(run.parents[1], config.stage, str(run))
             return runs.load_config(run), checkpoint
-    elif launch.is_first() and (run / runs.CONFIG).exists():
-        raise UserError(f"{run} exists: resume it with resume={run}, or choose another run_name")
+    elif launch.is_first():
+        check_new(run)
     return config, None
+
+
+def check_new(run: Path) -> None:
+    """Checks that no run has this folder.
+
+    Raises:
+        UserError: a run has it.
+    """
+    if (run / runs.CONFIG).exists():
+        raise UserError(f"{run} exists: resume it with resume={run}, or choose another run_name")
 
 
 def resumed_run(config: DictConfig) -> tuple[DictConfig, Path]:
@@ -167,6 +178,18 @@ def build_model(config: DictConfig, trainer: "pl.Trainer", checkpoint: Path | No
     if should_compile(config.compile, trainer.strategy.root_device.type):
         model.network.compile()
     return model
+
+
+@contextlib.contextmanager
+def claim(run: Path, trainer: "pl.Trainer", checkpoint: Path | None) -> Iterator[None]:
+    """Locks the run's folder in the first process, for the lifetime of the training."""
+    if not trainer.is_global_zero:
+        yield
+        return
+    with runs.lock(run):
+        if checkpoint is None and not launch.is_requeued():
+            check_new(run)  # once more: another process may have trained it meanwhile
+        yield
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
@@ -35,6 +36,7 @@ TOKENIZER = "tokenizer.json"
 DVAE = "dvae"
 RANKER = "ranker"
 LATEST = "latest"
+LOCK = ".lock"
 STAGES = ("dvae", "prior", "ranker")
 FORMAT = 2  # of config.yaml and config.json; Tilewright 0.1 wrote no number
 
@@ -68,6 +70,34 @@ def create(run: Path, config: DictConfig) -> None:
     temporary = run.parent / f".{LATEST}-{os.getpid()}"  # several trainings may start at once
     temporary.write_text(f"{run.name}\n")
     temporary.replace(latest)  # also replaces the symbolic link of Tilewright 0.1
+
+
+@contextlib.contextmanager
+def lock(run: Path) -> Iterator[None]:
+    """Locks a run's folder for one training, and creates it if needed.
+
+    The operating system releases the lock of a killed process. A folder that is still without a
+    configuration at the end is removed.
+
+    Raises:
+        UserError: another process trains the run.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    file_lock = FileLock(run / LOCK)
+    try:
+        file_lock.acquire(blocking=False)
+    except Timeout as error:
+        raise UserError(
+            f"another process is training {run}: wait for its end, or choose another run_name"
+        ) from error
+    try:
+        yield
+    finally:
+        if not (run / CONFIG).exists():
+            with contextlib.suppress(OSError):  # other files may be in the folder
+                (run / LOCK).unlink()
+                run.rmdir()
+        file_lock.release()
 
 
 def follow_latest(path: str | Path) -> Path:
