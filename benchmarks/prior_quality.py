@@ -37,6 +37,7 @@ from tilewright.data import CaptionedImages
 from tilewright.data.sources.shapes import caption_is_true, caption_kind
 from tilewright.metrics.alignment import Share
 from tilewright.pipeline import TextToImage
+from tilewright.prior import Sampling
 from tilewright.viz.plots import plot_lines
 
 TASK = ["stage=prior", "data=shapes"]
@@ -184,8 +185,11 @@ class Measurements(pl.Callback):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.examine is not None:
             model = TextToImage.from_trainer(trainer, pl_module)
+            paper = Sampling()  # DALLE-pytorch samples at temperature 1, too
             results = self.examine(
-                lambda captions: model.generate(captions, batch_size=BATCH).images[:, 0]
+                lambda captions: model.generate(captions, sampling=paper, batch_size=BATCH).images[
+                    :, 0
+                ]
             )
             self.progress.record(trainer.global_step, self.clock.seconds, results)
 
