@@ -27,6 +27,40 @@ def test_unavailable_devices_are_refused():
             resolve_device(device)
 
 
-def test_only_auto_precision_is_resolved():
-    assert resolve_precision("16-true") == "16-true"
-    assert resolve_precision("auto") in {"bf16-mixed", "32-true"}
+@pytest.mark.parametrize(
+    ("requested", "on_cpu", "on_gpu"),
+    [
+        ("32-true", "32-true", "32-true"),
+        (32, "32-true", "32-true"),
+        ("bf16", "bf16-mixed", "bf16-mixed"),
+        ("bf16-mixed", "bf16-mixed", "bf16-mixed"),
+        ("16-mixed", "set bf16-mixed", "16-mixed"),
+        (16, "set bf16-mixed", "16-mixed"),
+        ("16-true", "precision=bf16-mixed", "precision=16-mixed"),
+        ("bf16-true", "precision=bf16-mixed", "precision=bf16-mixed"),
+        ("64-true", "one of 32-true", "one of 32-true"),
+        ("transformer-engine", "one of 32-true", "one of 32-true"),
+        ("transformer-engine-float16", "one of 32-true", "one of 32-true"),
+        (8, "one of 32-true", "one of 32-true"),
+        (None, "one of 32-true", "one of 32-true"),
+    ],
+)
+def test_a_precision_is_honored_or_refused(requested, on_cpu, on_gpu, monkeypatch):
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+    for accelerator, expected in (("cpu", on_cpu), ("auto", on_gpu)):
+        if expected in {"32-true", "bf16-mixed", "16-mixed"}:
+            assert resolve_precision(requested, accelerator) == expected
+        else:
+            with pytest.raises(UserError) as caught:
+                resolve_precision(requested, accelerator)
+            assert f"trainer.precision={requested} is not possible" in str(caught.value)
+            assert expected in str(caught.value)
+
+
+def test_auto_precision_depends_on_the_accelerator(monkeypatch):
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: False)
+    assert resolve_precision("auto") == "bf16-mixed"
+    assert resolve_precision("auto", "cpu") == "32-true"

@@ -4,6 +4,13 @@ import os
 
 from tilewright.errors import UserError
 
+# Lightning's short names of the precisions that can train.
+PRECISION_ALIASES = {
+    "32": "32-true",
+    "bf16": "bf16-mixed",
+    "16": "16-mixed",
+}
+
 
 def available_cpus() -> int:
     """Returns the number of CPU cores that this process may use."""
@@ -31,14 +38,37 @@ def resolve_device(requested: str) -> str:
     return requested
 
 
-def resolve_precision(requested: str | int) -> str | int:
-    """Returns Lightning's precision. "auto" is bf16-mixed on hardware with bf16 math, else fp32."""
+def resolve_precision(requested: str | int, accelerator: str = "auto") -> str:
+    """Returns Lightning's precision. "auto" is bf16-mixed on hardware with bf16 math, else fp32.
+
+    Args:
+        requested: "auto", or one of Lightning's names.
+        accelerator: Lightning's accelerator, such as "cpu". "auto" is a GPU if there is one.
+
+    Raises:
+        UserError: the precision is unknown, or cannot train on this accelerator.
+    """
     import torch
 
-    if requested != "auto":
-        return requested
-    if torch.cuda.is_available():
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        fast = torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()
-    return "bf16-mixed" if fast else "32-true"
+    on_gpu = accelerator != "cpu" and torch.accelerator.is_available()
+    if requested == "auto":
+        if on_gpu and torch.cuda.is_available():
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            mkldnn = torch.backends.mkldnn.is_available()
+            fast = not on_gpu and mkldnn and torch.cpu._is_avx512_bf16_supported()
+        return "bf16-mixed" if fast else "32-true"
+    precision = PRECISION_ALIASES.get(str(requested), str(requested))
+    refusal = f"trainer.precision={requested} is not possible"
+    if precision in ("bf16-true", "16-true"):
+        mixed = precision.replace("true", "mixed")
+        raise UserError(
+            f"{refusal}: weights of 16 bits lose small updates and averages, so set "
+            f"trainer.precision={mixed if on_gpu else 'bf16-mixed'}"
+        )
+    if precision not in PRECISION_ALIASES.values():
+        names = ", ".join(PRECISION_ALIASES.values())
+        raise UserError(f"{refusal}: set auto or one of {names}")
+    if precision == "16-mixed" and not on_gpu:
+        raise UserError(f"{refusal} on a CPU: set bf16-mixed, 32-true or auto")
+    return precision

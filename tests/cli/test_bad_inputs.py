@@ -104,6 +104,9 @@ CASES = {
         None,
         ["trainer.val_check_interval=0"],
     ),
+    "null as an option": ("train", [*DVAE, "logger=null"], None, ["null is not an option", "none"]),
+    "epochs": ("train", [*DVAE, "trainer.max_epochs=1"], None, ["set trainer.max_steps"]),
+    "key of Lightning": ("train", [*DVAE, "trainer.fast_dev_run=true"], None, ["debug=default"]),
     "batch size 0": ("train", [*DVAE, "data.batch_size=0"], None, ["data.batch_size=0"]),
     "negative workers": ("train", [*DVAE, "data.num_workers=-1"], None, ["num_workers=-1"]),
     "negative crops": ("train", [*DVAE, "data.crops_per_image=-1"], None, ["crops_per_image=-1"]),
@@ -424,7 +427,7 @@ CASES = {
         "train",
         [*DVAE, "trainer.precision=3"],
         None,
-        ["Precision 3 is invalid"],
+        ["trainer.precision=3 is not possible", "bf16-mixed"],
     ),
     "batch that processes cannot share": (
         "train",

@@ -1,4 +1,4 @@
-"""Order of callbacks: all of them see the averaged weights during a validation."""
+"""Order of callbacks, and the end of a training."""
 
 import pytest
 import pytorch_lightning as pl
@@ -59,19 +59,16 @@ class TrainedWeight(pl.Callback):
         self.weight = pl_module.weight.item()
 
 
-def fit(folder, callbacks, steps=4):
+def fit(folder, callbacks, steps=4, **arguments):
     rows = DataLoader(TensorDataset(torch.zeros(100)), batch_size=1)
     trainer = Trainer(
         default_root_dir=folder,
         accelerator="cpu",
         max_steps=steps,
-        max_epochs=-1,
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        val_check_interval=3,
-        check_val_every_n_epoch=None,
-        limit_val_batches=1,
+        **{"val_check_interval": 3, "limit_val_batches": 1, **arguments},
         num_sanity_val_steps=0,
         callbacks=callbacks,
     )
@@ -104,3 +101,61 @@ def test_a_checkpoint_written_during_a_validation_holds_both_weights(tmp_path, a
     assert saved["global_step"] == 3
     assert saved["state_dict"]["weight"] == 1
     assert saved["current_model_state"]["weight"] == 3
+
+
+class StopAfter(pl.Callback):
+    """Requests the end of the training after a number of batches, as a time limit does."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        trainer.should_stop = trainer.should_stop or batch_idx + 1 == self.batches
+
+
+class ValidatedSteps(pl.Callback):
+    """Records the number of updates before each validation."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_validation_end(self, trainer, pl_module):
+        self.steps.append(trainer.global_step)
+
+
+@pytest.mark.parametrize(
+    ("steps", "interval", "validated"), [(6, 3, [3, 6]), (7, 3, [3, 6, 7]), (4, 100, [4])]
+)
+def test_a_validation_follows_the_last_update(tmp_path, steps, interval, validated):
+    recorder = ValidatedSteps()
+    callbacks = [recorder, LastCheckpoint(str(tmp_path))]
+    fit(tmp_path, callbacks, steps, val_check_interval=interval)
+    assert recorder.steps == validated
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == steps
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stopped"),
+    [
+        ({}, 5),
+        ({"accumulate_grad_batches": 3}, 2),  # after batch 6
+        ({"min_steps": 8}, 8),
+        ({"limit_val_batches": 0}, 5),
+        ({"accumulate_grad_batches": 3, "limit_val_batches": 0}, 2),
+    ],
+)
+def test_a_training_that_stops_early_leaves_its_last_update(tmp_path, arguments, stopped):
+    recorder = ValidatedSteps()
+    callbacks = [StopAfter(5), recorder, LastCheckpoint(str(tmp_path))]
+    trainer = fit(tmp_path, callbacks, steps=30, val_check_interval=100, **arguments)
+    assert trainer.global_step == stopped
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == stopped
+    assert recorder.steps == ([] if "limit_val_batches" in arguments else [stopped])
+
+
+def test_a_time_limit_ends_a_training_and_can_be_raised(tmp_path):
+    callbacks = [LastCheckpoint(str(tmp_path))]
+    trainer = fit(tmp_path, callbacks, steps=10**6, max_time={"milliseconds": 300})
+    assert 0 < trainer.global_step < 10**6
+    last = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert last["global_step"] == trainer.global_step

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from tilewright.distributed import launch
+from tilewright.training.trainer import is_accumulating
 
 
 class UpdateBoundaryCheckpoint(ModelCheckpoint):
@@ -37,7 +38,7 @@ class UpdateBoundaryCheckpoint(ModelCheckpoint):
             super().load_state_dict(state)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._pending = _is_accumulating(trainer)
+        self._pending = is_accumulating(trainer)
         if not self._pending:
             super().on_validation_end(trainer, pl_module)
 
@@ -50,12 +51,12 @@ class UpdateBoundaryCheckpoint(ModelCheckpoint):
         batch_idx: int,
     ) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if self._pending and not _is_accumulating(trainer):
+        if self._pending and not is_accumulating(trainer):
             self.on_validation_end(trainer, pl_module)
 
 
 class LastCheckpoint(UpdateBoundaryCheckpoint):
-    """Writes `last.ckpt` after every validation, at the last update, and on SIGTERM and SIGINT.
+    """Writes `last.ckpt` after every validation, when training ends, and on SIGTERM and SIGINT.
 
     Under SLURM it also handles SIGUSR1, and then queues the job again. Lightning's own handler
     saves in the middle of an update, at another point in each process.
@@ -91,7 +92,8 @@ class LastCheckpoint(UpdateBoundaryCheckpoint):
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signal = signal.Signals(number)
-        self._restore_handlers()
+        for other in self._previous_handlers:
+            signal.signal(other, signal.SIG_DFL)
 
     def _restore_handlers(self) -> None:
         while self._previous_handlers:
@@ -110,14 +112,13 @@ class LastCheckpoint(UpdateBoundaryCheckpoint):
         batch_idx: int,
     ) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if _is_accumulating(trainer):
+        if is_accumulating(trainer):
             return
         # Any process may get the signal, and all must stop after the same update.
         stop = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
-        finished = trainer.global_step == trainer.max_steps  # a validation need not follow
-        if stop or finished:
+        if stop or trainer.should_stop:  # before the last validation, if there is one
             trainer.save_checkpoint(f"{self.dirpath}/last.ckpt")
-        if stop and not finished:
+        if stop and trainer.global_step < trainer.max_steps:
             self._exit(trainer)
 
     def _exit(self, trainer: pl.Trainer) -> None:
@@ -140,8 +141,3 @@ def best_score(trainer: pl.Trainer) -> float | None:
     checkpoint = trainer.checkpoint_callback
     score = checkpoint.best_model_score if isinstance(checkpoint, ModelCheckpoint) else None
     return None if score is None else float(score)
-
-
-def _is_accumulating(trainer: pl.Trainer) -> bool:
-    """Returns True if only some of the next update's batches have been processed."""
-    return bool((trainer.fit_loop.total_batch_idx + 1) % trainer.accumulate_grad_batches)

@@ -26,6 +26,7 @@ CONF = next(path for path in (PACKAGE / "conf", PACKAGE.parents[1] / "conf") if 
 IGNORED_WARNINGS = (
     ".*isinstance.treespec, LeafSpec.*",
     ".*Experiment logs directory .* exists and is not empty.*",  # a run's logs are in its folder
+    ".*Checkpoint directory .* exists and is not empty.*",
     ".*does not have many workers.*",  # decoding small images is faster than a worker's transfer
     ".*number of training batches .* is smaller than the logging interval.*",
     ".*call to a `functools.lru_cache`-wrapped function.*",  # the mask is a constant

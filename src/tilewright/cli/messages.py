@@ -12,6 +12,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from tilewright import program
 from tilewright.errors import UserError
+from tilewright.training import trainer_settings
 
 # errno values that mean the destination is not writable.
 NOT_WRITABLE = {
@@ -31,6 +32,11 @@ def one_line_errors() -> Iterator[None]:
         if _is_debugging():
             raise
         sys.exit(f"error: {program.with_own_invocations(one_line(error))}")
+    except ValueError as error:
+        message = _null_option(error)
+        if message is None or _is_debugging():
+            raise
+        sys.exit(f"error: {message}")
     except BrokenPipeError:
         program.discard_stdout()
         sys.exit(1)
@@ -68,6 +74,16 @@ def one_line(error: BaseException) -> str:
     return _join(re.sub(private_options, "", text, flags=re.M))
 
 
+def _null_option(error: ValueError) -> str | None:
+    """Explains GROUP=null, which Hydra refuses with an error of its own."""
+    if not str(error).startswith("Config group override must be"):
+        return None
+    return (
+        "null is not an option of a group: leave the group out, or name an option; logger, filter "
+        "and ranker have the option none"
+    )
+
+
 def _join(text: str) -> str:
     return " ".join(text.split())
 
@@ -84,10 +100,17 @@ def _unreadable_override(error: BaseException) -> str | None:
 
 
 def _misspelled_key(error: BaseException) -> str | None:
-    """Explains an override of a key that does not exist by the most similar key beside it."""
+    """Explains an override of a key that does not exist.
+
+    Advice comes from the rules for `trainer`, else it is the most similar key.
+    """
     cause = error.__cause__
     if not isinstance(cause, ConfigAttributeError | ConfigKeyError):
         return None
+    parent, _, name = str(cause.full_key).rpartition(".")
+    refusal = trainer_settings.refusal(name) if parent == "trainer" else None
+    if refusal is not None:
+        return refusal
     siblings = [str(key) for key in cause.parent_node or ()]
     similar = difflib.get_close_matches(str(cause.key), siblings, n=1)
     if not similar:

@@ -18,9 +18,12 @@ from tilewright.distributed import launch
 from tilewright.errors import UserError
 from tilewright.hardware import resolve_precision
 from tilewright.runs import environment, finetuning
+from tilewright.training import trainer_settings
 
 if TYPE_CHECKING:  # torch is loaded after the settings have been checked
     import pytorch_lightning as pl
+
+log = logging.getLogger(__name__)
 
 TOKENIZER_CAPTIONS = 1_000_000  # enough for any vocabulary; a streaming dataset may never end
 
@@ -83,6 +86,7 @@ def resumed_run(config: DictConfig) -> tuple[DictConfig, Path]:
     config = resumed_config(runs.relocate(runs.load_config(run), run))
     if config.stage == "prior":
         check_guidance(config)
+    check_trainer(config)
     return config, checkpoint
 
 
@@ -105,6 +109,7 @@ def new_run(config: DictConfig) -> DictConfig:
         runs.check_name(config.run_name)
         config.run = str(logs / config.stage / settings.job_name(config.run_name))
         settings.check_complete(config)
+        check_trainer(config)
         launch.check_launch(config)
     return config
 
@@ -126,26 +131,55 @@ def check_guidance(config: DictConfig) -> None:
     config.sampling.guidance = 1.0
 
 
+def check_trainer(config: DictConfig) -> None:
+    """Checks the settings of `trainer`.
+
+    Raises:
+        UserError: a key or a value is not supported.
+    """
+    trainer_settings.check(_plain(config.trainer))
+
+
+def _plain(config: DictConfig) -> Any:
+    return OmegaConf.to_container(config, resolve=True)
+
+
 def build_trainer(config: DictConfig) -> "pl.Trainer":
-    """Builds Lightning's trainer, and seeds every random number generator."""
+    """Builds Lightning's trainer, and seeds every random number generator.
+
+    Raises:
+        UserError: the settings leave no checkpoint, or do not fit the machine.
+    """
     import pytorch_lightning as pl
     from hydra.utils import instantiate
+    from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 
-    if config.trainer.val_check_interval == 0:
-        raise UserError("trainer.val_check_interval=0 is not possible: set 1 or more batches")
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # they advertise features
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    callbacks = instantiate(config.callbacks).values()
+    callbacks = _build_each(config.callbacks)
+    if not any(isinstance(callback, Checkpoint) for callback in callbacks):
+        raise UserError(
+            "callbacks has no checkpoint, and a run needs one: leave callbacks.last or "
+            "callbacks.best as it is"
+        )
     trainer = instantiate(
         config.trainer,
         devices=launch.devices(config),
-        precision=resolve_precision(config.trainer.precision),
-        logger=list(instantiate(config.logger).values()),
-        callbacks=[callback for callback in callbacks if callback is not None],
+        precision=resolve_precision(config.trainer.precision, config.trainer.accelerator),
+        logger=_build_each(config.logger),
+        callbacks=callbacks,
+        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
     )
     launch.check_batch_size(config.data.batch_size, trainer.world_size)
     return trainer
+
+
+def _build_each(configs: DictConfig) -> list[Any]:
+    """Builds the objects of a group's named settings. `null` leaves one out."""
+    from hydra.utils import instantiate
+
+    return [built for built in instantiate(configs).values() if built is not None]
 
 
 def build_data(config: DictConfig, trainer: "pl.Trainer") -> Any:
@@ -221,6 +255,9 @@ def begin(config: DictConfig, trainer: "pl.Trainer", data: Any, checkpoint: Path
     """Creates the run's folder in the first process. The other processes wait for it."""
     run = Path(config.run)
     if trainer.is_global_zero:
+        warning = trainer_settings.validations_warning(_plain(config.trainer))
+        if warning is not None:
+            log.warning("%s", warning)
         write_run(run, config, data, checkpoint)
         launch.set_child_arguments(run, checkpoint)
         if program.is_installed_command():
@@ -266,5 +303,11 @@ def fit(
     """Trains to the end, from a checkpoint if there is one."""
     with launch.kill_children_on_error(trainer):
         trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
-    if trainer.is_global_zero:
+    if trainer.is_global_zero and trainer.global_step < trainer.max_steps:
+        more_time = " trainer.max_time=null" if config.trainer.get("max_time") else ""
+        print(
+            f"Stopped after update {trainer.global_step} of {trainer.max_steps}: continue with "
+            f"resume={config.run}{more_time}"
+        )
+    elif trainer.is_global_zero:
         print(f"Trained {config.run}")

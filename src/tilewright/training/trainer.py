@@ -1,6 +1,7 @@
-"""Lightning's trainer with an order of callbacks that does not depend on the config."""
+"""Lightning's trainer for runs that are counted in updates."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, Checkpoint
@@ -32,6 +33,11 @@ class _AfterValidation(Callback):
         self._callback.after_validation(trainer, pl_module)
 
 
+def is_accumulating(trainer: pl.Trainer) -> bool:
+    """Returns True if only some of the next update's batches have been processed."""
+    return bool((trainer.fit_loop.total_batch_idx + 1) % trainer.accumulate_grad_batches)
+
+
 def order_callbacks(callbacks: Iterable[Callback]) -> list[Callback]:
     """Sorts callbacks. Lightning calls every hook in the order of the list.
 
@@ -48,13 +54,46 @@ def order_callbacks(callbacks: Iterable[Callback]) -> list[Callback]:
 
 
 class Trainer(pl.Trainer):
-    """Lightning's `Trainer`, which sorts its callbacks with `order_callbacks`.
+    """Lightning's `Trainer` for runs that are counted in updates.
 
-    A callback that a recipe or `+callbacks.x=` adds therefore measures the averaged weights,
-    wherever the config lists it.
+    It sorts its callbacks with `order_callbacks`. A callback that a recipe or `+callbacks.x=` adds
+    therefore measures the averaged weights, wherever the config lists it.
+
+    A validation follows the last update. A request to stop earlier takes effect after an update,
+    because checkpoints hold no gradients.
+
+    Args:
+        arguments: those of Lightning's `Trainer`.
     """
 
     _callbacks: list[Callback]
+    _stop_requested = False
+
+    def __init__(self, **arguments: Any):
+        without_epochs = {
+            "max_epochs": -1,
+            "min_epochs": 0,  # Lightning would wait for the end of an epoch, which has none
+            "check_val_every_n_epoch": None,  # val_check_interval counts batches of the run
+            "use_distributed_sampler": False,  # the data module shares batches between processes
+        }
+        super().__init__(**without_epochs | arguments)
+
+    def fit(self, *args: Any, **kwargs: Any) -> None:
+        self._stop_requested = False
+        super().fit(*args, **kwargs)
+
+    @property
+    def should_stop(self) -> bool:
+        """True if the training ends now. Lightning then validates once more."""
+        if is_accumulating(self):
+            return False
+        is_last = 0 <= self.max_steps <= self.global_step
+        return is_last or (self._stop_requested and self.global_step >= (self.min_steps or 0))
+
+    @should_stop.setter
+    def should_stop(self, value: bool) -> None:
+        # Callbacks assign `should_stop or ...`, which must not withdraw a request that waits.
+        self._stop_requested = self._stop_requested or value
 
     @property
     def callbacks(self) -> list[Callback]:
