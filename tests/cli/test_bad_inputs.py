@@ -26,15 +26,15 @@ def home(copied, tmp_path):
     return copied
 
 
-def png():
+def png(level=0):
     file = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(file, "PNG")
+    Image.new("RGB", (8, 8), (level, 0, 0)).save(file, "PNG")
     return file.getvalue()
 
 
-def write_images(home, count=4, content=None, captions=True):
+def write_images(home, count=4, broken=False, captions=True):
     for index in range(count):
-        (home.files / f"{index}.png").write_bytes(png() if content is None else content)
+        (home.files / f"{index}.png").write_bytes(bytes([index]) if broken else png(index))
         if captions:
             (home.files / f"{index}.txt").write_text(f"number {index}")
 
@@ -152,7 +152,7 @@ CASES = {
     "only broken images": (
         "train",
         FOLDER,
-        lambda h: write_images(h, content=b"x"),
+        lambda h: write_images(h, broken=True),
         ["not an image"],
     ),
     "metadata that is not JSON": ("train", FOLDER, lambda h: write_metadata(h, "{oh"), ["line 1"]),

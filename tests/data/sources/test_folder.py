@@ -1,14 +1,22 @@
 """FolderSource: captions, splits and mistakes."""
 
 import json
+import logging
+from collections import Counter
 
 import PIL.Image
 import pytest
 from datasets import List, Value
 
-from helpers.numbered_images import assert_load_fails, numbers_by_split, png, write_folder
+from helpers.numbered_images import (
+    assert_load_fails,
+    numbered_rows,
+    numbers_by_split,
+    png,
+    write_folder,
+)
 from tilewright.data import CaptionedImages
-from tilewright.data.sources import FolderSource, folder
+from tilewright.data.sources import FolderSource, ParquetSource, folder, splits
 from tilewright.data.transforms import CenterCrop
 
 
@@ -26,6 +34,41 @@ def test_splits_depend_on_the_seed_and_not_on_the_place_of_the_folder(tmp_path):
     expected = numbers_by_split(FolderSource(one, validation_fraction=0.3).load())
     assert numbers_by_split(FolderSource(two, validation_fraction=0.3).load()) == expected
     assert numbers_by_split(FolderSource(one, validation_fraction=0.3, seed=1).load()) != expected
+
+
+def test_copies_under_other_names_are_in_the_same_split(tmp_path, caplog):
+    write_folder(tmp_path, range(40))
+    write_folder(tmp_path / "again", range(40))
+    with caplog.at_level(logging.INFO, logger="tilewright"):
+        splits = FolderSource(str(tmp_path), validation_fraction=0.5).load()
+    captions = {name: Counter(split["caption"]) for name, split in splits.items()}
+    assert all(count == 2 for counts in captions.values() for count in counts.values())
+    assert not set(captions["train"]) & set(captions["validation"])
+    assert [record.getMessage() for record in caplog.records] == [
+        f"40 of 80 images of folder {str(tmp_path)!r} are copies, such as "
+        f"{str(tmp_path / 'again' / '0.png')!r} of {str(tmp_path / '0.png')!r}: copies are in the "
+        "same split"
+    ]
+
+
+def test_splits_are_those_of_the_same_images_in_parquet(tmp_path):
+    write_folder(tmp_path / "images", range(60))
+    numbered_rows(range(60)).to_parquet(tmp_path / "images.parquet")
+    parquet = ParquetSource(str(tmp_path / "images.parquet"))
+    expected = numbers_by_split(parquet.load())
+    assert numbers_by_split(FolderSource(str(tmp_path / "images")).load()) == expected
+
+
+def test_images_are_read_once_and_again_after_a_change(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(splits, "image_identity", lambda image: read.append(1) or str(image))
+    source = FolderSource(write_folder(tmp_path, range(5)))
+    for expected in (5, 5):
+        source.load()
+        assert len(read) == expected
+    (tmp_path / "1.png").write_bytes(png(77) + b"longer")
+    source.load()
+    assert len(read) == 10
 
 
 def test_added_images_do_not_move_others(tmp_path):

@@ -4,6 +4,7 @@ import pytest
 from datasets import Dataset, Image
 
 from helpers.numbered_images import assert_load_fails, numbered_rows, numbers_by_split, write_folder
+from tilewright.data.images import UnreadableImage, decode_image
 from tilewright.data.sources import ParquetSource
 
 
@@ -20,6 +21,25 @@ def test_forms_of_images(tmp_path, form):
     numbers = numbers_by_split(ParquetSource(str(tmp_path / "images.parquet")).load())
     assert all(numbers.values())
     assert numbers["train"] | numbers["validation"] == set(range(30))
+
+
+def test_rows_without_a_path_have_no_image(tmp_path):
+    write_folder(tmp_path, range(4), captions=None)
+    paths = [*(f"{n}.png" for n in range(4)), None, ""]
+    captions = [f"number {n}" for n in range(6)]
+    Dataset.from_dict({"image": paths, "caption": captions}).to_parquet(tmp_path / "x.parquet")
+    splits = ParquetSource(str(tmp_path)).load()
+    encoded = [split.cast_column("image", Image(decode=False)) for split in splits.values()]
+    rows = [row for split in encoded for row in split]
+    reasons = {row["caption"]: reason(row["image"]) for row in rows}
+    assert [reasons[caption] for caption in captions] == [None] * 4 + ["no image"] * 2
+
+
+def reason(record):
+    try:
+        decode_image(record)
+    except UnreadableImage as error:
+        return error.reason
 
 
 def test_bytes_and_structs_give_the_same_splits(tmp_path):

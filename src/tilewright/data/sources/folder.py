@@ -3,30 +3,21 @@
 import logging
 import mimetypes
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, DatasetDict, Features, Image, List, Value
 
 from tilewright.data.images import HEIF_SUFFIXES, IMAGE_SUFFIXES
 from tilewright.data.sources.folder_captions import read_captions
-from tilewright.data.sources.listing import Listing, list_files
-from tilewright.data.sources.splits import (
-    NAME_TO_SPLIT,
-    hash_position,
-    resolve_splits,
-    validation_limit,
-)
+from tilewright.data.sources.listing import Listing, file_stamp, list_files
+from tilewright.data.sources.splits import NAME_TO_SPLIT, hold_out_validation, resolve_splits
 from tilewright.errors import UserError
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _CaptionedFile:
-    path: Path
-    name: str  # relative to the folder, so that moving the folder does not change the splits
-    captions: list[str]
 
 
 @dataclass(frozen=True)
@@ -43,7 +34,7 @@ class FolderSource:
     Args:
         caption_column: column of the captions in the metadata. None uses `caption` or `text`.
         validation_fraction: share of the images to hold out if there is neither a `validation`
-            nor a `test` folder. A hash of the seed and the file name chooses them.
+            nor a `test` folder. A hash of the seed and the file's bytes chooses them.
         seed: seed of that choice.
     """
 
@@ -53,16 +44,15 @@ class FolderSource:
     seed: int = 0
 
     def load(self) -> DatasetDict:
-        """Loads the splits without opening an image. See `Source.load`."""
+        """Loads the splits without decoding an image. See `Source.load`."""
         root = Path(self.path).expanduser().absolute()
         listing = self._list_files(root)
         images = self._select_images(listing)
-        splits: dict[str, list[_CaptionedFile]] = defaultdict(list)
+        splits: dict[str, dict[Path, list[str]]] = defaultdict(dict)
         captions = read_captions(listing, images, self.caption_column)
         for image, texts in captions.items():
-            name = image.relative_to(root)
-            split = NAME_TO_SPLIT.get(name.parts[0].lower(), "train")
-            splits[split].append(_CaptionedFile(image, name.as_posix(), texts))
+            top = image.relative_to(root).parts[0].lower()
+            splits[NAME_TO_SPLIT.get(top, "train")][image] = texts
         if not captions:
             raise UserError(
                 f"{self.path!r} contains no captions: add a metadata.jsonl (file_name, caption), "
@@ -73,11 +63,18 @@ class FolderSource:
                 "%d of %d images in %s have no caption and are skipped",
                 missing, len(images), self.path,
             )  # fmt: skip
-        resolved = resolve_splits(
-            splits, self._hold_out, f"folder {self.path!r}", "put images in a folder 'train' there"
+        single = all(len(texts) == 1 for texts in captions.values())
+        description = f"folder {self.path!r}"
+        hold_out = partial(
+            hold_out_validation,
+            fraction=self.validation_fraction,
+            seed=self.seed,
+            description=description,
         )
-        single = all(len(file.captions) == 1 for files in resolved.values() for file in files)
-        return DatasetDict({split: _dataset(files, single) for split, files in resolved.items()})
+        datasets = {split: _dataset(rows, single) for split, rows in splits.items()}
+        return DatasetDict(
+            resolve_splits(datasets, hold_out, description, "put images in a folder 'train' there")
+        )
 
     def _list_files(self, root: Path) -> Listing:
         if not root.is_dir():
@@ -105,16 +102,6 @@ class FolderSource:
             )
         return images
 
-    def _hold_out(
-        self, files: list[_CaptionedFile]
-    ) -> tuple[list[_CaptionedFile], list[_CaptionedFile]]:
-        positions = [hash_position(self.seed, file.name) for file in files]
-        limit = validation_limit(positions, self.validation_fraction, f"folder {self.path!r}")
-        pairs = list(zip(files, positions, strict=True))
-        train = [file for file, position in pairs if position >= limit]
-        validation = [file for file, position in pairs if position < limit]
-        return train, validation
-
 
 def _is_other_image(file: Path) -> bool:
     """Returns True for an image, by its suffix, of a format that is not read."""
@@ -124,13 +111,25 @@ def _is_other_image(file: Path) -> bool:
     return is_image and suffix not in IMAGE_SUFFIXES
 
 
-def _dataset(files: list[_CaptionedFile], single: bool) -> Dataset:
-    """Makes a dataset, with one string per row if `single`, else with a list of strings."""
+def _dataset(captions: dict[Path, list[str]], single: bool) -> Dataset:
+    """Makes a dataset, with one string per row if `single`, else with a list of strings.
+
+    It is on disk, so that `datasets` also caches what is computed from its images.
+    """
     caption = Value("string") if single else List(Value("string"))
-    return Dataset.from_dict(
-        {
-            "image": [str(file.path) for file in files],
-            "caption": [file.captions[0] if single else file.captions for file in files],
-        },
-        features=Features({"image": Image(), "caption": caption}),
-    )
+    texts = tuple(texts[0] if single else texts for texts in captions.values())
+    arguments = {
+        # Tuples, because `datasets` treats each list as a list of shards.
+        "paths": tuple(map(str, captions)),
+        "captions": texts,
+        "stamps": tuple(map(file_stamp, captions)),  # a changed file is read again
+    }
+    features = Features({"image": Image(), "caption": caption})
+    return Dataset.from_generator(_rows, features=features, gen_kwargs=arguments)
+
+
+def _rows(
+    paths: Sequence[str], captions: Sequence[str | list[str]], stamps: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    for path, caption in zip(paths, captions, strict=True):
+        yield {"image": path, "caption": caption}

@@ -6,8 +6,10 @@ rows, or on rows that are added later.
 """
 
 import hashlib
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +17,8 @@ import numpy as np
 from datasets import Dataset, Image, IterableDataset
 
 from tilewright.errors import UserError
+
+log = logging.getLogger(__name__)
 
 Rows = TypeVar("Rows")
 
@@ -27,6 +31,7 @@ SPLIT_NAMES = {
 }
 NAME_TO_SPLIT = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 
+READERS = 8  # threads that read and hash images
 HEAD = 100  # rows of streaming data that are read first, to detect a tiny dataset
 
 
@@ -105,6 +110,8 @@ def hold_out_validation(
 ) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset]:
     """Divides rows with an `image` column into (train, validation) by a hash of the images' bytes.
 
+    Copies of an image are therefore in the same split. One line of the log counts them.
+
     A Dataset is read once, and `datasets` caches the positions on disk. An IterableDataset is
     filtered while it streams, so its validation split reads all of the data.
     """
@@ -121,6 +128,7 @@ def hold_out_validation(
         )
         positions = np.array(table["position"])
         limit = validation_limit(positions, fraction, description)
+        _log_copies(encoded, positions, hash_position(seed, b""), description)
         return (
             rows.select(np.flatnonzero(positions >= limit)),
             rows.select(np.flatnonzero(positions < limit)),
@@ -161,7 +169,26 @@ def require_fraction(fraction: float) -> None:
 
 
 def _hash_batch(batch: dict[str, list], seed: int) -> dict[str, list[float]]:
-    return {"position": [hash_position(seed, image_identity(image)) for image in batch["image"]]}
+    def position(image: Mapping[str, Any] | None) -> float:
+        return hash_position(seed, image_identity(image))
+
+    with ThreadPoolExecutor(READERS) as readers:  # reading and hashing release Python's lock
+        return {"position": list(readers.map(position, batch["image"]))}
+
+
+def _log_copies(rows: Dataset, positions: np.ndarray, no_image: float, description: str) -> None:
+    """Logs the number of images that are copies of an earlier one, with an example."""
+    _, first, inverse = np.unique(positions, return_index=True, return_inverse=True)
+    copies = np.flatnonzero((first[inverse] < np.arange(len(rows))) & (positions != no_image))
+    if len(copies):
+        copy, original = (
+            rows[int(index)]["image"]["path"] or f"row {index}"
+            for index in (copies[0], first[inverse][copies[0]])
+        )
+        log.info(
+            "%d of %d images of %s are copies, such as %r of %r: copies are in the same split",
+            len(copies), len(rows), description, copy, original,
+        )  # fmt: skip
 
 
 def _is_in_split(row: dict[str, Any], seed: int, limit: float, validation: bool) -> bool:

@@ -31,7 +31,7 @@ from tilewright.data.filters import usable_captions
 from tilewright.data.images import IMAGE_SUFFIXES
 from tilewright.data.skipping import SkipRow
 from tilewright.data.sources.columns import select_image_and_caption
-from tilewright.data.sources.listing import list_files
+from tilewright.data.sources.listing import file_stamp, list_files
 from tilewright.data.sources.splits import hold_out_validation, resolve_splits, split_from_path
 from tilewright.errors import UserError, first_line
 
@@ -150,7 +150,7 @@ class WebDatasetSource:
         }
         if self.streaming:
             return IterableDataset.from_generator(read_pairs, gen_kwargs=arguments)
-        stamps = tuple(_stamp(file) for file in files)  # a changed file is read again
+        stamps = tuple(file_stamp(Path(file)) for file in files)  # a changed file is read again
         arguments = {**arguments, "stamps": stamps}
         rows = Dataset.from_generator(table_rows, features=FEATURES, gen_kwargs=arguments)
         return select_image_and_caption(rows, "image", "caption", description)
@@ -250,11 +250,3 @@ def _parse_caption(key: str, content: bytes, field: str) -> Any:
             return {}  # not text, and counted as such
         return value.get(field) if isinstance(value, dict) else {}
     return content.decode("utf-8", errors="replace").strip()
-
-
-def _stamp(file: str) -> tuple[int, int] | None:
-    """Returns the size and the modification time of a local file."""
-    if "://" in file:
-        return None
-    status = Path(file).stat()
-    return status.st_size, status.st_mtime_ns
