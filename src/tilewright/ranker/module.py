@@ -6,7 +6,7 @@ from torch import Tensor
 from torchmetrics import CatMetric, MeanMetric
 
 from tilewright.ranker.networks import DualEncoder, contrastive_loss, make_cutmix_negatives
-from tilewright.training.optimizers import scheduled, transformer_optimizer
+from tilewright.training.optimizers import after_every_update, scheduled, transformer_optimizer
 from tilewright.training.schedules import Schedule
 from tilewright.training.stage import StageModule
 
@@ -17,8 +17,8 @@ class RankerModule(StageModule):
     Args:
         network: text and image encoder.
         learning_rate: learning rate by optimizer step.
-        cutmix_negatives: adds a CutMix negative per image to the captions' choices; False trains
-            as CLIP does.
+        cutmix_negatives: adds a CutMix negative per image to the captions' choices, unless it
+            equals the image; False trains as CLIP does.
         weight_decay, betas, eps: see `torch.optim.AdamW`; only matrices decay.
         muon: updates the matrices with Muon and the other parameters with AdamW.
     """
@@ -49,18 +49,21 @@ class RankerModule(StageModule):
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         images = batch["image"]
-        batch_size = len(images)
+        parts = [self.network.encode_text(batch["text_tokens"])]
         if self.cutmix_negatives:
-            images = torch.cat([images, make_cutmix_negatives(images)])
-        text = self.network.encode_text(batch["text_tokens"])
-        vectors = [text, *self.network.encode_images(images).split(batch_size)]
+            negatives = make_cutmix_negatives(images)
+            both = self.network.encode_images(torch.cat([images, negatives]))
+            is_negative = (negatives != images).flatten(1).any(dim=1)
+            parts += [*both.split(len(images)), is_negative]
+        else:
+            parts.append(self.network.encode_images(images))
         if self.trainer.world_size > 1:  # the other processes' images are negatives too
-            vectors = [
-                self.all_gather(part, sync_grads=True).flatten(0, 1)  # type: ignore[union-attr]
-                for part in vectors
+            parts = [
+                self.all_gather(part, sync_grads=part.requires_grad).flatten(0, 1)  # type: ignore[union-attr]
+                for part in parts
             ]
-        text, images, *negatives = vectors
-        loss = contrastive_loss(text, images, self.network.scale, *negatives)
+        text, images, *negatives_and_mask = parts
+        loss = contrastive_loss(text, images, self.network.scale, *negatives_and_mask)
         self.log("train/loss", loss.detach())
         self.log("train/scale", self.network.scale.detach())
         return loss
@@ -86,4 +89,5 @@ class RankerModule(StageModule):
         optimizer = transformer_optimizer(
             self.network, self.weight_decay, self.betas, self.eps, self.muon
         )
+        after_every_update(optimizer, self.network.bound_scale)
         return scheduled(optimizer, self.learning_rate)

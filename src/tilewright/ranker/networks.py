@@ -6,12 +6,50 @@ captioned images as the prior.
 
 import itertools
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tilewright.training.compiling import raise_recompile_limit
+from tilewright.training.precision import Float32Linear
+
 MAX_SCALE = 100.0  # upper bound of the logit scale, as in CLIP, for stable training
+
+
+class Block(nn.Module):
+    """Pre-norm bidirectional attention and a feed-forward network, each in a residual branch.
+
+    All matrices are linear layers, to which Muon and weight decay apply.
+
+    Args:
+        dim: width, a multiple of heads.
+        heads: number of attention heads.
+    """
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"dim={dim} is not a multiple of heads={heads}: change one of them")
+        self.heads = heads
+        self.norm_attention = nn.LayerNorm(dim)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+        self.norm_mlp = nn.LayerNorm(dim)
+        self.up = nn.Linear(dim, 4 * dim)
+        self.down = nn.Linear(4 * dim, dim)
+        for layer in (self.qkv, self.out, self.up, self.down):
+            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Computes states [B, L, dim] from all visible positions (booleans [B, 1, 1, L])."""
+        qkv = self.qkv(self.norm_attention(x)).unflatten(-1, (3, self.heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+        x = x + self.out(y.transpose(1, 2).flatten(2))
+        return x + self.down(F.gelu(self.up(self.norm_mlp(x))))
 
 
 class TextEncoder(nn.Module):
@@ -29,17 +67,19 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(vocab, dim)
         self.position = nn.Parameter(torch.randn(1 + length, dim) * 0.02)
-        self.blocks = _make_blocks(dim, depth, heads)
+        self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim)
         nn.init.normal_(self.embedding.weight, std=0.02)
 
     def forward(self, text: Tensor) -> Tensor:
-        """Encodes text tokens [B, T], negative after the caption, as vectors [B, dim]."""
-        text = text[:, : int((text >= 0).sum(dim=1).max())]  # drops columns without text
+        """Encodes text tokens [B, n], n <= T, negative after the caption, as vectors [B, dim]."""
         # Position 0 holds the summary token, a zero vector that is never masked.
         states = F.pad(self.embedding(text.clamp(min=0)), (0, 0, 1, 0))
-        padding = F.pad(text < 0, (1, 0))
+        visible = F.pad(text >= 0, (1, 0), value=True)[:, None, None]
         states = states + self.position[: states.shape[1]]
-        return self.blocks(states, src_key_padding_mask=padding)[:, 0]
+        for block in self.blocks:
+            states = block(states, visible)
+        return self.norm(states[:, 0])
 
 
 class ImageEncoder(nn.Module):
@@ -70,7 +110,8 @@ class ImageEncoder(nn.Module):
             layers += [nn.Conv2d(in_width, out_width, 3, stride=2, padding=1), nn.GELU()]
         self.stem = nn.Sequential(*layers, nn.Conv2d(widths[-1], dim, 1))
         self.position = nn.Parameter(torch.randn(1 + grid**2, dim) * 0.02)
-        self.blocks = _make_blocks(dim, depth, heads)
+        self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim)
 
     def forward(self, images: Tensor) -> Tensor:
         """Encodes images [B, 3, H, W] in [0, 1] as vectors [B, dim]."""
@@ -81,7 +122,9 @@ class ImageEncoder(nn.Module):
             )
         patches = self.stem(images * 2 - 1).flatten(2).transpose(1, 2)
         states = F.pad(patches, (0, 0, 1, 0)) + self.position  # position 0 is the summary token
-        return self.blocks(states)[:, 0]
+        for block in self.blocks:
+            states = block(states)
+        return self.norm(states[:, 0])
 
 
 class DualEncoder(nn.Module):
@@ -99,7 +142,7 @@ class DualEncoder(nn.Module):
         image_depth: number of blocks of the image encoder.
     """
 
-    block_types = (nn.TransformerEncoderLayer,)
+    block_types = (Block,)
 
     def __init__(
         self,
@@ -119,27 +162,46 @@ class DualEncoder(nn.Module):
         self.image_size = image_size
         self.text = TextEncoder(text_vocab, text_length, dim=dim, depth=text_depth, heads=heads)
         self.image = ImageEncoder(image_size, grid, dim=dim, depth=image_depth, heads=heads)
-        self.text_out = nn.Linear(dim, embedding, bias=False)
-        self.image_out = nn.Linear(dim, embedding, bias=False)
+        self.text_out = Float32Linear(dim, embedding, bias=False)
+        self.image_out = Float32Linear(dim, embedding, bias=False)
         # CLIP's initial temperature, 0.07. One element, because FSDP cannot shard a scalar.
         self.log_scale = nn.Parameter(torch.tensor([math.log(1 / 0.07)]))
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles both encoders, because training calls each of them directly."""
+        raise_recompile_limit()
+        self.text.compile(*args, **kwargs)
+        self.image.compile(*args, **kwargs)
+
     def encode_text(self, text: Tensor) -> Tensor:
         """Encodes text tokens [B, T], negative after the caption, as unit vectors [B, D]."""
-        return F.normalize(self.text_out(self.text(text)).float(), dim=-1)
+        text = text[:, : int((text >= 0).sum(dim=1).max())]  # drops columns without text
+        return F.normalize(self.text_out(self.text(text)), dim=-1)
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Encodes images [B, 3, H, W] in [0, 1] as unit vectors [B, D]."""
-        return F.normalize(self.image_out(self.image(images)).float(), dim=-1)
+        return F.normalize(self.image_out(self.image(images)), dim=-1)
 
     @property
     def scale(self) -> Tensor:
         """Logit scale, the inverse of the softmax temperature."""
-        return self.log_scale.clamp(max=math.log(MAX_SCALE)).exp().squeeze()
+        return self.log_scale.exp().squeeze()
+
+    @torch.no_grad()
+    def bound_scale(self) -> None:
+        """Sets a logit scale above `MAX_SCALE` to it.
+
+        A bound in `scale` itself would have no gradient, so the scale could not fall again.
+        """
+        self.log_scale.clamp_(max=math.log(MAX_SCALE))
 
 
 def contrastive_loss(
-    text: Tensor, images: Tensor, scale: Tensor, negatives: Tensor | None = None
+    text: Tensor,
+    images: Tensor,
+    scale: Tensor,
+    negatives: Tensor | None = None,
+    is_negative: Tensor | None = None,
 ) -> Tensor:
     """Returns CLIP's symmetric cross-entropy between captions and images, in nats.
 
@@ -148,12 +210,18 @@ def contrastive_loss(
         images: unit vectors [B, D] of their images, in the same order.
         scale: logit scale.
         negatives: unit vectors [M, D] of additional images that match no caption.
+        is_negative: booleans [M], False for negatives to leave out. None uses all.
     """
     pair = torch.arange(len(text), device=text.device)
-    all_images = images if negatives is None else torch.cat([images, negatives])
-    text_loss = F.cross_entropy(scale * text @ all_images.T, pair)
-    image_loss = F.cross_entropy(scale * images @ text.T, pair)
-    return (text_loss + image_loss) / 2
+    with torch.autocast(text.device.type, enabled=False):
+        image_logits = scale * images @ text.T
+        text_logits = image_logits.T
+        if negatives is not None:
+            negative_logits = scale * text @ negatives.T
+            if is_negative is not None:
+                negative_logits = negative_logits.masked_fill(~is_negative, -torch.inf)
+            text_logits = torch.cat([text_logits, negative_logits], dim=1)
+    return (F.cross_entropy(text_logits, pair) + F.cross_entropy(image_logits, pair)) / 2
 
 
 def make_cutmix_negatives(images: Tensor) -> Tensor:
@@ -161,7 +229,7 @@ def make_cutmix_negatives(images: Tensor) -> Tensor:
 
     The rectangle comes from the previous image of the batch, or from the same image shifted by up
     to a quarter of its size. Bad samples of a prior look alike: each part is fine, the whole is
-    not, and all of it often has one color.
+    not, and all of it often has one color. A rectangle of background may leave an image unchanged.
     """
     batch, _, height, width = images.shape
 
@@ -185,14 +253,3 @@ def make_cutmix_negatives(images: Tensor) -> Tensor:
     shifted = shifted.gather(3, columns[:, None, None, :].expand_as(images))
     source = torch.where(random(1, 1, 1) < 0.5, shifted, images.roll(1, dims=0))
     return torch.where(rectangle, source, images)
-
-
-def _make_blocks(dim: int, depth: int, heads: int) -> nn.TransformerEncoder:
-    block = nn.TransformerEncoderLayer(
-        dim, heads, 4 * dim, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-    )
-    encoder = nn.TransformerEncoder(block, depth, nn.LayerNorm(dim), enable_nested_tensor=False)
-    for parameter in encoder.parameters():  # nn.TransformerEncoder initializes all blocks alike
-        if parameter.ndim == 2:
-            nn.init.normal_(parameter, std=0.02)
-    return encoder

@@ -162,11 +162,16 @@ def transformer_optimizer(
     return fused_adamw([matrices, others], weight_decay, betas, eps)
 
 
+def after_every_update(optimizer: Optimizer, action: Callable[[], None]) -> None:
+    """Calls a function after every update."""
+    optimizer.register_step_post_hook(lambda optimizer, args, kwargs: action())
+
+
 def clip_variance(optimizer: Optimizer, max_value: float) -> None:
     """Clips Adam's running variance to `max_value` after every update (appendix B.2)."""
 
-    def clip(optimizer: Optimizer, args: object, kwargs: object) -> None:
+    def clip() -> None:
         variances = [state["exp_avg_sq"] for state in optimizer.state.values()]
         torch._foreach_clamp_max_(variances, max_value)
 
-    optimizer.register_step_post_hook(clip)
+    after_every_update(optimizer, clip)
