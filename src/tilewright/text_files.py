@@ -5,7 +5,7 @@ import io
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,8 @@ BYTE_ORDER_MARKS = (
 )
 WESTERN = "cp1252"
 OTHER_ENCODINGS = (
-    *("cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp874", "koi8_r"),
-    *("mac_roman", "cp932", "euc_jp", "gb18030", "big5", "cp949"),
+    *("cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp874"),
+    *("cp932", "euc_jp", "gb18030", "big5", "cp949"),
 )
 WESTERN_SIGNS = "‘’“”„–—…•€£§©®°«»¿¡ªº·™´×½¼¾¹²³±µ"
 NON_ASCII = re.compile(rb"[\x80-\xff]+")
@@ -106,6 +106,25 @@ def decode_text(data: bytes, name: str) -> str:
     log.warning("%s is not UTF-8 and is read as %s: if that is wrong, save it as UTF-8", name,
                 encoding)  # fmt: skip
     return text
+
+
+def decode_texts(contents: Mapping[Path, bytes]) -> dict[Path, str]:
+    """Decodes files that were written together. Files that are not text are left out.
+
+    Their encoding is guessed from all of them. One line of the log counts those that are not UTF-8.
+    """
+    texts = {file: decode_unicode(data) for file, data in contents.items()}
+    others = {file: contents[file] for file, text in texts.items() if text is None}
+    encoding = guess_encoding(others.values()) if others else None
+    if encoding:
+        texts |= {file: decode_legacy(data, encoding) for file, data in others.items()}
+        decoded = [file for file in others if texts[file] is not None]
+        log.warning(
+            "%d of %d text files are not UTF-8 and are read as %s, such as %s: if that is wrong, "
+            "save them as UTF-8",
+            len(decoded), len(contents), encoding, decoded[0],
+        )  # fmt: skip
+    return {file: text for file, text in texts.items() if text is not None}
 
 
 def read_text(path: Path) -> str:

@@ -15,6 +15,7 @@ from tilewright.data.images import HEIF_SUFFIXES, IMAGE_SUFFIXES
 from tilewright.data.sources.folder_captions import read_captions
 from tilewright.data.sources.listing import Listing, file_stamp, list_files
 from tilewright.data.sources.splits import NAME_TO_SPLIT, hold_out_validation, resolve_splits
+from tilewright.data.sources.text_captions import CaptionsPerFile
 from tilewright.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -24,15 +25,18 @@ log = logging.getLogger(__name__)
 class FolderSource:
     """Images in a folder, captioned in one of two ways.
 
-    - A `metadata.jsonl` or `metadata.csv` in the folder or below it. It has the columns
-      `file_name`, relative to the metadata file, and a caption (in JSON also a list of captions).
-    - A `.txt` file with the stem of each image, one caption per line.
+    - A `metadata.jsonl`, `metadata.csv` or `metadata.tsv` in the folder or below it. It has the
+      columns `file_name`, relative to the metadata file, and a caption (in JSON also a list of
+      captions).
+    - A file beside each image: `1.txt`, `1.png.txt`, `1.caption`, or `1.json` with a field.
 
     The folders `train`, `validation` and `test` directly below are the splits, if they exist.
     Images without a caption are skipped, and one warning counts them.
 
     Args:
         caption_column: column of the captions in the metadata. None uses `caption` or `text`.
+        captions_per_file: captions in a text file: "lines" for one per line, "one", or "auto",
+            which chooses "one" if the lines do not look like captions of their own.
         validation_fraction: share of the images to hold out if there is neither a `validation`
             nor a `test` folder. A hash of the seed and the file's bytes chooses them.
         seed: seed of that choice.
@@ -40,6 +44,7 @@ class FolderSource:
 
     path: str
     caption_column: str | None = None
+    captions_per_file: CaptionsPerFile = "auto"
     validation_fraction: float = 0.05
     seed: int = 0
 
@@ -49,15 +54,10 @@ class FolderSource:
         listing = self._list_files(root)
         images = self._select_images(listing)
         splits: dict[str, dict[Path, list[str]]] = defaultdict(dict)
-        captions = read_captions(listing, images, self.caption_column)
+        captions = read_captions(listing, images, self.caption_column, self.captions_per_file)
         for image, texts in captions.items():
             top = image.relative_to(root).parts[0].lower()
             splits[NAME_TO_SPLIT.get(top, "train")][image] = texts
-        if not captions:
-            raise UserError(
-                f"{self.path!r} contains no captions: add a metadata.jsonl (file_name, caption), "
-                "or a .txt file of the same name beside each image"
-            )
         if missing := len(images) - len(captions):
             log.warning(
                 "%d of %d images in %s have no caption and are skipped",

@@ -1,0 +1,127 @@
+"""Captions of the images in a folder, from a file beside each image."""
+
+import json
+from collections.abc import Container, Sequence
+from pathlib import Path
+from typing import Any
+
+from tilewright.data.captions import DefectCounts, find_captions
+from tilewright.data.sources.folder_metadata import caption_value, similar_name
+from tilewright.data.sources.listing import Listing
+from tilewright.data.sources.text_captions import (
+    CaptionsPerFile,
+    lines_are_captions,
+    split_captions,
+)
+from tilewright.text_files import decode_texts
+
+TEXT_SUFFIXES = (".txt", ".caption")
+SUFFIXES = (*TEXT_SUFFIXES, ".json")
+
+
+def read_sidecars(
+    listing: Listing,
+    images: Sequence[Path],
+    captioned: Container[Path],
+    columns: Sequence[str],
+    captions_per_file: CaptionsPerFile,
+) -> tuple[dict[Path, list[str]], list[str]]:
+    """Returns the captions in files beside images, and lines about files that are not used.
+
+    The file of `1.png` is the first with a caption among `1.png.txt`, `1.txt`, `1.png.caption`,
+    `1.caption`, `1.png.json` and `1.json`.
+
+    Args:
+        captioned: images that already have captions.
+        columns: fields of a .json that a caption may be in, the first one first.
+        captions_per_file: data.source.captions_per_file.
+    """
+    sidecars = _find_sidecars(listing, images)
+    needed = {file for image in images if image not in captioned for file in sidecars[image]}
+    texts, unreadable = _read_texts(sorted(needed))
+    plain = {file: text for file, text in texts.items() if _is_text(file)}
+    per_line = lines_are_captions(
+        captions_per_file, {_name(file, listing): text for file, text in plain.items()}
+    )
+    captions: dict[Path, list[str]] = {}
+    unused: list[Path] = []
+    defects = DefectCounts()
+    for image in images:
+        for file in sidecars[image]:
+            if image in captioned or image in captions:
+                unused.append(file)
+            elif file in texts:
+                values = (
+                    split_captions(texts[file], per_line)
+                    if _is_text(file)
+                    else _parse_json(texts[file], columns)
+                )
+                found, reasons = find_captions(values)
+                if values is not None:
+                    defects.add(_name(file, listing), reasons)
+                if found:
+                    captions[image] = found
+    used = {file for files in sidecars.values() for file in files}
+    others = [f for f in listing.files if _is_text(f) and f not in used]
+    problems = [
+        f"{len(files)} text file(s) {reason}, such as {_name(files[0], listing)}: {advice}"
+        for files, reason, advice in (
+            (unreadable, "cannot be read", "save them as UTF-8"),
+            (others, "belong to no image", "give an image and its text file the same name"),
+            (
+                [file for file in unused if _is_text(file)],
+                "are not used",
+                "the image has a caption in the metadata or in another text file",
+            ),
+        )
+        if files
+    ]
+    if defects:
+        problems.append(f"text files have values that are not used as captions: {defects}")
+    return captions, problems
+
+
+def _find_sidecars(listing: Listing, images: Sequence[Path]) -> dict[Path, list[Path]]:
+    """Returns the files beside each image that may have its captions, the first one first."""
+    files = [file for file in listing.files if file.suffix.lower() in SUFFIXES]
+    exact = {str(file): file for file in files}
+    similar = {similar_name(str(file)): file for file in files}
+    sidecars: dict[Path, list[Path]] = {}
+    for image in images:
+        names = [
+            str(stem) + suffix for suffix in SUFFIXES for stem in (image, image.with_suffix(""))
+        ]
+        found = (exact.get(name) or similar.get(similar_name(name)) for name in names)
+        sidecars[image] = [file for file in found if file is not None]
+    return sidecars
+
+
+def _read_texts(files: Sequence[Path]) -> tuple[dict[Path, str], list[Path]]:
+    """Returns the texts of files that are not blank, and the files that cannot be read."""
+    contents: dict[Path, bytes] = {}
+    unreadable: list[Path] = []
+    for file in files:
+        try:
+            contents[file] = file.read_bytes()
+        except OSError:
+            unreadable.append(file)
+    texts = decode_texts(contents)
+    unreadable += [file for file in contents if file not in texts]
+    return {file: text for file, text in texts.items() if text.strip()}, sorted(unreadable)
+
+
+def _parse_json(text: str, columns: Sequence[str]) -> Any:
+    """Returns the caption in a .json file, or None if there is none."""
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return caption_value(record, columns) if isinstance(record, dict) else None
+
+
+def _is_text(file: Path) -> bool:
+    return file.suffix.lower() in TEXT_SUFFIXES
+
+
+def _name(file: Path, listing: Listing) -> str:
+    return repr(str(file.relative_to(listing.root)))
