@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from tilewright.data import bit_depth
 from tilewright.data.skipping import SkipRow
 
 WHITE = (255, 255, 255)
@@ -67,7 +68,7 @@ def decode_image(record: Mapping[str, Any] | None, max_pixels: int = MAX_PIXELS)
     """Decodes an encoded image to RGB.
 
     The image is rotated as its EXIF data says. Transparent parts become white. CMYK, palette, gray
-    and 16-bit images become 8-bit RGB. An animation yields its first frame.
+    and deep images (see `bit_depth`) become 8-bit RGB. An animation yields its first frame.
 
     Args:
         record: output of `datasets.Image(decode=False)`: `bytes`, or else `path`.
@@ -78,8 +79,17 @@ def decode_image(record: Mapping[str, Any] | None, max_pixels: int = MAX_PIXELS)
         UnreadableImage: the image is missing, corrupt, truncated or too large.
     """
     with _open(record, max_pixels) as image:
+        layout, tags = bit_depth.layout(image), getattr(image, "tag_v2", {})
         image.load()
-        return _to_rgb(_rotate(image))
+        rotated = _rotate(image)
+        if bit_depth.is_dark_color(rotated, layout):
+            with _open(record, max_pixels) as lower:
+                bit_depth.select_lower_bits(lower)
+                lower.load()
+                rotated = bit_depth.reduce_color(rotated, _rotate(lower))
+        if bit_depth.is_deep_gray(rotated):
+            rotated = bit_depth.reduce_gray(rotated, tags)
+        return _to_rgb(rotated)
 
 
 def read_size(record: Mapping[str, Any] | None, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -158,14 +168,6 @@ def _rotate(image: Image.Image) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        # PIL clips these to 8 bits instead of scaling them. It opens some 16-bit files as mode "I".
-        # Floats are in [0, 1] or in [0, 255].
-        pixels = np.asarray(image).astype(np.float32)
-        floats = image.mode == "F"
-        scale = (255 if pixels.max() <= 1 else 1) if floats else 255 / 65535
-        gray = (pixels * scale).round().clip(0, 255).astype(np.uint8)
-        return Image.fromarray(gray).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         canvas = Image.new("RGBA", image.size, (*WHITE, 255))
