@@ -6,7 +6,13 @@ import math
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tilewright.evaluations.results import Result, log_results, print_results, write_results
+from tilewright.evaluations.results import (
+    Result,
+    log_results,
+    print_results,
+    replace_images,
+    write_results,
+)
 
 FID = Result("fid", 12.5, "validation", 100, {"extractor": "inception", "resize": "clean"})
 PSNR = Result("psnr", 20.0, "zeroshot", 50, {})
@@ -30,13 +36,47 @@ def test_every_record_has_all_keys(tmp_path):
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
-def test_values_that_are_not_finite_give_valid_json(tmp_path, value):
+def test_values_that_are_not_finite_give_valid_json(tmp_path, caplog, value):
     def refuse(constant):
         raise AssertionError(f"{constant} is not JSON")
 
     path = write_results([Result("psnr", value, "validation", 1, {})], tmp_path, **COMMON)
     (row,) = json.loads(path.read_text(), parse_constant=refuse)
     assert row["value"] == str(value)
+    assert f"psnr on validation is {value}" in caplog.text
+
+
+def test_earlier_records_stay_unless_a_new_one_has_the_same_settings(tmp_path):
+    def written(value, interval, seed=0, **settings):
+        result = Result("share", value, "validation", 9, {"interval": interval, **settings})
+        path = write_results([result], tmp_path, run="/a", seed=seed)
+        return [row["value"] for row in json.loads(path.read_text())]
+
+    assert written(0.1, [0, 0.2]) == [0.1]
+    assert written(0.2, [0, 0.3], seed=1) == [0.1, 0.2]
+    assert written(0.3, [0, 0.4], top_k=4) == [0.1, 0.2, 0.3]
+    assert written(0.4, [0, 0.5]) == [0.2, 0.3, 0.4]  # the first setting again
+    assert written(0.4, [0, 0.5]) == [0.2, 0.3, 0.4]
+
+
+def test_broken_records_are_replaced_with_a_warning(tmp_path, caplog):
+    (tmp_path / "results.json").write_text("[{")
+    write_results([PSNR], tmp_path, **COMMON)
+    assert "results.json cannot be read and is replaced" in caplog.text
+    assert len(json.loads((tmp_path / "results.json").read_text())) == 1
+
+
+def test_new_images_replace_the_earlier_ones_and_keep_the_records(tmp_path):
+    new, folder = tmp_path / "new", tmp_path / "eval"
+    for place, name in ((new, "b"), (folder, "a")):
+        (place / name).mkdir(parents=True)
+        for file in ("samples.png", f"{name}.png", f"{name}/0.png"):
+            (place / file).write_text(name)
+    (folder / "results.json").write_text("[]")
+    replace_images(new, folder)
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*")}
+    assert names == {"results.json", "samples.png", "b.png", "b", "b/0.png"}
+    assert (folder / "samples.png").read_text() == "b"
 
 
 def test_differing_settings_are_columns_and_shared_ones_are_below(capsys, monkeypatch):

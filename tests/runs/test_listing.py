@@ -115,6 +115,24 @@ def test_table_shows_metrics_evaluations_and_commit(tmp_path, capsys, monkeypatc
         assert text in out
 
 
+def test_values_of_older_weights_are_not_shown(tmp_path):
+    folder = make(tmp_path, "a")
+    old, new = row("psnr", 10.0, steps=5, seed=1), row("psnr", 20.0, steps=9, seed=0)
+    evaluate(folder, "reconstruction", old, new)
+    assert listing.evaluations(listing.read(folder)) == ["reconstruction: psnr 20"]
+
+
+def test_values_of_several_settings_are_compared_by_setting(tmp_path):
+    for name, seeds in (("a", (0, 1)), ("b", (0, 1, 2))):
+        rows = [row("fid", 10.0 * seed, seed=seed, steps=len(seeds)) for seed in seeds]
+        evaluate(make(tmp_path, name), "fid", *rows)
+    compared = compare.evaluation_metrics([listing.read(tmp_path / "dvae" / n) for n in "ab"])
+    assert compared == {
+        "fid/validation/seed=0": [0.0, 0.0],
+        "fid/validation/seed=1": [10.0, 10.0],
+    }
+
+
 def test_age_is_in_the_largest_unit():
     assert [listing.age(s) for s in (-1, 59, 60, 7200, 86400 * 9)] == [
         *("0 s", "59 s", "1 min", "2 h", "9 d")

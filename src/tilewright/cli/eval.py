@@ -1,13 +1,14 @@
 """Measures trained runs: `python src/eval.py metric=fid`."""
 
 import functools
-import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tilewright import runs
+from tilewright.checks import check_whole
 from tilewright.cli import app, settings
 from tilewright.errors import UserError
 from tilewright.hardware import resolve_device
@@ -20,10 +21,12 @@ if TYPE_CHECKING:  # torch is loaded after the settings have been checked
 def main(config: DictConfig) -> None:
     """Measures one run by one metric, and saves the results."""
     run = find_run(config)
-    data, data_name = data_settings(config, run)
+    data, described = data_settings(config, run)
     resolve(config, run)
-    measured = measure(config, run, data)
-    save(config, run, measured, data_name)
+    # Beside the results, which an evaluation that fails leaves as they are.
+    with tempfile.TemporaryDirectory(prefix=".eval-", dir=run) as folder:
+        measured = measure(config, run, data, Path(folder))
+        save(config, run, measured, described, Path(folder))
 
 
 def find_run(config: DictConfig) -> Path:
@@ -35,49 +38,54 @@ def find_run(config: DictConfig) -> Path:
     return runs.find(Path(config.paths.logs), config.stage, config.run, data=data)
 
 
-def data_settings(config: DictConfig, run: Path) -> tuple[str, str]:
-    """Returns the settings of the data to measure on, as YAML, and the dataset's name.
+def data_settings(config: DictConfig, run: Path) -> tuple[str, dict[str, Any]]:
+    """Returns the settings of the data to measure on, as YAML, and their description for records.
 
-    A run is measured on the data that it was trained on. A model has no data, so that `data=` must
-    name a dataset. `data.KEY=value` changes a setting of either.
+    A run is measured on the data that it was trained on, unless `data=` names another dataset. A
+    model has no data, so `data=` must name one. `data.KEY=value` changes a setting of either.
     """
     saved = runs.load_config(run)
     keys = [runs.override_key(override) for override in settings.overrides()]
     changes = {key: OmegaConf.select(config, key) for key in keys if key.startswith("data.")}
+    name = settings.choices().get("data")
     with open_dict(config):
-        if "data" in saved:  # here, `data=` has only selected the run
+        if "data" in saved and name in {None, saved.choices.data}:
             config.data, name = saved.data, saved.choices.data
             for key, value in changes.items():
                 OmegaConf.update(config, key, value)
         elif config.get("data") is None:
             raise UserError(f"{run} is a model without data: name a dataset, data=NAME")
         else:
-            name = settings.choices()["data"]
             config.data.image_size = runs.image_size(run)
         # Their settings refer to keys that only train.yaml has.
         config.data.update(tokenizer=None, image_tokenizer=None, train_transform=None)
-    return OmegaConf.to_yaml(config.data, resolve=True), name
+    return OmegaConf.to_yaml(config.data, resolve=True), {
+        "data": name,
+        **{key: _plain(value) for key, value in changes.items()},
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Returns a setting as one value of a record; there, a list is a spread around a value."""
+    return value if isinstance(value, int | float | str | None) else str(value)
 
 
 def resolve(config: DictConfig, run: Path) -> None:
     """Fills in the ranker and the device, after checking the settings."""
     settings.check_complete(config)
-    if config.images < 1:
-        raise UserError(f"images={config.images} asks for no image: set 1 or more")
+    check_whole("images", config.images)
     if "ranker" in config.metric:
         settings.set_ranker_run(config, run)
     config.device = resolve_device(config.device)
 
 
-def measure(config: DictConfig, run: Path, data: str) -> list["Result"]:
-    """Runs the evaluation in an empty folder, and returns its results."""
+def measure(config: DictConfig, run: Path, data: str, folder: Path) -> list["Result"]:
+    """Runs the evaluation, which writes its images to a folder, and returns its results."""
     from hydra.utils import instantiate
 
-    folder = results_folder(run)
     if runs.load_config(run).stage == "prior":
         settings.fill_in_sampling(config, run)
     evaluation = instantiate(config.metric)
-    shutil.rmtree(folder, ignore_errors=True)  # removes the files of an earlier evaluation
     return evaluation(run, build_data(data), seed=config.seed, device=config.device, folder=folder)
 
 
@@ -87,17 +95,29 @@ def build_data(yaml: str) -> Any:
     return runs.load_data(DictConfig(OmegaConf.create(yaml)))
 
 
-def save(config: DictConfig, run: Path, measured: list["Result"], data_name: str) -> None:
-    """Writes results.json, adds the values to the run's TensorBoard log, and prints a table."""
+def save(
+    config: DictConfig, run: Path, measured: list["Result"], data: dict[str, Any], images: Path
+) -> None:
+    """Saves the results in the run and in its TensorBoard log, and prints a table.
+
+    Args:
+        data: description of the data, for the records.
+        images: folder of the evaluation's images. It is emptied.
+    """
     from tilewright.evaluations import results
 
-    folder = results_folder(run)
-    results.write_results(measured, folder, run=str(run), data=data_name, seed=config.seed)
-    results.log_results(measured, run, runs.trained_steps(run))
-    results.print_results(measured, f"{folder.name} of {run.parent.name}/{run.name}")
+    steps = runs.trained_steps(run)
+    common = {"run": str(run), "steps": steps, "seed": config.seed, **data}
+    if "ranker" in config.metric:
+        common |= {
+            f"ranker.{key}": _plain(value)
+            for key, value in config.metric.ranker.items()
+            if key not in {"_target_", "device"}
+        }
+    folder = run / "eval" / settings.choices()["metric"]
+    results.replace_images(images, folder)
+    results.write_results(measured, folder, **common)
+    results.log_results(measured, run, steps)
+    title = f"{folder.name} of {run.parent.name}/{run.name} on {data['data']}"
+    results.print_results(measured, title)
     print(f"Metrics and images are in {folder}")
-
-
-def results_folder(run: Path) -> Path:
-    """Returns the folder of this metric's results."""
-    return run / "eval" / settings.choices()["metric"]

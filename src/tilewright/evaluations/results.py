@@ -1,7 +1,9 @@
 """Results of evaluations: in results.json, as a printed table, and in TensorBoard."""
 
 import json
+import logging
 import math
+import shutil
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,10 +14,15 @@ from rich import box
 from rich.table import Table
 
 from tilewright.data import CaptionedImages
+from tilewright.errors import first_line
+from tilewright.files import write_atomically
 from tilewright.runs import listing
+
+logger = logging.getLogger(__name__)
 
 # Keys that every record of results.json has, also where a metric does not use them.
 OPTIONAL_KEYS = ("extractor", "extractor_digest", "resize")
+RESULTS = "results.json"
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,9 @@ class Evaluation(Protocol):
 
 
 def write_results(results: list[Result], folder: Path, **common: Any) -> Path:
-    """Writes `results.json`, one flat record per result, and returns its path.
+    """Adds results to `results.json`, one flat record per result, and returns its path.
+
+    Earlier records stay, unless a new one has the same settings.
 
     Args:
         common: keys of every record, such as run, data and seed.
@@ -67,12 +76,46 @@ def write_results(results: list[Result], folder: Path, **common: Any) -> Path:
         record = asdict(result)
         settings = record.pop("settings")
         if not math.isfinite(record["value"]):
+            logger.warning("%s on %s is %s", result.metric, result.split, record["value"])
             record["value"] = str(record["value"])  # JSON has no infinity
         records.append({**record, **dict.fromkeys(OPTIONAL_KEYS), **settings, **common})
-    path = folder / "results.json"
+    records = json.loads(json.dumps(records))  # as they will be read
+    replaced = [_identity(record) for record in records]
+    path = folder / RESULTS
+    kept = [old for old in _read_records(path) if _identity(old) not in replaced]
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(records, indent=2) + "\n")
+    write_atomically(path, json.dumps([*kept, *records], indent=2) + "\n")
     return path
+
+
+def _read_records(path: Path) -> list[dict[str, Any]]:
+    try:
+        return json.loads(path.read_text()) if path.is_file() else []
+    except ValueError as error:
+        logger.warning("%s cannot be read and is replaced: %s", path, first_line(error))
+        return []
+
+
+def _identity(record: dict[str, Any]) -> dict[str, Any]:
+    """Returns a record without what is measured: the value and the spreads around it."""
+    return {k: v for k, v in record.items() if k != "value" and not isinstance(v, list)}
+
+
+def replace_images(images: Path, folder: Path) -> None:
+    """Replaces all files of a folder, except the records, by those of another folder.
+
+    Args:
+        images: folder of the new files, on the same disk. It is emptied.
+        folder: folder of an earlier evaluation. It is created if it does not exist.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():
+        if old.is_dir():
+            shutil.rmtree(old)
+        elif old.name != RESULTS:
+            old.unlink()
+    for new in images.iterdir():
+        new.replace(folder / new.name)
 
 
 def print_results(results: list[Result], title: str) -> None:

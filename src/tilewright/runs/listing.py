@@ -126,7 +126,11 @@ def _read_metrics(run: Path) -> list[dict[str, str]]:
 def _read_results(run: Path) -> list[dict[str, Any]]:
     results = []
     for file in sorted(run.glob("eval/*/results.json")):
-        results += [{**row, "evaluation": file.parent.name} for row in json.loads(file.read_text())]
+        rows = json.loads(file.read_text())
+        newest = rows[-1].get("steps") if rows else None  # earlier rows may be of older weights
+        results += [
+            {**row, "evaluation": file.parent.name} for row in rows if row.get("steps") == newest
+        ]
     return results
 
 
