@@ -163,9 +163,29 @@ def test_setting_that_contradicts_the_weights_is_refused_by_name(home, settings,
     assert set(home.logs.rglob("*")) == before
 
 
-def composed(*overrides):
+def test_another_likelihood_than_that_of_the_weights_is_refused(home):
+    source = home.logs / "dvae" / "untrained"
+    path = f"data.source.path={home.images}"
+    other = {"logit_laplace": "gaussian", "gaussian": "logit_laplace"}[
+        runs.load_config(source).choices.get("likelihood", "gaussian")
+    ]
+    settings = [*SHORT, path, "stage=dvae", f"init={source}", f"likelihood={other}"]
+    line = fail(home, "train", *settings)
+    assert f"the weights of init={source} need likelihood=" in line
+    assert f"leave likelihood={other} out" in line
+
+
+def test_other_data_and_another_image_size_are_logged(home, caplog):
+    caplog.set_level("INFO")
+    config, source = composed(data="shapes"), home.logs / "prior" / "untrained"
+    finetuning.adopt(config, source, [])
+    assert f"{source} was trained on other data: data=folder" in caplog.text
+    assert "data.image_size=32 becomes 16" in caplog.text
+
+
+def composed(*overrides, data="folder"):
     with initialize_config_dir(str(app.CONF), version_base="1.3"):
-        return compose("train", ["experiment=finetune", "data=folder", *overrides])
+        return compose("train", ["experiment=finetune", f"data={data}", *overrides])
 
 
 def test_source_that_would_run_code_is_refused_before_it_is_built(home, tmp_path):

@@ -19,10 +19,10 @@ def trusted(monkeypatch):
     monkeypatch.setenv("TILEWRIGHT_TRUST", "torch")
 
 
-def config(stage="dvae", data="shapes", **more):
+def config(stage="dvae", name="shapes", **more):
     network = {"_target_": "torch.nn.Linear", "in_features": 3, "out_features": 2}
     return OmegaConf.create(
-        {"stage": stage, "choices": {"data": data}, "model": {"network": network}, **more}
+        {"stage": stage, "choices": {"data": name}, "model": {"network": network}, **more}
     )
 
 
@@ -31,9 +31,9 @@ def weights(in_features=3):
     return {f"network.{name}": value for name, value in linear.state_dict().items()}
 
 
-def trained(logs, name, *, at=0, stage="dvae", data="shapes", kinds=("best", "last")):
+def trained(logs, name, *, at=0, stage="dvae", data="shapes", source=None, kinds=("best", "last")):
     run = logs / stage / name
-    runs.create(run, config(stage, data))
+    runs.create(run, config(stage, data, **({"data": {"source": source}} if source else {})))
     (run / "checkpoints").mkdir()
     for kind in kinds:
         file = run / "checkpoints" / f"{kind}.ckpt"
@@ -98,8 +98,23 @@ def test_newest_run_has_the_newest_checkpoint(tmp_path):
     new = trained(tmp_path, "a", at=200, data="emoji")
     runs.create(tmp_path / "dvae" / "untrained", config())
     assert runs.find(tmp_path, "dvae") == new.resolve()
-    assert runs.find(tmp_path, "dvae", data="shapes") == old.resolve()
-    assert runs.find(tmp_path, "dvae", data="emoji") == new.resolve()
+    assert runs.find(tmp_path, "dvae", data=runs.TrainingData("shapes")) == old.resolve()
+    assert runs.find(tmp_path, "dvae", data=runs.TrainingData("emoji")) == new.resolve()
+
+
+def test_newest_run_of_the_same_data_has_the_same_source(tmp_path, caplog):
+    caplog.set_level("INFO")
+    first = trained(tmp_path, "first", at=100, data="folder", source={"path": "/a"})
+    second = trained(tmp_path, "second", at=200, data="folder", source={"path": "/b"})
+    a, b, c = (runs.TrainingData("folder", {"path": f"/{name}"}) for name in "abc")
+    assert runs.find(tmp_path, "dvae", data=a) == first.resolve()
+    assert runs.find(tmp_path, "dvae", data=b) == second.resolve()
+    assert f"Using {second}, the newest dvae of the same data" in caplog.text
+    with pytest.raises(UserError) as caught:
+        runs.find(tmp_path, "dvae", data=c)
+    assert f"({second} was trained on data.source.path=/b): train one" in message(caught)
+    assert runs.find(tmp_path, "dvae", str(second), a) == second.resolve()
+    assert f"{second} was trained on other data: data.source.path=/b" in caplog.text
 
 
 @pytest.mark.parametrize("content", ["stage: dvae", "a: ["])
@@ -128,7 +143,7 @@ def test_message_has_the_command_that_trains_a_missing_run(tmp_path):
     assert "python src/train.py stage=dvae`" in message(caught)
     trained(tmp_path, "a")
     with pytest.raises(UserError) as caught:
-        runs.find(tmp_path, "dvae", data="emoji")
+        runs.find(tmp_path, "dvae", data=runs.TrainingData("emoji"))
     assert "python src/train.py stage=dvae data=emoji" in message(caught)
 
 

@@ -22,7 +22,7 @@ def resolve(config: DictConfig) -> None:
     """Fills in the dVAE and the device, and checks the settings."""
     if config.processes < 1:
         raise UserError(f"processes={config.processes} is too few: set it to 1 or more")
-    data = settings.choices()["data"]
+    data = settings.training_data(config)
     with open_dict(config):
         config.dvae = str(runs.find(Path(config.paths.logs), "dvae", config.dvae, data=data))
     settings.check_complete(config)

@@ -34,7 +34,7 @@ def find_run(config: DictConfig) -> Path:
     if OmegaConf.is_missing(config, "metric"):
         metrics = ", ".join(f"metric={name}" for name in settings.options("metric"))
         raise UserError(f"metric= is missing: choose one of {metrics}")
-    data = settings.choices().get("data")
+    data = settings.training_data(config)
     return runs.find(Path(config.paths.logs), config.stage, config.run, data=data)
 
 

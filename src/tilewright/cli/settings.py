@@ -91,6 +91,12 @@ def fill_in_sampling(config: DictConfig, run: Path) -> None:
             config[key] = value
 
 
+def training_data(config: DictConfig) -> runs.TrainingData | None:
+    """Returns the dataset that this command line chooses, or None if it chooses none."""
+    name = choices().get("data")
+    return runs.TrainingData.of_settings(name, config.data) if name else None
+
+
 def set_ranker_run(config: DictConfig, prior: Path) -> None:
     """Sets `config.ranker.run` to the ranker of a prior, unless the user has named one.
 
@@ -106,5 +112,5 @@ def set_ranker_run(config: DictConfig, prior: Path) -> None:
     path = config.ranker.run
     if path is None and (prior / runs.RANKER).is_dir():
         path = str(prior / runs.RANKER)
-    data = runs.load_config(prior).choices.data
+    data = runs.TrainingData.of_run(runs.load_config(prior))
     config.ranker.run = str(runs.find(Path(config.paths.logs), "ranker", path, data=data))

@@ -101,7 +101,7 @@ def new_run(config: DictConfig) -> DictConfig:
             source = runs.find(logs, config.stage, path)
             finetuning.adopt(config, source, map(runs.override_key, config.overrides))
         if config.stage == "prior":
-            dvae = runs.find(logs, "dvae", config.dvae, data=config.choices["data"])
+            dvae = runs.find(logs, "dvae", config.dvae, data=settings.training_data(config))
             network = runs.load_config(dvae).model.network
             config.dvae = str(dvae)
             config.image_tokens = {"grid": network.grid, "vocab": network.num_tokens}
@@ -268,6 +268,7 @@ def begin(config: DictConfig, trainer: "pl.Trainer", data: Any, checkpoint: Path
     else:
         logging.disable(logging.WARNING)  # the first process logs for all
         trainer.strategy.setup_environment()  # waits for the first process
+        check_same_sources(config, runs.load_config(run))
     if data.tokenizer is not None:
         data.tokenizer.load(run / runs.TOKENIZER)
 
@@ -276,6 +277,20 @@ def describe_sampling(config: DictConfig) -> str:
     """Returns a prior's recommended sampling as keys of the command line."""
     keys = [key for key in config.sampling if key != "_target_"]
     return " ".join(f"sampling.{key}={config.sampling[key]}" for key in keys)
+
+
+def check_same_sources(config: DictConfig, first: DictConfig) -> None:
+    """Checks that this process has taken the same newest runs as the first process.
+
+    Raises:
+        UserError: a run has become the newest in between.
+    """
+    for key in ("dvae", "init"):
+        if config.get(key) != first.get(key):
+            raise UserError(
+                f"the first process takes {key}={first.get(key)}, and another one "
+                f"{config.get(key)}: set {key}=PATH"
+            )
 
 
 def write_run(run: Path, config: DictConfig, data: Any, checkpoint: Path | None) -> None:

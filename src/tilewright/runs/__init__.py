@@ -22,6 +22,7 @@ from tilewright.runs.folders import (
     relocate,
     skip_unreadable,
 )
+from tilewright.runs.training_data import TrainingData
 from tilewright.runs.weights import (
     check_unfinished,
     copy_dvae,
@@ -46,6 +47,7 @@ __all__ = [
     "STAGES",
     "TOKENIZER",
     "WEIGHTS",
+    "TrainingData",
     "check_name",
     "check_unfinished",
     "checkpoint",

@@ -1,5 +1,6 @@
 """New runs that start from the weights of another run or model (`init=`)."""
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,15 @@ from tilewright import runs
 from tilewright.errors import UserError
 from tilewright.runs import fixed_keys, safe_build
 
+log = logging.getLogger(__name__)
+
+GROUPS = ("model", "likelihood", "tokenizer")  # those of the source
+
 
 def adopt(config: DictConfig, source: Path, keys: Iterable[str]) -> None:
     """Sets the network, tokenizer and dVAE of a new run to those of a trained run or model.
+
+    It logs the source, other data, and another image size than that of the new run's settings.
 
     Args:
         config: of the new run, with interpolations. Changed in place.
@@ -29,6 +36,7 @@ def adopt(config: DictConfig, source: Path, keys: Iterable[str]) -> None:
     safe_build.check(saved.model.network, f"tilewright.{saved.stage}", f"model.network in {source}")
     if saved.get("tokenizer"):
         safe_build.check(saved.tokenizer, "tilewright.data", f"tokenizer in {source}")
+    _log_differences(config, source, saved, image_size)
     changes = {key: OmegaConf.select(config, key) for key in keys if key in fixed_keys.CHANGEABLE}
     with open_dict(config):
         config.init = str(source)
@@ -36,6 +44,8 @@ def adopt(config: DictConfig, source: Path, keys: Iterable[str]) -> None:
         config.data.image_size = image_size
         if saved.get("tokenizer"):
             config.tokenizer = saved.tokenizer
+        if "likelihood" in saved.model.network:
+            config.likelihood = saved.model.network.likelihood
         if saved.stage == "prior":
             config.dvae = str(source / runs.DVAE)
             if saved.get("sampling"):
@@ -66,6 +76,8 @@ def _check_conflicts(
     }
     if saved.get("tokenizer"):
         trained["tokenizer"] = saved.tokenizer
+    if "likelihood" in saved.model.network:
+        trained["likelihood"] = saved.model.network.likelihood
     expected = OmegaConf.create(trained)
     for key in keys:
         if key == "dvae":
@@ -77,9 +89,22 @@ def _check_conflicts(
                     f"the weights of init={source} need {key}={required}: leave {key}={requested} "
                     "out"
                 )
-    model = config.choices.get("model")
-    if "model" in keys and model != saved.choices.get("model"):
-        raise UserError(
-            f"the weights of init={source} need model={saved.choices.get('model')}: leave "
-            f"model={model} out"
+    for group in GROUPS:
+        chosen, required = config.choices.get(group), saved.choices.get(group)
+        if group in keys and chosen != required:
+            raise UserError(
+                f"the weights of init={source} need {group}={required}: leave {group}={chosen} out"
+            )
+
+
+def _log_differences(config: DictConfig, source: Path, saved: DictConfig, image_size: int) -> None:
+    log.info("Starting from the weights of %s", source)
+    data = runs.TrainingData.of_settings(config.choices.get("data"), config.data)
+    if difference := data.difference(runs.TrainingData.of_run(saved)):
+        log.info("%s was trained on other data: %s", source, difference)
+    if image_size != config.data.image_size:
+        log.info(
+            "data.image_size=%s becomes %s, the size that the weights are made for",
+            config.data.image_size,
+            image_size,
         )

@@ -26,6 +26,7 @@ from yaml import YAMLError
 
 from tilewright import files, program
 from tilewright.errors import UserError
+from tilewright.runs.training_data import TrainingData
 
 log = logging.getLogger(__name__)
 
@@ -212,32 +213,44 @@ def checkpoint(run: Path, kind: str = "best") -> Path:
     raise UserError(f"{run} has no checkpoint yet: wait for its first one, or name another run")
 
 
-def find(logs: Path, stage: str | None, path: str | None = None, data: str | None = None) -> Path:
+def find(
+    logs: Path, stage: str | None, path: str | None = None, data: TrainingData | None = None
+) -> Path:
     """Returns the run or model at a path, or the newest run of a stage that has a checkpoint.
 
     The search for the newest run skips runs whose configuration cannot be read, with a warning.
+    With `data`, it logs which run it takes. A run at a path that has other data is logged too.
 
     Args:
         logs: folder of all runs.
         stage: the stage that the run must have; None accepts any, if a path is given.
         path: of a run or model; None takes the newest run.
-        data: without a path, only runs trained on this dataset.
+        data: without a path, only runs trained on the same data.
 
     Raises:
         UserError: no such run exists; the message has the command that trains one.
     """
     if path is not None:
-        return _find_by_path(logs, stage, follow_latest(str(path)))  # a list in YAML is not a path
+        run = _find_by_path(logs, stage, follow_latest(str(path)))  # a list in YAML is not a path
+        if data and (difference := data.difference(TrainingData.of_run(load_config(run)))):
+            log.info("%s was trained on other data: %s", run, difference)
+        return run
     assert stage is not None
+    others: list[str] = []
     for run in _newest_first(logs / stage):
         with skip_unreadable(run):
-            trained_on = OmegaConf.select(load_config(run), "choices.data")
-            if data in {None, trained_on}:
+            trained = TrainingData.of_run(load_config(run))
+            difference = data.difference(trained) if data else None
+            if difference is None:
+                if data:
+                    log.info("Using %s, the newest %s of the same data", run, stage)
                 return run
-    setting = f" data={data}" if data else ""
+            others.append(f"{run} was trained on {difference}")
+    name = f" data={data.name}" if data and data.name else ""
     raise UserError(
-        f"no trained {stage} in {logs / stage}/{f' for data={data}' if data else ''}: "
-        f"train one first with `{program.invocation('train')} stage={stage}{setting}`, or give its "
+        f"no trained {stage} in {logs / stage}/{name and f' for{name}'}"
+        f"{f' ({others[0]})' if others else ''}: "
+        f"train one first with `{program.invocation('train')} stage={stage}{name}`, or give its "
         "path"
     )
 
