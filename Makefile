@@ -28,7 +28,13 @@ demo: $(STAMP)
 	$(BIN)/python src/eval.py metric=reconstruction metric.frechet=false
 	$(BIN)/python src/eval.py metric=alignment
 	$(BIN)/python src/eval.py metric=fid,kid images=250
-	$(BIN)/python src/generate.py n=8 out=logs/demo prompt='["a large red circle in the middle", "a small blue star in the top left", "a large green triangle on the right", "a small black ring in the bottom right", "a large purple diamond to the left of a small yellow circle", "a small cyan square above a large orange star"]'
+	$(BIN)/python src/generate.py n=8 out=logs/demo \
+		prompt="a large red circle in the middle" \
+		prompt="a small blue star in the top left" \
+		prompt="a large green triangle on the right" \
+		prompt="a small black ring in the bottom right" \
+		prompt="a large purple diamond to the left of a small yellow circle" \
+		prompt="a small cyan square above a large orange star"
 	@echo
 	@echo "Images:      logs/demo/grid.png"
 	@echo "Results:     logs/dvae/$$(cat logs/dvae/latest)/eval/ and logs/prior/$$(cat logs/prior/latest)/eval/"

@@ -1,4 +1,4 @@
-"""Lists trained runs, or compares some of them: `python src/runs.py compare=[A,B]`."""
+"""Lists trained runs, or compares some of them: `python src/runs.py compare=A compare=B`."""
 
 from tilewright.cli.runs import main
 

@@ -75,7 +75,7 @@ def test_several_runs_are_measured_by_one_command(copied):
     second = copied.dvae.with_name("second")
     shutil.copytree(copied.dvae, second)
     arguments = ["metric=reconstruction", "images=8", "metric.frechet=false", "device=cpu"]
-    run(copied, "eval", *arguments, f"run={copied.dvae},{second}")
+    run(copied, "eval", *arguments, f"run={copied.dvae}", f"run={second}")
     for folder in (copied.dvae, second):
         rows = results(folder, "reconstruction")
         assert {row["run"] for row in rows} == {str(folder.resolve())}

@@ -40,8 +40,8 @@ def test_same_seed_gives_the_same_files_and_records(copied, tmp_path):
 def test_image_prompt_is_continued(copied, tmp_path):
     photo, out = tmp_path / "photo.png", tmp_path / "out"
     Image.new("RGB", (50, 40), "red").save(photo)
-    prompts = 'prompt=["a small red circle","a large blue ring"]'
-    run(copied, "generate", prompts, "n=1", f"image_prompt={photo}", "rows=3", f"out={out}")
+    prompts = ["prompt=a small red circle", "prompt=a large blue ring"]
+    run(copied, "generate", *prompts, "n=1", f"image_prompt={photo}", "rows=3", f"out={out}")
     assert set(images(out)) == {"000-000.png", "001-000.png", "grid.png"}
     record = record_of(out / "001-000.png")
     assert (record["image_prompt"], record["rows"]) == ("photo.png", 3)

@@ -107,7 +107,8 @@ def test_missing_package_is_named_unless_it_is_our_own(target, start):
         (["sead=1"], "sead is not a key: did you mean seed?"),
         (["stage=dvae", "data=nope"], "Available options in 'data': emoji folder"),
         (["stage=dvae", "trainer.max_steps"], "trainer.max_steps"),
-        (["stage=dvae", "data.source.path={0..9}.tar"], "\"data.source.path='{0..9}.tar'\""),
+        (["stage=dvae", "trainer.max_steps={3"], "trainer.max_steps={3 is not a setting"),
+        (["stage=dvae", "trainer.max_steps=3,4"], "trainer.max_steps=3,4 is several values: name"),
     ],
 )
 def test_hydra_error_is_one_line_without_hydras_hints(overrides, expected):

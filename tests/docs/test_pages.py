@@ -19,7 +19,7 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from helpers import pages, short
-from tilewright.cli import app
+from tilewright.cli import app, text_values
 
 # Pages with files, which test_extending.py and test_callbacks.py write and run.
 ELSEWHERE = {"docs/extending.md", "docs/callbacks.md"}
@@ -36,7 +36,12 @@ def check_training(words):
 def check_config(words):
     """Composes a training configuration and checks that its targets exist."""
     with initialize_config_dir(str(app.CONF), version_base="1.3"):
-        config = compose("train", [*words, "run=x", "++image_tokens={grid: 8, vocab: 64}"])
+        config = compose(
+            "train",
+            text_values.for_hydra(
+                [*words, "run=x", "++image_tokens={grid: 8, vocab: 64}"], "train"
+            ),
+        )
     for target in targets(OmegaConf.to_container(config, resolve=True)):
         assert callable(get_object(target))
 

@@ -51,6 +51,8 @@ def command(name, arguments, home=None):
     main = importlib.import_module(f"tilewright.cli.{name}").main
     with pytest.MonkeyPatch.context() as patch:
         paths = [f"paths.data={home.data}", f"paths.logs={home.logs}"] if home else []
+        typed = {word.partition("=")[0] for word in arguments}
+        paths = [word for word in paths if word.partition("=")[0] not in typed]
         patch.setattr("sys.argv", [f"src/{name}.py", *paths, *arguments])
         try:
             main()

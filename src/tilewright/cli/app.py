@@ -15,7 +15,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from tilewright import program
-from tilewright.cli import settings
+from tilewright.cli import settings, text_values
 from tilewright.cli.messages import one_line_errors
 
 PACKAGE = Path(__file__).parents[1]
@@ -46,8 +46,11 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
     """
 
     def decorate(main: Callable[[DictConfig], Any]) -> Callable[[], None]:
+        typed: list[str] = []
+
         @functools.wraps(main)
         def job(config: DictConfig) -> Any:
+            sys.argv[1:] = typed  # for records, and for the processes that Lightning starts
             with one_line_errors():  # inside too, because Hydra reports exceptions that leave a job
                 settings.check_numbers(config, config_name)
                 return main(config)
@@ -55,7 +58,9 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
         def run() -> None:
             _configure_libraries()
             start = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
+            typed[:] = sys.argv[1:]
             with one_line_errors(), _adapted_help():
+                sys.argv[1:] = text_values.for_hydra(typed, config_name)
                 start(job)()
 
         return run

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from tilewright import runs
 from tilewright.cli import app, settings
+from tilewright.configs import instantiate
 from tilewright.errors import UserError
 from tilewright.hardware import resolve_device
 
@@ -48,8 +49,6 @@ def set_ranker_run_if_available(config: DictConfig, prior: Path) -> bool:
 
 def load(config: DictConfig, run: Path, has_ranker: bool) -> "Playground":
     """Loads the prior, its dVAE, and the ranker if there is one."""
-    from hydra.utils import instantiate
-
     from tilewright.pipeline import TextToImage
     from tilewright.playground.session import Playground
 

@@ -7,6 +7,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tilewright import runs
 from tilewright.cli import app, settings
+from tilewright.configs import escape
 from tilewright.errors import UserError
 from tilewright.hardware import resolve_device
 
@@ -24,7 +25,8 @@ def resolve(config: DictConfig) -> None:
         raise UserError(f"processes={config.processes} is too few: set it to 1 or more")
     data = settings.training_data(config)
     with open_dict(config):
-        config.dvae = str(runs.find(Path(config.paths.logs), "dvae", config.dvae, data=data))
+        dvae = runs.find(Path(config.paths.logs), "dvae", config.dvae, data=data)
+        config.dvae = escape(str(dvae))
     settings.check_complete(config)
     config.device = resolve_device(config.device)
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from tilewright import runs
+from tilewright import configs, runs
 from tilewright.checks import check_whole
 from tilewright.cli import app, settings
+from tilewright.configs import instantiate
 from tilewright.errors import UserError
 from tilewright.hardware import resolve_device
 
@@ -52,14 +53,14 @@ def data_settings(config: DictConfig, run: Path) -> tuple[str, dict[str, Any]]:
         if "data" in saved and name in {None, saved.choices.data}:
             config.data, name = saved.data, saved.choices.data
             for key, value in changes.items():
-                OmegaConf.update(config, key, value)
+                OmegaConf.update(config, key, configs.escape(value))
         elif config.get("data") is None:
             raise UserError(f"{run} is a model without data: name a dataset, data=NAME")
         else:
             config.data.image_size = runs.image_size(run)
         # Their settings refer to keys that only train.yaml has.
         config.data.update(tokenizer=None, image_tokenizer=None, train_transform=None)
-    return OmegaConf.to_yaml(config.data, resolve=True), {
+    return configs.to_yaml(config.data), {
         "data": name,
         **{key: _plain(value) for key, value in changes.items()},
     }
@@ -81,8 +82,6 @@ def resolve(config: DictConfig, run: Path) -> None:
 
 def measure(config: DictConfig, run: Path, data: str, folder: Path) -> list["Result"]:
     """Runs the evaluation, which writes its images to a folder, and returns its results."""
-    from hydra.utils import instantiate
-
     if runs.load_config(run).stage == "prior":
         settings.fill_in_sampling(config, run)
     evaluation = instantiate(config.metric)

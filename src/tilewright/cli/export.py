@@ -1,8 +1,9 @@
 """Turns a run into a model to share: `python src/export.py run=… out=…`."""
 
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from tilewright import runs
 from tilewright.cli import app, settings
@@ -51,7 +52,7 @@ def save(config: DictConfig, run: Path, ranker: Path | None, out: Path) -> None:
     """Writes the model's folder."""
     from tilewright.sharing.export import export
 
-    prompts = [config.prompt] if isinstance(config.prompt, str) else config.prompt
+    prompts: Any = config.prompt and OmegaConf.to_container(config.prompt, resolve=True)
     export(
         run,
         out,

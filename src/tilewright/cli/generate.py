@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from tilewright import files, runs
 from tilewright.cli import app, settings
+from tilewright.configs import instantiate
 from tilewright.errors import UserError
 from tilewright.hardware import resolve_device
 
@@ -30,23 +31,18 @@ def main(config: DictConfig) -> None:
 
 
 def parse_prompts(config: DictConfig) -> list[str]:
-    """Returns the captions of `prompt=`, which is one caption or a list."""
-    if OmegaConf.is_missing(config, "prompt"):
+    """Returns the captions of `prompt=`."""
+    if config.prompt is None:
         raise UserError('prompt= is missing: prompt="a large red circle on the left"')
-    prompts = [config.prompt] if isinstance(config.prompt, str) else config.prompt
-    if not isinstance(prompts, (list, ListConfig)) or any(not isinstance(p, str) for p in prompts):
-        raise UserError(
-            f"prompt={config.prompt} is not a caption: quote it, prompt='\"{config.prompt}\"'"
-        )
-    return list(prompts)
+    prompts: Any = OmegaConf.to_container(config.prompt, resolve=True)
+    return prompts
 
 
 def resolve(config: DictConfig) -> Path:
     """Fills in the ranker and the device, checks the settings, and returns the prior's run."""
-    if config.n < 1 or config.batch_size < 1 or not config.prompt:
+    if config.n < 1 or config.batch_size < 1:
         raise UserError(
-            f"n={config.n} batch_size={config.batch_size} prompt={config.prompt!r} asks for no "
-            "image: n and batch_size must be 1 or more, and prompt must not be empty"
+            f"n={config.n} batch_size={config.batch_size} asks for no image: set both to 1 or more"
         )
     if config.image_prompt is None and "rows" in map(runs.override_key, settings.overrides()):
         raise UserError(
@@ -70,8 +66,6 @@ def output_folder(config: DictConfig, run: Path) -> Path:
 
 def load(config: DictConfig, run: Path) -> tuple["TextToImage", "Sampling"]:
     """Loads the prior with its dVAE, and the sampling settings."""
-    from hydra.utils import instantiate
-
     from tilewright.pipeline import TextToImage
 
     settings.fill_in_sampling(config, run)
@@ -94,8 +88,6 @@ def sample(
     config: DictConfig, model: "TextToImage", sampling: "Sampling", prompts: list[str]
 ) -> "GeneratedImages":
     """Samples the images, and ranks them if `best_of` is set."""
-    from hydra.utils import instantiate
-
     from tilewright.viz.images import open_image
 
     return model.generate(

@@ -6,11 +6,13 @@ import errno
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from tilewright import program
+from tilewright.cli import text_values
 from tilewright.errors import UserError
 from tilewright.training import trainer_settings
 
@@ -31,7 +33,8 @@ def one_line_errors() -> Iterator[None]:
     except (UserError, HydraException, OmegaConfBaseException) as error:
         if _is_debugging():
             raise
-        sys.exit(f"error: {program.with_own_invocations(one_line(error))}")
+        hint = _repeated_key_hint() if isinstance(error, UserError) else ""
+        sys.exit(f"error: {program.with_own_invocations(one_line(error))}{hint}")
     except ValueError as error:
         message = _null_option(error)
         if message is None or _is_debugging():
@@ -51,6 +54,17 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(130)
 
 
+def _repeated_key_hint() -> str:
+    """Returns advice for an argument such as run=A,B, if no such path exists but A and B do."""
+    for word in sys.argv[1:]:
+        key, _, text = word.partition("=")
+        paths = text.strip("[]").split(",")
+        is_list = len(paths) > 1 and all(path and Path(path).exists() for path in paths)
+        if is_list and text_values.words(key) is not None and not Path(text).exists():
+            return f" (for several, repeat the key: {' '.join(f'{key}={path}' for path in paths)})"
+    return ""
+
+
 def _is_debugging() -> bool:
     return any(word.startswith("debug=") for word in sys.argv)
 
@@ -64,7 +78,7 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, UserError):
         # A dataloader worker puts its traceback in front of the message.
         return _join(str(error).rpartition("UserError: ")[2])
-    for explain in (_unreadable_override, _misspelled_key, _constructor_error, _swept_group):
+    for explain in (_unreadable_override, _misspelled_key, _constructor_error, _several_values):
         message = explain(error)
         if message is not None:
             return message
@@ -89,13 +103,12 @@ def _join(text: str) -> str:
 
 
 def _unreadable_override(error: BaseException) -> str | None:
-    """Explains an override with characters that belong to Hydra's grammar, such as braces."""
-    if not isinstance(error, OverrideParseException) or "=" not in error.override:
+    """Explains an argument that does not follow Hydra's grammar."""
+    if not isinstance(error, OverrideParseException):
         return None
-    key, _, value = error.override.partition("=")
     return (
-        f"{error.override} cannot be parsed: quote a value with characters such as {{ }} ( ) : "
-        f"twice, for the shell and for Hydra, \"{key}='{value}'\""
+        f"{error.override} is not a setting: write KEY=VALUE, with a value such as 8, 0.5, true, "
+        "null, a word, [a,b] or {a: 1}"
     )
 
 
@@ -143,12 +156,18 @@ def _missing_package(error: BaseException | None) -> str | None:
     return None if name is None or name.startswith("tilewright") else name
 
 
-def _swept_group(error: BaseException) -> str | None:
-    """Explains GROUP.KEY=value beside GROUP=a,b, where no single option owns the key."""
-    swept = re.match(r"Ambiguous value for argument '(\w+)=", str(error))
-    if swept is None or not any(word.startswith(f"{swept[1]}.") for word in sys.argv):
+def _several_values(error: BaseException) -> str | None:
+    """Explains several values of a key that takes one: KEY=A,B, or a repeated key of text."""
+    pattern = r"Ambiguous value for argument '\+*([^=]+)=(.*?)'\n1\. "
+    match = re.match(pattern, str(error), re.DOTALL)
+    if match is None:
         return None
-    return (
-        f"{swept[1]}.KEY=value cannot be combined with several options of {swept[1]}: leave the "
-        "key out, or choose one option"
-    )
+    key = match[1]
+    if any(word.startswith(f"{key}.") for word in sys.argv):
+        return (
+            f"{key}.KEY=value cannot be combined with several options of {key}: leave the key out, "
+            "or choose one option"
+        )
+    if text_values.words(key) is None:
+        return f"{key}={match[2]} is several values: name one, or add -m to run once for each"
+    return f"{key}= is set more than once: name one value, or add -m to run once for each"

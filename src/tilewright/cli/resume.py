@@ -33,7 +33,8 @@ import hydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tilewright import runs
-from tilewright.cli import settings
+from tilewright.cli import settings, text_values
+from tilewright.configs import escape
 from tilewright.errors import UserError
 from tilewright.runs import fixed_keys
 
@@ -59,7 +60,7 @@ def resumed_config(saved: DictConfig) -> DictConfig:
     if config.choices.get("trainer") != saved.choices.get("trainer"):
         kept = [text for text in recorded if not HARDWARE.match(runs.override_key(text))]
     by_key = {runs.override_key(text): text for text in [*kept, *settings.overrides()]}
-    config.overrides = list(by_key.values())  # the last value of a key counts
+    config.overrides = escape(list(by_key.values()))  # the last value of a key counts
     before, after = _compose(saved, recorded), _compose(saved, config.overrides)
     _check_fixed_keys(saved, before, after)
     _apply_difference(config, before, after)
@@ -134,11 +135,11 @@ def _exchanged_options(saved: DictConfig) -> dict[str, str]:
 
 def _compose(saved: DictConfig, overrides: list[str]) -> dict[str, Any]:
     """Composes conf/ with overrides and with the keys that training filled in."""
-    config = hydra.compose("train", overrides)
+    config = hydra.compose("train", text_values.for_hydra(overrides, "train"))
     with open_dict(config):
         for key in FILLED_IN:
             if key in saved:
-                config[key] = saved[key]
+                config[key] = escape(saved[key])
     resolved: Any = OmegaConf.to_container(config, resolve=True)
     return resolved
 
@@ -153,4 +154,4 @@ def _apply_difference(config: DictConfig, before: dict[str, Any], after: dict[st
         if isinstance(value, dict) and isinstance(before.get(key), dict) and key in config:
             _apply_difference(config[key], before[key], value)
         else:
-            config[key] = value
+            config[key] = escape(value)

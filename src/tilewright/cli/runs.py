@@ -1,8 +1,9 @@
-"""Lists trained runs, or compares some of them: `python src/runs.py compare=[A,B]`."""
+"""Lists trained runs, or compares some of them: `python src/runs.py compare=A compare=B`."""
 
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from tilewright import program
 from tilewright.cli import app, settings
@@ -16,9 +17,12 @@ def main(config: DictConfig) -> None:
     chosen = settings.choices()  # both filters are config groups
     stage, data, logs = chosen.get("stage"), chosen.get("data"), Path(config.paths.logs)
     if config.compare:
-        compare.print_comparison(
-            [listing.find_record(logs, str(name), stage) for name in config.compare]
-        )
+        names: Any = OmegaConf.to_container(config.compare, resolve=True)
+        if len(names) < 2:
+            raise UserError(
+                f"compare={names[0]} is only one run: repeat the key, compare=A compare=B"
+            )
+        compare.print_comparison([listing.find_record(logs, name, stage) for name in names])
     else:
         list_runs(logs, stage, data)
 

@@ -9,6 +9,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from tilewright import runs
+from tilewright.cli import text_values
+from tilewright.configs import escape
 from tilewright.errors import UserError
 
 # Keys that name a run or a sweep. They do not describe the training.
@@ -32,8 +34,12 @@ def options(group: str) -> list[str]:
 
 def overrides() -> list[str]:
     """Returns the `key=value` arguments of this command line, without those that name the run."""
-    arguments = HydraConfig.get().overrides.task
-    return [text for text in arguments if runs.override_key(text) not in RUN_NAMES]
+    return [text for text in _arguments() if runs.override_key(text) not in RUN_NAMES]
+
+
+def _arguments() -> list[str]:
+    arguments: Any = OmegaConf.to_container(HydraConfig.get().overrides.task)
+    return list(map(text_values.as_typed, arguments))
 
 
 def check_numbers(config: DictConfig, config_name: str) -> None:
@@ -45,7 +51,7 @@ def check_numbers(config: DictConfig, config_name: str) -> None:
     Raises:
         UserError: a value is not a number, or not a whole number where the files have one.
     """
-    arguments = HydraConfig.get().overrides.task
+    arguments = _arguments()
     groups = [text for text in arguments if runs.override_key(text) in choices()]
     values = [text for text in arguments if text not in groups]
     defaults = hydra.compose(config_name, groups) if values else config
@@ -113,4 +119,5 @@ def set_ranker_run(config: DictConfig, prior: Path) -> None:
     if path is None and (prior / runs.RANKER).is_dir():
         path = str(prior / runs.RANKER)
     data = runs.TrainingData.of_run(runs.load_config(prior))
-    config.ranker.run = str(runs.find(Path(config.paths.logs), "ranker", path, data=data))
+    run = runs.find(Path(config.paths.logs), "ranker", path, data=data)
+    config.ranker.run = escape(str(run))

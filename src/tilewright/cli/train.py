@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from tilewright import files, program, runs
 from tilewright.cli import app, settings
 from tilewright.cli.resume import resumed_config
+from tilewright.configs import escape, instantiate
 from tilewright.distributed import launch
 from tilewright.errors import UserError
 from tilewright.hardware import resolve_precision
@@ -95,7 +96,7 @@ def new_run(config: DictConfig) -> DictConfig:
     logs = Path(config.paths.logs)
     with open_dict(config):
         config.choices = settings.choices()
-        config.overrides = settings.overrides()
+        config.overrides = escape(settings.overrides())
         if config.init:
             path = None if config.init is True else config.init
             source = runs.find(logs, config.stage, path)
@@ -103,11 +104,11 @@ def new_run(config: DictConfig) -> DictConfig:
         if config.stage == "prior":
             dvae = runs.find(logs, "dvae", config.dvae, data=settings.training_data(config))
             network = runs.load_config(dvae).model.network
-            config.dvae = str(dvae)
+            config.dvae = escape(str(dvae))
             config.image_tokens = {"grid": network.grid, "vocab": network.num_tokens}
             check_guidance(config)
         runs.check_name(config.run_name)
-        config.run = str(logs / config.stage / settings.job_name(config.run_name))
+        config.run = escape(str(logs / config.stage / settings.job_name(config.run_name)))
         settings.check_complete(config)
         check_trainer(config)
         launch.check_launch(config)
@@ -151,7 +152,6 @@ def build_trainer(config: DictConfig) -> "pl.Trainer":
         UserError: the settings leave no checkpoint, or do not fit the machine.
     """
     import pytorch_lightning as pl
-    from hydra.utils import instantiate
     from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 
     for name in ("pytorch_lightning", "lightning_fabric"):
@@ -177,15 +177,11 @@ def build_trainer(config: DictConfig) -> "pl.Trainer":
 
 def _build_each(configs: DictConfig) -> list[Any]:
     """Builds the objects of a group's named settings. `null` leaves one out."""
-    from hydra.utils import instantiate
-
     return [built for built in instantiate(configs).values() if built is not None]
 
 
 def build_data(config: DictConfig, trainer: "pl.Trainer") -> Any:
     """Builds the data module. The first process prepares the splits."""
-    from hydra.utils import instantiate
-
     data = instantiate(config.data)
     if trainer.is_global_zero:
         data.setup()
@@ -194,8 +190,6 @@ def build_data(config: DictConfig, trainer: "pl.Trainer") -> Any:
 
 def build_model(config: DictConfig, trainer: "pl.Trainer", checkpoint: Path | None) -> Any:
     """Builds the stage's module, with the weights of `init=` if the run is new."""
-    from hydra.utils import instantiate
-
     from tilewright.distributed.fsdp import network_device
     from tilewright.training.compiling import should_compile
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 
+from tilewright.configs import instantiate
 from tilewright.data.token_cache import TokenCache
 from tilewright.errors import UserError
 from tilewright.hardware import available_cpus

@@ -125,14 +125,8 @@ def check_batch_size(batch_size: int, processes: int) -> None:
 def set_child_arguments(run: Path, checkpoint: Path | None) -> None:
     """Replaces this process's command line, which Lightning copies to start the other processes."""
     debug = [word for word in sys.argv if word.startswith("debug=")]
-    resume = "false" if checkpoint is None else _quote(checkpoint)
-    sys.argv[1:] = [f"run={_quote(run)}", f"resume={resume}", *debug]
-
-
-def _quote(path: Path) -> str:
-    """Quotes a path for Hydra's grammar."""
-    text = str(path).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{text}'"
+    resume = "false" if checkpoint is None else str(checkpoint)
+    sys.argv[1:] = [f"run={run}", f"resume={resume}", *debug]
 
 
 @contextlib.contextmanager

@@ -61,8 +61,6 @@ def _check_comparable(records: list[Record]) -> None:
         raise UserError(
             f"compare= has runs of stage={' and stage='.join(stages)}: name runs of one stage"
         )
-    if len(records) < 2:
-        raise UserError("compare= has only one run: name two or more")
 
 
 def differing_settings(records: list[Record]) -> tuple[Rows, Rows]:

@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tilewright import runs
+from tilewright.configs import escape
 from tilewright.errors import UserError
 from tilewright.runs import fixed_keys, safe_build
 
@@ -39,7 +40,7 @@ def adopt(config: DictConfig, source: Path, keys: Iterable[str]) -> None:
     _log_differences(config, source, saved, image_size)
     changes = {key: OmegaConf.select(config, key) for key in keys if key in fixed_keys.CHANGEABLE}
     with open_dict(config):
-        config.init = str(source)
+        config.init = escape(str(source))
         config.model.network = saved.model.network
         config.data.image_size = image_size
         if saved.get("tokenizer"):
@@ -47,11 +48,11 @@ def adopt(config: DictConfig, source: Path, keys: Iterable[str]) -> None:
         if "likelihood" in saved.model.network:
             config.likelihood = saved.model.network.likelihood
         if saved.stage == "prior":
-            config.dvae = str(source / runs.DVAE)
+            config.dvae = escape(str(source / runs.DVAE))
             if saved.get("sampling"):
                 _adopt_sampling(config, source, keys)
         for key, value in changes.items():
-            OmegaConf.update(config, key, value)
+            OmegaConf.update(config, key, escape(value))
 
 
 def _adopt_sampling(config: DictConfig, source: Path, keys: list[str]) -> None:

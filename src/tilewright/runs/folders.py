@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
-from tilewright import files, program
+from tilewright import configs, files, program
 from tilewright.errors import UserError
 from tilewright.runs.training_data import TrainingData
 
@@ -67,7 +67,7 @@ def create(run: Path, config: DictConfig) -> None:
         raise UserError(f"{latest} is a folder, but must be a file: move or delete it")
     run.mkdir(parents=True, exist_ok=True)
     saved = OmegaConf.merge({"format": FORMAT}, config)
-    files.write_atomically(run / CONFIG, OmegaConf.to_yaml(saved, resolve=True))
+    files.write_atomically(run / CONFIG, configs.to_yaml(saved))
     temporary = run.parent / f".{LATEST}-{os.getpid()}"  # several trainings may start at once
     temporary.write_text(f"{run.name}\n")
     temporary.replace(latest)  # also replaces the symbolic link of Tilewright 0.1
@@ -176,9 +176,9 @@ def relocate(config: DictConfig, run: Path) -> DictConfig:
     Resolved paths to the run and to its dVAE occur in many settings. A copied run must not write
     into the original.
     """
-    moves = {str(config.run): str(run)}
+    moves = {configs.escape(config.run): configs.escape(str(run))}
     if config.get("dvae"):
-        moves[str(config.dvae)] = str(run / DVAE)
+        moves[configs.escape(config.dvae)] = configs.escape(str(run / DVAE))
 
     def follow(value: Any) -> Any:
         if isinstance(value, dict):

@@ -15,6 +15,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from tilewright.configs import instantiate, is_interpolation, map_text, unescape
 from tilewright.errors import UserError
 
 TRUST = "TILEWRIGHT_TRUST"  # packages, separated by commas
@@ -32,7 +33,6 @@ def build(settings: Any, package: str, where: str) -> Any:
         UserError: `check` rejects the settings, or the class does.
     """
     from hydra.errors import HydraException
-    from hydra.utils import instantiate
 
     plain = check(settings, package, where)
     try:
@@ -55,11 +55,11 @@ def check(settings: Any, package: str, where: str) -> dict[str, Any]:
     if not isinstance(plain, dict) or "_target_" not in plain:
         raise UserError(f"{where} has no _target_: name the class to build")
     _check_value(plain, package, where)
-    return plain
+    return map_text(unescape, plain)
 
 
 def _check_value(value: Any, package: str, where: str) -> None:
-    if isinstance(value, str) and "${" in value:
+    if isinstance(value, str) and is_interpolation(value):
         raise UserError(f"{where} is {value!r}: saved settings must be plain values")
     if isinstance(value, list):
         for index, item in enumerate(value):

@@ -182,7 +182,7 @@ def load_data(settings: DictConfig) -> Any:
         UserError: the settings name a class outside `tilewright.data`.
     """
     unused = {"tokenizer": None, "image_tokenizer": None, "train_transform": None}
-    plain = {**OmegaConf.to_container(settings, resolve=True), **unused}  # type: ignore[dict-item]
+    plain = {**OmegaConf.to_container(settings), **unused}  # type: ignore[dict-item]
     return safe_build.build(plain, "tilewright.data", "the run's data")
 
 

@@ -1,0 +1,127 @@
+"""Values of the command line that are text, and are therefore taken exactly as typed.
+
+Hydra reads values by a grammar, in which commas, parentheses, quotes and much else have a meaning.
+`for_hydra` quotes text before Hydra reads it. `as_typed` undoes this for records and messages.
+
+A list of texts, or a sweep over them, repeats the key: `run=A run=B`.
+"""
+
+import re
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from omegaconf import OmegaConf
+
+from tilewright.configs import escape, unescape
+
+NULL, SWITCH = ("null",), ("true", "false")
+
+# Patterns of keys, with the words that are not text there.
+TEXT_KEYS: dict[str, tuple[str, ...]] = {
+    # captions
+    "prompt": (),
+    # runs, models and names
+    "run": NULL,
+    "compare": NULL,
+    "dvae": NULL,
+    "init": SWITCH,
+    "resume": SWITCH,
+    "with_ranker": SWITCH,
+    "ranker.run": NULL,
+    "ranker.path": (),
+    "metric.clip": NULL,
+    "run_name": (),
+    "name": NULL,
+    "license": (),
+    "hydra.sweeper.study_name": NULL,
+    "hydra.sweeper.storage": NULL,
+    # files and folders
+    "paths.*": (),
+    "out": NULL,
+    "image_prompt": NULL,
+    "encoder": (),
+    "decoder": (),
+    "inception_weights": NULL,
+    "metric.inception_weights": NULL,
+    "trainer.default_root_dir": (),
+    "trainer.profiler.dirpath": (),
+    "trainer.profiler.filename": (),
+    "callbacks.*.dirpath": (),
+    "callbacks.*.filename": (),
+    "callbacks.tensorboard.run": (),
+    "callbacks.samples.before_after": NULL,
+    "logger.*.save_dir": (),
+    "logger.*.name": (),
+    "logger.*.version": (),
+    # data
+    "data.cache": (),
+    "data.image_tokenizer.run": NULL,
+    "data.source.path": (),
+    "data.source.root": (),
+    "data.source.name": (),
+    "data.source.config": NULL,
+    "data.source.split": NULL,
+    "data.source.*_column": NULL,
+    "data.source.caption_field": (),
+    "metric.split": (),
+}
+# Keys whose value is a list: repeating them adds to it. Repeating any other key is a sweep.
+LISTS = {"generate": ("prompt",), "export": ("prompt",), "runs": ("compare",)}
+
+# Text that Hydra's grammar reads as itself.
+PLAIN = re.compile(r"(?!(?:null|true|false|[+-]?(?:inf|nan))$)[A-Za-z_/][\w/.-]*", re.ASCII | re.I)
+ARGUMENT = re.compile(r"(\+{0,2})([^\s=~+-][^\s=]*)=(.*)", re.DOTALL)
+
+
+def words(key: str) -> tuple[str, ...] | None:
+    """Returns the words that a key of text accepts beside text, or None for any other key."""
+    return next((words for pattern, words in TEXT_KEYS.items() if fnmatchcase(key, pattern)), None)
+
+
+def for_hydra(arguments: Sequence[str], command: str) -> list[str]:
+    """Returns a command line in Hydra's grammar: text is quoted, and repeated keys are joined."""
+    values: dict[str, list[str]] = {}
+    joined: list[tuple[str, str]] = []
+    for argument in arguments:
+        match = ARGUMENT.fullmatch(argument)
+        if match is None or words(match[2]) is None:
+            joined.append((argument, ""))
+            continue
+        prefix, key, text = match.groups()
+        if key not in values:
+            joined.append((f"{prefix}{key}=", key))
+        values.setdefault(key, []).append(_quote(key, text))
+    quoted = [start + _join(values[key], key, command) if key else start for start, key in joined]
+    # Hydra's parser accepts settings on one side of a flag only.
+    return sorted(quoted, key=lambda argument: argument in {"-m", "--multirun"})
+
+
+def _join(values: list[str], key: str, command: str) -> str:
+    text = ",".join(values)
+    return f"[{text}]" if key in LISTS.get(command, ()) else text
+
+
+def _quote(key: str, text: str) -> str:
+    if text.lower() in (words(key) or ()) or PLAIN.fullmatch(text):
+        return text
+    if key == "data.source.split" and text.startswith("{"):
+        return text  # a mapping of names of splits
+    if text == MISSING:
+        return f"'{text}${{nothing:}}'"
+    return QuotedString(escape(text), Quote.single).with_quotes()
+
+
+# OmegaConf reads `???` alone as a missing value. With an empty interpolation beside it, it is text.
+MISSING = "???"
+OmegaConf.register_new_resolver("nothing", lambda: "", replace=True)
+
+
+def as_typed(argument: str) -> str:
+    """Returns an argument in Hydra's grammar as a user would type it."""
+    match = ARGUMENT.fullmatch(argument)
+    if match is None or words(match[2]) is None:
+        return argument
+    value = OverridesParser.create().parse_override(argument).value()
+    return f"{match[1]}{match[2]}={unescape(value)}" if isinstance(value, str) else argument

@@ -1,0 +1,80 @@
+"""Text in configurations: OmegaConf reads `${` as an interpolation unless it is escaped.
+
+Text of the user, such as a path, may contain `${`. A configuration holds it escaped, and reading a
+key returns the text. Text that is written to a configuration therefore goes through `escape`.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from omegaconf import OmegaConf
+
+
+def escape(value: Any) -> Any:
+    """Returns a plain value whose text OmegaConf reads literally, also inside dicts and lists."""
+    return map_text(lambda text: re.sub(r"(\\*)\$\{", r"\1\1\\${", text), value)
+
+
+def unescape(text: str) -> str:
+    """Returns the text that a configuration's value stands for."""
+    return OmegaConf.create([text])[0]
+
+
+def is_interpolation(text: str) -> bool:
+    """Returns True if a configuration's value refers to something else, and is not just text."""
+    return re.search(r"(?<!\\)(\\\\)*\$\{", text) is not None
+
+
+def to_yaml(config: Any) -> str:
+    """Returns the YAML of a configuration with every interpolation resolved."""
+    return OmegaConf.to_yaml(OmegaConf.create(escape(OmegaConf.to_container(config, resolve=True))))
+
+
+def instantiate(settings: Any, **arguments: Any) -> Any:
+    """Builds an object as Hydra's `instantiate` does, also from settings whose text contains `${`.
+
+    Hydra resolves settings in place, and would then read resolved text as an interpolation.
+    """
+    from hydra.utils import instantiate as build
+
+    is_config = OmegaConf.is_config(settings)
+    plain = OmegaConf.to_container(settings, resolve=True) if is_config else settings
+    if escape(plain) == plain:
+        return build(settings, **arguments)  # keeps the full keys in Hydra's messages
+    return build(_with_literals(plain), **arguments)
+
+
+class _Literal(str):
+    """Text in which OmegaConf finds no interpolation."""
+
+    def __contains__(self, part: object) -> bool:
+        return part != "${" and super().__contains__(part)  # type: ignore[operator]
+
+
+def _with_literals(value: Any) -> Any:
+    """Returns plain settings whose text passes through Hydra and reaches the classes as `str`."""
+    if isinstance(value, list):
+        return [_with_literals(item) for item in value]
+    if not isinstance(value, dict):
+        return _Literal(value) if isinstance(value, str) else value
+    literals = {key: _with_literals(item) for key, item in value.items()}
+    if value.get("_target_") is not None:
+        literals |= {"_target_": f"{__name__}.{_call.__name__}", "_function_": value["_target_"]}
+    return literals
+
+
+def _call(*, _function_: str, **arguments: Any) -> Any:
+    """Calls the target of settings with literals."""
+    from hydra.utils import get_object
+
+    return get_object(_function_)(**map_text(str, arguments))
+
+
+def map_text(function: Callable[[str], str], value: Any) -> Any:
+    """Returns a plain value with a function applied to every text inside dicts and lists."""
+    if isinstance(value, dict):
+        return {key: map_text(function, item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [map_text(function, item) for item in value]
+    return function(value) if isinstance(value, str) else value
