@@ -110,7 +110,7 @@ def test_the_best_value_so_far_is_logged_at_each_validation(events):
     steps = [
         [event.step for event in events.Scalars(f"{tag}validation/loss")] for tag in ("", "best/")
     ]
-    assert steps == [[1, 3, 5]] * 2
+    assert steps == [[2, 4, 6]] * 2
 
 
 def test_the_highest_value_is_the_best_in_mode_max(tmp_path):

@@ -83,7 +83,7 @@ def validated_steps(run):
     """Returns the numbers of updates at which metrics.csv has a validation loss."""
     with (run / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
-    return [int(row["step"]) + 1 for row in rows if row.get("validation/loss")]
+    return [int(row["step"]) for row in rows if row.get("validation/loss")]
 
 
 def test_resume_continues_in_the_same_folder(trained, copied):

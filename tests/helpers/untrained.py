@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from tilewright import runs
+from tilewright.training import AtomicCheckpointIO
 
 SIZE, GRID, CODES, LENGTH, WORDS = 16, 4, 8, 12, 280  # of images, grid, codebook, text tokens
 CAPTIONS = ["a red circle", "a blue ring", "two stars"]
@@ -97,7 +98,8 @@ def write_run(logs, stage, images):
             parameter.add_(0.2 * torch.randn_like(parameter))
     state = {f"network.{name}": value for name, value in network.state_dict().items()}
     (folder / "checkpoints").mkdir()
-    torch.save({"state_dict": state, "global_step": 7}, folder / "checkpoints" / "best.ckpt")
+    checkpoint = {"state_dict": state, "global_step": 7}
+    AtomicCheckpointIO().save_checkpoint(checkpoint, folder / "checkpoints" / "best.ckpt")
     if stage != "dvae":
         tokenizer = instantiate(TOKENIZER)
         tokenizer.train(CAPTIONS)

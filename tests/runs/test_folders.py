@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from tilewright import runs
 from tilewright.errors import UserError
+from tilewright.training import AtomicCheckpointIO
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +38,8 @@ def trained(logs, name, *, at=0, stage="dvae", data="shapes", source=None, kinds
     (run / "checkpoints").mkdir()
     for kind in kinds:
         file = run / "checkpoints" / f"{kind}.ckpt"
-        torch.save({"state_dict": weights(), "optimizer": [1], "global_step": 3}, file)
+        state = {"state_dict": weights(), "optimizer": [1], "global_step": 3}
+        AtomicCheckpointIO().save_checkpoint(state, file)
         os.utime(file, (at, at))
     return run
 

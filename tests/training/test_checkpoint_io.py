@@ -7,6 +7,9 @@ import torch
 
 from tilewright.errors import UserError
 from tilewright.training import AtomicCheckpointIO
+from tilewright.training.checkpoint_steps import read_steps
+
+LARGE = {"weight": torch.rand(10**6), "global_step": 2}
 
 
 @pytest.fixture
@@ -25,17 +28,18 @@ def small_disk():
 
 def test_only_the_newest_checkpoint_is_left(folder):
     for value in (1, 2):
-        AtomicCheckpointIO().save_checkpoint({"step": value}, folder / "last.ckpt")
-    assert torch.load(folder / "last.ckpt", weights_only=True) == {"step": 2}
+        AtomicCheckpointIO().save_checkpoint({"global_step": value}, folder / "last.ckpt")
+    assert torch.load(folder / "last.ckpt", weights_only=True) == {"global_step": 2}
+    assert read_steps(folder / "last.ckpt") == 2
     assert [path.name for path in folder.iterdir()] == ["last.ckpt"]
 
 
 @pytest.mark.parametrize("has_previous", [True, False])
 def test_a_full_disk_leaves_the_previous_checkpoint(folder, small_disk, has_previous):
     if has_previous:
-        AtomicCheckpointIO().save_checkpoint({"step": 1}, folder / "last.ckpt")
+        AtomicCheckpointIO().save_checkpoint({"global_step": 1}, folder / "last.ckpt")
     with pytest.raises(UserError) as caught:
-        AtomicCheckpointIO().save_checkpoint({"weight": torch.rand(10**6)}, folder / "last.ckpt")
+        AtomicCheckpointIO().save_checkpoint(LARGE, folder / "last.ckpt")
     message = str(caught.value)
     assert "\n" not in message
     assert f"{folder / 'last.ckpt'} cannot be written" in message
@@ -44,7 +48,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(folder, small_disk, has_prev
     assert (f"resume={folder.parent}" in message) == has_previous
     assert [path.name for path in folder.iterdir()] == ["last.ckpt"] * has_previous
     if has_previous:
-        assert torch.load(folder / "last.ckpt", weights_only=True) == {"step": 1}
+        assert torch.load(folder / "last.ckpt", weights_only=True) == {"global_step": 1}
 
 
 def test_a_folder_that_cannot_be_created_is_a_user_error(folder):
@@ -52,3 +56,12 @@ def test_a_folder_that_cannot_be_created_is_a_user_error(folder):
     folder.touch()
     with pytest.raises(UserError, match="cannot be written"):
         AtomicCheckpointIO().save_checkpoint({}, folder / "last.ckpt")
+
+
+def test_the_number_of_updates_of_a_broken_checkpoint_is_unknown(folder):
+    file = folder / "last.ckpt"
+    assert read_steps(file) == 0
+    AtomicCheckpointIO().save_checkpoint({"global_step": 3}, file)
+    assert torch.load(file, weights_only=True, mmap=True) == {"global_step": 3}
+    file.write_bytes(file.read_bytes()[:100])
+    assert read_steps(file) == 0

@@ -8,6 +8,7 @@ import os
 import random
 import resource
 import signal
+import time
 
 import pytest
 import pytorch_lightning as pl
@@ -39,13 +40,13 @@ def test_a_killed_training_ends_with_the_same_bits(stage, tmp_path):
 def test_a_validation_within_an_update_delays_the_best_checkpoint(tmp_path):
     """A training that starts from it ends with the same bits."""
     best = UpdateBoundaryCheckpoint(
-        tmp_path / "kept", "best", "validation/loss", enable_version_counter=False
+        tmp_path / "kept", "{step}", "validation/loss", save_top_k=-1, enable_version_counter=False
     )
     arguments = {"steps": 5, "accumulate_grad_batches": 2}
     tiny.train("dvae", tmp_path / "uninterrupted", extra_callbacks=[best], **arguments)
     last = tmp_path / "resumed" / killing.LAST
     last.parent.mkdir(parents=True)
-    (tmp_path / "kept" / "best.ckpt").rename(last)
+    (tmp_path / "kept" / "step=4.ckpt").rename(last)
     assert torch.load(last, weights_only=True)["global_step"] == 4
     tiny.train("dvae", tmp_path / "resumed", **arguments)
     assert killing.differences(tmp_path / "uninterrupted", tmp_path / "resumed") == []
@@ -79,6 +80,34 @@ def test_a_signal_saves_a_checkpoint_and_says_how_to_resume(number, tmp_path, ca
     (line,) = (line for line in capfd.readouterr().out.splitlines() if "Stopped" in line)
     assert f"{number.name} after update {step}" in line
     assert f"resume={tmp_path}" in line
+
+
+class SlowValidation(pl.Callback):
+    """Waits in the second validation, after writing a file."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def on_validation_start(self, trainer, module):
+        if trainer.global_step == 14:
+            self.file.touch()
+            time.sleep(killing.TIMEOUT)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_the_process_at_once(number, tmp_path):
+    waiting = tmp_path / "waiting"
+    callbacks = [SlowValidation(waiting)]
+    process = killing.start(
+        lambda folder: tiny.train("prior", folder, extra_callbacks=callbacks), tmp_path
+    )
+    killing.wait_for_file(waiting, process)
+    os.kill(process.pid, number)
+    time.sleep(0.5)  # for the first handler
+    assert process.is_alive()
+    os.kill(process.pid, number)
+    assert killing.join(process, timeout=10) == -number
+    assert torch.load(tmp_path / killing.LAST, weights_only=True)["global_step"] == 7
 
 
 class SignalGroup(pl.Callback):

@@ -72,9 +72,10 @@ class TensorBoardOverview(pl.Callback):
         values = [float(score) for score in scores if score is not None and math.isfinite(score)]
         best = (max if checkpoint.mode == "max" else min)(values, default=None)
         if best is not None:
-            step = trainer.global_step - 1  # Lightning logs the metrics of update n at step n - 1
             for logger in tensorboard_loggers(trainer):
-                logger.experiment.add_scalar(f"best/{checkpoint.monitor}", best, step)
+                logger.experiment.add_scalar(
+                    f"best/{checkpoint.monitor}", best, trainer.global_step
+                )
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         session = SessionEndInfo(status=api_pb2.Status.STATUS_SUCCESS)

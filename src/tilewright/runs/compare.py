@@ -134,7 +134,7 @@ def training_metrics(records: list[Record]) -> Rows:
         if speeds:
             values["speed/images_per_second"] = statistics.median_high(speeds)
         if best:
-            values["at step"] = int(best["step"]) + 1
+            values["at step"] = int(best["step"])
         columns.append(values)
     return _align(columns)
 

@@ -1,12 +1,11 @@
 """Table of the runs of a folder, read from their files."""
 
+import contextlib
 import csv
 import json
 import math
 import os
-import pickletools
 import time
-import zipfile
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,8 +59,10 @@ class Record:
     @property
     def steps(self) -> int:
         """Number of updates, from the last checkpoint or from a later row of metrics.csv."""
-        logged = (int(row["step"]) + 1 for row in self.rows if row.get("step"))
-        return max(_checkpoint_steps(self.path / "checkpoints" / "last.ckpt"), *logged, 0)
+        steps = [int(row["step"]) for row in self.rows if row.get("step")]
+        with contextlib.suppress(UserError):  # there is no checkpoint yet
+            steps.append(runs.trained_steps(self.path, "last"))
+        return max(steps, default=0)
 
     @property
     def commit(self) -> str:
@@ -132,28 +133,6 @@ def _read_results(run: Path) -> list[dict[str, Any]]:
             {**row, "evaluation": file.parent.name} for row in rows if row.get("steps") == newest
         ]
     return results
-
-
-def _checkpoint_steps(file: Path) -> int:
-    """Returns the number of updates before a checkpoint, 0 if unknown.
-
-    It reads only the beginning of the checkpoint's pickle and runs nothing, so it is fast for any
-    size and needs no torch.
-    """
-    try:
-        with zipfile.ZipFile(file) as archive:
-            name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
-            operations: Any = pickletools.genops(archive.read(name))
-            for _, value, _ in operations:
-                if value == "global_step":
-                    break
-            return next(
-                value
-                for code, value, _ in operations
-                if code.name in {"BININT", "BININT1", "BININT2"}
-            )
-    except (OSError, ValueError, StopIteration, zipfile.BadZipFile):
-        return 0
 
 
 def _modification_time(run: Path) -> float:
@@ -270,4 +249,4 @@ def _best_value(record: Record) -> list[str]:
     if best is None:
         return []
     value = metric(best, record.monitor)
-    return [f"{record.monitor} {value:.4g} at {int(best['step']) + 1}"]
+    return [f"{record.monitor} {value:.4g} at {best['step']}"]

@@ -23,6 +23,7 @@ from tilewright.runs.folders import (
     follow_latest,
     load_config,
 )
+from tilewright.training.checkpoint_steps import read_steps
 
 MODEL_KEYS = ("network", "caption_dropout")  # settings of a run's `model` that a model keeps
 SAMPLING = "tilewright.prior.Sampling"
@@ -44,11 +45,19 @@ def load_checkpoint(file: Path) -> dict[str, Any]:
         ) from error
 
 
-def trained_steps(folder: Path) -> int:
-    """Returns the number of updates behind the weights of `load_weights`, or 0 if unknown."""
+def trained_steps(folder: Path, kind: str = "best") -> int:
+    """Returns the number of updates of a model or a checkpoint, 0 if unknown. Needs no torch.
+
+    Args:
+        folder: folder of the model or run.
+        kind: "best", whose weights `load_weights` returns, or "last".
+
+    Raises:
+        UserError: the run has no checkpoint.
+    """
     if (folder / WEIGHTS).is_file():
         return load_config(folder).get("steps", 0)
-    return load_checkpoint(checkpoint(folder))["global_step"]
+    return read_steps(checkpoint(folder, kind))
 
 
 def check_unfinished(file: Path, max_steps: int) -> None:

@@ -13,6 +13,7 @@ from tilewright.distributed.sharded_checkpoint import (
 )
 from tilewright.errors import UserError, first_line
 from tilewright.files import atomic_file
+from tilewright.training.checkpoint_steps import write_steps
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -33,8 +34,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # A file object makes torch report the reason, such as a full disk.
-            with atomic_file(path) as temporary, temporary.open("wb") as file:
-                torch.save(checkpoint, file)
+            with atomic_file(path) as temporary:
+                with temporary.open("wb") as file:
+                    torch.save(checkpoint, file)
+                write_steps(temporary, checkpoint["global_step"])
             remove_old_shards(path, checkpoint)
         except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError
             reason = first_line(error.__context__ or error)

@@ -1,15 +1,19 @@
 """Lightning's loggers for runs that are counted in updates and can be resumed."""
 
 import csv
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
+
+from tilewright.files import write_atomically
 
 
 def log_image(trainer: pl.Trainer, tag: str, image: Tensor) -> None:
@@ -24,31 +28,62 @@ def _without_epoch(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in metrics.items() if name != "epoch"}
 
 
+def _updates(step: int | None) -> int | None:
+    """Returns the number of updates for a step of Lightning, which counts updates from 0."""
+    return None if step is None else step + 1
+
+
 class StepTensorBoardLogger(TensorBoardLogger):
     """`TensorBoardLogger` that logs metrics by update and writes no hparams.yaml."""
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        super().log_metrics(_without_epoch(metrics), step)
+        super().log_metrics(_without_epoch(metrics), _updates(step))
 
     @rank_zero_only
     def save(self) -> None:
         self.experiment.flush()
 
 
+class _AppendingWriter(ExperimentWriter):
+    """Writer of a `metrics.csv`, which keeps the rows that are there.
+
+    Lightning's own deletes them, and a kill while it adds a column loses all rows.
+    """
+
+    def __init__(self, log_dir: str):
+        super().__init__(log_dir)
+        self._file = Path(self.metrics_file_path)
+        content = self._file.read_text() if self._file.exists() else ""
+        complete = content[: content.rfind("\n") + 1]  # a kill may cut the last row
+        if complete != content:
+            write_atomically(self._file, complete)
+        if complete:
+            self.metrics_keys = next(csv.reader(complete.splitlines()))
+        elif content:
+            self._file.unlink()
+
+    def _check_log_dir_exists(self) -> None:
+        pass
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        with self._file.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, fieldnames)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(self._file, table.getvalue())
+
+
 class AppendingCSVLogger(CSVLogger):
-    """`CSVLogger` that appends to `metrics.csv`. Lightning's own deletes it when a run resumes."""
+    """`CSVLogger` that logs metrics by update. A resumed run appends to its `metrics.csv`."""
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        super().log_metrics(_without_epoch(metrics), step)
+        super().log_metrics(_without_epoch(metrics), _updates(step))
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
         if self._experiment is None:
-            file = Path(self.log_dir) / "metrics.csv"
-            previous = file.read_text() if file.exists() else None
-            writer = super().experiment
-            if previous:
-                file.write_text(previous)
-                writer.metrics_keys = next(csv.reader(previous.splitlines()))
-        return super().experiment
+            self._experiment = _AppendingWriter(self.log_dir)
+        return self._experiment
