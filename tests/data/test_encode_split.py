@@ -1,5 +1,7 @@
 """Image tokens that are encoded once, per crop, and again when an image file changes."""
 
+import os
+
 import pytest
 import torch
 from datasets import Dataset
@@ -47,6 +49,16 @@ def test_image_tokenizers_without_weights_have_separate_tokens(make):
         assert batch["image_tokens"].flatten().tolist() == expected
 
 
+def replace_image(file, size, level):
+    """Replaces an image by one of the same file size, and keeps the modification time."""
+    before = file.stat()
+    PILImage.new("L", size, level).save(file)
+    with file.open("ab") as end:
+        end.write(bytes(before.st_size - file.stat().st_size))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert file.stat().st_size == before.st_size
+
+
 @pytest.mark.parametrize("form", ["folder", "parquet"])
 def test_a_changed_image_file_is_encoded_again(make, form, tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
@@ -70,7 +82,7 @@ def test_a_changed_image_file_is_encoded_again(make, form, tmp_path, monkeypatch
     folders = len(list((tmp_path / "image_tokens").iterdir()))
     assert tokens() == list(range(8))
     assert len(list((tmp_path / "image_tokens").iterdir())) == folders  # nothing was encoded
-    PILImage.new("L", (SIZE, SIZE), 200).save(files[3])
+    replace_image(files[3], (SIZE, SIZE), 200)
     assert tokens() == [0, 1, 2, 4, 5, 6, 7, 200]
 
 

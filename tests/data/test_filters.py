@@ -1,14 +1,18 @@
 """Filters of the paper: dropped pairs and their counts."""
 
+import importlib
 import io
+import linecache
 import logging
+import os
+import sys
 
 import pytest
 from datasets import Dataset, DatasetDict, Features, Image, IterableDatasetDict, List, Value
 from PIL import Image as PILImage
 
-from tilewright.data import CaptionedImages
-from tilewright.data.filters import AspectRatio, Boilerplate, CaptionLength, English
+from tilewright.data import CaptionedImages, filters
+from tilewright.data.filters import AspectRatio, Boilerplate, CaptionLength, English, filter_table
 from tilewright.data.transforms import CenterCrop
 from tilewright.errors import UserError
 
@@ -65,8 +69,6 @@ def test_english_filter(caption, kept):
 
 
 def test_english_filter_without_its_package_is_an_error(monkeypatch):
-    from tilewright.data import filters
-
     filters._classifier.cache_clear()
     monkeypatch.setitem(__import__("sys").modules, "gcld3", None)
     with pytest.raises(UserError, match=r"pip install .tilewright\[filters\]"):
@@ -107,9 +109,9 @@ class Source:
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_dropped_rows_are_counted_by_reason(streaming, caplog):
-    filters = {"a": AspectRatio(), "b": CaptionLength(), "c": Boilerplate(PHRASES)}
+    chosen = {"a": AspectRatio(), "b": CaptionLength(), "c": Boilerplate(PHRASES)}
     crop = CenterCrop(8)
-    data = CaptionedImages(Source(streaming), 8, 3, crop, crop, filters=filters)
+    data = CaptionedImages(Source(streaming), 8, 3, crop, crop, filters=chosen)
     with caplog.at_level(logging.INFO):
         batches = [data.on_after_batch_transfer(batch, 0) for batch in data.val_dataloader()]
     captions = [caption for batch in batches for caption in batch["caption"]]
@@ -134,3 +136,76 @@ def test_filters_that_drop_all_rows_are_an_error():
     data = CaptionedImages(Source(False), 8, 2, crop, crop, filters={"a": CaptionLength(9)})
     with pytest.raises(UserError, match=r"the filters keep no row of train \(6 × short caption\)"):
         data.setup()
+
+
+FILTER = """
+from tilewright.data.filters import Filter
+
+class Words(Filter):
+    reason = "word"
+
+    def keeps_caption(self, caption):
+        return {word!r} not in caption
+"""
+
+
+@pytest.fixture
+def stored(tmp_path, monkeypatch):
+    """Rows on disk, whose results `datasets` caches, and their image files."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    files = [tmp_path / f"{name}.png" for name in ("red", "blue", "green")]
+    for file in files:
+        PILImage.new("RGB", (8, 8)).save(file)
+    captions = [f"a {file.stem} dog" for file in files]
+    rows = Dataset.from_dict({"image": [str(file) for file in files], "caption": captions})
+    rows.to_parquet(tmp_path / "rows.parquet")
+    rows = Dataset.from_parquet(str(tmp_path / "rows.parquet"), cache_dir=str(tmp_path / "cache"))
+    return rows.cast_column("image", Image(decode=False)), files
+
+
+def test_filters_run_again_when_their_code_changes(stored, tmp_path, monkeypatch):
+    rows, _ = stored
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("sys.dont_write_bytecode", True)  # a changed file in the same second
+    kept = []
+    for word in ("red", "blue"):
+        (tmp_path / "own_filter.py").write_text(FILTER.format(word=word))
+        monkeypatch.delitem(sys.modules, "own_filter", raising=False)
+        linecache.clearcache()
+        importlib.invalidate_caches()
+        own = importlib.import_module("own_filter")
+        kept.append(filter_table("train", rows, [own.Words()])["caption"][:])
+    assert kept == [["a blue dog", "a green dog"], ["a red dog", "a green dog"]]
+
+
+def test_filters_run_again_when_an_image_changes_on_disk(stored):
+    rows, files = stored
+    assert len(filter_table("train", rows, [AspectRatio()])) == 3
+    before = files[1].stat()
+    PILImage.new("RGB", (32, 8)).save(files[1])
+    os.utime(files[1], ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert filter_table("train", rows, [AspectRatio()])["caption"][:] == [
+        "a red dog",
+        "a green dog",
+    ]
+
+
+def test_filters_of_the_same_code_and_images_run_once(stored, monkeypatch):
+    rows, _ = stored
+    calls = []
+    run = filters._drop_reasons
+    monkeypatch.setattr(
+        filters, "_drop_reasons", lambda *a, **k: (calls.append(1), run(*a, **k))[1]
+    )
+    for _ in range(2):
+        filter_table("train", rows, [AspectRatio()])
+    assert len(calls) == 1
+
+
+class Unpicklable(AspectRatio):
+    def __reduce__(self):
+        raise TypeError("cannot pickle")
+
+
+def test_a_filter_that_cannot_be_pickled_works(stored):
+    assert len(filter_table("train", stored[0], [Unpicklable()])) == 3

@@ -1,6 +1,5 @@
 """Encoding of a split to image tokens, with one crop per image."""
 
-import contextlib
 import hashlib
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from tilewright.data.fingerprints import fingerprint_files
 from tilewright.data.image_tokenizer import ImageTokenizer, module_device, weights_digest
 from tilewright.data.images import UnreadableImage
 from tilewright.data.row_reader import RowReader, Transform
@@ -28,7 +28,7 @@ def encode_split(
     """Encodes all images of a split, or opens their tokens if they are on disk.
 
     The name of the folder depends on the image tokenizer's class and weights, the data and the
-    crop. It also depends on the sizes and modification times of images that are separate files.
+    crop. It also depends on the state of images that are separate files (`fingerprint_files`).
 
     Args:
         cache: folder of all token caches.
@@ -42,7 +42,7 @@ def encode_split(
     parts += [table._fingerprint, repr(transform), str(max_pixels)]
     if crop_seed is not None:
         parts.append(repr(crop_seed))
-    parts += _digest_files(table)
+    parts.append(fingerprint_files(table))
     folder = cache / hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
     reader = RowReader(transform, None, training=False, max_pixels=max_pixels)
 
@@ -61,19 +61,3 @@ def encode_split(
 
     device = module_device(image_tokenizer)
     return encode_rows(len(table), read, image_tokenizer, folder, device=device, label=label)
-
-
-def _digest_files(table: Dataset) -> list[str]:
-    """Returns a hash of the files' sizes and times, or [] if the table has the bytes."""
-    digest, has_files = hashlib.sha256(), False
-    for batch in table.select_columns("image").with_format("arrow").iter(1000):
-        images = batch.column("image").combine_chunks()
-        paths = images.field("path").filter(images.field("bytes").is_null()).drop_null()
-        if not len(paths) and not has_files:  # do not read all bytes of a table for nothing
-            return []
-        has_files = True
-        for path in paths.to_pylist():
-            with contextlib.suppress(OSError):
-                status = Path(path).stat()
-                digest.update(f"{path}\0{status.st_size} {status.st_mtime_ns}\0".encode())
-    return [digest.hexdigest()]

@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, Image
+from datasets.fingerprint import Hasher
 
 from tilewright.data.captions import require_captions
+from tilewright.data.fingerprints import fingerprint_code, fingerprint_files
 from tilewright.data.images import UnreadableImage, read_size
 from tilewright.data.skipping import SkipRow, format_counts
 from tilewright.errors import UserError
@@ -170,7 +172,8 @@ def filter_table(name: str, rows: Dataset, filters: Sequence[Filter]) -> Dataset
     """Returns the rows that all filters keep, and logs the number of rows that each one drops.
 
     Only the headers of images are read. Unreadable images are kept here and skipped later.
-    `datasets` caches the result on disk.
+    `datasets` caches the result on disk, until the rows, the image files, the filters or the code
+    of their modules change.
 
     Args:
         name: name of the split, for messages.
@@ -178,12 +181,14 @@ def filter_table(name: str, rows: Dataset, filters: Sequence[Filter]) -> Dataset
     Raises:
         UserError: no row is left.
     """
-    reasons = rows.cast_column("image", Image(decode=False)).map(
+    encoded = rows.cast_column("image", Image(decode=False))
+    reasons = encoded.map(
         _drop_reasons,
         batched=True,
         batch_size=256,
         remove_columns=rows.column_names,
         fn_kwargs={"filters": list(filters)},
+        new_fingerprint=_fingerprint(encoded, filters),
         desc="Filtering",
     )["reason"]
     reasons = np.array(reasons)
@@ -198,6 +203,15 @@ def filter_table(name: str, rows: Dataset, filters: Sequence[Filter]) -> Dataset
             f"the filters keep no row of {name} ({format_counts(dropped)}): relax data.filters"
         )
     return rows.select(np.flatnonzero(reasons == ""))
+
+
+def _fingerprint(rows: Dataset, filters: Sequence[Filter]) -> str | None:
+    """Returns the key of the cached result, or None if a filter cannot be pickled."""
+    code = fingerprint_code(Filter(), *filters)
+    try:
+        return Hasher.hash([rows._fingerprint, fingerprint_files(rows), list(filters), code])
+    except Exception:  # pickling raises many classes; `datasets` then warns and caches nothing
+        return None
 
 
 def _drop_reasons(batch: dict[str, list], filters: Sequence[Filter]) -> dict[str, list[str]]:

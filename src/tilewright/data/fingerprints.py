@@ -1,0 +1,41 @@
+"""Fingerprints of cached results: of image files on disk, and of code."""
+
+import contextlib
+import hashlib
+import inspect
+import sys
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+
+def fingerprint_files(table: Dataset) -> str:
+    """Returns a hash of the state of the images that are separate files, "" if the table has none.
+
+    The state is size, modification time and change time. No command can set the change time, so
+    `touch -r` does not hide a replaced image. Reading all bytes would take as long as encoding.
+    """
+    digest, has_files = hashlib.sha256(), False
+    for batch in table.select_columns("image").with_format("arrow").iter(1000):
+        images = batch.column("image").combine_chunks()
+        paths = images.field("path").filter(images.field("bytes").is_null()).drop_null()
+        if not len(paths) and not has_files:  # do not read all bytes of a table for nothing
+            return ""
+        has_files = True
+        for path in paths.to_pylist():
+            with contextlib.suppress(OSError):
+                status = Path(path).stat()
+                state = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+                digest.update(f"{path}\0{state}\0".encode())
+    return digest.hexdigest()
+
+
+def fingerprint_code(*objects: Any) -> str:
+    """Returns a hash of the source files that define the objects' classes."""
+    names = {base.__module__ for value in objects for base in type(value).__mro__}
+    digest = hashlib.sha256()
+    for name in sorted(names - {"builtins"}):
+        with contextlib.suppress(OSError, TypeError, KeyError):  # no source, as in an extension
+            digest.update(inspect.getsource(sys.modules[name]).encode())
+    return digest.hexdigest()
