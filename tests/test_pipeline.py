@@ -122,8 +122,9 @@ def test_sampling_by_row_fills_the_grids_from_the_top(model):
     assert torch.equal(steps[-1], tokens)
 
 
-def test_an_image_prompt_fixes_the_top_rows(model):
-    prompt = Image.new("RGB", (40, 30), "white")
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "LA", "P", "1", "CMYK"])
+def test_an_image_prompt_of_any_mode_fixes_the_top_rows(model, mode):
+    prompt = Image.new("RGB", (40, 30), "white").convert(mode)
     tokens = model.sample_tokens(CAPTIONS, 6, image_prompt=prompt, rows=1)
     assert (tokens[:, :, 0] == 7).all()
     assert len(tokens[:, :, 1].unique()) > 1

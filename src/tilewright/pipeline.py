@@ -14,7 +14,7 @@ from torch import Tensor
 from tilewright import runs
 from tilewright.checks import check_whole
 from tilewright.data.image_tokenizer import ImageTokenizer
-from tilewright.data.images import to_tensor
+from tilewright.data.images import to_rgb, to_tensor
 from tilewright.data.tokenizer import BytePairTokenizer
 from tilewright.data.transforms import CenterCrop
 from tilewright.errors import UserError
@@ -414,7 +414,7 @@ class TextToImage:
                 raise UserError(f"rows={rows} needs an image: set image_prompt, or leave rows out")
             return None
         check_whole("rows", rows, 1, self.image_tokenizer.grid - 1)
-        image = to_tensor(CenterCrop(self.image_tokenizer.image_size)(image_prompt))
+        image = to_tensor(CenterCrop(self.image_tokenizer.image_size)(to_rgb(image_prompt)))
         return self.image_tokenizer.encode(image[None].to(self.device))[:, :rows]
 
 

@@ -65,10 +65,7 @@ class UnreadableImage(SkipRow):
 
 
 def decode_image(record: Mapping[str, Any] | None, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decodes an encoded image to RGB.
-
-    The image is rotated as its EXIF data says. Transparent parts become white. CMYK, palette, gray
-    and deep images (see `bit_depth`) become 8-bit RGB. An animation yields its first frame.
+    """Decodes an encoded image to RGB, as `to_rgb` does. An animation yields its first frame.
 
     Args:
         record: output of `datasets.Image(decode=False)`: `bytes`, or else `path`.
@@ -79,17 +76,14 @@ def decode_image(record: Mapping[str, Any] | None, max_pixels: int = MAX_PIXELS)
         UnreadableImage: the image is missing, corrupt, truncated or too large.
     """
     with _open(record, max_pixels) as image:
-        layout, tags = bit_depth.layout(image), getattr(image, "tag_v2", {})
+        layout = bit_depth.layout(image)
         image.load()
-        rotated = _rotate(image)
-        if bit_depth.is_dark_color(rotated, layout):
+        if bit_depth.is_dark_color(image, layout):
             with _open(record, max_pixels) as lower:
                 bit_depth.select_lower_bits(lower)
                 lower.load()
-                rotated = bit_depth.reduce_color(rotated, _rotate(lower))
-        if bit_depth.is_deep_gray(rotated):
-            rotated = bit_depth.reduce_gray(rotated, tags)
-        return _to_rgb(rotated)
+                return to_rgb(bit_depth.reduce_color(_rotate(image), _rotate(lower)))
+        return to_rgb(image)
 
 
 def read_size(record: Mapping[str, Any] | None, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -100,6 +94,23 @@ def read_size(record: Mapping[str, Any] | None, max_pixels: int = MAX_PIXELS) ->
     """
     with _open(record, max_pixels) as image:
         return image.size
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Converts an image of any mode to RGB.
+
+    The image is rotated as its EXIF data says. Transparent parts become white. CMYK, palette, gray
+    and deep images (see `bit_depth`) become 8-bit RGB.
+    """
+    tags = getattr(image, "tag_v2", {})
+    image = _rotate(image)
+    if bit_depth.is_deep_gray(image):
+        image = bit_depth.reduce_gray(image, tags)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        canvas = Image.new("RGBA", image.size, (*WHITE, 255))
+        return Image.alpha_composite(canvas, image).convert("RGB")
+    return image.convert("RGB")
 
 
 def to_tensor(image: Image.Image) -> Tensor:
@@ -165,11 +176,3 @@ def _rotate(image: Image.Image) -> Image.Image:
     with contextlib.suppress(Exception):  # an image with corrupt EXIF data is still usable
         return ImageOps.exif_transpose(image)
     return image
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        canvas = Image.new("RGBA", image.size, (*WHITE, 255))
-        return Image.alpha_composite(canvas, image).convert("RGB")
-    return image.convert("RGB")
