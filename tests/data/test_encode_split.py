@@ -1,13 +1,15 @@
 """Image tokens that are encoded once, per crop, and again when an image file changes."""
 
+import io
 import os
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict, Image
 from PIL import Image as PILImage
 
-from helpers.gray import SIZE, Levels, Noise, batches, row_indices
+from helpers.gray import SIZE, Levels, Noise, TinySource, batches, row_indices
+from tilewright.data import images
 from tilewright.data.sources import ParquetSource
 from tilewright.data.sources.folder import FolderSource
 
@@ -84,6 +86,27 @@ def test_a_changed_image_file_is_encoded_again(make, form, tmp_path, monkeypatch
     assert len(list((tmp_path / "image_tokens").iterdir())) == folders  # nothing was encoded
     replace_image(files[3], (SIZE, SIZE), 200)
     assert tokens() == [0, 1, 2, 4, 5, 6, 7, 200]
+
+
+def test_heic_images_are_encoded_once_pillow_heif_is_installed(make, monkeypatch):
+    file = io.BytesIO()
+    PILImage.new("RGB", (64, 64), (200, 200, 200)).save(file, "HEIF")
+
+    class Source(TinySource):
+        def load(self):
+            rows = Dataset.from_list([{"image": {"bytes": file.getvalue()}, "caption": ["gray 1"]}])
+            rows = rows.cast_column("image", Image())
+            return DatasetDict({"train": rows, "validation": rows})
+
+    def unreadable():
+        (cache,) = make(Source(), image_tokenizer=Levels()).encode("train", quiet=True)
+        return cache.unreadable()
+
+    formats = images.FORMATS
+    monkeypatch.setattr(images, "FORMATS", tuple(set(formats) - {"HEIF"}))
+    assert unreadable() == {"HEIC image without pillow-heif": 1}
+    monkeypatch.setattr(images, "FORMATS", formats)
+    assert not unreadable()
 
 
 def test_augmented_tokens_are_encoded_at_each_step(make):

@@ -7,6 +7,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from tilewright.data import images
 from tilewright.data.fingerprints import fingerprint_files
 from tilewright.data.image_tokenizer import ImageTokenizer, module_device, weights_digest
 from tilewright.data.images import UnreadableImage
@@ -40,6 +41,7 @@ def encode_split(
     assert isinstance(image_tokenizer, torch.nn.Module)
     parts = [type(image_tokenizer).__qualname__, weights_digest(image_tokenizer)]
     parts += [table._fingerprint, repr(transform), str(max_pixels)]
+    parts.append(str("HEIF" in images.FORMATS))  # without it, HEIC images have no tokens
     if crop_seed is not None:
         parts.append(repr(crop_seed))
     parts.append(fingerprint_files(table))
@@ -47,15 +49,15 @@ def encode_split(
     reader = RowReader(transform, None, training=False, max_pixels=max_pixels)
 
     def read(rows: range) -> list[Tensor | str]:
-        images = table.select_columns("image")[rows.start : rows.stop]["image"]
-        return [read_image(row, image) for row, image in zip(rows, images, strict=True)]
+        records = table.select_columns("image")[rows.start : rows.stop]["image"]
+        return [read_image(row, record) for row, record in zip(rows, records, strict=True)]
 
-    def read_image(row: int, image: object) -> Tensor | str:
+    def read_image(row: int, record: object) -> Tensor | str:
         try:
             if crop_seed is None:
-                return reader.read_image(image)
+                return reader.read_image(record)
             with temporary_seed(*crop_seed, row):
-                return reader.read_image(image)
+                return reader.read_image(record)
         except UnreadableImage as error:
             return error.reason
 
