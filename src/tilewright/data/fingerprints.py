@@ -13,8 +13,7 @@ from datasets import Dataset
 def fingerprint_files(table: Dataset) -> str:
     """Returns a hash of the state of the images that are separate files, "" if the table has none.
 
-    The state is size, modification time and change time. No command can set the change time, so
-    `touch -r` does not hide a replaced image. Reading all bytes would take as long as encoding.
+    Reading all bytes would take as long as encoding the images.
     """
     digest, has_files = hashlib.sha256(), False
     for batch in table.select_columns("image").with_format("arrow").iter(1000):
@@ -24,11 +23,20 @@ def fingerprint_files(table: Dataset) -> str:
             return ""
         has_files = True
         for path in paths.to_pylist():
-            with contextlib.suppress(OSError):
-                status = Path(path).stat()
-                state = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-                digest.update(f"{path}\0{state}\0".encode())
+            digest.update(f"{path}\0{file_state(path)}\0".encode())
     return digest.hexdigest()
+
+
+def file_state(path: str | Path) -> tuple[int, int, int] | None:
+    """Returns the size, modification time and change time of a file, or None if there is no file.
+
+    No command can set the change time, so `touch -r` does not hide a replaced file.
+    """
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def fingerprint_code(*objects: Any) -> str:

@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict, Features, Image, List, Value
 
 from tilewright.data.images import HEIF_SUFFIXES, IMAGE_SUFFIXES
 from tilewright.data.sources.folder_captions import read_captions
-from tilewright.data.sources.listing import Listing, file_stamp, list_files
+from tilewright.data.sources.listing import Listing, list_files
 from tilewright.data.sources.splits import NAME_TO_SPLIT, hold_out_validation, resolve_splits
 from tilewright.data.sources.text_captions import CaptionsPerFile
 from tilewright.errors import UserError
@@ -118,18 +118,12 @@ def _dataset(captions: dict[Path, list[str]], single: bool) -> Dataset:
     """
     caption = Value("string") if single else List(Value("string"))
     texts = tuple(texts[0] if single else texts for texts in captions.values())
-    arguments = {
-        # Tuples, because `datasets` treats each list as a list of shards.
-        "paths": tuple(map(str, captions)),
-        "captions": texts,
-        "stamps": tuple(map(file_stamp, captions)),  # a changed file is read again
-    }
+    # Tuples, because `datasets` treats each list as a list of shards.
+    arguments = {"paths": tuple(map(str, captions)), "captions": texts}
     features = Features({"image": Image(), "caption": caption})
     return Dataset.from_generator(_rows, features=features, gen_kwargs=arguments)
 
 
-def _rows(
-    paths: Sequence[str], captions: Sequence[str | list[str]], stamps: Sequence[str]
-) -> Iterator[dict[str, Any]]:
+def _rows(paths: Sequence[str], captions: Sequence[str | list[str]]) -> Iterator[dict[str, Any]]:
     for path, caption in zip(paths, captions, strict=True):
         yield {"image": path, "caption": caption}

@@ -99,15 +99,6 @@ def list_files(root: Path) -> Listing:
     return Listing(root, sorted(files), sorted(hidden_files))
 
 
-def file_stamp(path: Path) -> str:
-    """Returns the size and the modification time of a file, or "" if it does not exist."""
-    try:
-        status = path.stat()
-    except OSError:
-        return ""
-    return f"{status.st_size} {status.st_mtime_ns}"
-
-
 def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
 

@@ -11,7 +11,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict, Image, concatenate_datasets, load_dataset
 
 from tilewright.data.sources.columns import TEXT, is_value, select_image_and_caption
-from tilewright.data.sources.listing import file_stamp, list_files
+from tilewright.data.sources.listing import list_files
 from tilewright.data.sources.splits import hold_out_validation, resolve_splits, split_from_path
 from tilewright.errors import UserError, first_line
 
@@ -86,16 +86,12 @@ class ParquetSource:
         pairs = select_image_and_caption(rows, self.image_column, self.caption_column, description)
         if not holds_paths:
             return pairs
-        # `datasets` then computes anew what it has cached of a changed file.
-        stamps = [file_stamp(folder / path) for path in rows[self.image_column][:] if path]
         encoded = pairs.cast_column("image", Image(decode=False)).map(
-            _make_absolute,
-            fn_kwargs={"folder": str(folder), "stamps": stamps},
-            desc="Finding the images",
+            _make_absolute, fn_kwargs={"folder": str(folder)}, desc="Finding the images"
         )
         return encoded.cast_column("image", Image())
 
 
-def _make_absolute(row: dict[str, Any], folder: str, stamps: list[str]) -> dict[str, Any]:
+def _make_absolute(row: dict[str, Any], folder: str) -> dict[str, Any]:
     path = row["image"] and row["image"]["path"]
     return {"image": {"bytes": None, "path": str(Path(folder, path)) if path else None}}

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 from datasets import Dataset, Image, IterableDataset
 
+from tilewright.data.fingerprints import fingerprint_files
 from tilewright.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -123,7 +124,7 @@ def hold_out_validation(
             batched=True,
             batch_size=256,
             remove_columns="image",
-            fn_kwargs={"seed": seed},
+            fn_kwargs={"seed": seed, "files": fingerprint_files(encoded)},
             desc="Splitting into train and validation",
         )
         positions = np.array(table["position"])
@@ -168,7 +169,9 @@ def require_fraction(fraction: float) -> None:
         )
 
 
-def _hash_batch(batch: dict[str, list], seed: int) -> dict[str, list[float]]:
+def _hash_batch(batch: dict[str, list], seed: int, files: str) -> dict[str, list[float]]:
+    """Returns the positions of a batch. `files` is a part of the cache key of `datasets`."""
+
     def position(image: Mapping[str, Any] | None) -> float:
         return hash_position(seed, image_identity(image))
 

@@ -28,10 +28,11 @@ from datasets import (
 from datasets.download import StreamingDownloadManager
 
 from tilewright.data.filters import usable_captions
+from tilewright.data.fingerprints import file_state
 from tilewright.data.images import IMAGE_SUFFIXES
 from tilewright.data.skipping import SkipRow
 from tilewright.data.sources.columns import select_image_and_caption
-from tilewright.data.sources.listing import file_stamp, list_files
+from tilewright.data.sources.listing import list_files
 from tilewright.data.sources.splits import hold_out_validation, resolve_splits, split_from_path
 from tilewright.errors import UserError, first_line
 
@@ -150,8 +151,8 @@ class WebDatasetSource:
         }
         if self.streaming:
             return IterableDataset.from_generator(read_pairs, gen_kwargs=arguments)
-        stamps = tuple(file_stamp(Path(file)) for file in files)  # a changed file is read again
-        arguments = {**arguments, "stamps": stamps}
+        states = tuple(map(file_state, files))  # a changed file is read again
+        arguments = {**arguments, "states": states}
         rows = Dataset.from_generator(table_rows, features=FEATURES, gen_kwargs=arguments)
         return select_image_and_caption(rows, "image", "caption", description)
 
@@ -187,11 +188,11 @@ def read_pairs(
             ) from error
 
 
-def table_rows(stamps: Sequence[Any], **arguments: Any) -> Iterator[dict[str, Any]]:
+def table_rows(states: Sequence[Any], **arguments: Any) -> Iterator[dict[str, Any]]:
     """Yields the pairs in shards with a list of strings as the caption.
 
     Args:
-        stamps: sizes and times of the files. They are part of the cache key of `datasets`.
+        states: sizes and times of the files. They are part of the cache key of `datasets`.
     """
     for pair in read_pairs(**arguments):
         try:
