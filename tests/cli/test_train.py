@@ -71,6 +71,27 @@ def test_run_name_can_be_used_only_once(copied):
     assert f"resume={copied.dvae}" in line
 
 
+def test_a_run_without_a_checkpoint_is_not_the_latest(copied, monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tilewright.cli.train.fit", interrupt)
+    assert command("train", ["stage=dvae", "run_name=second", NO_FRECHET, *SMALL], copied) == 130
+    latest = copied.dvae.parent / "latest"
+    assert (copied.dvae.parent / "second" / "config.yaml").is_file()
+    assert runs.follow_latest(latest) == copied.dvae
+
+
+def test_a_run_shorter_than_its_validation_interval_validates_at_its_end(home):
+    shorter = [text for text in SMALL if "val_check_interval" not in text]
+    changes = ["run_name=first", "trainer.val_check_interval=100", NO_FRECHET, *shorter]
+    out = run(home, "train", "stage=dvae", *changes)
+    assert "trainer.val_check_interval=100 batches is more than the run has" in out
+    assert "step      6/6" in out
+    for name in ("last", "best"):
+        assert step(home.dvae / "checkpoints" / f"{name}.ckpt") == 6
+
+
 def test_callback_set_to_null_is_left_out(copied):
     changes = ["run_name=alone", "callbacks.best=null", "callbacks.reconstructions=null"]
     run(copied, "train", "stage=dvae", *changes, NO_FRECHET, *SMALL)

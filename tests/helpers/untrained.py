@@ -100,6 +100,7 @@ def write_run(logs, stage, images):
     (folder / "checkpoints").mkdir()
     checkpoint = {"state_dict": state, "global_step": 7}
     AtomicCheckpointIO().save_checkpoint(checkpoint, folder / "checkpoints" / "best.ckpt")
+    runs.set_latest(folder)
     if stage != "dvae":
         tokenizer = instantiate(TOKENIZER)
         tokenizer.train(CAPTIONS)

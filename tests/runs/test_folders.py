@@ -41,6 +41,7 @@ def trained(logs, name, *, at=0, stage="dvae", data="shapes", source=None, kinds
         state = {"state_dict": weights(), "optimizer": [1], "global_step": 3}
         AtomicCheckpointIO().save_checkpoint(state, file)
         os.utime(file, (at, at))
+    runs.set_latest(run)
     return run
 
 
@@ -56,9 +57,11 @@ def test_created_run_has_its_resolved_configuration(tmp_path):
     assert "${" not in (run / "config.yaml").read_text()
 
 
-def test_latest_names_the_last_created_run(tmp_path):
+def test_latest_names_the_last_run_that_was_set(tmp_path):
     for name in ("b", "a b", "c"):
         runs.create(tmp_path / "dvae" / name, config())
+        runs.set_latest(tmp_path / "dvae" / name)
+        runs.set_latest(tmp_path / "dvae" / "not a run")
         assert runs.follow_latest(tmp_path / "dvae" / "latest") == tmp_path / "dvae" / name
     assert {p.name for p in (tmp_path / "dvae").iterdir()} == {"a b", "b", "c", "latest"}
     moved = (tmp_path / "dvae").rename(tmp_path / "moved")
@@ -74,6 +77,7 @@ def test_the_link_of_an_earlier_version_is_followed_and_replaced(tmp_path):
     assert runs.find(tmp_path, "dvae", str(latest)) == run.resolve()
     assert runs.find(tmp_path, "dvae") == run.resolve()
     runs.create(tmp_path / "dvae" / "b", config())
+    runs.set_latest(tmp_path / "dvae" / "b")
     assert latest.is_file()
     assert not latest.is_symlink()
     assert run.is_dir()
@@ -135,7 +139,7 @@ def test_find_by_path(tmp_path):
     run = trained(tmp_path, "a")
     trained(tmp_path, "b", at=100)
     assert runs.find(tmp_path, "dvae", str(run)) == run.resolve()
-    runs.create(run, config())  # it is the newest now, to `latest`
+    runs.set_latest(run)
     assert runs.find(tmp_path, "dvae", str(tmp_path / "dvae" / "latest")) == run.resolve()
 
 

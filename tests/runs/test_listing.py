@@ -31,6 +31,7 @@ def make(logs, name, *, stage="dvae", data="shapes", overrides=(), losses=(3.0, 
         "trainer": {"max_steps": 20, "default_root_dir": str(run)},
     }
     runs.create(run, OmegaConf.merge(saved, config))
+    runs.set_latest(run)
     with (run / "metrics.csv").open("w") as file:
         table = csv.writer(file)
         table.writerow(["step", "train/loss", "validation/loss", "validation/psnr"])

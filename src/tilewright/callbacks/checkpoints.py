@@ -9,6 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
 
+from tilewright import runs
 from tilewright.distributed import launch
 from tilewright.training.trainer import is_accumulating
 
@@ -21,9 +22,24 @@ class UpdateBoundaryCheckpoint(ModelCheckpoint):
 
     A run that was moved or copied keeps its best score, which Lightning forgets. Without the file
     of the best checkpoint, the next validation is the best one.
+
+    `latest` names the run of the newest checkpoint, because a run without one cannot be used.
     """
 
     _pending = False
+
+    @property
+    def run(self) -> Path:
+        """Folder of the run, which contains that of the checkpoints."""
+        return Path(str(self.dirpath)).parent
+
+    def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+        super()._save_checkpoint(trainer, filepath)
+        self._name_in_latest(trainer)
+
+    def _name_in_latest(self, trainer: pl.Trainer) -> None:
+        if trainer.is_global_zero:
+            runs.set_latest(self.run)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         def follow(path: str) -> str:
@@ -118,15 +134,15 @@ class LastCheckpoint(UpdateBoundaryCheckpoint):
         stop = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
         if stop or trainer.should_stop:  # before the last validation, if there is one
             trainer.save_checkpoint(f"{self.dirpath}/last.ckpt")
+            self._name_in_latest(trainer)
         if stop and trainer.global_step < trainer.max_steps:
             self._exit(trainer)
 
     def _exit(self, trainer: pl.Trainer) -> None:
         name = self._signal.name if self._signal else "a signal"
-        run = Path(str(self.dirpath)).parent
         trainer.print(
             f"Stopped by {name} after update {trainer.global_step}. The checkpoint is saved: "
-            f"continue with resume={run}"
+            f"continue with resume={self.run}"
         )
         if trainer.is_global_zero and self._signal == signal.SIGUSR1:
             launch.requeue()

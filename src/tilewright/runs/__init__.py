@@ -20,6 +20,7 @@ from tilewright.runs.folders import (
     lock,
     override_key,
     relocate,
+    set_latest,
     skip_unreadable,
 )
 from tilewright.runs.training_data import TrainingData
@@ -70,6 +71,7 @@ __all__ = [
     "relocate",
     "save_model",
     "save_network",
+    "set_latest",
     "skip_unreadable",
     "trained_steps",
 ]

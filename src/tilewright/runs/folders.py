@@ -57,7 +57,7 @@ def check_name(name: Any) -> None:
 
 
 def create(run: Path, config: DictConfig) -> None:
-    """Creates a run's folder, or updates its configuration, and names it in `latest`.
+    """Creates a run's folder, or updates its configuration.
 
     Raises:
         UserError: a folder is in the place of `latest`.
@@ -68,9 +68,15 @@ def create(run: Path, config: DictConfig) -> None:
     run.mkdir(parents=True, exist_ok=True)
     saved = OmegaConf.merge({"format": FORMAT}, config)
     files.write_atomically(run / CONFIG, configs.to_yaml(saved))
+
+
+def set_latest(run: Path) -> None:
+    """Names a run with a new checkpoint in `latest`. Other folders are left out."""
+    if not (run / CONFIG).is_file():
+        return
     temporary = run.parent / f".{LATEST}-{os.getpid()}"  # several trainings may start at once
     temporary.write_text(f"{run.name}\n")
-    temporary.replace(latest)  # also replaces the symbolic link of Tilewright 0.1
+    temporary.replace(run.parent / LATEST)  # also replaces the symbolic link of Tilewright 0.1
 
 
 @contextlib.contextmanager
