@@ -222,13 +222,14 @@ class TextToImage:
         image_prompt: Image.Image | None = None,
         rows: int = 0,
         batch_size: int = 128,
+        first_caption: int = 0,
     ) -> GeneratedImages:
         """Generates the best `n` of `best_of` candidates for each caption (section 2.6).
 
         Args:
             best_of: number of candidates sampled per caption; None samples `n`.
             ranker: scores the candidates. Without one they keep the order of their indices.
-            sampling, seed, image_prompt, rows, batch_size: see `sample_tokens`.
+            sampling, seed, image_prompt, rows, batch_size, first_caption: see `sample_tokens`.
 
         Raises:
             UserError: best_of is less than n, or greater than n without a ranker; or the ranker
@@ -243,6 +244,7 @@ class TextToImage:
             image_prompt=image_prompt,
             rows=rows,
             batch_size=batch_size,
+            first_caption=first_caption,
         )
         return self.rank(captions, tokens, n, ranker)
 
@@ -256,6 +258,7 @@ class TextToImage:
         image_prompt: Image.Image | None = None,
         rows: int = 0,
         batch_size: int = 128,
+        first_caption: int = 0,
     ) -> Tensor:
         """Samples image tokens [C, n, h, w]: `n` candidates for each of C captions.
 
@@ -267,6 +270,7 @@ class TextToImage:
             image_prompt: image whose top rows of image tokens are kept.
             rows: number of rows kept from `image_prompt`; 0 without one.
             batch_size: number of images sampled in one batch.
+            first_caption: index of the first caption, for captions that continue earlier ones.
 
         Raises:
             UserError: an argument is not possible, or the prior cannot be sampled with guidance.
@@ -279,6 +283,7 @@ class TextToImage:
             image_prompt=image_prompt,
             rows=rows,
             batch_size=batch_size,
+            first_caption=first_caption,
         ):
             pass
         return tokens
@@ -294,6 +299,7 @@ class TextToImage:
         image_prompt: Image.Image | None = None,
         rows: int = 0,
         batch_size: int = 128,
+        first_caption: int = 0,
     ) -> Iterator[Tensor]:
         """Samples image tokens and yields the unfinished grids after each row.
 
@@ -321,7 +327,7 @@ class TextToImage:
                 batch.shape[1],
                 sampling=sampling,
                 seed=seed,
-                caption_offset=captions_slice.start,
+                caption_offset=first_caption + captions_slice.start,
                 candidate_offset=candidates_slice.start,
                 image_prompt_tokens=(
                     None if prompt_rows is None else prompt_rows.expand(len(batch), -1, -1)

@@ -83,6 +83,12 @@ def test_best_of_keeps_the_best_candidates(copied, tmp_path, kind):
         assert (own["score"], own["best_of"], own["ranker"]) == (chosen["score"], 6, kind)
 
 
+def test_settings_are_checked_before_a_caption_is_completed(copied, capsys):
+    arguments = [f"prompt={PROMPT}", f"run={copied.prior}", "complete=true", "ranker=likelihood"]
+    assert "smaller than n=8" in fail(copied, "generate", *arguments, "best_of=2")
+    assert PROMPT not in capsys.readouterr().out
+
+
 def test_best_of_without_a_ranker_is_refused(copied, tmp_path):
     arguments = [f"prompt={PROMPT}", f"run={copied.prior}", "best_of=9", "ranker=none"]
     assert "ranker=none" in fail(copied, "generate", *arguments)

@@ -23,7 +23,12 @@ OTHER_KEYS = (
     *("*_target_", "data._convert_", "*stage", "data", "metric", "compile", "device", "weights"),
     *("host", "resize", "metric.resize", "*monitor", "callbacks.best", "*tokenizer"),
     *("best_of", "top_k", "top_p", "temperature", "guidance", "likelihood.min_log_scale"),
-    *("data.*transform", "data.source.image_keys", "image_tokens.*"),
+    *(
+        "data.*transform",
+        "data.source.image_keys",
+        "data.source.captions_per_file",
+        "image_tokens.*",
+    ),
     *("model.network.padding_mode", "model.network.pattern", "model.network.norm"),
     *("model.network.mlp", "model.network.positions", "sampling.*", "trainer.*"),
 )

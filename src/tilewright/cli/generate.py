@@ -1,6 +1,7 @@
 """Generates images for captions: `python src/generate.py prompt="a large red circle"`."""
 
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,13 +9,20 @@ from omegaconf import DictConfig, OmegaConf
 
 from tilewright import files, runs
 from tilewright.cli import app, settings
+from tilewright.cli.prompts import Prompt, read_prompts
 from tilewright.configs import instantiate
 from tilewright.errors import UserError
 from tilewright.hardware import resolve_device
 
 if TYPE_CHECKING:  # torch is loaded after the settings have been checked
+    from PIL.Image import Image
+
     from tilewright.pipeline import GeneratedImages, TextToImage
     from tilewright.prior import Sampling
+    from tilewright.reranking import Ranker
+
+
+GRID_CAPTIONS = 64  # captions per grid, which are generated and saved together
 
 
 @app.command("generate")
@@ -23,19 +31,35 @@ def main(config: DictConfig) -> None:
     prompts = parse_prompts(config)
     run = resolve(config)
     out = output_folder(config, run)
-    model, sampling = load(config, run)
-    prompts = complete(config, model, sampling, prompts)
-    images = sample(config, model, sampling, prompts)
-    save(config, run, sampling, prompts, images, out)
-    print(f"The images are in {out}, all of them together in grid.png")
+    pipeline = load(config, run)
+    prompts = complete(config, pipeline, prompts)
+    grids = generate(config, run, pipeline, prompts, out)
+    print(f"The images are in {out}, all of them together in {' to '.join(grids)}")
 
 
-def parse_prompts(config: DictConfig) -> list[str]:
-    """Returns the captions of `prompt=`."""
+@dataclass(frozen=True)
+class Pipeline:
+    """Model, sampling settings, ranker and image prompt of this command line."""
+
+    model: "TextToImage"
+    sampling: "Sampling"
+    ranker: "Ranker | None"
+    image_prompt: "Image | None"
+
+
+def parse_prompts(config: DictConfig) -> list[Prompt]:
+    """Returns the captions of `prompt=` or of `prompts=FILE`."""
+    if config.prompt is not None and config.prompts is not None:
+        raise UserError("prompt= and prompts= are both set: leave one of them out")
+    if config.prompts is not None:
+        return read_prompts(config.prompts, config.caption_column)
     if config.prompt is None:
-        raise UserError('prompt= is missing: prompt="a large red circle on the left"')
-    prompts: Any = OmegaConf.to_container(config.prompt, resolve=True)
-    return prompts
+        raise UserError(
+            'prompt= is missing: prompt="a large red circle on the left", or prompts=FILE for a '
+            "file of captions"
+        )
+    captions: Any = OmegaConf.to_container(config.prompt, resolve=True)
+    return list(map(Prompt, captions))
 
 
 def resolve(config: DictConfig) -> Path:
@@ -64,78 +88,95 @@ def output_folder(config: DictConfig, run: Path) -> Path:
     return out
 
 
-def load(config: DictConfig, run: Path) -> tuple["TextToImage", "Sampling"]:
-    """Loads the prior with its dVAE, and the sampling settings."""
+def load(config: DictConfig, run: Path) -> Pipeline:
+    """Loads all that the images are made with, and checks that it fits the settings."""
     from tilewright.pipeline import TextToImage
+    from tilewright.reranking import resolve_best_of
+    from tilewright.viz.images import open_image
 
     settings.fill_in_sampling(config, run)
-    sampling = instantiate(config.sampling)
-    return TextToImage.from_run(run, config.device), sampling
+    pipeline = Pipeline(
+        TextToImage.from_run(run, config.device),
+        instantiate(config.sampling),
+        None if config.best_of is None else instantiate(config.ranker),
+        None if config.image_prompt is None else open_image(config.image_prompt),
+    )
+    resolve_best_of(config.n, config.best_of, pipeline.ranker)
+    return pipeline
 
 
-def complete(
-    config: DictConfig, model: "TextToImage", sampling: "Sampling", prompts: list[str]
-) -> list[str]:
+def complete(config: DictConfig, pipeline: Pipeline, prompts: list[Prompt]) -> list[Prompt]:
     """Lets the prior write the rest of each caption, if the user asks for that."""
     if not config.complete:
         return prompts
-    prompts = model.complete(prompts, sampling=sampling, seed=config.seed)
-    print("\n".join(prompts))
-    return prompts
-
-
-def sample(
-    config: DictConfig, model: "TextToImage", sampling: "Sampling", prompts: list[str]
-) -> "GeneratedImages":
-    """Samples the images, and ranks them if `best_of` is set."""
-    from tilewright.viz.images import open_image
-
-    return model.generate(
-        prompts,
-        config.n,
-        best_of=config.best_of,
-        ranker=None if config.best_of is None else instantiate(config.ranker),
-        sampling=sampling,
-        seed=config.seed,
-        image_prompt=None if config.image_prompt is None else open_image(config.image_prompt),
-        rows=0 if config.image_prompt is None else config.rows,
-        batch_size=config.batch_size,
+    captions = pipeline.model.complete(
+        [prompt.caption for prompt in prompts], sampling=pipeline.sampling, seed=config.seed
     )
+    print("\n".join(captions))
+    pairs = zip(prompts, captions, strict=True)
+    return [replace(prompt, caption=caption) for prompt, caption in pairs]
 
 
-def save(
-    config: DictConfig,
-    run: Path,
-    sampling: "Sampling",
-    prompts: list[str],
-    images: "GeneratedImages",
-    out: Path,
-) -> None:
-    """Writes a PNG file for each image, a grid of all of them, and pictures.json.
+def generate(
+    config: DictConfig, run: Path, pipeline: Pipeline, prompts: list[Prompt], out: Path
+) -> list[str]:
+    """Samples and saves the images, one grid after the other. Returns the first and last grid.
 
     The PNG files hold their settings as text, with names instead of paths, which are private.
     """
     from tilewright.viz import images as viz
 
-    common = {"seed": config.seed, "sampling": vars(sampling)}
+    common = {"seed": config.seed, "sampling": vars(pipeline.sampling)}
     paths = {"run": str(run), **common, **_optional_settings(config)}
     names = {"run": run.name, **common, **_optional_settings(config, by_name=True)}
-    records = []
-    for caption_index, row in enumerate(images.records(prompts)):
-        for rank, record in enumerate(row):
-            path = out / f"{caption_index:03}-{rank:03}.png"
-            viz.save_png(images.images[caption_index, rank], path, {**names, **record})
-            records.append({"file": path.name, **record})
-    pictures = {"pictures": records}
-    viz.save_png(
-        viz.captioned_grid(prompts, images.images), out / "grid.png", {**names, **pictures}
+    pictures: list[dict[str, Any]] = []
+    starts = range(0, len(prompts), GRID_CAPTIONS)
+    digits = max(3, len(str(len(prompts) - 1)))
+    grids = [f"grid-{start:0{digits}}.png" for start in starts] if len(starts) > 1 else ["grid.png"]
+    for start, grid in zip(starts, grids, strict=True):
+        part = prompts[start : start + GRID_CAPTIONS]
+        captions = [prompt.caption for prompt in part]
+        images = sample(config, pipeline, captions, start)
+        records = []
+        for index, row in enumerate(images.records(captions)):
+            for rank, record in enumerate(row):
+                path = out / f"{start + index:0{digits}}-{rank:03}.png"
+                record = {**record, **part[index].place}
+                viz.save_png(images.images[index, rank], path, {**names, **record})
+                records.append({"file": path.name, **record})
+        grid_image = viz.captioned_grid(captions, images.images)
+        viz.save_png(grid_image, out / grid, {**names, "pictures": records})
+        pictures += records
+        saved = json.dumps({**paths, "pictures": pictures}, indent=2)
+        files.write_atomically(out / "pictures.json", saved)
+        if len(grids) > 1:
+            print(f"{grid}: {start + len(part)} of {len(prompts)} captions", flush=True)
+    return grids if len(grids) < 2 else [grids[0], grids[-1]]
+
+
+def sample(
+    config: DictConfig, pipeline: Pipeline, captions: list[str], start: int
+) -> "GeneratedImages":
+    """Samples the images of some captions, the first of which has index `start`, and ranks them."""
+    return pipeline.model.generate(
+        captions,
+        config.n,
+        best_of=config.best_of,
+        ranker=pipeline.ranker,
+        sampling=pipeline.sampling,
+        seed=config.seed,
+        image_prompt=pipeline.image_prompt,
+        rows=0 if config.image_prompt is None else config.rows,
+        batch_size=config.batch_size,
+        first_caption=start,
     )
-    files.write_atomically(out / "pictures.json", json.dumps({**paths, **pictures}, indent=2))
 
 
 def _optional_settings(config: DictConfig, by_name: bool = False) -> dict[str, Any]:
-    """Returns the settings of the image prompt and of the ranker, where they are in use."""
+    """Returns the settings of optional files and of the ranker, where they are in use."""
     used: dict[str, Any] = {}
+    if config.prompts is not None:
+        used |= {"prompts": Path(config.prompts).name if by_name else config.prompts}
     if config.image_prompt is not None:
         path = config.image_prompt
         used |= {"image_prompt": Path(path).name if by_name else path, "rows": config.rows}

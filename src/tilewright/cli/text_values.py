@@ -22,6 +22,8 @@ NULL, SWITCH = ("null",), ("true", "false")
 TEXT_KEYS: dict[str, tuple[str, ...]] = {
     # captions
     "prompt": (),
+    "prompts": NULL,
+    "caption_column": NULL,
     # runs, models and names
     "run": NULL,
     "compare": NULL,

@@ -1,0 +1,85 @@
+"""Captions to generate images for: those of the command line, or those of a file."""
+
+import logging
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tilewright.data.captions import DefectCounts, find_captions
+from tilewright.data.sources.folder_metadata import caption_value
+from tilewright.errors import UserError
+from tilewright.text_files import RECORD_SUFFIXES, decode_text, read_records, read_text, split_lines
+
+log = logging.getLogger(__name__)
+
+CAPTION_COLUMNS = ("caption", "text", "prompt")
+ID_COLUMN = re.compile(r"(?i:(^|[_ -])u?id$)|[a-z]I[dD]$")
+STDIN = "-"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A caption, and its place in a file.
+
+    Args:
+        caption: the text.
+        place: number of its line or row, from 1, and its row's columns of ids.
+    """
+
+    caption: str
+    place: dict[str, Any] = field(default_factory=dict)
+
+
+def read_prompts(path: str, column: str | None = None) -> list[Prompt]:
+    """Reads captions from a file. Lines and rows without a caption are counted in a warning.
+
+    Args:
+        path: a .txt file with one caption per line, a .jsonl, .csv or .tsv file, or `-` for
+            standard input, which is read as lines.
+        column: of the captions; None takes the first filled one of `CAPTION_COLUMNS`.
+
+    Raises:
+        UserError: the file cannot be read, or has no captions or no such column.
+    """
+    name = "standard input" if path == STDIN else path
+    is_table = Path(path).suffix.lower() in RECORD_SUFFIXES
+    if not is_table and column is not None:
+        raise UserError(f"{name} has no columns: leave caption_column={column} out")
+    values = _read_rows(Path(path), column) if is_table else _read_lines(path, name)
+    prompts: list[Prompt] = []
+    defects = DefectCounts()
+    for value, place in values:
+        texts, reasons = find_captions(value)
+        unit, number = next(iter(place.items()))
+        defects.add(f"{unit} {number}", reasons)
+        prompts += [Prompt(text, place) for text in texts]
+    if not prompts:
+        raise UserError(f"{name} has no captions: write one per line, or one per row")
+    if defects:
+        log.warning("%s has no caption in some places, which are left out: %s", name, defects)
+    return prompts
+
+
+def _read_lines(path: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    if path != STDIN and Path(path).suffix.lower() not in {"", ".txt"}:
+        raise UserError(f"prompts={path} is not .txt, {', '.join(RECORD_SUFFIXES)} or -: name one")
+    text = decode_text(sys.stdin.buffer.read(), name) if path == STDIN else read_text(Path(path))
+    for number, line in enumerate(split_lines(text.rstrip("\r\n")), start=1):
+        yield line, {"line": number}
+
+
+def _read_rows(path: Path, column: str | None) -> Iterator[tuple[Any, dict[str, Any]]]:
+    columns = CAPTION_COLUMNS if column is None else (column,)
+    records = list(read_records(path))
+    existing = {name: None for record in records for name in record}
+    if records and not existing.keys() & set(columns):
+        raise UserError(
+            f"{path} has no column {' or '.join(columns)}, only {', '.join(existing)}: set "
+            "caption_column=NAME"
+        )
+    for number, record in enumerate(records, start=1):
+        ids = {name: value for name, value in record.items() if ID_COLUMN.search(name)}
+        yield caption_value(record, columns), {"row": number, **ids}
