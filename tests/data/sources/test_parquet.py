@@ -87,3 +87,13 @@ def test_mistakes_are_one_line(tmp_path):
     assert_load_fails(ParquetSource(path, image_column="jpg"), "'jpg'", "image, caption")
     (tmp_path / "x.parquet").write_bytes(b"this is not parquet")
     assert_load_fails(ParquetSource(path), "x.parquet", "cannot be read")
+
+
+def test_folders_above_the_data_do_not_choose_the_split(tmp_path):
+    root = tmp_path / "val" / "images"
+    root.mkdir(parents=True)
+    for n in range(2):
+        numbered_rows(range(20 * n, 20 * n + 20)).to_parquet(root / f"{n}.parquet")
+    numbers = numbers_by_split(ParquetSource(str(root)).load())
+    assert numbers["train"] | numbers["validation"] == set(range(40))
+    assert len(numbers["train"]) > 20

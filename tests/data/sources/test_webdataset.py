@@ -2,16 +2,23 @@
 
 import io
 import json
+import logging
 import tarfile
+from collections import Counter
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from tilewright.data import CaptionedImages
 from tilewright.data.images import decode_image
+from tilewright.data.sources.tar_samples import PairFormat, read_samples
 from tilewright.data.sources.webdataset import WebDatasetSource, expand_braces
 from tilewright.data.transforms import CenterCrop
 from tilewright.errors import UserError
+
+FORM = PairFormat(("jpg", "png"), ("txt",), "caption")
 
 
 def encode_image(number, form="JPEG"):
@@ -143,7 +150,7 @@ def test_patterns_and_lists_of_patterns(tmp_path):
 
 def test_unusable_captions_are_counted(tmp_path):
     contents = [
-        ("txt", b"number 0"), ("txt", b"\xff\xfe not UTF-8"), ("txt", b"  \n"), ("json", b"{no"),
+        ("txt", b"number 0"), ("txt", b"\0\1\2"), ("txt", b"  \n"), ("json", b"{no"),
         ("json", b'{"caption": null}'), ("json", b'{"caption": 7}'), ("json", b"[]"),
         ("json", b'{"caption": ["one", "two"]}'), ("json", b"{}"), ("npy", b"no caption at all"),
     ]  # fmt: skip
@@ -158,9 +165,14 @@ def test_unusable_captions_are_counted(tmp_path):
     captions = []
     for batch in data.val_dataloader():
         captions += data.on_after_batch_transfer(batch, 0)["caption"]
-    assert sorted(captions) == ["number 0", "one", "\ufffd\ufffd not UTF-8"]
-    reasons = {"empty caption": 1, "caption is not text": 3, "no caption": 3, "no image": 1}
-    assert data.skip_counts.reasons == reasons
+    assert sorted(captions) == ["number 0", "one"]
+    assert data.skip_counts.reasons == {
+        "empty caption": 1,
+        "caption is in an unknown encoding": 1,
+        "caption is not text": 3,
+        "no caption": 3,
+        "no image": 1,
+    }
     assert {"one", "two", "a caption alone"} <= set(data.captions())
 
 
@@ -182,7 +194,11 @@ def test_a_truncated_shard_gives_its_complete_pairs(tmp_path, caplog):
     [
         (None, {}, ["matches no tar file", "give a file, a folder or a pattern"]),
         (b"this is not a tar file", {}, ["a.tar cannot be read as a tar file"]),
-        ([("1.jpg", "x"), ("1.cls", "3")], {}, ["no member that ends in txt or json", "cls, jpg"]),
+        (
+            [("1.jpg", "x"), ("1.cls", "3")],
+            {},
+            ["no member that ends in txt or caption or json", "cls, jpg"],
+        ),
         ([("1.exr", "x"), ("1.txt", "x")], {}, ["ends in jpg or", "exr, txt", "image_keys"]),
         ([("1.jpg", "x"), ("1.txt", "x")], {"caption_keys": ["cap"]}, ["ends in cap"]),
     ],
@@ -206,3 +222,90 @@ def test_a_missing_shard_is_an_error(tmp_path):
     (tmp_path / "train-1.tar").unlink()
     with pytest.raises(UserError, match=r"train-1\.tar cannot be opened .*resume=true"):
         list(splits["train"])
+
+
+def members_of(samples, caption=b"text", image=b"image"):
+    """Returns members by name, with contents by ending."""
+    contents = {"txt": caption, "jpg": image, "png": image}
+    return [(name, contents.get(name.rpartition(".")[2], b"other")) for name in samples]
+
+
+@pytest.mark.parametrize(
+    ("names", "complete", "other", "unread"),
+    [
+        (["cat.v2.jpg", "cat.v2.txt", "dog.v2.jpg", "dog.v2.txt"], ["cat.v2", "dog.v2"], [], {}),
+        (["cat.jpg", "cat.txt", "cat.v2.jpg", "cat.v2.txt"], ["cat.v2", "cat"], [], {}),
+        (["a.1.5.JPG", "a.1.5.txt"], ["a.1.5"], [], {}),
+        (["./x.y/1.jpg", "./x.y/1.txt"], ["./x.y/1"], [], {}),
+        (["1.jpg", "1.seg.png", "1.txt"], ["1"], [], {"png": 1}),
+        (["1.aux.png", "1.jpg", "1.txt"], ["1"], [], {"png": 1}),
+        (["1.jpg", "1.txt", "1.emb.npy"], ["1"], [], {"emb.npy": 1}),
+        (["a.b.jpg", "a.b.npy", "a.b.txt"], ["a.b"], [], {"b.npy": 1}),
+        (["a.b.cls", "a.b.jpg", "a.b.txt"], ["a.b"], [], {"b.cls": 1}),
+        (["1.cls", "2.jpg", "2.txt", "3.cls"], ["2"], ["1", "3"], {"cls": 2}),
+        (["a.b.jpg", "c.txt", "./d.jpg"], [], ["a.b", "c", "./d"], {}),
+    ],
+)
+def test_names_with_dots(names, complete, other, unread):
+    counts = Counter()
+    samples = list(read_samples([(n, io.BytesIO(c)) for n, c in members_of(names)], FORM, counts))
+    assert [sample.name for sample in samples if len(sample.parts) == 2] == complete
+    assert [sample.name for sample in samples if len(sample.parts) < 2] == other
+    assert counts == unread
+
+
+@given(
+    st.lists(st.from_regex(r"[a-c]{1,2}(\.[a-c0-9]{1,2}){0,2}", fullmatch=True), unique=True),
+    st.lists(st.sampled_from(["npy", "seg.npy", "cls"]), unique=True),
+)
+def test_each_pair_of_a_sorted_file_is_read(stems, others):
+    endings = ["jpg", "txt", *others]
+    names = sorted(f"{stem}.{ending}" for stem in stems for ending in endings)
+    # A name such as a.b also reads as an unread member of the sample a.
+    samples = read_samples([(n, io.BytesIO(c)) for n, c in members_of(names)], FORM)
+    pairs = [sample.name for sample in samples if len(sample.parts) == 2]
+    assert sorted(pairs) == sorted(stems)
+
+
+def test_unread_members_are_counted_when_the_data_is_loaded(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    shard(tmp_path / "a.tar", pairs(range(20)))
+    WebDatasetSource(str(tmp_path)).load()
+    assert "20 of the first 60 members" in caplog.text
+    assert "20 × seg.npy" in caplog.text
+
+
+def test_captions_in_another_encoding_are_read(tmp_path, caplog):
+    texts = ["ein grüner Kreis", "no other letter", "größer"]
+    members = []
+    for n, text in enumerate(texts):
+        members += [(f"{n}.jpg", encode_image(n)), (f"{n}.txt", text.encode("cp1252"))]
+    members += [("3.jpg", encode_image(3)), ("3.txt", "später".encode("utf-16"))]
+    for name in ("train", "val"):
+        shard(tmp_path / f"{name}.tar", members)
+    rows = load_rows(WebDatasetSource(str(tmp_path)))["train"]
+    assert sorted(row["caption"] for row in rows) == sorted([*texts, "später"])
+    assert "that are not UTF-8 are read as cp1252, such as 0.txt" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [("auto", ["a dog", "the dog"]), ("lines", ["a dog", "the dog"]), ("one", "a dog\nthe dog")],
+)
+def test_captions_per_file(tmp_path, setting, expected):
+    members = [("1.jpg", encode_image(1)), ("1.txt", "a dog\nthe dog\n")]
+    for name in ("train", "val"):
+        shard(tmp_path / f"{name}.tar", members)
+    source = WebDatasetSource(str(tmp_path), captions_per_file=setting)
+    assert [row["caption"] for row in load_rows(source)["train"]] == [expected]
+
+
+@pytest.mark.parametrize("names", [["0.tar", "1.tar"], ["x/0.tar", "y/1.tar"]])
+def test_folders_above_the_data_do_not_choose_the_split(tmp_path, names):
+    root = tmp_path / "dev" / "test"
+    for n, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shard(root / name, pairs(range(20 * n, 20 * n + 20)))
+    splits = load_rows(WebDatasetSource(str(root), validation_fraction=0.3))
+    assert splits.keys() == {"train", "validation"}
+    assert len(splits["train"]) > 20

@@ -4,7 +4,6 @@ from collections import defaultdict
 from dataclasses import dataclass
 from functools import partial
 from glob import glob
-from os.path import commonpath
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from datasets import Dataset, DatasetDict, Image, concatenate_datasets, load_dat
 
 from tilewright.data.sources.columns import TEXT, is_value, select_image_and_caption
 from tilewright.data.sources.listing import list_files
-from tilewright.data.sources.splits import hold_out_validation, resolve_splits, split_from_path
+from tilewright.data.sources.splits import group_by_split, hold_out_validation, resolve_splits
 from tilewright.errors import UserError, first_line
 
 
@@ -53,15 +52,14 @@ class ParquetSource:
 
         # One folder at a time, because paths in a file are relative to its own folder.
         groups: dict[str, dict[Path, list[Path]]] = defaultdict(lambda: defaultdict(list))
-        root = commonpath([file.parent for file in files])
-        for file in files:
-            groups[split_from_path(file.relative_to(root))][file.parent].append(file)
+        description = f"parquet at {self.path!r}"
+        for split, paths in group_by_split([str(file) for file in files], description).items():
+            for file in map(Path, paths):
+                groups[split][file.parent].append(file)
         splits = {
             split: concatenate_datasets([self._load_folder(*group) for group in folders.items()])
             for split, folders in groups.items()
         }
-
-        description = f"parquet at {self.path!r}"
         hold_out = partial(
             hold_out_validation,
             fraction=self.validation_fraction,

@@ -10,6 +10,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,9 +37,27 @@ READERS = 8  # threads that read and hash images
 HEAD = 100  # rows of streaming data that are read first, to detect a tiny dataset
 
 
-def split_from_path(path: Path | str) -> str:
+def group_by_split(paths: Sequence[str], description: str) -> dict[str, list[str]]:
+    """Groups paths and addresses of data files by the split that their names determine.
+
+    A folder that contains all of the files does not count, such as `/home/dev`. A file without the
+    name of a split in its path is for training. One line of the log counts the files of each split.
+    """
+    parts = [path.split("/") for path in paths]
+    levels = zip(*(folders for *folders, _ in parts), strict=False)
+    shared = sum(1 for _ in takewhile(lambda names: len({*names}) == 1, levels))
+    groups: dict[str, list[str]] = {}
+    for path, names in zip(paths, parts, strict=True):
+        groups.setdefault(_split_from_path("/".join(names[shared:])), []).append(path)
+    if len(groups) > 1:
+        counts = (f"{len(group)} for {split}" for split, group in groups.items())
+        log.info("files of %s by their names: %s", description, ", ".join(counts))
+    return groups
+
+
+def _split_from_path(path: str) -> str:
     """Returns the split that a file name or its folders determine, or `train` by default."""
-    words = re.split(r"[^a-z]+", str(path).lower())
+    words = re.split(r"[^a-z]+", path.lower())
     # The last word wins, so that the name of the file precedes the name of its folder.
     return next((NAME_TO_SPLIT[word] for word in reversed(words) if word in NAME_TO_SPLIT), "train")
 

@@ -54,7 +54,7 @@ def lines_are_captions(setting: CaptionsPerFile, texts: Mapping[str, str]) -> bo
             "data.source.captions_per_file=one makes each file one caption",
             len(several), next(iter(several)),
         )  # fmt: skip
-    return True
+    return bool(several)
 
 
 def split_captions(text: str, per_line: bool) -> list[str]:

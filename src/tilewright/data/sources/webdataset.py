@@ -1,14 +1,14 @@
 """Captioned images in tar shards, in the format of webdataset and img2dataset."""
 
 import gzip
-import json
 import logging
 import lzma
 import re
 import tarfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from glob import glob
 from itertools import islice
@@ -30,17 +30,20 @@ from datasets.download import StreamingDownloadManager
 from tilewright.data.filters import usable_captions
 from tilewright.data.fingerprints import file_state
 from tilewright.data.images import IMAGE_SUFFIXES
-from tilewright.data.skipping import SkipRow
+from tilewright.data.skipping import SkipRow, format_counts
 from tilewright.data.sources.columns import select_image_and_caption
 from tilewright.data.sources.listing import list_files
-from tilewright.data.sources.splits import hold_out_validation, resolve_splits, split_from_path
+from tilewright.data.sources.splits import group_by_split, hold_out_validation, resolve_splits
+from tilewright.data.sources.tar_samples import PairFormat, Sample, is_json, read_samples
+from tilewright.data.sources.text_captions import CaptionsPerFile, lines_are_captions
 from tilewright.errors import UserError, first_line
+from tilewright.text_files import decode_unicode, guess_encoding
 
 log = logging.getLogger(__name__)
 
 COMMON_KEYS = ("jpg", "jpeg", "png", "webp")
 IMAGE_KEYS = (*COMMON_KEYS, *sorted({suffix[1:] for suffix in IMAGE_SUFFIXES} - {*COMMON_KEYS}))
-CAPTION_KEYS = ("txt", "json")
+CAPTION_KEYS = ("txt", "caption", "json")
 FEATURES = Features({"image": Image(decode=False), "caption": List(Value("string"))})
 BROKEN_SHARD = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
 BRACES = re.compile(r"\{([^{}]*)\}")
@@ -52,7 +55,8 @@ class WebDatasetSource:
     """Tar files whose members `NAME.jpg` and `NAME.txt` (or `.json`) are a pair.
 
     The file name determines its split ("val-0001.tar"), as for parquet files. All other files are
-    for training. Members that do not belong to a pair are ignored.
+    for training. Names may have dots, as in `cat.v2.jpg`. Other members are not read, and a line of
+    the log counts those among the first members.
 
     The loader of `datasets` for this format takes the columns from the first five pairs. It stops
     at the first pair that differs, such as a PNG among JPEGs, so it is not used here.
@@ -63,6 +67,8 @@ class WebDatasetSource:
         image_keys, caption_keys: endings of the members, in order of preference. Without
             image_keys, these are the endings of all image formats that can be read.
         caption_field: field of a `.json` member that holds the caption.
+        captions_per_file: captions in a text: "lines" for one per line, "one", or "auto", which
+            chooses by the form of the lines in the first members.
         streaming: read during training. False first copies all pairs to the cache of `datasets`.
         validation_fraction: share of the training images to hold out if there is no file for
             validation.
@@ -73,6 +79,7 @@ class WebDatasetSource:
     image_keys: Sequence[str] | None = None
     caption_keys: Sequence[str] = CAPTION_KEYS
     caption_field: str = "caption"
+    captions_per_file: CaptionsPerFile = "auto"
     streaming: bool = True
     validation_fraction: float = 0.05
     seed: int = 0
@@ -80,11 +87,12 @@ class WebDatasetSource:
     def load(self) -> DatasetDict | IterableDatasetDict:
         """Loads the splits. See `Source.load`."""
         description = f"webdataset at {self.path!r}"
-        shards: dict[str, list[str]] = {}
-        for file in self.files():
-            shards.setdefault(split_from_path(file), []).append(file)
-        self._check_members(next(iter(shards.values()))[0])
-        splits = {split: self._dataset(files, description) for split, files in shards.items()}
+        files = self.files()
+        form = self._choose_format(files[0])
+        splits = {
+            split: self._dataset(shards, form, description)
+            for split, shards in group_by_split(files, description).items()
+        }
         hold_out = partial(
             hold_out_validation,
             fraction=self.validation_fraction,
@@ -120,35 +128,76 @@ class WebDatasetSource:
             files += matches
         return files
 
-    def _check_members(self, shard: str) -> None:
-        """Reads the first members of a shard, to report wrong keys before the training starts."""
-        keys = {"image": self.image_keys or IMAGE_KEYS, "caption": self.caption_keys}
-        endings: set[str] = set()
+    def _choose_format(self, shard: str) -> PairFormat:
+        """Chooses the form of captions by the first members of a shard.
+
+        Raises:
+            UserError: the shard cannot be read, or has no image or no caption.
+        """
+        form = PairFormat(
+            # Tuples, because `datasets` treats each list as a list of shards.
+            tuple(self.image_keys or IMAGE_KEYS),
+            tuple(self.caption_keys),
+            self.caption_field,
+        )
+        endings: Counter[str] = Counter()
+        samples: list[Sample] = []
         try:
-            for name, _ in islice(_members(shard), MEMBERS_TO_CHECK):
-                endings.add(_split_name(name)[1])
+            members = islice(_members(shard), MEMBERS_TO_CHECK)
+            for sample in read_samples(members, form, endings):
+                samples.append(sample)
         except Exception as error:  # classes of tarfile, fsspec and each protocol
-            if not endings:
+            if not samples:
                 raise UserError(
                     f"{shard} cannot be read as a tar file ({first_line(error)}): replace or "
                     "remove it"
                 ) from error
-        for role, expected in keys.items():
-            if not endings & set(expected):
+        unread = endings.copy()
+        endings.update(key for sample in samples for key in sample.parts)
+        for role, expected in (("image", form.image_keys), ("caption", form.caption_keys)):
+            if not endings.keys() & set(expected):
                 names = expected if len(expected) <= 5 else [*expected[:4], "…"]
                 raise UserError(
                     f"{shard} has no member that ends in {' or '.join(names)}, only "
                     f"{', '.join(sorted(endings)) or 'none'}: set data.source.{role}_keys"
                 )
+        if unread:
+            log.info(
+                "%d of the first %d members of %s are not read (%s): data.source.image_keys and "
+                "caption_keys choose their endings",
+                unread.total(), endings.total(), shard, format_counts(unread),
+            )  # fmt: skip
+        return self._choose_caption_form(form, samples, shard)
 
-    def _dataset(self, files: list[str], description: str) -> Dataset | IterableDataset:
-        # Tuples, because `datasets` treats each list as a list of shards.
-        arguments: dict[str, Any] = {
-            "files": files,
-            "image_keys": tuple(self.image_keys or IMAGE_KEYS),
-            "caption_keys": tuple(self.caption_keys),
-            "caption_field": self.caption_field,
+    def _choose_caption_form(
+        self, form: PairFormat, samples: Sequence[Sample], shard: str
+    ) -> PairFormat:
+        contents = {
+            f"{sample.name}.{key}": sample.parts[key]
+            for sample in samples
+            if (key := form.caption_key(sample))
         }
+        legacy = {name: text for name, text in contents.items() if decode_unicode(text) is None}
+        encoding = guess_encoding(legacy.values()) if legacy else None
+        if encoding:
+            log.warning(
+                "captions in %s that are not UTF-8 are read as %s, such as %s: if that is wrong, "
+                "save them as UTF-8",
+                shard, encoding, next(iter(legacy)),
+            )  # fmt: skip
+        form = replace(form, encoding=encoding)
+        texts = {
+            repr(sample.name): text
+            for sample in samples
+            if not is_json(form.caption_key(sample) or "json")
+            and isinstance(text := form.caption(sample), str)
+        }
+        return replace(form, per_line=lines_are_captions(self.captions_per_file, texts))
+
+    def _dataset(
+        self, files: list[str], form: PairFormat, description: str
+    ) -> Dataset | IterableDataset:
+        arguments: dict[str, Any] = {"files": files, "form": form}
         if self.streaming:
             return IterableDataset.from_generator(read_pairs, gen_kwargs=arguments)
         states = tuple(map(file_state, files))  # a changed file is read again
@@ -157,9 +206,7 @@ class WebDatasetSource:
         return select_image_and_caption(rows, "image", "caption", description)
 
 
-def read_pairs(
-    files: list[str], image_keys: Sequence[str], caption_keys: Sequence[str], caption_field: str
-) -> Iterator[dict[str, Any]]:
+def read_pairs(files: list[str], form: PairFormat) -> Iterator[dict[str, Any]]:
     """Yields the pairs in shards. A caption is returned as stored and may not be text.
 
     A broken shard ends early, with a warning.
@@ -170,14 +217,10 @@ def read_pairs(
     for file in files:
         count = 0
         try:
-            for parts in _samples(file, {*image_keys, *caption_keys}):
+            for sample in read_samples(_members(file), form):
                 count += 1
-                image = next((parts[key] for key in image_keys if key in parts), None)
-                key = next((key for key in caption_keys if key in parts), None)
-                yield {
-                    "image": {"bytes": image, "path": None},
-                    "caption": key and _parse_caption(key, parts[key], caption_field),
-                }
+                image = {"bytes": form.image(sample), "path": None}
+                yield {"image": image, "caption": form.caption(sample)}
         except BROKEN_SHARD as error:
             log.warning("%s is broken after %d pairs, the rest is skipped: %s", file, count, error)
         except Exception as error:  # classes of each protocol
@@ -217,37 +260,5 @@ def expand_braces(pattern: str) -> list[str]:
     return [path for choice in choices for path in expand_braces(before + choice + after)]
 
 
-def _samples(file: str, keys: set[str]) -> Iterator[dict[str, bytes]]:
-    """Yields the contents of consecutive members that share a name, by their endings."""
-    name, parts = "", dict[str, bytes]()
-    for path, content in _members(file):
-        base, ending = _split_name(path)
-        if base != name:
-            if parts:
-                yield parts
-            name, parts = base, {}
-        if ending in keys:
-            parts.setdefault(ending, content.read())
-    if parts:
-        yield parts
-
-
 def _members(file: str) -> Iterator[tuple[str, Any]]:
     return iter(StreamingDownloadManager().iter_archive(file))
-
-
-def _split_name(path: str) -> tuple[str, str]:
-    """Splits `a/b.seg.PNG` into `a/b` and `seg.png`."""
-    folder, _, file = path.rpartition("/")
-    stem, _, ending = file.partition(".")
-    return f"{folder}/{stem}", ending.lower()
-
-
-def _parse_caption(key: str, content: bytes, field: str) -> Any:
-    if key.endswith("json"):
-        try:
-            value = json.loads(content)
-        except ValueError:
-            return {}  # not text, and counted as such
-        return value.get(field) if isinstance(value, dict) else {}
-    return content.decode("utf-8", errors="replace").strip()

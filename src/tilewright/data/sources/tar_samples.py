@@ -1,0 +1,145 @@
+"""Pairs of an image and a caption among the members of a tar file."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tilewright.data.sources.text_captions import split_captions
+from tilewright.text_files import decode_legacy, decode_unicode
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Members that share a name, by their endings.
+
+    Attributes:
+        name: path in the tar file without the ending.
+    """
+
+    name: str
+    parts: dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class PairFormat:
+    """Endings of members, and the form of captions.
+
+    Attributes:
+        image_keys, caption_keys: endings in order of preference.
+        caption_field: field of a .json that holds the caption.
+        encoding: encoding of captions that are not Unicode, or None if it is unknown.
+        per_line: True if each line of a text is a caption.
+    """
+
+    image_keys: Sequence[str]
+    caption_keys: Sequence[str]
+    caption_field: str
+    encoding: str | None = None
+    per_line: bool = False
+
+    def image(self, sample: Sample) -> bytes | None:
+        """Returns the encoded image of a sample, or None."""
+        return next((sample.parts[key] for key in self.image_keys if key in sample.parts), None)
+
+    def caption_key(self, sample: Sample) -> str | None:
+        """Returns the ending of the member with the caption, or None."""
+        return next((key for key in self.caption_keys if key in sample.parts), None)
+
+    def caption(self, sample: Sample) -> Any:
+        """Returns the caption of a sample as stored, which may not be text."""
+        key = self.caption_key(sample)
+        if key is None:
+            return None
+        content = sample.parts[key]
+        text = decode_unicode(content)
+        if text is None and self.encoding:
+            text = decode_legacy(content, self.encoding)
+        if text is None:
+            return content
+        if is_json(key):
+            return _parse_json(text, self.caption_field)
+        captions = split_captions(text, self.per_line)
+        return captions if len(captions) > 1 else "".join(captions)
+
+
+def is_json(key: str) -> bool:
+    """Returns True if members with this ending are JSON."""
+    return key.rpartition(".")[2] == "json"
+
+
+def split_name(path: str, keys: Iterable[str]) -> tuple[str, str, bool]:
+    """Splits the path of a member into (name, ending, True if the ending is one of the keys).
+
+    The ending begins at the first dot after which it is a key: `a/cat.v2.JPG` is `a/cat.v2` and
+    `jpg`. Without such a dot, it begins at the first dot, as in webdataset.
+    """
+    folder, slash, file = path.rpartition("/")
+    words = file.split(".")
+    for count in range(1, len(words)):
+        ending = ".".join(words[count:]).lower()
+        if ending in keys:
+            return folder + slash + ".".join(words[:count]), ending, True
+    return folder + slash + words[0], ".".join(words[1:]).lower(), False
+
+
+def read_samples(
+    members: Iterable[tuple[str, Any]], form: PairFormat, unread: Counter[str] | None = None
+) -> Iterator[Sample]:
+    """Yields the samples among consecutive members of a tar file.
+
+    Names may have dots: `cat.v2.jpg` is the image of the sample `cat.v2`. It is an unread member of
+    the sample `cat` if there is no caption for it, but a sample `cat` beside it. A sample of unread
+    members alone is yielded without parts, so that it is counted as a row.
+
+    Args:
+        members: paths and open files.
+        unread: counts members that are not read, by ending.
+    """
+    keys = {*form.image_keys, *form.caption_keys}
+    unread = Counter() if unread is None else unread
+    samples: list[Sample] = []  # the name of each begins with that of the one before
+    unknown: str | None = None  # name of a sample of which only unread members were seen
+
+    def close(following: str | None) -> Iterator[Sample]:
+        while samples and not (following and _is_within(following, samples[-1].name)):
+            sample = samples.pop()
+            complete = form.image(sample) is not None and form.caption_key(sample) is not None
+            is_part = bool(samples or (following and _is_within(sample.name, following)))
+            if complete or not is_part:
+                yield sample
+            else:
+                unread.update(sample.parts.keys())
+
+    for path, content in members:
+        name, ending, is_read = split_name(path, keys)
+        if not is_read:
+            unread[ending] += 1
+            if any(_is_within(sample.name, name) for sample in samples) or name == unknown:
+                continue
+        if unknown is not None and not (is_read and _is_within(name, unknown)):
+            yield Sample(unknown, {})
+        unknown = None if is_read else name
+        if not is_read:
+            continue
+        yield from close(name)
+        if not samples or samples[-1].name != name:
+            samples.append(Sample(name, {}))
+        samples[-1].parts.setdefault(ending, content.read())
+    if unknown is not None:
+        yield Sample(unknown, {})
+    yield from close(None)
+
+
+def _is_within(name: str, other: str) -> bool:
+    """Returns True if a name is another one, or that one with a dot and more after it."""
+    return name == other or name.startswith(other + ".")
+
+
+def _parse_json(text: str, field: str) -> Any:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}  # not text, and counted as such
+    return value.get(field) if isinstance(value, dict) else {}
