@@ -70,6 +70,25 @@ def test_broken_images_are_skipped_and_counted_with_one_warning(make, caplog, st
     assert "2 of 8 rows were skipped: 2 × not an image" in caplog.text
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_truncated_captions_are_counted_with_an_example(
+    make, tokenizer, caplog, streaming, workers
+):
+    tokenizer.length = 1  # each caption has two words
+    data = make(TinySource(streaming=streaming), tokenizer=tokenizer, num_workers=workers)
+    trained = batches(data, data.train_dataloader(), 2)
+    assert all("truncated" not in batch for batch in trained)
+    (first,) = (record.getMessage() for record in caplog.records)
+    assert first.startswith("Some captions are longer than tokenizer.length and are truncated")
+    caplog.clear()
+    data.teardown("fit")
+    assert "8 captions were longer than tokenizer.length=1" in caplog.text
+    resumed = make(tokenizer=tokenizer)
+    resumed.load_state_dict(data.state_dict())
+    assert resumed.skip_counts.truncated == 8
+
+
 def test_batch_of_broken_images_takes_the_next_usable_row(make):
     order = flatten(map(row_indices, make().val_dataloader()))
     data = make(TinySource(broken=order[:4]))

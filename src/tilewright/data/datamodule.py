@@ -318,14 +318,21 @@ class CaptionedImages(pl.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
         """Encodes a batch without image tokens on the device, and counts skipped rows."""
-        skipped, position = batch.pop("skipped", {}), batch.pop("position", None)
+        skipped, truncated = batch.pop("skipped", {}), batch.pop("truncated", [])
+        position = batch.pop("position", None)
         if position is not None:
             self._progress.update(position)
         if self.trainer is None or self.trainer.training:
             self._rows_read += self.batch_size
             if skipped and not self.skip_counts.total:
                 log.warning("Some rows are skipped, first: %s", format_counts(skipped))
-            self.skip_counts.add(len(batch["caption"]) + sum(skipped.values()), skipped)
+            if truncated and not self.skip_counts.truncated:
+                log.warning(
+                    "Some captions are longer than tokenizer.length and are truncated, first: %r",
+                    truncated[0],
+                )
+            read = len(batch["caption"]) + sum(skipped.values())
+            self.skip_counts.add(read, skipped, len(truncated))
         if self.image_tokenizer is not None and "image_tokens" not in batch:
             batch["image_tokens"] = self.image_tokenizer.encode(batch.pop("image"))
         return batch
@@ -390,16 +397,17 @@ class CaptionedImages(pl.LightningDataModule):
         """Returns the skip counts summed over all processes. All processes must call it."""
         total = SkipCounts()
         for state in gather(self.skip_counts.state_dict(), self._reader_group.processes):
-            total.add(state["read"], state["reasons"])
+            total.add(**state)
         return total
 
     def teardown(self, stage: str) -> None:
-        """Logs the numbers of skipped rows and truncated captions."""
-        if self.skip_counts.total:
-            log.warning("%s", self.skip_counts)
-        if self.tokenizer is not None and self.tokenizer.truncated:
+        """Logs the numbers of skipped rows and truncated captions. All processes must call it."""
+        counts = self.total_skip_counts()
+        if counts.total:
+            log.warning("%s", counts)
+        if counts.truncated and self.tokenizer is not None:
             log.warning(
                 "%d captions were longer than tokenizer.length=%d and were truncated",
-                self.tokenizer.truncated,
+                counts.truncated,
                 self.tokenizer.length,
             )

@@ -63,8 +63,9 @@ class RowReader:
             seed: seed of the row's random numbers.
 
         Returns:
-            A dictionary with `caption`, `text_tokens` (with a tokenizer), and either `image_tokens`
-            or `pixels` (bytes, [H, W, 3]). If the row cannot be used, the reason.
+            A dictionary with `caption`, and either `image_tokens` or `pixels` (bytes, [H, W, 3]).
+            With a tokenizer, also `text_tokens` and `truncated`. If the row cannot be used, the
+            reason.
         """
         try:
             if seed is None:
@@ -93,7 +94,9 @@ class RowReader:
         chosen = captions[int(torch.randint(len(captions), ())) if choose else 0]
         row: dict[str, Any] = {"caption": chosen}
         if self.tokenizer is not None:
+            truncated_before = self.tokenizer.truncated
             row["text_tokens"] = self.tokenizer.encode([chosen], dropout=self.training)[0]
+            row["truncated"] = self.tokenizer.truncated > truncated_before
         if tokens is None:
             row["pixels"] = self._pixels(image)
             return row
@@ -107,7 +110,7 @@ def collate(rows: list[dict | str]) -> dict[str, Any]:
     """Stacks the usable rows of a batch, and counts the skipped ones by reason as `skipped`.
 
     Pixels become floats here, for all rows at once. A batch of streaming data has the `position` of
-    its last row.
+    its last row. A batch with truncated captions lists them as `truncated`.
     """
     usable = [row for row in rows if isinstance(row, dict)]
     skipped = Counter(row for row in rows if isinstance(row, str))
@@ -116,6 +119,9 @@ def collate(rows: list[dict | str]) -> dict[str, Any]:
         skipped.update(row.pop("skipped", {}))
         position = row.pop("position", None)
     batch: dict[str, Any] = {"skipped": dict(skipped)}
+    # Counted here, because a worker's counts do not reach the training process.
+    if truncated := [row["caption"] for row in usable if row.pop("truncated", False)]:
+        batch["truncated"] = truncated
     if position is not None:
         batch["position"] = position
     for key in usable[0]:

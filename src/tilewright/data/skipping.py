@@ -25,15 +25,17 @@ class SkipRow(Exception):  # noqa: N818
 
 
 class SkipCounts:
-    """Numbers of rows that were read and that were skipped, by reason."""
+    """Numbers of rows that were read and that were skipped by reason, and of truncated captions."""
 
     def __init__(self) -> None:
         self.read = 0
         self.reasons: Counter[str] = Counter()
+        self.truncated = 0
 
-    def add(self, read: int, reasons: Mapping[str, int]) -> None:
+    def add(self, read: int, reasons: Mapping[str, int], truncated: int) -> None:
         self.read += read
         self.reasons.update(reasons)
+        self.truncated += truncated
 
     @property
     def total(self) -> int:
@@ -41,10 +43,12 @@ class SkipCounts:
         return self.reasons.total()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"read": self.read, "reasons": dict(self.reasons)}
+        reasons = dict(self.reasons)
+        return {"read": self.read, "reasons": reasons, "truncated": self.truncated}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.read, self.reasons = state["read"], Counter(state["reasons"])
+        self.read, self.truncated = state["read"], state["truncated"]
+        self.reasons = Counter(state["reasons"])
 
     def __str__(self) -> str:
         """`500 of 10,000 rows were skipped: 300 × image is truncated, 200 × no caption`."""
