@@ -15,6 +15,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
     write to a path at a time.
     """
     temporary = path.with_name(f".{path.name}.tmp")
+    if temporary.is_symlink():  # a stranger's folder may hold a link to another file
+        temporary.unlink()
     try:
         yield temporary
         if temporary.is_file() and not temporary.is_symlink():

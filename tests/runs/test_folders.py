@@ -1,9 +1,11 @@
 """Folders of runs and models: creating, finding and loading them, and broken ones."""
 
+import json
 import multiprocessing
 import os
 import signal
 import time
+from itertools import pairwise
 
 import pytest
 import torch
@@ -306,7 +308,7 @@ def test_run_is_resumed_from_its_last_checkpoint_or_a_named_one(tmp_path):
 def test_run_of_version_0_1_is_refused_in_one_line(tmp_path, file):
     target = "tilewright.prior.transformer.Transformer"
     saved = {"stage": "prior", "model": {"network": {"_target_": target}}}
-    OmegaConf.save(saved, tmp_path / file)
+    (tmp_path / file).write_text(json.dumps(saved))  # JSON is YAML, too
     with pytest.raises(UserError) as caught:
         runs.load_network(tmp_path)
     assert message(caught) == (
@@ -345,3 +347,99 @@ def test_the_lock_of_a_killed_training_is_free(tmp_path):
             pass
     finally:
         os.kill(worker, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "config.json"])
+def test_nothing_in_a_folder_is_interpolated(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("TOKEN", "secret")
+    for value in ("${oc.env:TOKEN}", "a/${oc.env:TOKEN}/b", "${broken", ["x", {"y": "${stage}"}]):
+        content = {"stage": "dvae", "format": 2, "choices": {"data": value}}
+        (tmp_path / name).write_text(json.dumps(content))
+        with pytest.raises(UserError) as caught:
+            runs.load_config(tmp_path)
+        assert name in message(caught)
+        assert "secret" not in message(caught)
+    (tmp_path / name).write_text(json.dumps({**content, "choices": {"data": r"\${stage}"}}))
+    assert runs.load_config(tmp_path).choices.data == "${stage}"
+
+
+def test_aliases_cannot_fill_the_memory(tmp_path):
+    bomb = "stage: dvae\nformat: 2\na: &a [1, 1]\n" + "".join(
+        f"{name}: &{name} [*{last}, *{last}]\n"
+        for last, name in pairwise("abcdefghijklmnopqrstuvwx")
+    )
+    for name, word in (("config.json", "cannot be read"), ("config.yaml", "YAML alias")):
+        (tmp_path / name).write_text(bomb)
+        began = time.monotonic()
+        with pytest.raises(UserError, match=word) as caught:
+            runs.load_config(tmp_path)
+        message(caught)
+        assert time.monotonic() - began < 1
+
+
+@pytest.mark.parametrize("content", ["[1]", '"stage: dvae"', "null", "3", "[" * 100_000])
+def test_other_json_is_one_line(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match=r"config\.json") as caught:
+        runs.load_config(tmp_path)
+    message(caught)
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        "config.yaml",
+        "tokenizer.json",
+        "dvae",
+        "samples",
+        "eval",
+        "eval/fid",
+        "eval/fid/results.json",
+    ],
+)
+def test_symbolic_links_in_a_run_are_refused(tmp_path, link):
+    run, outside = trained(tmp_path, "a"), tmp_path / "outside"
+    outside.mkdir()
+    path = run / link
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.symlink_to(outside)
+    (run / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=f"{link} is a symbolic link") as caught:
+        runs.find(tmp_path, "dvae", str(run))
+    message(caught)
+
+
+def test_checkpoints_and_the_folder_itself_may_be_links(tmp_path):
+    run = trained(tmp_path, "a")
+    (run / "checkpoints").rename(tmp_path / "elsewhere")
+    (run / "checkpoints").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "b").symlink_to(run)
+    runs.load_network(tmp_path / "b")
+
+
+def test_links_in_the_cache_of_the_hub_are_followed(tmp_path):
+    run = trained(tmp_path, "a")
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "0123"
+    runs.copy_dvae(snapshot, run)
+    blobs = snapshot.parents[1] / "blobs"
+    blobs.mkdir()
+    for folder in (snapshot, snapshot / runs.DVAE):
+        for file in folder.glob("*.*"):
+            file.rename(blobs / file.name)
+            file.symlink_to(blobs / file.name)
+    runs.load_network(snapshot / runs.DVAE)
+    blobs.rename(tmp_path / "private")
+    blobs.symlink_to(tmp_path / "private")
+    with pytest.raises(UserError, match="symbolic link"):
+        runs.load_network(snapshot / runs.DVAE)
+
+
+def test_a_network_that_is_far_larger_than_its_weights_is_not_built(tmp_path):
+    run = trained(tmp_path, "a")
+    text = (run / "config.yaml").read_text()
+    for size, words in ((10**7, "do not fit the network"), (10**13, "model.network")):
+        (run / "config.yaml").write_text(text.replace("in_features: 3", f"in_features: {size}"))
+        with pytest.raises(UserError, match=words) as caught:
+            runs.load_network(run)
+        message(caught)

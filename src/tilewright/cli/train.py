@@ -193,16 +193,21 @@ def build_model(config: DictConfig, trainer: "pl.Trainer", checkpoint: Path | No
     from tilewright.distributed.fsdp import network_device
     from tilewright.training.compiling import should_compile
 
-    with network_device(trainer):
+    weights: dict[str, Any] | None = None
+    limit: contextlib.AbstractContextManager = contextlib.nullcontext()
+    if checkpoint is None and config.get("init"):
+        weights = runs.load_weights(Path(config.init))
+        limit = runs.limit_parameters(weights, Path(config.init))
+    with network_device(trainer), limit:
         network = instantiate(config.model.network)
     model = instantiate(config.model, network=network)
-    if checkpoint is None and config.get("init"):
+    if weights is not None:
         if next(network.parameters()).is_meta:
             raise UserError(
                 "init= cannot load weights into a network on the meta device: set "
                 "trainer.strategy.on_meta=false"
             )
-        runs.load_into(network, Path(config.init))
+        runs.load_into(network, weights, Path(config.init))
     if should_compile(config.compile, trainer.strategy.root_device.type):
         model.network.compile()
     return model

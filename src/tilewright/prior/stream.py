@@ -14,6 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tilewright.errors import UserError
+
+# Far above any use. Tables of positions beyond it would fill the memory.
+MAX_LENGTH = 2**20
+
 
 @dataclass(frozen=True)
 class Stream:
@@ -28,6 +33,9 @@ class Stream:
             padding token, which marks the caption's end; a model needs it to complete captions.
             "all" also counts the padding after it, which is certain and dilutes the loss. "none"
             counts no padding.
+
+    Raises:
+        UserError: the stream has more than `MAX_LENGTH` positions.
     """
 
     text_length: int = 256
@@ -35,6 +43,13 @@ class Stream:
     grid: int = 32
     image_vocab: int = 8192
     padding_targets: Literal["first", "all", "none"] = "first"
+
+    def __post_init__(self) -> None:
+        if self.length > MAX_LENGTH:
+            raise UserError(
+                f"text_length={self.text_length} and grid={self.grid} make a stream of "
+                f"{self.length} positions: keep it to {MAX_LENGTH}"
+            )
 
     @property
     def image_length(self) -> int:

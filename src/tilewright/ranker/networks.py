@@ -66,7 +66,8 @@ class TextEncoder(nn.Module):
     def __init__(self, vocab: int, length: int, *, dim: int, depth: int, heads: int):
         super().__init__()
         self.embedding = nn.Embedding(vocab, dim)
-        self.position = nn.Parameter(torch.randn(1 + length, dim) * 0.02)
+        self.position = nn.Parameter(torch.empty(1 + length, dim))
+        nn.init.normal_(self.position, std=0.02)
         self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
         nn.init.normal_(self.embedding.weight, std=0.02)
@@ -109,7 +110,8 @@ class ImageEncoder(nn.Module):
         for in_width, out_width in itertools.pairwise(widths):
             layers += [nn.Conv2d(in_width, out_width, 3, stride=2, padding=1), nn.GELU()]
         self.stem = nn.Sequential(*layers, nn.Conv2d(widths[-1], dim, 1))
-        self.position = nn.Parameter(torch.randn(1 + grid**2, dim) * 0.02)
+        self.position = nn.Parameter(torch.empty(1 + grid**2, dim))
+        nn.init.normal_(self.position, std=0.02)
         self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
 

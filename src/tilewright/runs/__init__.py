@@ -27,6 +27,7 @@ from tilewright.runs.training_data import TrainingData
 from tilewright.runs.weights import (
     check_unfinished,
     copy_dvae,
+    limit_parameters,
     load_checkpoint,
     load_data,
     load_into,
@@ -58,6 +59,7 @@ __all__ = [
     "find_resumable",
     "follow_latest",
     "image_size",
+    "limit_parameters",
     "load_checkpoint",
     "load_config",
     "load_data",

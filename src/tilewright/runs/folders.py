@@ -14,15 +14,18 @@ This module imports nothing heavy: the command line finds runs before it loads t
 """
 
 import contextlib
+import json
 import logging
 import os
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
-from yaml import YAMLError
+from omegaconf.errors import OmegaConfBaseException
+from yaml import AliasToken, SafeLoader, YAMLError, scan
 
 from tilewright import configs, files, program
 from tilewright.errors import UserError
@@ -125,19 +128,22 @@ def follow_latest(path: str | Path) -> Path:
 def load_config(folder: Path) -> DictConfig:
     """Loads the configuration of a run, or the part of it that a model keeps.
 
+    The folder may come from a stranger: its values are plain, and its files are its own.
+
     Raises:
-        UserError: the folder is neither a run nor a model, or its configuration is broken or has
-            another format.
+        UserError: the folder is neither a run nor a model, contains a symbolic link, or its
+            configuration is broken, refers to something else, or has another format.
     """
     folder = follow_latest(folder)
+    _check_links(folder)
     file = folder / (CONFIG if (folder / CONFIG).is_file() else MODEL_CONFIG)
     if not file.is_file():
         raise UserError(
             f"{folder} is not a run: it has neither {CONFIG} nor, as a model, {MODEL_CONFIG}"
         )
     try:
-        config = OmegaConf.load(file)  # JSON is YAML
-    except (YAMLError, ValueError, OSError) as error:
+        config = _parse(file)
+    except (YAMLError, ValueError, OSError, RecursionError, OmegaConfBaseException) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{file} cannot be read: {reason}") from error
     if not isinstance(config, DictConfig) or config.get("stage") not in STAGES:
@@ -146,6 +152,61 @@ def load_config(folder: Path) -> DictConfig:
         )
     _check_format(config, file)
     return config
+
+
+def _parse(file: Path) -> Any:
+    """Returns the content of a configuration file.
+
+    Raises:
+        UserError: a value is an alias, which can make a small file fill the memory, or an
+            interpolation, which can read environment variables.
+    """
+    text = file.read_text(encoding="utf-8")
+    config: Any
+    if file.suffix == ".json":
+        content = json.loads(text)
+        if not isinstance(content, dict):
+            return None
+        config = OmegaConf.create(content)
+    else:
+        if any(isinstance(token, AliasToken) for token in scan(text, Loader=SafeLoader)):
+            raise UserError(f"{file} has a YAML alias: write the value out")
+        config = OmegaConf.load(StringIO(text))
+    _check_plain(OmegaConf.to_container(config), file)
+    return config
+
+
+def _check_plain(value: Any, file: Path) -> None:
+    """Checks that no value is an interpolation.
+
+    Raises:
+        UserError: a value is one.
+    """
+    for item in value.values() if isinstance(value, dict) else value:
+        if isinstance(item, dict | list):
+            _check_plain(item, file)
+        elif isinstance(item, str) and configs.is_interpolation(item):
+            raise UserError(f"{file} has the value {item!r}: saved settings must be plain values")
+
+
+def _check_links(folder: Path) -> None:
+    """Checks that a folder contains no symbolic link, which could lead to any file.
+
+    Checkpoints may be elsewhere. The cache of the Hugging Face Hub links to its own files.
+
+    Raises:
+        UserError: the folder contains one.
+    """
+    for pattern in ("*", "eval/*", "eval/*/results.json"):
+        for path in folder.glob(pattern):
+            if path.is_symlink() and path.name != "checkpoints" and not _is_in_hub_cache(path):
+                raise UserError(f"{path} is a symbolic link: replace it by what it links to")
+
+
+def _is_in_hub_cache(link: Path) -> bool:
+    """Returns True for `snapshots/<commit>/…`, if it links to a file of `blobs/` beside it."""
+    blobs = [path.parent / "blobs" for path in link.absolute().parents if path.name == "snapshots"]
+    return any(not path.is_symlink() and link.resolve().parent == path.resolve() for path in blobs)
 
 
 @contextlib.contextmanager

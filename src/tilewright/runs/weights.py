@@ -1,10 +1,11 @@
 """Networks, tokenizers and data of runs and models: loading and saving them."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +119,10 @@ def load_network(run: str | Path, device: str = "cpu") -> Any:
     config = load_config(run)
     settings = OmegaConf.select(config, "model.network")
     package = f"tilewright.{config.stage}"
-    network = safe_build.build(settings, package, f"model.network in {run}")
-    load_into(network, run)
+    weights = load_weights(run)
+    with limit_parameters(weights, run):
+        network = safe_build.build(settings, package, f"model.network in {run}")
+    load_into(network, weights, run)
     return network.to(device).eval().requires_grad_(False)
 
 
@@ -143,14 +146,46 @@ def load_sampling(folder: str | Path) -> Any:
     return safe_build.build(settings, "tilewright.prior", where)
 
 
-def load_into(network: Any, folder: Path) -> None:
+@contextlib.contextmanager
+def limit_parameters(weights: dict[str, Any], folder: Path) -> Iterator[None]:
+    """Limits the networks that the block builds to about the size of their weights.
+
+    A few bytes of a stranger's configuration could otherwise ask for a network that fills the
+    memory. Weights that fit less exactly are left to `load_into`, which names them.
+
+    Raises:
+        UserError: a network has far more parameters than the weights.
+    """
+    from torch.nn.modules.module import register_module_parameter_registration_hook
+
+    numbers = 2 * sum(value.numel() for value in weights.values()) + 2**20
+    tensors = 2 * len(weights) + 1000
+
+    def count(module: Any, name: str, parameter: Any) -> None:
+        nonlocal numbers, tensors
+        numbers -= 0 if parameter is None else parameter.numel()
+        tensors -= 1
+        if min(numbers, tensors) < 0:
+            raise UserError(
+                f"the weights in {folder} do not fit the network of its configuration, which is "
+                "far larger"
+            )
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def load_into(network: Any, weights: dict[str, Any], folder: Path) -> None:
     """Loads the weights of a run or model into a network, in place.
 
     Raises:
-        UserError: the folder has no weights, or they are broken or do not fit the network.
+        UserError: the weights do not fit the network.
     """
     try:
-        network.load_state_dict(load_weights(folder))
+        network.load_state_dict(weights)
     except RuntimeError as error:
         _, _, reasons = str(error).partition("\n")  # the first line only names the class
         raise UserError(

@@ -147,4 +147,6 @@ def save_png(
     if isinstance(image, Tensor):
         image = to_pil(image)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_symlink():  # replaced, because it may lead to any file
+        path.unlink()
     path.write_bytes(encode_png(image, metadata))

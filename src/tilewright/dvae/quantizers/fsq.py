@@ -9,6 +9,8 @@ from vector_quantize_pytorch import FSQ
 
 from tilewright.dvae.quantizers.base import Quantizer
 
+MAX_TOKENS = 2**22  # far above any use; the table of all codes beyond it would fill the memory
+
 
 class FiniteScalarQuantizer(Quantizer):
     """Quantizer that rounds each channel to a few levels; a token is one combination of levels.
@@ -21,7 +23,7 @@ class FiniteScalarQuantizer(Quantizer):
             [7, 5, 5, 5, 5] for 2^12.
 
     Raises:
-        ValueError: a channel has fewer than 3 levels.
+        ValueError: a channel has fewer than 3 levels, or the codebook more than `MAX_TOKENS`.
     """
 
     def __init__(self, levels: Sequence[int]):
@@ -29,6 +31,11 @@ class FiniteScalarQuantizer(Quantizer):
         if min(levels, default=0) < 3:
             raise ValueError(f"levels={list(levels)} must be 3 or more each: raise them")
         self.num_tokens = math.prod(levels)
+        if self.num_tokens > MAX_TOKENS:
+            raise ValueError(
+                f"levels={list(levels)} make a codebook of {self.num_tokens} tokens: keep it to "
+                f"{MAX_TOKENS}"
+            )
         self.channels = len(levels)
         self.rounding = FSQ(list(levels))
 
