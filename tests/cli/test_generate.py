@@ -37,6 +37,24 @@ def test_same_seed_gives_the_same_files_and_records(copied, tmp_path):
     assert record_of(folders[0] / "grid.png") == {**shared, "pictures": record["pictures"]}
 
 
+def test_images_of_an_earlier_command_are_removed(copied, tmp_path):
+    out = tmp_path / "out"
+    arguments = [f"prompt={PROMPT}", f"run={copied.prior}", f"out={out}"]
+    run(copied, "generate", *arguments, "n=3")
+    listed = json.loads((out / "pictures.json").read_text())
+    outside, own = tmp_path / "000-000.png", out / "000-009.png"
+    for file in (outside, own, out / "grid-mine.png", out / "notes.txt"):
+        file.write_bytes(b"mine")
+    listed["pictures"] += [{"file": "../000-000.png"}, {"file": "notes.txt"}]
+    (out / "pictures.json").write_text(json.dumps(listed))
+    run(copied, "generate", *arguments, "n=1")
+    assert {path.name for path in out.iterdir()} == {
+        *("000-000.png", "grid.png", "pictures.json"),
+        *("000-009.png", "grid-mine.png", "notes.txt"),  # not listed
+    }
+    assert outside.read_bytes() == b"mine"
+
+
 def test_image_prompt_is_continued(copied, tmp_path):
     photo, out = tmp_path / "photo.png", tmp_path / "out"
     Image.new("RGB", (50, 40), "red").save(photo)

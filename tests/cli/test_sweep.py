@@ -12,7 +12,7 @@ from helpers.command import command
 from hydra_plugins import tilewright_optuna_sweeper as sweeper
 from tilewright.cli import app
 from tilewright.errors import UserError
-from tilewright.runs import listing
+from tilewright.runs import environment, listing
 
 SMALL = [
     "trainer=cpu",
@@ -58,6 +58,16 @@ def test_sweep_saves_the_best_settings_of_its_runs(home, capsys):
     assert f"model.learning_rate.steps={best.config.model.learning_rate.steps}" in (
         best.config.overrides
     )
+
+
+def test_each_job_of_a_sweep_records_the_command_of_its_own_run(home):
+    words = ["stage=dvae", "run_name=a", "--multirun", *SMALL, "trainer.max_steps=1"]
+    assert command("train", [*words, "seed=3,4"], home) is None
+    for number, seed in enumerate((3, 4)):
+        (entry,) = environment.load(home.logs / "dvae" / f"a_{number}")
+        assert entry["command"].startswith("python src/train.py paths.data=")
+        assert entry["command"].endswith(f" seed={seed}")
+        assert "multirun" not in entry["command"]
 
 
 @pytest.mark.parametrize(

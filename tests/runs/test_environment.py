@@ -13,10 +13,10 @@ import torch
 from tilewright.runs import environment
 
 
-def test_every_start_and_resume_adds_an_entry(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["src/train.py", "stage=dvae", "run_name=a b"])
-    environment.record(tmp_path)
-    environment.record(tmp_path, tmp_path / "checkpoints" / "last.ckpt")
+def test_every_start_and_resume_adds_an_entry(tmp_path):
+    arguments = ["stage=dvae", "run_name=a b"]
+    environment.record(tmp_path, arguments)
+    environment.record(tmp_path, arguments, tmp_path / "checkpoints" / "last.ckpt")
     first, second = environment.load(tmp_path)
     assert first["command"] == "python src/train.py stage=dvae 'run_name=a b'"
     assert (first["resumed_from"], second["resumed_from"]) == (None, "last.ckpt")
@@ -26,9 +26,8 @@ def test_every_start_and_resume_adds_an_entry(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["environment.json"]
 
 
-def test_record_has_no_private_names_or_paths(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["src/train.py"])
-    environment.record(tmp_path)
+def test_record_has_no_private_names_or_paths(tmp_path):
+    environment.record(tmp_path, [])
     text = (tmp_path / "environment.json").read_text()
     home, here = str(Path.home()), str(Path(environment.__file__).parents[3])
     for private in (socket.gethostname() + ".", home + "/", here, str(tmp_path), sys.executable):

@@ -149,6 +149,18 @@ def test_a_failed_export_leaves_no_files(exported, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_images_of_a_dvaes_data_are_published_on_request_only(logs, tmp_path):
+    run = logs / "dvae" / "untrained"
+    export(run, tmp_path / "without", name="a")
+    assert "samples.png" not in (tmp_path / "without" / "README.md").read_text()
+    assert not list((tmp_path / "without").glob("*.png"))
+    export(run, tmp_path / "with", name="a", images=3)
+    assert (tmp_path / "with" / "samples.png").is_file()
+    with pytest.raises(UserError, match="has no data for images=3"):
+        export(tmp_path / "with", tmp_path / "again", name="a", images=3)
+    assert not (tmp_path / "again").exists()
+
+
 @pytest.mark.parametrize("stage", ["dvae", "ranker"])
 def test_a_dvae_and_a_ranker_can_be_exported_alone(logs, tmp_path, stage):
     run, out = logs / stage / "untrained", tmp_path / stage
@@ -158,7 +170,6 @@ def test_a_dvae_and_a_ranker_can_be_exported_alone(logs, tmp_path, stage):
     for name, value in runs.load_network(run).state_dict().items():
         assert torch.equal(value, exported_weights[name])
     assert runs.find(logs, stage, str(out)) == out
-    assert (out / "samples.png").is_file() == (stage == "dvae")
 
 
 def test_a_config_that_would_run_code_is_refused(model, tmp_path):

@@ -6,6 +6,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from tilewright import runs
+from tilewright.checks import check_whole
 from tilewright.cli import app, settings
 from tilewright.errors import UserError
 
@@ -19,8 +20,10 @@ def main(config: DictConfig) -> None:
         raise UserError(f"out={out} exists: name another folder, or remove it")
     run = runs.find(Path(config.paths.logs), "prior" if config.run is None else None, config.run)
     ranker = find_ranker(config, run)
-    check_sampling(config, run)
+    check_stage(config, run)
     save(config, run, ranker, out)
+    if config.images:
+        print(f"The card shows {config.images} of your validation images")
     print(f"The model is in {out}, its card is {out / 'README.md'}")
 
 
@@ -38,9 +41,12 @@ def find_ranker(config: DictConfig, run: Path) -> Path | None:
     return runs.find(Path(config.paths.logs), "ranker", path, data=data)
 
 
-def check_sampling(config: DictConfig, run: Path) -> None:
-    """Checks that only a prior's export sets the recommended sampling."""
+def check_stage(config: DictConfig, run: Path) -> None:
+    """Checks that the stage of the run has the settings of the command line."""
     stage = runs.load_config(run).stage
+    check_whole("images", config.images, 0)
+    if config.images and stage != "dvae":
+        raise UserError(f"images= needs a dVAE, and {run} is of stage={stage}: leave it out")
     changed = [key for key, value in config.sampling.items() if value != "auto"]
     if changed and stage != "prior":
         raise UserError(
@@ -62,5 +68,6 @@ def save(config: DictConfig, run: Path, ranker: Path | None, out: Path) -> None:
         sampling={key: value for key, value in config.sampling.items() if value != "auto"},
         captions=prompts or config.captions,
         n=config.n,
+        images=config.images,
         seed=config.seed,
     )

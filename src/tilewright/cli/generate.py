@@ -1,6 +1,7 @@
 """Generates images for captions: `python src/generate.py prompt="a large red circle"`."""
 
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,6 +138,8 @@ def generate(
         part = prompts[start : start + GRID_CAPTIONS]
         captions = [prompt.caption for prompt in part]
         images = sample(config, pipeline, captions, start)
+        if start == 0:
+            remove_listed_images(out)
         records = []
         for index, row in enumerate(images.records(captions)):
             for rank, record in enumerate(row):
@@ -152,6 +155,18 @@ def generate(
         if len(grids) > 1:
             print(f"{grid}: {start + len(part)} of {len(prompts)} captions", flush=True)
     return grids if len(grids) < 2 else [grids[0], grids[-1]]
+
+
+def remove_listed_images(out: Path) -> None:
+    """Removes the images of an earlier command, which its pictures.json lists, and their grids."""
+    try:
+        pictures = json.loads((out / "pictures.json").read_text())["pictures"]
+        names = [str(picture["file"]) for picture in pictures]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    for name in [*names, *(grid.name for grid in out.glob("grid*.png"))]:
+        if re.fullmatch(r"\d+-\d+\.png|grid(-\d+)?\.png", name):  # other names are not ours
+            (out / name).unlink(missing_ok=True)
 
 
 def sample(

@@ -1,5 +1,6 @@
 """Settings of this command line: chosen options, overrides, names, and missing values."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +73,22 @@ def check_numbers(config: DictConfig, config_name: str) -> None:
 
 def job_name(name: str) -> str:
     """Returns the run's name. A job of a sweep has its index appended."""
-    config = HydraConfig.get()
-    is_sweep = config.mode is not None and config.mode.name == "MULTIRUN"
-    return f"{name}_{config.job.num}" if is_sweep else name
+    return f"{name}_{HydraConfig.get().job.num}" if is_sweep() else name
+
+
+def is_sweep() -> bool:
+    """Returns True in a job of a sweep."""
+    mode = HydraConfig.get().mode
+    return mode is not None and mode.name == "MULTIRUN"
+
+
+def command_line() -> list[str]:
+    """Returns the arguments of this run alone, also in a job of a sweep."""
+    if not is_sweep():
+        return sys.argv[1:]
+    sources = HydraConfig.get().runtime.config_sources
+    folders = [f"--config-dir={s.path}" for s in sources if s.provider == "command-line"]
+    return [*folders, *overrides()]
 
 
 def check_complete(config: DictConfig) -> None:

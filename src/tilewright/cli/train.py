@@ -298,7 +298,7 @@ def write_run(run: Path, config: DictConfig, data: Any, checkpoint: Path | None)
         runs.check_unfinished(checkpoint, config.trainer.max_steps)
     data.examples("train", 1)  # raises before a folder is made if no record is usable
     runs.create(run, config)
-    environment.record(run, checkpoint)
+    environment.record(run, settings.command_line(), checkpoint)
     if checkpoint is not None:
         return
     if data.tokenizer is not None:

@@ -8,7 +8,7 @@ import json
 import platform
 import shlex
 import subprocess
-import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,17 +24,18 @@ PACKAGES = (
 )
 
 
-def record(run: Path, checkpoint: Path | None = None) -> None:
+def record(run: Path, arguments: Sequence[str], checkpoint: Path | None = None) -> None:
     """Adds an entry to a run's `environment.json`.
 
     Args:
         run: the run's folder.
+        arguments: command line that trains the run.
         checkpoint: the one that the training resumes from; None if it starts.
     """
     entry = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "resumed_from": None if checkpoint is None else checkpoint.name,
-        "command": f"{program.invocation('train')} {shlex.join(sys.argv[1:])}",
+        "command": f"{program.invocation('train')} {shlex.join(arguments)}",
         **code(),
         "python": platform.python_version(),
         "packages": packages(),

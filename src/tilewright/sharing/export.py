@@ -16,7 +16,6 @@ from tilewright.sharing.model_card import Samples, model_card
 from tilewright.viz.images import captioned_grid, reconstruction_grid, save_png
 
 SAMPLES = "samples.png"
-RECONSTRUCTIONS = 16  # images on the card of a dVAE
 
 
 def export(
@@ -29,6 +28,7 @@ def export(
     sampling: Mapping[str, Any] | None = None,
     captions: Sequence[str] | int = 6,
     n: int = 4,
+    images: int = 0,
     seed: int = 0,
 ) -> None:
     """Exports a run as a model. If a step fails, `out` is not created.
@@ -46,10 +46,12 @@ def export(
             `Sampling`.
         captions: captions of the samples, or their number from the validation split.
         n: images per caption.
+        images: number of validation images that the card of a dVAE shows beside their
+            reconstructions. They become public with the model.
         seed: seed of the samples.
 
     Raises:
-        UserError: the run is incomplete, or it has no data and `captions` is a number.
+        UserError: the run is incomplete, or it has no data for `images` or a number of `captions`.
     """
     stage = runs.load_config(run).stage
     with atomic_folder(out) as folder:
@@ -58,7 +60,7 @@ def export(
         if stage == "prior":
             samples = _write_samples(folder, _resolve_captions(run, captions), n, seed)
         elif stage == "dvae":
-            samples = _write_reconstructions(folder, run)
+            samples = _write_reconstructions(folder, run, images)
         else:
             ContrastiveRanker.from_run(folder)
         (folder / "README.md").write_text(model_card(folder, run, name, license, samples))
@@ -102,13 +104,15 @@ def _write_samples(folder: Path, captions: list[str], n: int, seed: int) -> Samp
     return Samples(SAMPLES, captions, n, seed)
 
 
-def _write_reconstructions(folder: Path, run: Path) -> Samples | None:
-    """Writes a grid of the exported dVAE's reconstructions, if the run has data."""
+def _write_reconstructions(folder: Path, run: Path, count: int) -> Samples | None:
+    """Writes a grid of validation images and the exported dVAE's reconstructions of them."""
     network = runs.load_network(folder)
+    if count == 0:
+        return None
     data = _load_data(run)
     if data is None:
-        return None
-    originals = torch.stack([image for image, _ in data.examples("validation", RECONSTRUCTIONS)])
+        raise UserError(f"{run} has no data for images={count}: leave it out")
+    originals = torch.stack([image for image, _ in data.examples("validation", count)])
     reconstructions = network.decode(network.encode(originals))
     save_png(reconstruction_grid(originals, reconstructions), folder / SAMPLES)
     return Samples(SAMPLES)
