@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tilewright import runs
-from tilewright.checks import check_whole
+from tilewright.checks import check_number, check_whole
 from tilewright.data.tokenizer import BytePairTokenizer
 from tilewright.errors import UserError
 from tilewright.metrics.clip import load_clip
@@ -60,6 +60,9 @@ class ContrastiveRanker:
         tokenizer: encodes captions for the text encoder.
         likelihood_weight: weight of the prior's log-likelihood; 0 ranks by the cosine alone, as in
             the paper.
+
+    Raises:
+        UserError: the weight is not a number of 0 or more.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class ContrastiveRanker:
         tokenizer: BytePairTokenizer,
         likelihood_weight: float = LIKELIHOOD_WEIGHT,
     ):
+        check_number("likelihood_weight", likelihood_weight, 0)
         self.network = network
         self.tokenizer = tokenizer
         self.likelihood_weight = likelihood_weight

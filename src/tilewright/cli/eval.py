@@ -75,6 +75,9 @@ def resolve(config: DictConfig, run: Path) -> None:
     """Fills in the ranker and the device, after checking the settings."""
     settings.check_complete(config)
     check_whole("images", config.images)
+    for key in ("split", "splits", "sampling"):
+        if key in config.metric and config.metric[key] is None:
+            raise UserError(f"metric.{key}=null is not possible: leave it out, or set another")
     if "ranker" in config.metric:
         settings.set_ranker_run(config, run)
     config.device = resolve_device(config.device)

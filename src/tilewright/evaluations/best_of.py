@@ -66,6 +66,7 @@ class BestOf:
         model.check_needs(self.sampling, self.ranker)
         features = None
         if data.checker is None:
+            check_whole("captions", self.captions, 2)  # for a Fréchet distance
             features = ImageSetFeatures(data, device, self.resize, self.inception_weights)
         counts = sorted(set(self.counts))
         results = []

@@ -12,6 +12,7 @@ from tilewright.errors import UserError
 from tilewright.evaluations.features import ImageSetFeatures, write_image_folder
 from tilewright.evaluations.generation import generate_images
 from tilewright.evaluations.results import Result
+from tilewright.evaluations.splits import check_split
 from tilewright.metrics.distances import (
     check_subsets,
     frechet_distance,
@@ -49,6 +50,7 @@ class DistributionMetric(ABC):
     sampling: Sampling = field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
+        check_split(self.split)
         check_whole("images", self.images, 2)
 
     def __call__(
@@ -117,7 +119,8 @@ class FrechetInceptionDistance(DistributionMetric):
         return measurements
 
     def _blurs(self) -> Sequence[float]:
-        return [self.blur] if isinstance(self.blur, int | float | str) else self.blur
+        is_list = isinstance(self.blur, Sequence) and not isinstance(self.blur, str)
+        return self.blur if is_list else [self.blur]  # type: ignore[return-value, list-item]
 
     def plot(self, results: list[Result], folder: Path) -> None:
         if len(results) > 1:

@@ -13,6 +13,8 @@ from tilewright.evaluations.splits import available_splits
 from tilewright.metrics.retrieval import RetrievalRecall
 from tilewright.reranking import ContrastiveRanker
 
+TOP = (1, 5, 10)  # k of recall@k; a k of all pairs would always give 1
+
 
 @dataclass
 class Retrieval:
@@ -31,7 +33,7 @@ class Retrieval:
     batch_size: int = 128
 
     def __post_init__(self) -> None:
-        check_whole("images", self.images)
+        check_whole("images", self.images, 2)
         check_whole("batch_size", self.batch_size)
 
     @torch.inference_mode()
@@ -42,7 +44,7 @@ class Retrieval:
         results = []
         for split in available_splits(data, self.splits):
             originals, captions = zip(*data.examples(split, self.images), strict=True)
-            recall = RetrievalRecall()
+            recall = RetrievalRecall([k for k in TOP if k < len(captions)])
             for start in range(0, len(captions), self.batch_size):
                 batch = slice(start, start + self.batch_size)
                 images = ranker.encode_images(torch.stack(originals[batch]).to(device))
