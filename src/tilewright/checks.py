@@ -1,4 +1,4 @@
-"""Checks of numbers that a user sets."""
+"""Checks of numbers and flags that a user sets."""
 
 import math
 from numbers import Integral, Real
@@ -48,6 +48,16 @@ def check_whole(name: str, value: Any, minimum: int = 1, maximum: float = math.i
     if not _is_in_range(value, Integral, minimum, maximum):
         limits = _describe(minimum, maximum)
         raise UserError(f"{name}={value} is not possible: set a whole number {limits}")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Checks that a setting is true or false.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not isinstance(value, bool):
+        raise UserError(f"{name}={value} is not possible: set true or false")
 
 
 def _is_in_range(value: Any, kind: type, minimum: float, maximum: float) -> bool:

@@ -443,7 +443,7 @@ CASES = {
         "eval",
         ["metric=fid", "images=0"],
         None,
-        ["images=0 asks for no image"],
+        ["images=0 is not possible"],
     ),
     "unknown metric": ("eval", ["metric=nope"], None, ["metric/nope", "fid"]),
     "metric of another stage": ("eval", ["metric=fid", "run={dvae}"], None, ["stage=dvae"]),

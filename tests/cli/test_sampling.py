@@ -11,14 +11,24 @@ from tilewright.evaluations import distributions, features
 RED = "prompt=a red circle"
 
 
-@pytest.fixture
-def home(tmp_path):
-    untrained.all_stages(tmp_path)
-    home = make_home(tmp_path)
+def write_runs(folder):
+    untrained.all_stages(folder)
+    home = make_home(folder)
     home.dvae, home.prior, home.ranker = (
         home.logs / stage / "untrained" for stage in ("dvae", "prior", "ranker")
     )
     return home
+
+
+@pytest.fixture
+def home(tmp_path):
+    return write_runs(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory):
+    """Runs that no test changes."""
+    return write_runs(tmp_path_factory.mktemp("home"))
 
 
 def set_caption_dropout(prior, value):
@@ -99,3 +109,73 @@ def test_the_ranker_of_best_of_is_part_of_its_record(home, monkeypatch):
     rows = results(home.prior, "best_of")
     assert [row["ranker.likelihood_weight"] for row in rows] == [0, 0.5]
     assert {row["ranker.run"] for row in rows} == {str(home.ranker.resolve())}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("temperature=nan", "temperature=nan is not possible"),
+        ("guidance=inf", "guidance=inf is not possible"),
+        ("top_k=0", "top_k=0 is not possible"),
+        ("top_p=true", "top_p=True is not possible"),
+        ("seed=99999999999999999999", "seed=99999999999999999999 is not possible"),
+        ("n=null", "n=None is not possible"),
+        ("n=1.5", "n=1.5 is not a whole number"),
+        ("batch_size=null", "batch_size=None is not possible"),
+        ("complete=x", "complete=x is not possible: set true or false"),
+        ("rows=3", "rows=3 needs an image"),
+        ("image_prompt={image} rows=0", "rows=0 is not possible"),
+        ("best_of=2 ranker.likelihood_weight=nan", "likelihood_weight=nan is not possible"),
+    ],
+)
+def test_odd_values_of_generate_are_refused(logs, arguments, message):
+    words = arguments.format(image=logs.folder / "images" / "0.png").split()
+    assert message in fail(logs, "generate", RED, *words)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("kid images=0", "images=0 is not possible"),
+        ("kid images=1", "images=1 is not possible: set a whole number of 2 or more"),
+        ("kid metric.images=null", "images=None is not possible"),
+        ("kid metric.subset_size=1", "subset_size=1 is not possible"),
+        ("kid metric.subsets=0", "subsets=0 is not possible"),
+        ("kid metric.split=[validation]", "no split [validation]: set"),
+        ("kid metric.sampling=null", "metric.sampling=null is not possible"),
+        ("kid resize=null", "resize=None is unknown"),
+        ("is images=1", "images=1 is not possible"),
+        ("is metric.splits=0", "splits=0 is not possible"),
+        ("fid metric.blur=nan", "blur=nan is not possible"),
+        ("fid metric.blur=null", "blur=None is not possible"),
+        ("fid metric.blur=[]", "blur=[] measures nothing"),
+        ("best_of metric.counts=[]", "counts=[] is not a list of numbers"),
+        ("best_of metric.counts=4", "counts=4 is not a list of numbers"),
+        ("best_of metric.counts=[1.5]", "counts=1.5 is not possible"),
+        ("best_of metric.batch_size=0", "batch_size=0 is not possible"),
+        ("best_of images=1", "captions=1 is not possible: set a whole number of 2 or more"),
+        ("best_of metric.splits=[]", "names no split of the data"),
+        ("identification metric.split=validation metric.among=1", "among=1 is not possible"),
+        ("clip_score metric.images=0", "images=0 is not possible"),
+        ("alignment metric.captions=0", "captions=0 is not possible"),
+        ("reconstruction images=1", "images=1 is not possible"),
+        ("reconstruction metric.frechet=x", "frechet=x is not possible"),
+        ("reconstruction metric.splits=null", "metric.splits=null is not possible"),
+        ("reconstruction metric.splits=nope", "metric.splits=[nope] names no split"),
+        ("retrieval images=1", "images=1 is not possible"),
+        ("retrieval metric.batch_size=0", "batch_size=0 is not possible"),
+    ],
+)
+def test_odd_values_of_eval_are_refused(logs, arguments, message):
+    metric, *words = arguments.split()
+    assert message in fail(logs, "eval", f"metric={metric}", *words)
+
+
+def test_a_missing_split_is_left_out_with_a_warning(home):
+    stdout = run(home, "eval", "metric=retrieval", "images=4")
+    assert "no split zeroshot, which is left out" in stdout
+    rows = results(home.ranker, "retrieval")
+    assert {row["metric"] for row in rows} == {  # among 4 pairs, recall@5 would be 1
+        "caption_to_image_r@1",
+        "image_to_caption_r@1",
+    }

@@ -75,7 +75,7 @@ def resolve(config: DictConfig, run: Path) -> None:
     """Fills in the ranker and the device, after checking the settings."""
     settings.check_complete(config)
     check_whole("images", config.images)
-    for key in ("split", "splits", "sampling"):
+    for key in ("splits", "sampling"):
         if key in config.metric and config.metric[key] is None:
             raise UserError(f"metric.{key}=null is not possible: leave it out, or set another")
     if "ranker" in config.metric:

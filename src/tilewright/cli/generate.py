@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from tilewright import files, runs
+from tilewright.checks import check_flag, check_whole
 from tilewright.cli import app, settings
 from tilewright.cli.prompts import Prompt, read_prompts
 from tilewright.configs import instantiate
@@ -65,10 +66,9 @@ def parse_prompts(config: DictConfig) -> list[Prompt]:
 
 def resolve(config: DictConfig) -> Path:
     """Fills in the ranker and the device, checks the settings, and returns the prior's run."""
-    if config.n < 1 or config.batch_size < 1:
-        raise UserError(
-            f"n={config.n} batch_size={config.batch_size} asks for no image: set both to 1 or more"
-        )
+    check_whole("n", config.n)
+    check_whole("batch_size", config.batch_size)
+    check_flag("complete", config.complete)
     if config.image_prompt is None and "rows" in map(runs.override_key, settings.overrides()):
         raise UserError(
             f"rows={config.rows} needs an image: set image_prompt=PATH, or leave rows out"

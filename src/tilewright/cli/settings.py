@@ -10,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from tilewright import runs
+from tilewright.checks import MAX_SEED, check_whole
 from tilewright.cli import text_values
 from tilewright.configs import escape
 from tilewright.errors import UserError
@@ -67,8 +68,7 @@ def check_numbers(config: DictConfig, config_name: str) -> None:
         if not isinstance(value, allowed) or isinstance(value, bool):
             kind = "a whole number" if allowed is int else "a number"
             raise UserError(f"{key}={value} is not {kind}: set one, such as {key}={default}")
-    if config.seed is None or not 0 <= config.seed < 2**32:
-        raise UserError(f"seed={config.seed} is not possible: set a number from 0 to {2**32 - 1}")
+    check_whole("seed", config.seed, 0, MAX_SEED)
 
 
 def job_name(name: str) -> str:

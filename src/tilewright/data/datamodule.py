@@ -268,7 +268,7 @@ class CaptionedImages(pl.LightningDataModule):
         split = name.partition("[")[0]
         if split not in self.splits:
             raise UserError(
-                f"the data has no split {split}: set the key split to one of "
+                f"the data has no split {name}: set the key split to one of "
                 f"{', '.join(self.splits)}"
             )
         return slice_split(self._splits[split], name)

@@ -9,7 +9,6 @@ from tilewright.data.image_tokenizer import weights_digest
 from tilewright.errors import UserError
 from tilewright.evaluations.generation import generate_images
 from tilewright.evaluations.results import Result
-from tilewright.evaluations.splits import check_split
 from tilewright.metrics.scores import clip_score, load_clip_metric
 from tilewright.prior import Sampling
 
@@ -32,7 +31,6 @@ class ClipScore:
     sampling: Sampling = field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
-        check_split(self.split)
         check_whole("images", self.images)
 
     def __call__(

@@ -12,7 +12,6 @@ from tilewright.errors import UserError
 from tilewright.evaluations.features import ImageSetFeatures, write_image_folder
 from tilewright.evaluations.generation import generate_images
 from tilewright.evaluations.results import Result
-from tilewright.evaluations.splits import check_split
 from tilewright.metrics.distances import (
     check_subsets,
     frechet_distance,
@@ -50,7 +49,6 @@ class DistributionMetric(ABC):
     sampling: Sampling = field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
-        check_split(self.split)
         check_whole("images", self.images, 2)
 
     def __call__(

@@ -16,7 +16,6 @@ from tilewright.errors import UserError
 from tilewright.evaluations.features import ImageSetFeatures
 from tilewright.evaluations.generation import generate_images
 from tilewright.evaluations.results import Result
-from tilewright.evaluations.splits import check_split
 from tilewright.metrics.alignment import Share
 from tilewright.metrics.retrieval import identification_ranks
 from tilewright.pipeline import TextToImage
@@ -55,7 +54,6 @@ class Identification:
     sampling: Sampling = field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
-        check_split(self.split)
         check_whole("images", self.images)
         check_whole("among", self.among, 2)
 

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from tilewright import runs
-from tilewright.checks import check_whole
+from tilewright.checks import check_flag, check_whole
 from tilewright.data import CaptionedImages
-from tilewright.errors import UserError
 from tilewright.evaluations.features import ImageSetFeatures
 from tilewright.evaluations.results import Result
 from tilewright.evaluations.splits import available_splits
@@ -41,8 +40,7 @@ class Reconstruction:
     inception_weights: str | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.frechet, bool):
-            raise UserError(f"frechet={self.frechet} is not possible: set true or false")
+        check_flag("frechet", self.frechet)
         check_whole("images", self.images, 2 if self.frechet else 1)
 
     @torch.no_grad()

@@ -9,16 +9,6 @@ from tilewright.errors import UserError
 logger = logging.getLogger(__name__)
 
 
-def check_split(name: object) -> None:
-    """Checks that a setting is the name of a single split.
-
-    Raises:
-        UserError: it is not.
-    """
-    if not isinstance(name, str):
-        raise UserError(f"split={name} is not the name of a split: set one, such as validation")
-
-
 def available_splits(data: CaptionedImages, names: Sequence[str] | str) -> list[str]:
     """Returns those of the given splits that the data has, and names the others in a warning.
 

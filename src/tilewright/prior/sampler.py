@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tilewright.checks import MAX_SEED, check_number, check_whole
+from tilewright.checks import MAX_SEED, check_flag, check_number, check_whole
 from tilewright.errors import UserError
 from tilewright.prior.compiled_step import CompiledSteps, compile_function
 from tilewright.prior.low_precision import WEIGHTS, Weights, with_low_precision_weights
@@ -63,8 +63,7 @@ class Sampling:
             raise UserError(
                 f"weights={self.weights} is not possible: set one of {', '.join(WEIGHTS)}"
             )
-        if not isinstance(self.compile, bool):
-            raise UserError(f"compile={self.compile} is not possible: set true or false")
+        check_flag("compile", self.compile)
 
     @property
     def is_greedy(self) -> bool:
