@@ -199,7 +199,7 @@ def test_images_of_other_formats_are_counted_and_named(tmp_path, caplog):
     assert sum(map(len, FolderSource(str(tmp_path)).load().values())) == 3
     (record,) = caplog.records
     assert record.getMessage() == (
-        f"2 images of other formats in {tmp_path} cannot be read and are left out, such as "
+        f"2 image(s) of other formats in {tmp_path} cannot be read and are left out, such as "
         "'x.svg': convert them to PNG"
     )
 
@@ -210,7 +210,7 @@ def test_heic_images_without_pillow_heif_are_counted(tmp_path, caplog, monkeypat
     monkeypatch.setattr(folder, "IMAGE_SUFFIXES", folder.IMAGE_SUFFIXES - folder.HEIF_SUFFIXES)
     assert sum(map(len, FolderSource(str(tmp_path)).load().values())) == 3
     (record,) = caplog.records
-    assert "1 HEIC images" in record.getMessage()
+    assert "1 HEIC image(s)" in record.getMessage()
     assert record.getMessage().endswith("'IMG_1.HEIC': pip install 'tilewright[heif]'")
 
 

@@ -87,8 +87,8 @@ class FolderSource:
         others = [file for file in listing.files if _is_other_image(file)]
         heif = [file for file in others if file.suffix.lower() in HEIF_SUFFIXES]
         for files, kind, remedy in (
-            (heif, "HEIC images", "pip install 'tilewright[heif]'"),
-            (sorted({*others} - {*heif}), "images of other formats", "convert them to PNG"),
+            (heif, "HEIC image(s)", "pip install 'tilewright[heif]'"),
+            (sorted({*others} - {*heif}), "image(s) of other formats", "convert them to PNG"),
         ):
             if files:
                 log.warning(
