@@ -191,3 +191,17 @@ def test_the_vocabularies_must_match(model):
         TextToImage(model.prior, GrayTiles(), shorter)
     with pytest.raises(UserError, match="Linear has no stream"):
         TextToImage(torch.nn.Linear(1, 1), GrayTiles(), make_tokenizer())
+
+
+def test_one_warning_shows_where_a_caption_is_cut(model, caplog):
+    caption = "a red circle a blue ring red circle blue ring"
+    for _ in range(2):
+        model([caption], sampling=Sampling(0))
+    (message,) = caplog.messages
+    assert message == (
+        "the caption is longer than 8 text tokens and cut after 'a red circle a blue ring red': "
+        "'circle blue ring' has no effect"
+    )
+    assert model.truncation_warning(CAPTIONS) is None
+    two = model.truncation_warning([*CAPTIONS, caption, caption])
+    assert two.startswith("2 captions are longer than 8 text tokens and cut, for example after")

@@ -1,7 +1,9 @@
 """Text-to-image pipeline: captions in, images out."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,10 @@ from tilewright.prior import (
 from tilewright.reranking import ContrastiveRanker, Ranker, resolve_best_of
 from tilewright.runs import hub
 from tilewright.viz.images import to_pil
+
+log = logging.getLogger(__name__)
+
+SHOWN_LETTERS = 40  # of a caption on either side of its cut
 
 
 @dataclass(frozen=True)
@@ -411,7 +417,23 @@ class TextToImage:
             raise UserError(
                 f"captions={captions!r} is not a list of captions: write it like ['a red circle']"
             )
+        if warning := self.truncation_warning(captions):
+            _warn_once(warning)
         return self.tokenizer.encode(captions).to(self.device)
+
+    def truncation_warning(self, captions: Sequence[str]) -> str | None:
+        """Returns a line about captions that the prior reads only in part, or None without any."""
+        parts = [self.tokenizer.split_at_length(caption) for caption in captions]
+        cut = [(kept, dropped.strip()) for kept, dropped in parts if dropped.strip()]
+        if not cut:
+            return None
+        kept, dropped = cut[0]
+        subject = "the caption is" if len(captions) == 1 else f"{len(cut)} captions are"
+        example = "" if len(cut) == 1 else ", for example"
+        return (
+            f"{subject} longer than {self.tokenizer.length} text tokens and cut{example} after "
+            f"{_shorten(kept, from_end=True)!r}: {_shorten(dropped)!r} has no effect"
+        )
 
     def _encode_top_rows(self, image_prompt: Image.Image | None, rows: int) -> Tensor | None:
         """Encodes an image and returns its top `rows` of image tokens, [1, rows, w]."""
@@ -422,6 +444,18 @@ class TextToImage:
         check_whole("rows", rows, 1, self.image_tokenizer.grid - 1)
         image = to_tensor(CenterCrop(self.image_tokenizer.image_size)(to_rgb(image_prompt)))
         return self.image_tokenizer.encode(image[None].to(self.device))[:, :rows]
+
+
+@cache
+def _warn_once(message: str) -> None:
+    log.warning(message)
+
+
+def _shorten(text: str, from_end: bool = False) -> str:
+    """Returns at most `SHOWN_LETTERS` letters from the beginning or from the end of a text."""
+    if len(text) <= SHOWN_LETTERS:
+        return text
+    return f"…{text[-SHOWN_LETTERS:]}" if from_end else f"{text[:SHOWN_LETTERS]}…"
 
 
 def _batch_slices(captions: int, n: int, batch_size: int) -> Iterator[tuple[slice, slice]]:

@@ -8,6 +8,8 @@ from itertools import pairwise
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from tilewright.data import BytePairTokenizer
@@ -212,3 +214,15 @@ def test_a_too_large_vocabulary_is_an_error(tokenizer, tmp_path):
     with pytest.raises(UserError, match=r"more than tokenizer.vocab_size=260") as caught:
         BytePairTokenizer(vocab_size=260).load(path)
     assert "\n" not in str(caught.value)
+
+
+@settings(deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=12))
+def test_captions_are_split_where_the_encoding_ends(caption):
+    tokenizer = BytePairTokenizer(vocab_size=256, length=6)
+    tokenizer.train(["a"])
+    kept, dropped = tokenizer.split_at_length(caption)
+    assert kept + dropped == caption
+    tokenizer.encode([caption])
+    assert bool(dropped) == bool(tokenizer.truncated)
+    assert len(kept.encode()) <= 6 or not dropped

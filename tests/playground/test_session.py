@@ -1,6 +1,7 @@
 """Image generation behind the playground page."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 from tilewright.errors import UserError
 from tilewright.pipeline import TextToImage
+from tilewright.playground.rendering import render_snapshot
 from tilewright.playground.session import Playground, Request, render_partial
 from tilewright.prior import Sampling
 from tilewright.reranking import LikelihoodRanker
@@ -149,3 +151,12 @@ def test_likelihood_ranker_needs_a_prior_that_has_seen_empty_captions(model):
 def test_best_of_without_a_ranker_is_an_error(model):
     with pytest.raises(UserError, match="needs a ranker"):
         next(Playground(model).generate(Request(CAPTION, n=1, best_of=2)))
+
+
+def test_caption_that_is_cut_is_shown(playground, model):
+    caption = " ".join(["picture"] * (model.tokenizer.length + 2))
+    snapshots = list(playground.generate(Request(caption, n=1)))
+    assert {snapshot.warning for snapshot in snapshots} == {model.truncation_warning([caption])}
+    assert "longer than" in snapshots[0].warning
+    assert "has no effect" in render_snapshot(snapshots[-1])
+    assert "has no effect" not in render_snapshot(replace(snapshots[-1], warning=None))

@@ -100,6 +100,12 @@ class BytePairTokenizer:
         padding = [-1] * self.length
         return torch.tensor([(ids + padding)[: self.length] for ids in encoded])
 
+    def split_at_length(self, caption: str) -> tuple[str, str]:
+        """Returns the part of a caption that `length` tokens cover, and the rest."""
+        offsets = self._tokenizer.encode(caption).offsets
+        cut = offsets[self.length][0] if len(offsets) > self.length else len(caption)
+        return caption[:cut], caption[cut:]
+
     def decode(self, tokens: Tensor) -> list[str]:
         """Converts text tokens [B, T] to captions. Values that are not BPE tokens are ignored."""
         size = self._tokenizer.get_vocab_size()

@@ -30,6 +30,8 @@ STYLE = """
 .tw-status.stopped::after {content: "Stopped."}
 .tw-error {padding: .5rem .75rem; border-left: .25rem solid var(--error-border-color);
   background: var(--error-background-fill); color: var(--error-text-color)}
+.tw-warning {padding: .25rem .75rem; border-left: .25rem solid var(--color-accent);
+  color: var(--body-text-color)}
 .tw-gallery {display: grid; gap: 1rem .75rem; margin-top: .5rem;
   grid-template-columns: repeat(auto-fill, minmax(10.5rem, 1fr))}
 .tw-gallery figure {margin: 0}
@@ -65,7 +67,10 @@ def render_snapshot(snapshot: Snapshot) -> str:
         action = f'<progress value="{snapshot.progress:.3f}"></progress>'
         figures = [f"<figure>{_img(image, snapshot.caption)}</figure>" for image in snapshot.images]
     status = f'<div class="tw-status"><span>{escape(snapshot.note)}</span>{action}</div>'
-    return f'{status}<div class="tw-gallery">{"".join(figures)}</div>'
+    warning = (
+        f'<div class="tw-warning">{escape(snapshot.warning)}</div>' if snapshot.warning else ""
+    )
+    return f'{status}{warning}<div class="tw-gallery">{"".join(figures)}</div>'
 
 
 def _finished_figure(snapshot: Snapshot, image: Image.Image, record: Mapping[str, Any]) -> str:

@@ -52,6 +52,7 @@ class Snapshot:
         progress: fraction of the tokens sampled so far, in [0, 1].
         records: a JSON record per image, as in `pictures.json`; empty until the end.
         settings: settings that reproduce the images; empty until the end.
+        warning: a line about the part of the caption that has no effect.
     """
 
     caption: str
@@ -60,6 +61,7 @@ class Snapshot:
     progress: float = 1.0
     records: list[dict[str, Any]] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
+    warning: str | None = None
 
 
 class Playground:
@@ -116,6 +118,8 @@ class Playground:
         sampling = self._sampling(request)
         image_prompt = self._image_prompt(request)
 
+        warning = self.model.truncation_warning([caption])
+
         start = next_preview = time.monotonic()
         for tokens in self.model.sample_tokens_by_row(
             [caption],
@@ -136,6 +140,7 @@ class Playground:
                 [to_pil(image) for image in images],
                 f"Generating {candidates} {kind}",
                 progress=float((tokens >= 0).float().mean()),
+                warning=warning,
             )
             preview_end = time.monotonic()  # the page has received the preview by now
             preview_seconds = preview_end - preview_start
@@ -148,6 +153,7 @@ class Playground:
             _summary(request.n, candidates, seconds),
             records=best.records([caption])[0],
             settings=self._settings(request, candidates, sampling),
+            warning=warning,
         )
 
     def _count_candidates(self, request: Request) -> int:
