@@ -66,7 +66,8 @@ class Trainer:
 def indices_by_batch(make, loader, count=None, rows=11, **trainer):
     data = make(TinySource(rows=rows))
     data.trainer = Trainer(**trainer)
-    return [row_indices(batch) for batch in islice(getattr(data, loader)(), count)]
+    batches = islice(getattr(data, loader)(), count)
+    return [row_indices(batch)[: batch["rows"]] for batch in batches]
 
 
 def test_processes_share_the_batches_of_a_single_process(make):
@@ -77,7 +78,7 @@ def test_processes_share_the_batches_of_a_single_process(make):
     assert [first + second for first, second in zip(*parts, strict=True)] == alone
 
 
-@pytest.mark.parametrize("rows", [8, 9, 10, 11, 13])
+@pytest.mark.parametrize("rows", [1, 8, 9, 10, 11, 13])
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_evaluate_each_row_once_in_the_same_number_of_batches(make, rows, processes):
     ranks = range(processes)
@@ -86,7 +87,7 @@ def test_processes_evaluate_each_row_once_in_the_same_number_of_batches(make, ro
         for rank in ranks
     ]
     assert len({len(part) for part in parts}) == 1
-    assert all(batch for part in parts for batch in part)
+    assert all(parts[0])  # the first process shows images of the first batch
     assert sorted(flatten(flatten(parts))) == list(range(rows))
     if processes == 2:  # a limit on batches means the same as on one process
         alone = indices_by_batch(make, "val_dataloader", rows=rows)

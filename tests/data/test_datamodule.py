@@ -14,7 +14,7 @@ def test_dvae_batches_have_images(make):
     data = make()
     trained = batches(data, data.train_dataloader(), 2)
     for batch in trained:
-        assert set(batch) == {"image", "caption"}
+        assert set(batch) == {"rows", "image", "caption"}
         assert batch["image"].shape == (4, 3, SIZE, SIZE)
         assert batch["image"].dtype == torch.float32
         levels = (batch["image"][:, 0, 0, 0] * 255).round() / 10
@@ -26,7 +26,7 @@ def test_prior_batches_have_text_and_image_tokens(make, tokenizer):
     data = make(tokenizer=tokenizer, image_tokenizer=Levels())
     for loader in (data.train_dataloader(), data.val_dataloader()):
         for batch in batches(data, loader, 2):
-            assert set(batch) == {"caption", "text_tokens", "image_tokens"}
+            assert set(batch) == {"rows", "caption", "text_tokens", "image_tokens"}
             assert batch["text_tokens"].shape == (4, 12)
             assert batch["image_tokens"].shape == (4, 2, 2)
             assert batch["image_tokens"].dtype == torch.long
@@ -89,12 +89,12 @@ def test_truncated_captions_are_counted_with_an_example(
     assert resumed.skip_counts.truncated == 8
 
 
-def test_batch_of_broken_images_takes_the_next_usable_row(make):
+def test_batch_of_broken_images_repeats_the_next_usable_row_without_counting_it(make):
     order = flatten(map(row_indices, make().val_dataloader()))
     data = make(TinySource(broken=order[:4]))
     first, second = batches(data, data.val_dataloader())
-    assert row_indices(first) == order[4:5]
-    assert row_indices(second) == order[4:]
+    assert (row_indices(first), first["rows"]) == (order[4:5], 0)
+    assert (row_indices(second), second["rows"]) == (order[4:], 4)
     assert data.skip_counts.total == 4
 
 
@@ -123,7 +123,7 @@ def test_streaming_batches_match_those_of_tables(make, tokenizer):
         both = batches(data, loader, 2)
         assert sorted(flatten(map(row_indices, both))) == list(range(8))
         for batch in both:
-            assert set(batch) == {"caption", "text_tokens", "image_tokens"}
+            assert set(batch) == {"rows", "caption", "text_tokens", "image_tokens"}
             assert (batch["image_tokens"][:, 0, 0] // 10).tolist() == row_indices(batch)
 
 

@@ -35,6 +35,20 @@ class SameBuffers(pl.Callback):
                 assert torch.equal(buffer, other), name
 
 
+class ValidatedCaptions(pl.Callback):
+    """Saves the captions of a process's validation rows that count."""
+
+    def __init__(self):
+        self.captions = []
+
+    def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.captions += batch["caption"][: batch["rows"]]
+
+    def on_validation_end(self, trainer, module):
+        path = Path(trainer.default_root_dir) / f"{trainer.global_rank}.validated"
+        torch.save(self.captions, path)
+
+
 class BreakShards(pl.Callback):
     """Makes the second process fail to write its shards at the third update."""
 

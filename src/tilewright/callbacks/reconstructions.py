@@ -36,9 +36,10 @@ class Reconstructions(pl.Callback):
     ) -> None:
         assert isinstance(outputs, dict)
         assert self._metrics is not None
-        images, reconstructions = batch["image"], outputs["reconstructions"]
+        reconstructions = outputs["reconstructions"]
+        images = batch["image"][: len(reconstructions)]
         self._metrics.update(reconstructions, images)
-        if batch_idx == 0:
+        if batch_idx == 0 and len(images):
             grid = reconstruction_grid(images[: self.count], reconstructions[: self.count])
             log_image(trainer, "samples/reconstructions", grid)
 

@@ -5,6 +5,7 @@ batches as a training on one process. A resumed training continues with the next
 another batch size.
 """
 
+import math
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import count
@@ -87,10 +88,7 @@ class TrainingBatches(Sampler[list[SeededIndex]]):
 
 
 class EvaluationBatches(Sampler[list[int]]):
-    """Each row once, in order. Each process gets a part of each batch.
-
-    The last batch may be smaller. If it has fewer rows than processes, it is merged into the
-    previous batch.
+    """Each row once, in order. Each process gets a part of each batch, which may be empty.
 
     Args:
         rows: number of rows of the split.
@@ -101,16 +99,17 @@ class EvaluationBatches(Sampler[list[int]]):
 
     def __init__(self, rows: int, batch_size: int, rank: int = 0, processes: int = 1):
         self.rank, self.processes = rank, processes
-        self.starts = list(range(0, rows, batch_size))
-        if len(self.starts) > 1 and rows - self.starts[-1] < processes:
-            del self.starts[-1]
-        self.ends = [*self.starts[1:], rows]
+        self.batches = [
+            range(first, min(first + batch_size, rows)) for first in range(0, rows, batch_size)
+        ]
 
     def __len__(self) -> int:
-        return len(self.starts)
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[list[int]]:
-        for start, end in zip(self.starts, self.ends, strict=True):
-            start_row = start + (end - start) * self.rank // self.processes
-            stop_row = start + (end - start) * (self.rank + 1) // self.processes
-            yield list(range(start_row, stop_row))
+        for batch in self.batches:
+            # Rounded up, so that the first process has a row of every batch.
+            start, stop = (
+                math.ceil(len(batch) * rank / self.processes) for rank in (self.rank, self.rank + 1)
+            )
+            yield list(batch[start:stop])

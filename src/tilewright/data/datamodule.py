@@ -23,12 +23,13 @@ from tilewright.data.row_reader import RowReader, Transform, collate
 from tilewright.data.skipping import SkipCounts, SkipRow, format_counts
 from tilewright.data.sources import CaptionChecker, CaptionStyles, Source
 from tilewright.data.split_preparation import prepare_splits, rows_of_first_batches, slice_split
-from tilewright.data.streaming import StreamingDataset, read_sample
-from tilewright.data.streaming_position import ReaderGroup, StreamingProgress, gather
+from tilewright.data.streaming import EvenBatches, StreamingDataset, read_sample
+from tilewright.data.streaming_position import ReaderGroup, StreamingProgress
 from tilewright.data.table import TableDataset
 from tilewright.data.token_cache import TokenCache
 from tilewright.data.tokenizer import BytePairTokenizer
 from tilewright.data.worker_signals import ignore_stop_signals
+from tilewright.distributed.collectives import gather_objects, num_processes
 from tilewright.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,8 @@ class CaptionedImages(pl.LightningDataModule):
 
     - `caption`: list of B strings.
     - `image`: float [B, 3, H, W] in [0, 1]. Missing if there are image tokens.
+    - `rows`: number of rows that count. It is B, or 0 if the only row repeats another one, because
+      every process needs a batch.
     - `text_tokens`: int64 [B, T], with a tokenizer.
     - `image_tokens`: int64 [B, h, w], with an image tokenizer. They come from the token cache,
       which is filled once. With streaming data or `augmented_tokens`, each batch is encoded on the
@@ -285,13 +288,13 @@ class CaptionedImages(pl.LightningDataModule):
 
     # -- batches ------------------------------------------------------------------------------
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader | EvenBatches:
         return self.dataloader("train", training=True)
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> DataLoader | EvenBatches:
         return self.dataloader("validation")
 
-    def dataloader(self, split: str, training: bool = False) -> DataLoader:
+    def dataloader(self, split: str, training: bool = False) -> DataLoader | EvenBatches:
         """Returns the batches of a split, or this process's share of each batch.
 
         Args:
@@ -299,7 +302,7 @@ class CaptionedImages(pl.LightningDataModule):
                 at random, and start after the batches that the trainer has seen.
         """
         dataset = self.dataset(split, training)
-        return DataLoader(
+        loader = DataLoader(
             dataset,
             **self._batching(dataset, training),
             generator=torch.Generator(),  # otherwise, it draws from the global generator
@@ -309,6 +312,8 @@ class CaptionedImages(pl.LightningDataModule):
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
+        is_uneven = isinstance(dataset, StreamingDataset) and not training
+        return EvenBatches(loader) if is_uneven and num_processes() > 1 else loader
 
     def dataset(self, split: str, training: bool = False) -> TableDataset | StreamingDataset:
         """Returns a split as a torch dataset of batch rows. It encodes image tokens if needed."""
@@ -331,7 +336,7 @@ class CaptionedImages(pl.LightningDataModule):
                     "Some captions are longer than tokenizer.length and are truncated, first: %r",
                     truncated[0],
                 )
-            read = len(batch["caption"]) + sum(skipped.values())
+            read = batch["rows"] + sum(skipped.values())
             self.skip_counts.add(read, skipped, len(truncated))
         if self.image_tokenizer is not None and "image_tokens" not in batch:
             batch["image_tokens"] = self.image_tokenizer.encode(batch.pop("image"))
@@ -396,7 +401,7 @@ class CaptionedImages(pl.LightningDataModule):
     def total_skip_counts(self) -> SkipCounts:
         """Returns the skip counts summed over all processes. All processes must call it."""
         total = SkipCounts()
-        for state in gather(self.skip_counts.state_dict(), self._reader_group.processes):
+        for state in gather_objects(self.skip_counts.state_dict()):
             total.add(**state)
         return total
 

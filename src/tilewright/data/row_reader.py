@@ -109,16 +109,18 @@ class RowReader:
 def collate(rows: list[dict | str]) -> dict[str, Any]:
     """Stacks the usable rows of a batch, and counts the skipped ones by reason as `skipped`.
 
-    Pixels become floats here, for all rows at once. A batch of streaming data has the `position` of
-    its last row. A batch with truncated captions lists them as `truncated`.
+    `rows` is the number of usable rows without the padding. Pixels become floats here, for all rows
+    at once. A batch of streaming data has the `position` of its last row. A batch with truncated
+    captions lists them as `truncated`.
     """
     usable = [row for row in rows if isinstance(row, dict)]
     skipped = Counter(row for row in rows if isinstance(row, str))
+    padding = [row.pop("is_padding", False) for row in usable]
     position = None
     for row in usable:
         skipped.update(row.pop("skipped", {}))
         position = row.pop("position", None)
-    batch: dict[str, Any] = {"skipped": dict(skipped)}
+    batch: dict[str, Any] = {"skipped": dict(skipped), "rows": padding.count(False)}
     # Counted here, because a worker's counts do not reach the training process.
     if truncated := [row["caption"] for row in usable if row.pop("truncated", False)]:
         batch["truncated"] = truncated

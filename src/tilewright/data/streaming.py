@@ -11,17 +11,19 @@ of an epoch among another number of readers.
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice, repeat
 from typing import Any
 
 import fsspec.asyn
 import torch
 from datasets import IterableDataset
+from torch.utils.data import DataLoader
 
 from tilewright.data.row_reader import RowReader
 from tilewright.data.seeding import ROW_ORDER_SEED, derive_seed
 from tilewright.data.skipping import no_usable_rows
 from tilewright.data.streaming_position import ReaderGroup, StreamingPosition
+from tilewright.distributed.collectives import gather_objects
 from tilewright.errors import UserError
 
 SHUFFLE_BLOCK = 1000  # rows that are shuffled together
@@ -142,6 +144,39 @@ class StreamingDataset(torch.utils.data.IterableDataset):
                 f"the streaming data has too few rows for {self.group.readers} readers, one for "
                 "each worker of each process: lower trainer.devices or data.num_workers"
             )
+
+
+class EvenBatches:
+    """Batches of a loader whose processes have unequal numbers of rows, equally many in each.
+
+    A process without further rows repeats a row, which does not count (`rows` is 0).
+
+    Args:
+        loader: batches of this process, of which there may be none.
+    """
+
+    def __init__(self, loader: DataLoader):
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[dict]:
+        padding: dict | None = None
+        for batch in chain(self.loader, repeat(None)):
+            if padding is None:  # in all processes, or in none
+                rows = gather_objects(None if batch is None else _one_row(batch))
+                padding = next((row for row in rows if row is not None), None)
+                is_last = padding is None
+            else:
+                is_last = all(gather_objects(batch is None))
+            if is_last:
+                return
+            yield batch or dict(padding)  # type: ignore[arg-type]
+
+
+def _one_row(batch: dict) -> dict:
+    """Returns a batch of the first row of another one, which does not count."""
+    counts = ("rows", "skipped", "truncated")
+    row = {key: value[:1] for key, value in batch.items() if key not in counts}
+    return {**row, "rows": 0}
 
 
 def read_sample(data: IterableDataset, reader: int = 0, readers: int = 1) -> Iterator[dict]:

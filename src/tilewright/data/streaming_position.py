@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
-import torch
+from tilewright.distributed.collectives import gather_objects
 
 # With this many shares per reader, it does not matter that some readers have one share more.
 MIN_SHARES_PER_READER = 8
@@ -175,10 +175,10 @@ class StreamingProgress:
     def state_dict(self, group: ReaderGroup) -> dict[str, Any]:
         """Returns the positions of all readers. All processes must call it."""
         states = {reader: position.state_dict() for reader, position in self.positions.items()}
-        gathered = gather(states, group.processes)
+        parts = gather_objects(states)
         return {
             "readers": group.readers,
-            "positions": {reader: state for part in gathered for reader, state in part.items()},
+            "positions": {reader: state for part in parts for reader, state in part.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any], group: ReaderGroup) -> None:
@@ -197,11 +197,3 @@ class StreamingProgress:
         # The positions of other processes would be stale at the next checkpoint.
         own = map(group.reader, range(group.workers))
         self.positions = {reader: positions[reader] for reader in own}
-
-
-def gather(value: Any, processes: int) -> list[Any]:
-    """Returns the value of each process. All processes must call it."""
-    values = [value] * processes
-    if processes > 1:
-        torch.distributed.all_gather_object(values, value)
-    return values

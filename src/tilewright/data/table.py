@@ -36,9 +36,10 @@ class TableDataset(torch.utils.data.Dataset):
         return self._read([index])[0]
 
     def __getitems__(self, indices: list[int | SeededIndex]) -> list[dict | str]:
-        rows = self._read(indices)
+        rows = self._read(indices) if indices else []
         if all(isinstance(row, str) for row in rows):  # a batch needs at least one usable row
-            rows.append(self._next_usable(indices[-1]))
+            following = self._next_usable(indices[-1] if indices else -1)
+            rows.append({**following, "is_padding": True})
         return rows
 
     def _read(self, indices: Sequence[int | SeededIndex]) -> list[dict | str]:

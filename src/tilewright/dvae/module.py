@@ -7,7 +7,7 @@ from torch import Tensor
 from tilewright.dvae.networks import DiscreteVAE
 from tilewright.training.optimizers import scheduled
 from tilewright.training.schedules import Schedule
-from tilewright.training.stage import StageModule
+from tilewright.training.stage import StageModule, num_rows
 
 
 class DiscreteVAEModule(StageModule):
@@ -61,7 +61,8 @@ class DiscreteVAEModule(StageModule):
         images = batch["image"]
         temperature = self.temperature(self.global_step)
         codes, penalties = self.network.quantizer(self.network.latents(images), temperature)
-        terms = self.terms(images, codes, penalties)
+        weight = self.row_weight(batch)
+        terms = {name: weight * x for name, x in self.terms(images, codes, penalties).items()}
         values = {f"train/{name}": value.detach() for name, value in terms.items()}
         self.log_dict(values, sync_dist=True)
         self.log("schedule/beta", self.beta(self.global_step))
@@ -72,7 +73,7 @@ class DiscreteVAEModule(StageModule):
         """Logs the loss on hard codes, which the prior will see, and its gap to relaxed codes.
 
         Returns:
-            `tokens` [B, h, w] and `reconstructions` [B, 3, H, W], for callbacks.
+            `tokens` [B, h, w] and `reconstructions` [B, 3, H, W] of the rows that count.
         """
         images = batch["image"]
         quantizer = self.network.quantizer
@@ -85,10 +86,12 @@ class DiscreteVAEModule(StageModule):
         self.log_dict(
             {f"validation/{name}": value for name, value in values.items()},
             # A float, because Lightning's mean over processes truncates an integer.
-            batch_size=float(len(images)),  # type: ignore[arg-type]
+            batch_size=float(num_rows(batch)),  # type: ignore[arg-type]
             sync_dist=True,
         )
-        return {"tokens": tokens, "reconstructions": self.network.decode(tokens)}
+        reconstructions = self.network.decode(tokens)
+        rows = slice(num_rows(batch))
+        return {"tokens": tokens[rows], "reconstructions": reconstructions[rows]}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = torch.optim.AdamW(self.parameters(), lr=1.0, **self.optimizer)  # type: ignore[arg-type]

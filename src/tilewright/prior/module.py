@@ -2,15 +2,16 @@
 
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
-from torch import Tensor, distributed
+from torch import Tensor
 from torchmetrics import MeanMetric
 
+from tilewright.distributed.collectives import num_processes, sum_over_processes
 from tilewright.errors import UserError
 from tilewright.prior.protocol import Prior
 from tilewright.prior.sampler import Sampling
 from tilewright.training.optimizers import clip_variance, scheduled, transformer_optimizer
 from tilewright.training.schedules import Schedule
-from tilewright.training.stage import StageModule
+from tilewright.training.stage import StageModule, num_rows
 
 
 class PriorModule(StageModule):
@@ -70,25 +71,30 @@ class PriorModule(StageModule):
         self.image_nats = MeanMetric(nan_strategy="disable")
 
     def terms(
-        self, text: Tensor, image: Tensor, image_dropout_mask: Tensor | None = None
+        self,
+        text: Tensor,
+        image: Tensor,
+        image_dropout_mask: Tensor | None = None,
+        row_weight: Tensor | float = 1.0,
     ) -> dict[str, Tensor]:
         """Computes the cross-entropies `text` and `image` in nats per token, and `loss`.
 
         Averaged over the processes, they are the means over all tokens of the global batch, even if
-        the processes have different numbers of text tokens.
+        the processes have different numbers of rows or text tokens.
 
         Args:
             text: text tokens [B, T], negative after the caption's end.
             image: image tokens [B, h, w].
             image_dropout_mask: booleans [B, h, w], True for image tokens to drop from the input.
+            row_weight: `StageModule.row_weight`.
         """
-        text_logits, image_logits = self.network(text, image, image_dropout_mask)
         stream = self.network.stream
-        num_targets = stream.text_targets(text).sum().float()
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.all_reduce(num_targets)
-            num_targets /= distributed.get_world_size()
-        return stream.loss(text_logits, image_logits, text, image, num_targets)
+        text_logits, image_logits = self.network(text, image, image_dropout_mask)
+        text_nats, image_nats = stream.token_nats(text_logits, image_logits, text, image)
+        is_target = stream.text_targets(text) & torch.as_tensor(row_weight > 0, device=text.device)
+        num_targets = sum_over_processes(is_target.sum()).clamp(min=1) / num_processes()
+        text_mean = (text_nats * is_target).sum() / num_targets
+        return stream.weighted_loss(text_mean, image_nats.mean() * row_weight)
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         text, image = batch["text_tokens"], batch["image_tokens"]
@@ -100,7 +106,7 @@ class PriorModule(StageModule):
         if self.image_dropout > 0:
             fraction = self.image_dropout * torch.rand(len(image), 1, 1, device=image.device)
             mask = torch.rand(image.shape, device=image.device) < fraction
-        terms = self.terms(text, image, mask)
+        terms = self.terms(text, image, mask, self.row_weight(batch))
         values = {f"train/{name}": value.detach() for name, value in terms.items()}
         self.log_dict(values, sync_dist=True)
         return terms["loss"]
@@ -110,8 +116,9 @@ class PriorModule(StageModule):
         stream = self.network.stream
         text_logits, image_logits = self.network(text, image)
         text_nats, image_nats = stream.token_nats(text_logits, image_logits, text, image)
-        self.text_nats.update(text_nats[stream.text_targets(text)])
-        self.image_nats.update(image_nats)
+        rows = slice(num_rows(batch))
+        self.text_nats.update(text_nats[rows][stream.text_targets(text[rows])])
+        self.image_nats.update(image_nats[rows])
 
     def on_validation_epoch_end(self) -> None:
         stream = self.network.stream

@@ -120,22 +120,15 @@ class Stream:
         image_logits: Tensor,
         text: Tensor,
         image: Tensor,
-        num_text_targets: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Computes the mean nats per token as `text` and `image`, and their weighted sum as `loss`.
 
         The logits and tokens are those of `token_nats`.
-
-        Args:
-            num_text_targets: divisor of the sum over text tokens. None uses the number of text
-                targets in this batch.
         """
         text_nats, image_nats = self.token_nats(text_logits, image_logits, text, image)
         is_target = self.text_targets(text)
-        count = is_target.sum() if num_text_targets is None else num_text_targets
-        return self.weighted_loss(
-            (text_nats * is_target).sum() / count.clamp(min=1), image_nats.mean()
-        )
+        num_targets = is_target.sum().clamp(min=1)
+        return self.weighted_loss((text_nats * is_target).sum() / num_targets, image_nats.mean())
 
     @staticmethod
     def weighted_loss(text: Tensor, image: Tensor) -> dict[str, Tensor]:

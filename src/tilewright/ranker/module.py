@@ -1,14 +1,34 @@
 """LightningModule of stage 3: loss, logging and optimizer."""
 
+from typing import Any
+
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torchmetrics import CatMetric, MeanMetric
+from torchmetrics import MeanMetric, Metric
+from torchmetrics.utilities.data import dim_zero_cat
 
+from tilewright.distributed.collectives import num_processes, process_rank
 from tilewright.ranker.networks import DualEncoder, contrastive_loss, make_cutmix_negatives
 from tilewright.training.optimizers import after_every_update, scheduled, transformer_optimizer
 from tilewright.training.schedules import Schedule
-from tilewright.training.stage import StageModule
+from tilewright.training.stage import StageModule, num_rows
+
+
+class AllRows(Metric):
+    """Rows [N, D] of all updates and all processes. `CatMetric` fails if one process has none."""
+
+    rows: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("rows", default=[], dist_reduce_fx="cat")
+
+    def update(self, rows: Tensor) -> None:
+        self.rows.append(rows)
+
+    def compute(self) -> Tensor:
+        return dim_zero_cat(self.rows)
 
 
 class RankerModule(StageModule):
@@ -42,8 +62,8 @@ class RankerModule(StageModule):
         self.eps = eps
         self.muon = muon
         # Vectors of the whole validation, so that its loss does not depend on the batch size.
-        self.texts = CatMetric(nan_strategy="disable")
-        self.images = CatMetric(nan_strategy="disable")
+        self.texts = AllRows()
+        self.images = AllRows()
         # Recorded in validation_step, where the network may have its averaged weights.
         self.scale = MeanMetric(nan_strategy="disable")
 
@@ -57,21 +77,28 @@ class RankerModule(StageModule):
             parts += [*both.split(len(images)), is_negative]
         else:
             parts.append(self.network.encode_images(images))
-        if self.trainer.world_size > 1:  # the other processes' images are negatives too
-            parts = [
-                self.all_gather(part, sync_grads=part.requires_grad).flatten(0, 1)  # type: ignore[union-attr]
-                for part in parts
-            ]
+        if num_processes() > 1:  # the other processes' images are negatives too
+            counts = self.row_counts(batch).tolist()
+            parts = [self._gather_rows(part, counts) for part in parts]
         text, images, *negatives_and_mask = parts
         loss = contrastive_loss(text, images, self.network.scale, *negatives_and_mask)
         self.log("train/loss", loss.detach())
         self.log("train/scale", self.network.scale.detach())
         return loss
 
+    def _gather_rows(self, part: Tensor, counts: list[int]) -> Tensor:
+        """Returns the first `counts[rank]` rows of each process, with gradients."""
+        own = part[: counts[process_rank()]]
+        padding = own.new_zeros(max(counts) - len(own), *own.shape[1:])
+        padded = torch.cat([own, padding])
+        gathered: Any = self.all_gather(padded, sync_grads=part.requires_grad)
+        return torch.cat([rows[:count] for rows, count in zip(gathered, counts, strict=True)])
+
     def validation_step(self, batch: dict, batch_idx: int) -> dict[str, Tensor]:
         """Returns the vectors, which the callback `RetrievalCallback` reads."""
-        text = self.network.encode_text(batch["text_tokens"])
-        images = self.network.encode_images(batch["image"])
+        rows = slice(num_rows(batch))
+        text = self.network.encode_text(batch["text_tokens"])[rows]
+        images = self.network.encode_images(batch["image"])[rows]
         self.texts.update(text)
         self.images.update(images)
         self.scale.update(self.network.scale)

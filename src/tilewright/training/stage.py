@@ -1,8 +1,10 @@
 """Base class of the stages' LightningModules."""
 
 import pytorch_lightning as pl
+from torch import Tensor
 from torch.optim import Optimizer
 
+from tilewright.distributed.collectives import gather_sizes, num_processes, process_rank
 from tilewright.distributed.fsdp import shard_module
 
 
@@ -16,6 +18,31 @@ class StageModule(pl.LightningModule):
     def configure_model(self) -> None:
         shard_module(self.trainer, self)
 
+    def row_counts(self, batch: dict) -> Tensor:
+        """Returns the number of rows that count in the batch of each process, [P].
+
+        Call it in a training step, in all processes. If no row counts, that of the last process
+        does, because a training on one process would have the same row.
+        """
+        counts = gather_sizes(num_rows(batch), self.device)
+        counts[-1] += counts.sum() == 0
+        return counts
+
+    def row_weight(self, batch: dict) -> Tensor | float:
+        """Returns the weight of this process's mean over rows.
+
+        The mean of the weighted means of all processes is the mean over the rows of all processes.
+        """
+        if num_processes() == 1:
+            return 1.0
+        counts = self.row_counts(batch)
+        return counts[process_rank()] * len(counts) / counts.sum()
+
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         # Callbacks may scale the schedule's value, so log what the optimizer uses.
         self.log("schedule/learning_rate", optimizer.param_groups[0]["lr"])
+
+
+def num_rows(batch: dict) -> int:
+    """Returns the number of rows of a batch that count: all, or none if it is padding."""
+    return batch["rows"] if "rows" in batch else len(next(iter(batch.values())))
