@@ -419,7 +419,7 @@ CASES = {
         None,
         ["there is no run", "(for several, repeat the key: run={dvae} run={prior})"],
     ),
-    "word as a scale": ("eval", ["metric=alignment", "guidance=x"], None, ["guidance=x is not a"]),
+    "word as a scale": ("eval", ["metric=alignment", "guidance=x"], None, ["guidance=x is not"]),
     # demo
     "word as a port": ("demo", ["port=x"], None, ["port=x is not a whole number"]),
     "port above the limit": ("demo", ["port=99999"], None, ["port=99999 is not possible"]),
