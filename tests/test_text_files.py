@@ -55,7 +55,9 @@ def test_many_short_texts_are_guessed_together():
     assert guess_encoding(texts) == "cp1250"
 
 
-@pytest.mark.parametrize("data", [b"\xff\xd8\xff\xe0\x00\x10JFIF", b"\xff\xfea", bytes(range(256))])
+@pytest.mark.parametrize(
+    "data", [b"\xff\xd8\xff\xe0\x00\x10JFIF", b"\xff\xfea", bytes(range(256)), b"a,b\n1,a\0b\n"]
+)
 def test_bytes_that_are_not_text_are_an_error(data, tmp_path):
     (tmp_path / "a.txt").write_bytes(data)
     with pytest.raises(UserError, match=r"a\.txt is not text in any known encoding"):

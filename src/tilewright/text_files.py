@@ -46,11 +46,13 @@ def decode_unicode(data: bytes) -> str | None:
     for mark, encoding in BYTE_ORDER_MARKS:
         if data.startswith(mark):
             return _decode(data, encoding)
-    if b"\0" in data:  # UTF-16 without a mark: text has zeros in one half of each pair
+    zeros = data.count(0)
+    if zeros and (4 * zeros >= len(data) or _decode(data, "utf-8") is None):
+        # UTF-16 without a mark: Latin letters and spaces have a zero in one half of each pair.
         encoding = "utf-16-le" if data[1::2].count(0) > data[::2].count(0) else "utf-16-be"
         text = _decode(data, encoding)
         return None if text is None or CONTROL.search(text) else text
-    return _decode(data, "utf-8")
+    return None if zeros else _decode(data, "utf-8")
 
 
 def guess_encoding(texts: Iterable[bytes]) -> str | None:

@@ -95,7 +95,10 @@ def test_text_that_cannot_be_decoded_is_counted(tmp_path, caplog):
     (tmp_path / "1.txt").write_bytes(b"\x00\x01\xff\xfe\x00")
     (tmp_path / "2.txt").write_text("a circle")
     assert read(tmp_path) == {"2.png": ["a circle"]}
-    assert "1 text file(s) cannot be read, such as '1.txt': save them as UTF-8" in caplog.text
+    assert (
+        "1 text file(s) cannot be read, such as '1.txt': make them readable, in UTF-8"
+        in caplog.text
+    )
 
 
 def test_rows_without_an_image_are_counted(tmp_path, caplog):
@@ -233,3 +236,12 @@ def test_a_record_may_lack_the_caption_but_not_all_of_them(tmp_path):
     assert read(tmp_path) == {"2.png": ["a"]}
     with pytest.raises(UserError, match=r"no column 'said', only file_name, text: set .*column"):
         read(tmp_path, column="said")
+
+
+def test_metadata_without_rows_is_named(tmp_path, caplog):
+    touch(tmp_path, "1.png", "metadata.jsonl")
+    (tmp_path / "metadata.csv").write_text("file_name,caption\n")
+    with pytest.raises(
+        UserError, match=r"metadata\.csv has no rows; .*metadata\.jsonl has no rows"
+    ):
+        read(tmp_path)

@@ -197,10 +197,16 @@ def test_a_truncated_shard_gives_its_complete_pairs(tmp_path, caplog):
         (
             [("1.jpg", "x"), ("1.cls", "3")],
             {},
-            ["no member that ends in txt or caption or json", "cls, jpg"],
+            ["no member that ends in txt or caption or json", "1 × cls, 1 × jpg"],
         ),
-        ([("1.exr", "x"), ("1.txt", "x")], {}, ["ends in jpg or", "exr, txt", "image_keys"]),
+        (
+            [("1.exr", "x"), ("1.txt", "x")],
+            {},
+            ["ends in jpg or", "1 × exr, 1 × txt", "image_keys"],
+        ),
         ([("1.jpg", "x"), ("1.txt", "x")], {"caption_keys": ["cap"]}, ["ends in cap"]),
+        ([("1.jpg", "x"), ("2.jpg", "x"), ("1.txt", "x")], {}, ["no pair among its first 100"]),
+        ([("1.jpg", "x"), ("README", "x")], {}, ["1 × jpg, 1 × no ending"]),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, members, arguments, words):
@@ -309,3 +315,43 @@ def test_folders_above_the_data_do_not_choose_the_split(tmp_path, names):
     splits = load_rows(WebDatasetSource(str(root), validation_fraction=0.3))
     assert splits.keys() == {"train", "validation"}
     assert len(splits["train"]) > 20
+
+
+@pytest.mark.parametrize("keys", ["txt", [".TXT"]])
+def test_keys_are_accepted_as_people_write_them(tmp_path, keys):
+    for name in ("train", "val"):
+        shard(tmp_path / f"{name}.tar", [("1.JPG", encode_image(1)), ("1.txt", "number 1")])
+    source = WebDatasetSource(str(tmp_path), image_keys="jpg", caption_keys=keys)
+    assert read_numbers(load_rows(source)["train"]) == [1]
+
+
+def test_compressed_shards_of_a_folder_are_read(tmp_path):
+    for name in ("train.tar", "train.tar.gz", "train.tgz", "val.tar", "other.gz"):
+        shard(tmp_path / name, pairs(range(3)))
+    assert len(WebDatasetSource(str(tmp_path)).files()) == 4
+
+
+def test_a_table_has_rows_without_an_image_and_counts_captions_that_are_not_text(tmp_path, caplog):
+    members = [
+        *pairs(range(1, 4)),
+        ("x.txt", "alone"),
+        ("5.jpg", encode_image(5)),
+        ("5.txt", "nan"),
+    ]
+    members += [("6.jpg", encode_image(6)), ("6.json", '{"caption": 7}')]
+    for name in ("train", "val"):
+        shard(tmp_path / f"{name}.tar", members)
+    rows = load_rows(WebDatasetSource(str(tmp_path), streaming=False))["train"]
+    assert sorted(row["caption"][0] for row in rows if row["image"]) == [
+        "number 1", "number 2", "number 3",
+    ]  # fmt: skip
+    assert [row["caption"] for row in rows if row["image"] is None] == [["alone"]]
+    assert "1 × caption is not text, 1 × no caption, such as row 4" in caplog.text
+    assert "2 of 6 rows" in caplog.text
+
+
+def test_a_missing_shard_of_a_table_is_an_error(tmp_path):
+    shard(tmp_path / "a.tar", pairs(range(3)))
+    (tmp_path / "b.tar").symlink_to("nowhere")
+    with pytest.raises(UserError, match=r"b\.tar cannot be opened"):
+        WebDatasetSource(str(tmp_path), streaming=False).load()

@@ -47,11 +47,13 @@ def read_metadata(
             defects.add(f"row {number}", reasons)
             if image is not None and texts:
                 captions[image] |= dict.fromkeys(texts)
+        if not records:
+            problems.append(f"{title} has no rows")
         if None in found:
             example = file_names[found.index(None)]
             problems.append(
                 f"{found.count(None)} of {len(records)} rows of {title} do not name an image, such "
-                f"as {example!r}: write file_name relative to the folder of {file.name}"
+                f"as {_shorten(example)}: write file_name relative to the folder of {file.name}"
             )
         if defects:
             problems.append(f"{title} has values that are not used as captions: {defects}")
@@ -117,6 +119,12 @@ def _text(name: Any) -> str:
     """Returns a name as text. Numbers are names without an ending. Returns "" for other values."""
     is_number = isinstance(name, int) and not isinstance(name, bool)
     return str(name) if is_number or isinstance(name, str) else ""
+
+
+def _shorten(value: Any) -> str:
+    """Returns a value for a message, with at most 60 characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:59]}…"
 
 
 def _check_columns(records: list[dict[str, Any]], columns: Sequence[str], title: str) -> None:

@@ -66,7 +66,7 @@ def read_sidecars(
     problems = [
         f"{len(files)} text file(s) {reason}, such as {_name(files[0], listing)}: {advice}"
         for files, reason, advice in (
-            (unreadable, "cannot be read", "save them as UTF-8"),
+            (unreadable, "cannot be read", "make them readable, in UTF-8"),
             (others, "belong to no image", "give an image and its text file the same name"),
             (
                 [file for file in unused if _is_text(file)],

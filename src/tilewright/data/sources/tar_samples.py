@@ -47,6 +47,10 @@ class PairFormat:
         """Returns the ending of the member with the caption, or None."""
         return next((key for key in self.caption_keys if key in sample.parts), None)
 
+    def is_pair(self, sample: Sample) -> bool:
+        """Returns True if a sample has an image and a caption."""
+        return self.image(sample) is not None and self.caption_key(sample) is not None
+
     def caption(self, sample: Sample) -> Any:
         """Returns the caption of a sample as stored, which may not be text."""
         key = self.caption_key(sample)
@@ -105,9 +109,8 @@ def read_samples(
     def close(following: str | None) -> Iterator[Sample]:
         while samples and not (following and _is_within(following, samples[-1].name)):
             sample = samples.pop()
-            complete = form.image(sample) is not None and form.caption_key(sample) is not None
             is_part = bool(samples or (following and _is_within(sample.name, following)))
-            if complete or not is_part:
+            if form.is_pair(sample) or not is_part:
                 yield sample
             else:
                 unread.update(sample.parts.keys())

@@ -50,7 +50,7 @@ def lines_are_captions(setting: CaptionsPerFile, texts: Mapping[str, str]) -> bo
         return False
     if several:
         log.info(
-            "each line of a text file is a caption, and %d files have several lines, such as %s: "
+            "each line of a text file is a caption, and %d file(s) have several lines, such as %s: "
             "data.source.captions_per_file=one makes each file one caption",
             len(several), next(iter(several)),
         )  # fmt: skip

@@ -7,7 +7,7 @@ import re
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from glob import glob
@@ -26,11 +26,12 @@ from datasets import (
     Value,
 )
 from datasets.download import StreamingDownloadManager
+from datasets.exceptions import DatasetGenerationError
 
-from tilewright.data.filters import usable_captions
+from tilewright.data.captions import DefectCounts, find_captions
 from tilewright.data.fingerprints import file_state
 from tilewright.data.images import IMAGE_SUFFIXES
-from tilewright.data.skipping import SkipRow, format_counts
+from tilewright.data.skipping import format_counts
 from tilewright.data.sources.columns import select_image_and_caption
 from tilewright.data.sources.listing import list_files
 from tilewright.data.sources.splits import group_by_split, hold_out_validation, resolve_splits
@@ -46,6 +47,8 @@ IMAGE_KEYS = (*COMMON_KEYS, *sorted({suffix[1:] for suffix in IMAGE_SUFFIXES} - 
 CAPTION_KEYS = ("txt", "caption", "json")
 FEATURES = Features({"image": Image(decode=False), "caption": List(Value("string"))})
 BROKEN_SHARD = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
+TAR_SUFFIXES = (".tar", ".tgz", ".gz", ".bz2", ".xz")
+TAR_NAME = re.compile(r"\.(tgz|tar(\.(gz|bz2|xz))?)$", re.IGNORECASE)
 BRACES = re.compile(r"\{([^{}]*)\}")
 MEMBERS_TO_CHECK = 100
 
@@ -76,8 +79,8 @@ class WebDatasetSource:
     """
 
     path: str | Sequence[str]
-    image_keys: Sequence[str] | None = None
-    caption_keys: Sequence[str] = CAPTION_KEYS
+    image_keys: str | Sequence[str] | None = None
+    caption_keys: str | Sequence[str] = CAPTION_KEYS
     caption_field: str = "caption"
     captions_per_file: CaptionsPerFile = "auto"
     streaming: bool = True
@@ -118,7 +121,8 @@ class WebDatasetSource:
                 continue
             path = Path(pattern).expanduser()
             if path.is_dir():
-                matches = [str(file) for file in list_files(path).select({".tar"})]
+                files_below = list_files(path).select(TAR_SUFFIXES)
+                matches = [str(file) for file in files_below if TAR_NAME.search(file.name)]
             else:
                 matches = sorted(glob(str(path), recursive=True))  # noqa: PTH207
             if not matches:
@@ -136,8 +140,8 @@ class WebDatasetSource:
         """
         form = PairFormat(
             # Tuples, because `datasets` treats each list as a list of shards.
-            tuple(self.image_keys or IMAGE_KEYS),
-            tuple(self.caption_keys),
+            _normalize_keys(self.image_keys or IMAGE_KEYS),
+            _normalize_keys(self.caption_keys),
             self.caption_field,
         )
         endings: Counter[str] = Counter()
@@ -158,14 +162,20 @@ class WebDatasetSource:
             if not endings.keys() & set(expected):
                 names = expected if len(expected) <= 5 else [*expected[:4], "…"]
                 raise UserError(
-                    f"{shard} has no member that ends in {' or '.join(names)}, only "
-                    f"{', '.join(sorted(endings)) or 'none'}: set data.source.{role}_keys"
+                    f"{shard} has no member that ends in {' or '.join(names)} among its first "
+                    f"{MEMBERS_TO_CHECK}, only {_list_endings(endings) or 'none'}: set "
+                    f"data.source.{role}_keys"
                 )
+        if not any(form.is_pair(sample) for sample in samples):
+            raise UserError(
+                f"{shard} has no pair among its first {MEMBERS_TO_CHECK} members: give an image "
+                "and its caption the same name, and store one after the other"
+            )
         if unread:
             log.info(
                 "%d of the first %d members of %s are not read (%s): data.source.image_keys and "
                 "caption_keys choose their endings",
-                unread.total(), endings.total(), shard, format_counts(unread),
+                unread.total(), endings.total(), shard, _list_endings(unread),
             )  # fmt: skip
         return self._choose_caption_form(form, samples, shard)
 
@@ -202,7 +212,17 @@ class WebDatasetSource:
             return IterableDataset.from_generator(read_pairs, gen_kwargs=arguments)
         states = tuple(map(file_state, files))  # a changed file is read again
         arguments = {**arguments, "states": states}
-        rows = Dataset.from_generator(table_rows, features=FEATURES, gen_kwargs=arguments)
+        try:
+            rows = Dataset.from_generator(table_rows, features=FEATURES, gen_kwargs=arguments)
+        except DatasetGenerationError as error:
+            cause = error.__cause__ or error
+            raise (
+                cause
+                if isinstance(cause, UserError)
+                else UserError(
+                    f"{description} cannot be copied to the cache of datasets: {first_line(cause)}"
+                )
+            ) from error
         return select_image_and_caption(rows, "image", "caption", description)
 
 
@@ -219,8 +239,9 @@ def read_pairs(files: list[str], form: PairFormat) -> Iterator[dict[str, Any]]:
         try:
             for sample in read_samples(_members(file), form):
                 count += 1
-                image = {"bytes": form.image(sample), "path": None}
-                yield {"image": image, "caption": form.caption(sample)}
+                image = form.image(sample)
+                encoded = None if image is None else {"bytes": image, "path": None}
+                yield {"image": encoded, "caption": form.caption(sample)}
         except BROKEN_SHARD as error:
             log.warning("%s is broken after %d pairs, the rest is skipped: %s", file, count, error)
         except Exception as error:  # classes of each protocol
@@ -234,15 +255,19 @@ def read_pairs(files: list[str], form: PairFormat) -> Iterator[dict[str, Any]]:
 def table_rows(states: Sequence[Any], **arguments: Any) -> Iterator[dict[str, Any]]:
     """Yields the pairs in shards with a list of strings as the caption.
 
+    A table can only hold text, so a line of the log counts the captions that are not text here.
+
     Args:
         states: sizes and times of the files. They are part of the cache key of `datasets`.
     """
-    for pair in read_pairs(**arguments):
-        try:
-            texts = usable_captions(pair["caption"])
-        except SkipRow:
-            texts = []
+    unusable = DefectCounts()
+    for row, pair in enumerate(read_pairs(**arguments)):
+        texts, defects = find_captions(pair["caption"])
+        if pair["caption"] is not None:
+            unusable.add(f"row {row}", defects)
         yield {**pair, "caption": texts}
+    if unusable:
+        log.warning("shards have values that are not used as captions: %s", unusable)
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -258,6 +283,15 @@ def expand_braces(pattern: str) -> list[str]:
         choices = braces[1].split(",")
     before, after = pattern[: braces.start()], pattern[braces.end() :]
     return [path for choice in choices for path in expand_braces(before + choice + after)]
+
+
+def _list_endings(counts: Mapping[str, int]) -> str:
+    return format_counts({ending or "no ending": count for ending, count in counts.items()})
+
+
+def _normalize_keys(keys: str | Sequence[str]) -> tuple[str, ...]:
+    """Returns endings in lower case and without a leading dot. One may be given as a string."""
+    return tuple(key.lower().lstrip(".") for key in ([keys] if isinstance(keys, str) else keys))
 
 
 def _members(file: str) -> Iterator[tuple[str, Any]]:
