@@ -157,6 +157,11 @@ def test_heic_is_read_or_says_what_is_missing(brand, stored, tmp_path, monkeypat
     assert caught.value.reason == "HEIC image without pillow-heif"
 
 
+def test_a_folder_in_place_of_a_file_is_not_called_corrupt(tmp_path):
+    with pytest.raises(UnreadableImage, match="image file cannot be opened"):
+        decode_image({"path": str(tmp_path)})
+
+
 def test_formats_that_run_programs_or_hold_movies_are_not_opened():
     assert not {"EPS", "MPEG", "FLI", "WMF"} & set(images.FORMATS)
     assert {".jfif", ".jp2", ".ppm", ".ico", ".tga", ".mpo", ".heic"} <= images.IMAGE_SUFFIXES

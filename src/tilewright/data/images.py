@@ -57,7 +57,8 @@ TRUNCATED = "image is truncated"
 CORRUPT = "image is corrupt"
 TOO_LARGE = "image has too many pixels"
 HEIF = "HEIC image without pillow-heif"
-REASONS = (NO_IMAGE, NO_FILE, NOT_AN_IMAGE, TRUNCATED, CORRUPT, TOO_LARGE, HEIF)
+NOT_OPENED = "image file cannot be opened"
+REASONS = (NO_IMAGE, NO_FILE, NOT_AN_IMAGE, TRUNCATED, CORRUPT, TOO_LARGE, HEIF, NOT_OPENED)
 
 
 class UnreadableImage(SkipRow):
@@ -160,6 +161,8 @@ def _reason(error: Exception) -> str:
         return NOT_AN_IMAGE
     if isinstance(error, FileNotFoundError):
         return NO_FILE
+    if isinstance(error, OSError) and error.errno is not None:  # not set in errors of codecs
+        return NOT_OPENED
     words = str(error).lower()
     if isinstance(error, EOFError) or any(word in words for word in ("truncated", "end of file")):
         return TRUNCATED
@@ -168,7 +171,9 @@ def _reason(error: Exception) -> str:
 
 def _is_heif(file: str | BytesIO) -> bool:
     """Returns True if a file has the signature of HEIC or HEIF images."""
-    header = file.getvalue()[:12] if isinstance(file, BytesIO) else Path(file).read_bytes()[:12]
+    with file if isinstance(file, BytesIO) else Path(file).open("rb") as content:
+        content.seek(0)
+        header = content.read(12)
     return header[4:8] == b"ftyp" and header[8:12] in HEIF_BRANDS
 
 
