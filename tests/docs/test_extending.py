@@ -112,7 +112,7 @@ def test_ranker(home):
 def test_metric(home):
     run(METRIC)
     path = latest(home, "prior") / "eval" / "variety" / "results.json"
-    (result,) = json.loads(path.read_text())
+    _, result = json.loads(path.read_text())  # one record for each temperature
     assert (result["metric"], result["temperature"], result["n"]) == ("variety", 1, 4)
     assert 0 < result["value"] < 1
     assert (path.parent / "samples.png").is_file()
