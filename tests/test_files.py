@@ -1,5 +1,8 @@
 """Atomic writes of files and folders."""
 
+import os
+from pathlib import Path
+
 import pytest
 
 from tilewright.files import atomic_file, atomic_folder, write_atomically
@@ -23,6 +26,31 @@ def test_a_leftover_of_a_killed_process_is_replaced(tmp_path):
     (tmp_path / ".file.txt.tmp").write_text("left over")
     write_atomically(tmp_path / "file.txt", "new")
     assert [entry.name for entry in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_a_link_in_the_place_of_the_temporary_file_is_not_followed(tmp_path):
+    (tmp_path / ".file.txt.tmp").symlink_to(tmp_path / "other")
+    write_atomically(tmp_path / "file.txt", "new")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_files_are_on_the_disk_before_their_name_is(tmp_path, monkeypatch):
+    events = []
+
+    def fsync(descriptor):
+        events.append(Path(f"/proc/self/fd/{descriptor}").resolve().name)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    for method in ("rename", "replace"):
+        original = getattr(Path, method)
+        monkeypatch.setattr(
+            Path, method, lambda *paths, f=original: (events.append("renamed"), f(*paths))[1]
+        )
+    write_atomically(tmp_path / "file", "a")
+    with atomic_folder(tmp_path / "folder") as temporary:
+        (temporary / "a").mkdir()
+        (temporary / "a" / "b").write_text("b")
+    assert events == [".file.tmp", "renamed", "b", "renamed"]
 
 
 def test_a_folder_appears_only_when_it_is_complete(tmp_path):

@@ -19,9 +19,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.unlink()
     try:
         yield temporary
-        if temporary.is_file() and not temporary.is_symlink():
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
+        _sync(temporary)
         temporary.replace(path)
     finally:
         with contextlib.suppress(OSError):
@@ -42,11 +40,20 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         temporary = Path(folder) / path.name
         temporary.mkdir()
         yield temporary
+        for file in temporary.rglob("*"):
+            _sync(file)
         try:
             temporary.rename(path)
         except OSError:
             if not path.is_dir():
                 raise
+
+
+def _sync(file: Path) -> None:
+    """Waits until a file is on the disk. It would otherwise be empty after a power failure."""
+    if file.is_file() and not file.is_symlink():
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -1,6 +1,7 @@
 """Image generation behind the playground page."""
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -116,6 +117,16 @@ def test_a_small_preview_fraction_limits_the_previews(model):
     [
         ({"caption": ""}, "type what the images should show"),
         ({"caption": "  \n "}, "type what the images should show"),
+        ({"caption": 1001 * "a"}, "has 1001 characters: shorten it to 1000"),
+        ({"temperature": math.nan}, "temperature=nan"),
+        ({"guidance": math.inf}, "guidance=inf"),
+        ({"temperature": "hot"}, "temperature=hot"),
+        ({"seed": -1}, "seed=-1"),
+        ({"seed": 10**30}, "seed=1000"),
+        ({"seed": math.nan}, "seed=nan"),
+        ({"n": math.nan}, "n=nan"),
+        ({"n": 1.5}, "n=1.5"),
+        ({"image_prompt": "photo", "rows": math.nan}, "rows=nan"),
         ({"n": 0}, "n=0 is not possible"),
         ({"n": 4, "best_of": 3}, "raise best_of"),
         ({"n": 4, "best_of": -1}, "best_of=-1 is not possible"),
@@ -124,7 +135,7 @@ def test_a_small_preview_fraction_limits_the_previews(model):
         ({"temperature": -1.0}, "temperature"),
         ({"top_k": -1}, "top_k"),
         ({"top_p": 1.5}, "top_p"),
-        ({"image_prompt": "photo", "rows": 0}, "keep 1 row or more"),
+        ({"image_prompt": "photo", "rows": 0}, "rows=0"),
         (
             {"image_prompt": "photo", "rows": 4},
             "rows=4 is not possible: .* from 1 to 3",

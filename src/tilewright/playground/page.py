@@ -7,7 +7,7 @@ import gradio as gr
 
 from tilewright.errors import UserError
 from tilewright.playground import rendering
-from tilewright.playground.session import Playground, Request
+from tilewright.playground.session import MAX_CAPTION, Playground, Request
 from tilewright.prior import Sampling
 
 # Gradio ships these fonts, so the page fetches none from the internet.
@@ -46,6 +46,7 @@ def build_page(
                 settings["prompt"] or "",
                 label="Caption",
                 info="Content of the images, in words like those of the training captions.",
+                max_length=MAX_CAPTION,
                 placeholder=examples[0] if examples else "",
                 autofocus=True,
                 scale=5,

@@ -9,11 +9,14 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from tilewright.checks import check_whole
 from tilewright.errors import UserError
 from tilewright.pipeline import TextToImage
 from tilewright.prior import Sampling, Weights
 from tilewright.reranking import Ranker, resolve_best_of
 from tilewright.viz.images import open_image, to_pil
+
+MAX_CAPTION = 1000  # characters; the page repeats the caption in each image
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,10 @@ class Playground:
         caption = request.caption.strip()
         if not caption:
             raise UserError("the caption is empty: type what the images should show")
+        if len(caption) > MAX_CAPTION:
+            raise UserError(
+                f"the caption has {len(caption)} characters: shorten it to {MAX_CAPTION}"
+            )
         candidates = self._count_candidates(request)
         sampling = self._sampling(request)
         image_prompt = self._image_prompt(request)
@@ -175,11 +182,7 @@ class Playground:
     def _image_prompt(self, request: Request) -> Image.Image | None:
         if request.image_prompt is None:
             return None
-        if request.rows < 1:
-            raise UserError(
-                f"rows={request.rows} keeps nothing of the image: keep 1 row or more, or remove "
-                "the image"
-            )
+        check_whole("rows", request.rows)
         return open_image(request.image_prompt)
 
     def _settings(self, request: Request, candidates: int, sampling: Sampling) -> dict[str, Any]:
