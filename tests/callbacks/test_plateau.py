@@ -6,6 +6,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from tilewright.callbacks import HalveOnPlateau
+from tilewright.errors import UserError
 from tilewright.training.optimizers import scheduled
 from tilewright.training.schedules import Constant, WarmUp
 
@@ -34,7 +35,8 @@ class Model(pl.LightningModule):
 def learning_rates(losses, rate=None, checkpoint=None, save=None, **settings):
     """Returns the learning rate of each update of a training with these validation losses."""
     module = Model(losses, rate or Constant(0.8))
-    callback = HalveOnPlateau("validation/loss", patience=2, min_delta=0.01, **settings)
+    settings = {"monitor": "validation/loss", "patience": 2, "min_delta": 0.01, **settings}
+    callback = HalveOnPlateau(**settings)
     trainer = pl.Trainer(
         max_steps=len(losses),
         val_check_interval=1,
@@ -74,3 +76,18 @@ def test_a_resumed_training_keeps_the_rate_and_the_count(tmp_path):
     learning_rates(losses[:6], save=tmp_path / "six.ckpt")
     resumed = learning_rates(losses, checkpoint=tmp_path / "six.ckpt")
     assert resumed == pytest.approx(uninterrupted[6:])
+
+
+def test_validations_of_the_warm_up_are_no_plateau():
+    rates = learning_rates([1.0] * 8, grace_updates=4)
+    assert rates == pytest.approx([0.8] * 6 + [0.4] * 2)  # after validations 5 and 6
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_value_that_is_not_finite_is_no_plateau(value):
+    assert learning_rates([1.0, value, value, value, value, 1.0, 1.0])[-1] == pytest.approx(0.8)
+
+
+def test_a_metric_that_is_not_measured_is_one_line():
+    with pytest.raises(UserError, match=r"monitor=other .*: set one of validation/loss"):
+        learning_rates([1.0], monitor="other")

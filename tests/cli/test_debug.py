@@ -23,6 +23,9 @@ def test_profile_writes_the_time_of_each_part(home):
     report = (home.dvae / "fit-profile.txt").read_text()
     assert "optimizer_step" in report
     assert "train_dataloader_next" in report
+    changes = ["stage=dvae", "resume=true", "trainer.max_steps=3"]
+    run(home, "train", *changes, "debug=anomaly")
+    assert listing.read(home.dvae).steps == 3
 
 
 def test_anomaly_stops_at_a_gradient_that_is_nan(home):

@@ -170,3 +170,28 @@ def test_repeated_settings_are_accepted():
     arguments = [*PRIOR, "seed=3", "data.source.train=7", "tokenizer.length=9"]
     saved = saved_run(*arguments)
     assert resumed(saved, *arguments, "resume=true").tokenizer.length == 9
+
+
+def test_debug_options_that_only_observe_last_until_the_next_resume():
+    saved = saved_run("stage=dvae", "trainer.max_steps=10")
+    config = resumed(saved, "stage=dvae", "resume=true", "debug=anomaly")
+    assert (config.choices.debug, config.trainer.detect_anomaly) == ("anomaly", True)
+    changed = {key for key, value in leaves(config).items() if leaves(saved).get(key) != value}
+    assert changed == {"trainer.detect_anomaly", "choices.debug", "overrides"}
+    config = resumed(config, "stage=dvae", "resume=true", "debug=profile")
+    assert (config.choices.debug, config.trainer.detect_anomaly) == ("profile", False)
+    assert config.trainer.profiler._target_.endswith("SimpleProfiler")
+    config = resumed(config, "stage=dvae", "resume=true")
+    assert config == saved
+
+
+@pytest.mark.parametrize("option", ["default", "overfit"])
+def test_debug_options_that_change_the_training_are_refused(option):
+    saved = saved_run("stage=dvae")
+    with pytest.raises(UserError, match=f"debug={option} cannot change .* use debug=anomaly or"):
+        resumed(saved, "stage=dvae", "resume=true", f"debug={option}")
+    trained = saved_run("stage=dvae", f"debug={option}")
+    trained.choices.debug = option
+    assert resumed(trained, "stage=dvae", "resume=true", f"debug={option}") == trained
+    with pytest.raises(UserError, match=f"debug=anomaly cannot change .* has debug={option}"):
+        resumed(trained, "stage=dvae", "resume=true", "debug=anomaly")

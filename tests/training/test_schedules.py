@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from tilewright.training.schedules import Constant, Cosine, Switch, WarmUp
+from tilewright.training.schedules import Constant, Cosine, Switch, WarmUp, find_key
 
 
 def test_constant_is_constant():
@@ -77,3 +77,17 @@ def test_a_value_does_not_depend_on_earlier_calls(schedule):
     in_order = {step: schedule(step) for step in steps}
     random.Random(0).shuffle(steps)
     assert {step: schedule(step) for step in steps} == in_order
+
+
+@pytest.mark.parametrize(
+    ("schedule", "names", "key"),
+    [
+        (Constant(0.1), {"value"}, "value"),
+        (WarmUp(5, Cosine(1.0, 0.1, 10)), {"start", "value"}, "then.start"),
+        (Switch(Cosine(1.0, 0.4, 6), 8, Constant(0.4)), {"steps"}, "first.steps"),
+        (Constant(0.1), {"steps"}, None),
+        (lambda step: 0.1, {"value"}, None),
+    ],
+)
+def test_a_number_of_a_schedule_is_found_by_its_key(schedule, names, key):
+    assert find_key(schedule, names) == key

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from tilewright import runs
+from tilewright.callbacks.monitoring import monitored_value
 from tilewright.distributed import launch
 from tilewright.training.trainer import is_accumulating
 
@@ -54,6 +55,8 @@ class UpdateBoundaryCheckpoint(ModelCheckpoint):
             super().load_state_dict(state)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.monitor is not None and not trainer.sanity_checking:
+            monitored_value(trainer, self.monitor)  # raises if it is not measured
         self._pending = is_accumulating(trainer)
         if not self._pending:
             super().on_validation_end(trainer, pl_module)

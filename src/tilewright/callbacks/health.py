@@ -1,6 +1,8 @@
 """Warnings about a training that goes wrong, with the setting that most likely helps."""
 
 import logging
+import operator
+from collections.abc import Collection
 from typing import Any
 
 import pytorch_lightning as pl
@@ -8,8 +10,13 @@ import torch
 from torch.nn.utils import get_total_norm
 
 from tilewright.distributed.fsdp import full_tensor
+from tilewright.dvae.quantizers.base import GumbelSoftmax
+from tilewright.training.schedules import find_key
 
 log = logging.getLogger(__name__)
+
+# Numbers of a schedule: the value that it starts from, and its length in updates.
+PEAK, STEPS = {"start", "value"}, {"steps"}
 
 
 class TrainingHealth(pl.Callback):
@@ -59,8 +66,7 @@ class TrainingHealth(pl.Callback):
             self._report(
                 trainer,
                 "loss",
-                "the loss is not finite: lower model.learning_rate.then.start or "
-                "trainer.gradient_clip_val, or set trainer.precision=32-true",
+                f"the loss is not finite: {_loss_advice(trainer, pl_module)}",
             )
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -71,8 +77,8 @@ class TrainingHealth(pl.Callback):
             self._report(
                 trainer,
                 "codebook",
-                f"the codebook collapses, with {float(usage):.1%} of the codes in use: raise "
-                "model.beta.start and model.beta.steps, or lengthen the schedule model.temperature",
+                f"the codebook collapses, with {float(usage):.1%} of the codes in use: "
+                f"{_codebook_advice(pl_module)}",
             )
 
     def _report(self, trainer: pl.Trainer, problem: str, message: str) -> None:
@@ -80,3 +86,31 @@ class TrainingHealth(pl.Callback):
             self._reported.add(problem)
             log.warning("At update %d %s", trainer.global_step, message)
         trainer.should_stop = trainer.should_stop or self.stop
+
+
+def _loss_advice(trainer: pl.Trainer, module: pl.LightningModule) -> str:
+    clip = trainer.gradient_clip_val
+    advice = [
+        f"lower {_number(module, 'learning_rate', PEAK)}",
+        f"lower trainer.gradient_clip_val={clip}" if clip else "set trainer.gradient_clip_val=1.0",
+    ]
+    if trainer.precision != "32-true":
+        advice.append("set trainer.precision=32-true")
+    return " or ".join(advice)
+
+
+def _codebook_advice(module: pl.LightningModule) -> str:
+    quantizer = getattr(getattr(module, "network", None), "quantizer", None)
+    if isinstance(quantizer, GumbelSoftmax):
+        beta, steps = _number(module, "beta", PEAK), _number(module, "beta", STEPS)
+        return f"raise {beta} and {steps}, or {_number(module, 'temperature', STEPS)}"
+    return "start a new run with a smaller model.network.num_tokens"
+
+
+def _number(module: pl.LightningModule, schedule: str, names: Collection[str]) -> str:
+    """Returns the key and the value of a number in a schedule: model.beta.start=10.0."""
+    value: Any = getattr(module, schedule, None)
+    key = find_key(value, names)
+    if key is None:
+        return f"model.{schedule}"
+    return f"model.{schedule}.{key}={operator.attrgetter(key)(value)}"

@@ -1,9 +1,12 @@
 """Learning rate halved on plateaus, as in the training of the paper's prior."""
 
 import logging
+import math
 from typing import Any
 
 import pytorch_lightning as pl
+
+from tilewright.callbacks.monitoring import monitored_value
 
 log = logging.getLogger(__name__)
 
@@ -11,22 +14,30 @@ log = logging.getLogger(__name__)
 class HalveOnPlateau(pl.Callback):
     """Halves the schedule's learning rate whenever a metric stops falling.
 
-    The paper halves the rate five times and does not define a plateau (appendix B.2).
+    The paper halves the rate five times and does not define a plateau (appendix B.2). A value that
+    is not finite is no plateau, because a lower rate would hide the problem.
 
     Args:
         monitor: name of a metric, lower is better.
         patience: validations without a new minimum after which the rate is halved.
         max_halvings: maximum number of halvings.
         min_delta: decrease below which a value does not count as a new minimum.
+        grace_updates: updates of a warm-up, whose validations do not count as a plateau.
     """
 
     def __init__(
-        self, monitor: str, patience: int = 5, max_halvings: int = 5, min_delta: float = 1e-3
+        self,
+        monitor: str,
+        patience: int = 5,
+        max_halvings: int = 5,
+        min_delta: float = 1e-3,
+        grace_updates: int = 0,
     ):
         self.monitor = monitor
         self.patience = patience
         self.max_halvings = max_halvings
         self.min_delta = min_delta
+        self.grace_updates = grace_updates
         self.best = float("inf")
         self.waited = 0
         self.halvings = 0
@@ -34,9 +45,11 @@ class HalveOnPlateau(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking or self.halvings >= self.max_halvings:
             return
-        value = float(trainer.callback_metrics[self.monitor])
+        value = monitored_value(trainer, self.monitor)
         if value < self.best - self.min_delta:
             self.best, self.waited = value, 0
+            return
+        if trainer.global_step <= self.grace_updates or not math.isfinite(value):
             return
         self.waited += 1
         if self.waited < self.patience:

@@ -19,6 +19,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import (
 from torch.utils.tensorboard import SummaryWriter
 
 from tilewright import runs
+from tilewright.callbacks.monitoring import monitored_value
 
 OVERVIEW_SUFFIX = ".once"  # end of the name of the event file that a resumed run replaces
 
@@ -68,7 +69,7 @@ class TensorBoardOverview(pl.Callback):
         if checkpoint.monitor is None:
             return
         # Checkpoint callbacks run after this one: their best value is that of earlier validations.
-        scores = [trainer.callback_metrics[checkpoint.monitor], checkpoint.best_model_score]
+        scores = [monitored_value(trainer, checkpoint.monitor), checkpoint.best_model_score]
         values = [float(score) for score in scores if score is not None and math.isfinite(score)]
         best = (max if checkpoint.mode == "max" else min)(values, default=None)
         if best is not None:

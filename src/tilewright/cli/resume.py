@@ -40,6 +40,8 @@ from tilewright.runs import fixed_keys
 
 # Groups whose option may change: the trained model does not depend on it.
 EXCHANGEABLE = {"trainer", "logger"}
+# Options that only observe a training. They last until the next resume.
+DIAGNOSTICS = {"debug=anomaly", "debug=profile"}
 # Keys that training fills in.
 FILLED_IN = ("run", "run_name", "dvae", "image_tokens")
 # Settings of one trainer that do not apply to another one.
@@ -54,11 +56,13 @@ def resumed_config(saved: DictConfig) -> DictConfig:
     """
     _check_filled_in(saved)
     config = saved.copy()
+    if f"debug={saved.choices.get('debug')}" in DIAGNOSTICS:
+        del config.choices["debug"]
     config.choices.update(_exchanged_options(saved))
     recorded = list(saved.get("overrides", [f"stage={saved.stage}"]))
-    kept = recorded
+    kept = [text for text in recorded if text not in DIAGNOSTICS]
     if config.choices.get("trainer") != saved.choices.get("trainer"):
-        kept = [text for text in recorded if not HARDWARE.match(runs.override_key(text))]
+        kept = [text for text in kept if not HARDWARE.match(runs.override_key(text))]
     by_key = {runs.override_key(text): text for text in [*kept, *settings.overrides()]}
     config.overrides = escape(list(by_key.values()))  # the last value of a key counts
     before, after = _compose(saved, recorded), _compose(saved, config.overrides)
@@ -126,10 +130,17 @@ def _exchanged_options(saved: DictConfig) -> dict[str, str]:
     groups, exchanged = settings.choices(), {}
     for override in settings.overrides():
         key, _, value = override.lstrip("+~").partition("=")
-        if key in EXCHANGEABLE:
+        trained = saved.choices.get(key)
+        observes = override in DIAGNOSTICS and f"debug={trained}" in DIAGNOSTICS | {"debug=None"}
+        if key in EXCHANGEABLE or observes:
             exchanged[key] = value
-        elif key in groups and value != saved.choices.get(key):
-            raise UserError(_refusal(override, f"has {key}={saved.choices.get(key)}"))
+        elif key == "debug" and trained is None:
+            raise UserError(
+                f"{override} cannot change a resumed run, because it changes the training: use "
+                f"{' or '.join(sorted(DIAGNOSTICS))}, or start a new run"
+            )
+        elif key in groups and value != trained:
+            raise UserError(_refusal(override, f"has {key}={trained}"))
     return exchanged
 
 

@@ -5,10 +5,27 @@ skipping an update cannot change it.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
 
 Schedule = Callable[[int], float]
+
+
+def find_key(schedule: Any, names: Collection[str]) -> str | None:
+    """Returns the key of the first of these numbers in a schedule, such as `then.start`.
+
+    Returns None if the schedule has none, or is not one of this module.
+    """
+    if not is_dataclass(schedule):
+        return None
+    for field in fields(schedule):
+        if field.name in names:
+            return field.name
+        inner = find_key(getattr(schedule, field.name), names)
+        if inner is not None:
+            return f"{field.name}.{inner}"
+    return None
 
 
 @dataclass(frozen=True)
