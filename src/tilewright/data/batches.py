@@ -6,9 +6,9 @@ another batch size.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from itertools import count
+from itertools import count, islice
 from typing import NamedTuple
 
 import torch
@@ -85,6 +85,29 @@ class TrainingBatches(Sampler[list[SeededIndex]]):
     def _shuffled(self, epoch: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch))
         return torch.randperm(self.rows, generator=generator)
+
+
+class UpdateBatches:
+    """Batches of a loader, in groups that make up one update.
+
+    Each batch has the text tokens of all batches of its update as `update_text` and its index among
+    them as `update_index`, so that a loss can be a mean over the text tokens of the update.
+
+    Args:
+        loader: batches with text tokens.
+        count: batches per update.
+    """
+
+    def __init__(self, loader: Iterable[dict], count: int):
+        self.loader = loader
+        self.count = count
+
+    def __iter__(self) -> Iterator[dict]:
+        batches = iter(self.loader)
+        while update := list(islice(batches, self.count)):
+            text = [batch["text_tokens"][: batch["rows"]] for batch in update]
+            for index, batch in enumerate(update):
+                yield {**batch, "update_text": text, "update_index": index}
 
 
 class EvaluationBatches(Sampler[list[int]]):

@@ -2,8 +2,9 @@
 
 import contextlib
 import logging
+import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from datasets import Dataset, IterableDataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from tilewright.data.batches import EvaluationBatches, TrainingBatches
+from tilewright.data.batches import EvaluationBatches, TrainingBatches, UpdateBatches
 from tilewright.data.encode_split import encode_split
 from tilewright.data.filters import Filter, usable_captions
 from tilewright.data.image_tokenizer import ImageTokenizer
@@ -47,6 +48,7 @@ class CaptionedImages(pl.LightningDataModule):
     - `rows`: number of rows that count. It is B, or 0 if the only row repeats another one, because
       every process needs a batch.
     - `text_tokens`: int64 [B, T], with a tokenizer.
+    - `update_text`, `update_index`: see `UpdateBatches`; with an image tokenizer and accumulation.
     - `image_tokens`: int64 [B, h, w], with an image tokenizer. They come from the token cache,
       which is filled once. With streaming data or `augmented_tokens`, each batch is encoded on the
       device.
@@ -288,13 +290,13 @@ class CaptionedImages(pl.LightningDataModule):
 
     # -- batches ------------------------------------------------------------------------------
 
-    def train_dataloader(self) -> DataLoader | EvenBatches:
+    def train_dataloader(self) -> Iterable[dict]:
         return self.dataloader("train", training=True)
 
-    def val_dataloader(self) -> DataLoader | EvenBatches:
+    def val_dataloader(self) -> Iterable[dict]:
         return self.dataloader("validation")
 
-    def dataloader(self, split: str, training: bool = False) -> DataLoader | EvenBatches:
+    def dataloader(self, split: str, training: bool = False) -> Iterable[dict]:
         """Returns the batches of a split, or this process's share of each batch.
 
         Args:
@@ -302,6 +304,11 @@ class CaptionedImages(pl.LightningDataModule):
                 at random, and start after the batches that the trainer has seen.
         """
         dataset = self.dataset(split, training)
+        batches_per_update = 1
+        if training and self.trainer is not None and self.image_tokenizer is not None:
+            batches_per_update = self.trainer.accumulate_grad_batches
+        # Workers read the next update while this one is computed.
+        prefetched = max(2, math.ceil(batches_per_update / max(self.num_workers, 1)))
         loader = DataLoader(
             dataset,
             **self._batching(dataset, training),
@@ -310,10 +317,12 @@ class CaptionedImages(pl.LightningDataModule):
             worker_init_fn=ignore_stop_signals,
             collate_fn=collate,
             persistent_workers=self.num_workers > 0,
+            prefetch_factor=prefetched if self.num_workers > 0 else None,
             pin_memory=torch.cuda.is_available(),
         )
-        is_uneven = isinstance(dataset, StreamingDataset) and not training
-        return EvenBatches(loader) if is_uneven and num_processes() > 1 else loader
+        if isinstance(dataset, StreamingDataset) and not training and num_processes() > 1:
+            return EvenBatches(loader)
+        return UpdateBatches(loader, batches_per_update) if batches_per_update > 1 else loader
 
     def dataset(self, split: str, training: bool = False) -> TableDataset | StreamingDataset:
         """Returns a split as a torch dataset of batch rows. It encodes image tokens if needed."""

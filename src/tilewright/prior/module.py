@@ -76,6 +76,7 @@ class PriorModule(StageModule):
         image: Tensor,
         image_dropout_mask: Tensor | None = None,
         row_weight: Tensor | float = 1.0,
+        num_text_targets: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Computes the cross-entropies `text` and `image` in nats per token, and `loss`.
 
@@ -87,26 +88,51 @@ class PriorModule(StageModule):
             image: image tokens [B, h, w].
             image_dropout_mask: booleans [B, h, w], True for image tokens to drop from the input.
             row_weight: `StageModule.row_weight`.
+            num_text_targets: text targets per batch and process. None counts those of this batch.
         """
         stream = self.network.stream
         text_logits, image_logits = self.network(text, image, image_dropout_mask)
         text_nats, image_nats = stream.token_nats(text_logits, image_logits, text, image)
         is_target = stream.text_targets(text) & torch.as_tensor(row_weight > 0, device=text.device)
-        num_targets = sum_over_processes(is_target.sum()).clamp(min=1) / num_processes()
-        text_mean = (text_nats * is_target).sum() / num_targets
+        if num_text_targets is None:
+            num_text_targets = self._mean_over_processes(is_target.sum())
+        text_mean = (text_nats * is_target).sum() / num_text_targets
         return stream.weighted_loss(text_mean, image_nats.mean() * row_weight)
+
+    @staticmethod
+    def _mean_over_processes(count: Tensor) -> Tensor:
+        return sum_over_processes(count).clamp(min=1) / num_processes()
+
+    def _drop_captions(self, text: Tensor) -> Tensor:
+        """Empties a fraction `caption_dropout` of the captions [B, T] at random."""
+        if self.caption_dropout == 0:
+            return text
+        is_dropped = torch.rand(len(text), 1, device=text.device) < self.caption_dropout
+        return torch.where(is_dropped, torch.full_like(text, -1), text)
+
+    def _begin_update(self, update_text: list[Tensor]) -> None:
+        """Drops captions of all batches of an update, and counts the text tokens that remain."""
+        self._update_text = [self._drop_captions(text) for text in update_text]
+        count = sum(self.network.stream.text_targets(text).sum() for text in self._update_text)
+        mean = self._mean_over_processes(torch.as_tensor(count))
+        self._num_text_targets = mean / len(update_text)
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         text, image = batch["text_tokens"], batch["image_tokens"]
-        if self.caption_dropout > 0:
-            is_dropped = torch.rand(len(text), 1, device=text.device) < self.caption_dropout
-            empty = self.network.stream.empty_captions(len(text), text.device)
-            text = torch.where(is_dropped, empty, text)
+        num_text_targets = None
+        if "update_text" in batch:
+            if batch["update_index"] == 0:
+                self._begin_update(batch["update_text"])
+            num_text_targets = self._num_text_targets
+            if num_rows(batch):  # otherwise, the text belongs to another row, which does not count
+                text = self._update_text[batch["update_index"]]
+        else:
+            text = self._drop_captions(text)
         mask = None
         if self.image_dropout > 0:
             fraction = self.image_dropout * torch.rand(len(image), 1, 1, device=image.device)
             mask = torch.rand(image.shape, device=image.device) < fraction
-        terms = self.terms(text, image, mask, self.row_weight(batch))
+        terms = self.terms(text, image, mask, self.row_weight(batch), num_text_targets)
         values = {f"train/{name}": value.detach() for name, value in terms.items()}
         self.log_dict(values, sync_dist=True)
         return terms["loss"]
