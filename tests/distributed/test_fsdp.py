@@ -56,15 +56,15 @@ def test_sharded_training_equals_that_of_one_process(stage, processes, strategy,
     expected = logged_metrics(trained(stage, steps=20, noise=False))
     actual = logged_metrics(trained(stage, processes, strategy, steps=20, **CHECKED))
     assert {step for step, name in expected if name == "train/loss"} == set(range(20))
-    assert {step for step, name in expected if name == "validation/loss"} == {6, 13}
+    assert {step for step, name in expected if name == "validation/loss"} >= {6, 13}
     assert_close(expected, actual, TOLERANCE.get(stage, 1e-5))
 
 
 def test_a_sharded_dvae_learns_the_codebook_of_one_process(trained):
     """Compares the first updates: later, a rounding error moves a latent to another vector."""
-    expected = logged_metrics(trained("vq", steps=20, noise=False))
+    expected = logged_metrics(trained("vq", steps=8, noise=False))
     actual = logged_metrics(trained("vq", 2, FullyShardedStrategy, steps=8, **CHECKED))
-    assert_close({key: value for key, value in expected.items() if key[0] < 8}, actual)
+    assert_close(expected, actual)
 
 
 def test_variances_are_clipped_in_shards_as_in_one_process(trained):
@@ -84,11 +84,10 @@ def test_variances_are_clipped_in_shards_as_in_one_process(trained):
 @pytest.mark.parametrize("stage", [pytest.param("dvae", marks=pytest.mark.slow), "prior", "ranker"])
 def test_compiled_sharded_training_equals_that_of_one_process(stage, trained):
     """Uses the backend aot_eager: it traces and differentiates without the time of a compiler."""
-    expected = logged_metrics(trained(stage, steps=20, noise=False))
+    expected = logged_metrics(trained(stage, steps=8, noise=False))
     compiled = {"steps": 8, "backend": "aot_eager", **CHECKED}
     actual = logged_metrics(trained(stage, 2, FullyShardedStrategy, **compiled))
-    first = {key: value for key, value in expected.items() if key[0] < 8}
-    assert_close(first, actual, TOLERANCE.get(stage, 1e-5))
+    assert_close(expected, actual, TOLERANCE.get(stage, 1e-5))
 
 
 def test_replicas_that_do_not_divide_the_processes_are_a_user_error(tmp_path):
