@@ -1,4 +1,4 @@
-"""The exception for mistakes that the user can fix."""
+"""The exception for mistakes that the user can fix, and parts of messages."""
 
 
 class UserError(Exception):
@@ -13,3 +13,11 @@ def first_line(error: BaseException) -> str:
     """Returns the first line of an error's message, or its class name if the message is empty."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def missing_module(where: str, module: str | None) -> str:
+    """Returns the message that a setting needs a module that cannot be imported."""
+    return (
+        f"{where} needs the module {module}, which cannot be imported: pip install its package, or "
+        "add the folder of your own module to PYTHONPATH"
+    )

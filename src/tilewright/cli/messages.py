@@ -13,7 +13,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from tilewright import program
 from tilewright.cli import text_values
-from tilewright.errors import UserError
+from tilewright.errors import UserError, missing_module
 from tilewright.training import trainer_settings
 
 # errno values that mean the destination is not writable.
@@ -137,10 +137,7 @@ def _constructor_error(error: BaseException) -> str | None:
     key = re.search(r"full_key: (\S+)", str(error))
     package = _missing_package(error)
     if key and package:
-        return (
-            f"{key[1]} needs the module {package}, which cannot be imported: pip install its "
-            "package, or add the folder of your own module to PYTHONPATH"
-        )
+        return missing_module(key[1], package)
     if key and error.__cause__ is not None:
         return f"{key[1]}: {one_line(error.__cause__)}"
     if isinstance(error.__cause__, UserError):

@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from tilewright.configs import instantiate, is_interpolation, map_text, unescape
-from tilewright.errors import UserError
+from tilewright.errors import UserError, missing_module
 
 TRUST = "TILEWRIGHT_TRUST"  # packages, separated by commas
 
@@ -101,9 +101,7 @@ def _find_class(target: Any, package: str, where: str) -> type:
             kind = getattr(importlib.import_module(module), name, None)
         except ModuleNotFoundError as error:
             if error.name and not is_allowed(error.name):
-                raise UserError(
-                    f"{where} needs a package that is not installed: pip install {error.name}"
-                ) from error
+                raise UserError(missing_module(where, error.name)) from error
     if not isinstance(kind, type) or not is_allowed(kind.__module__):
         raise UserError(
             f"{where} has _target_={target!r}, which is not a class of {package} and could run any "
