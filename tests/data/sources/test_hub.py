@@ -154,3 +154,10 @@ def test_a_dataset_without_any_caption_is_an_error(tmp_path):
     rows = Dataset.from_dict({"image": [png(1), png(2)], "caption": ["", "nan"]})
     rows.save_to_disk(str(tmp_path / "set"))
     assert_load_fails(HubSource(str(tmp_path / "set")), "no caption in any row", "caption_column")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_files_with_other_columns_are_an_error(tmp_path, streaming):
+    numbered_rows(range(9)).to_parquet(tmp_path / "a.parquet")
+    numbered_rows(range(9)).rename_column("caption", "text").to_parquet(tmp_path / "b.parquet")
+    assert_load_fails(HubSource(str(tmp_path), streaming=streaming), "cannot be loaded")

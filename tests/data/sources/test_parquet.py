@@ -1,9 +1,17 @@
 """ParquetSource: forms of images, splits and mistakes."""
 
+import logging
+
 import pytest
 from datasets import Dataset, Image
 
-from helpers.numbered_images import assert_load_fails, numbered_rows, numbers_by_split, write_folder
+from helpers.numbered_images import (
+    assert_load_fails,
+    numbered_rows,
+    numbers_by_split,
+    png,
+    write_folder,
+)
 from tilewright.data.images import UnreadableImage, decode_image
 from tilewright.data.sources import ParquetSource
 
@@ -97,3 +105,34 @@ def test_folders_above_the_data_do_not_choose_the_split(tmp_path):
     numbers = numbers_by_split(ParquetSource(str(root)).load())
     assert numbers["train"] | numbers["validation"] == set(range(40))
     assert len(numbers["train"]) > 20
+
+
+def test_other_columns_may_differ_between_files(tmp_path):
+    for n, value in enumerate([1, "x", None]):
+        rows = numbered_rows(range(10 * n, 10 * n + 10))
+        (rows if value is None else rows.add_column("id", [value] * 10)).to_parquet(
+            tmp_path / f"{n}.parquet"
+        )
+    numbers = numbers_by_split(ParquetSource(str(tmp_path)).load())
+    assert numbers["train"] | numbers["validation"] == set(range(30))
+
+
+def test_a_file_that_differs_is_named(tmp_path):
+    numbered_rows(range(10)).to_parquet(tmp_path / "a.parquet")
+    numbered_rows(range(9)).rename_column("caption", "text").to_parquet(tmp_path / "b.parquet")
+    assert_load_fails(ParquetSource(str(tmp_path)), "b.parquet has no column 'caption'")
+    lists = Dataset.from_dict({"image": [png(1)], "caption": [["a", "b"]]})
+    lists.to_parquet(tmp_path / "b.parquet")
+    assert_load_fails(ParquetSource(str(tmp_path)), "in the same form in all files")
+    (tmp_path / "b.parquet").write_bytes(b"")
+    assert_load_fails(ParquetSource(str(tmp_path)), "b.parquet cannot be read as a parquet file")
+
+
+def test_files_without_rows_are_left_out(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    numbered_rows(range(0)).cast(numbered_rows([1]).features).to_parquet(tmp_path / "a.parquet")
+    assert_load_fails(ParquetSource(str(tmp_path)), "have no rows")
+    numbered_rows(range(9)).to_parquet(tmp_path / "b.parquet")
+    numbers = numbers_by_split(ParquetSource(str(tmp_path)).load())
+    assert numbers["train"] | numbers["validation"] == set(range(9))
+    assert "1 parquet file(s) have no rows" in caplog.text

@@ -104,4 +104,4 @@ def _holds_images(feature: Any) -> bool:
 
 def _holds_text(feature: Any) -> bool:
     is_list = isinstance(feature, (List, LargeList))
-    return is_value(feature.feature if is_list else feature, TEXT)
+    return is_value(feature.feature if is_list else feature, (*TEXT, "string_view"))

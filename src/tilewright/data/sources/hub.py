@@ -48,29 +48,28 @@ class HubSource:
     def load(self) -> DatasetDict | IterableDatasetDict:
         """Loads the splits. See `Source.load`."""
         description = f"dataset {self.name!r}"
-        try:
-            splits = self._load_saved() or self._load_named()
-        except UserError:
-            raise
-        except Exception as error:  # a dozen classes from three libraries
-            reason = first_line(error).rstrip(".")
-            raise UserError(
-                f"{description} cannot be loaded: {reason}; check its name, "
-                f"config={self.config}, split={self.split}, and the network"
-            ) from error
-        splits = {
-            split: select_image_and_caption(
-                rows, self.image_column, self.caption_column, description
-            )
-            for split, rows in splits.items()
-        }
         hold_out = partial(
             hold_out_validation,
             fraction=self.validation_fraction,
             seed=self.seed,
             description=description,
         )
-        resolved = resolve_splits(splits, hold_out, description, "name one with split=NAME")
+        try:
+            splits = {
+                split: select_image_and_caption(
+                    rows, self.image_column, self.caption_column, description
+                )
+                for split, rows in (self._load_saved() or self._load_named()).items()
+            }
+            resolved = resolve_splits(splits, hold_out, description, "name one with split=NAME")
+        except UserError:
+            raise
+        except Exception as error:  # a dozen classes from three libraries
+            reason = first_line(error.__cause__ or error).rstrip(".")
+            raise UserError(
+                f"{description} cannot be loaded: {reason}; check its name, "
+                f"config={self.config}, split={self.split}, and the network"
+            ) from error
         is_streaming = isinstance(resolved["train"], IterableDataset)
         return IterableDatasetDict(resolved) if is_streaming else DatasetDict(resolved)
 

@@ -1,6 +1,8 @@
 """Captioned images in parquet files."""
 
+import logging
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from glob import glob
@@ -8,11 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, Image, concatenate_datasets, load_dataset
+from pyarrow import ArrowException
+from pyarrow.parquet import ParquetFile, read_schema
 
 from tilewright.data.sources.columns import TEXT, is_value, select_image_and_caption
 from tilewright.data.sources.listing import list_files
 from tilewright.data.sources.splits import group_by_split, hold_out_validation, resolve_splits
 from tilewright.errors import UserError, first_line
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,13 +59,11 @@ class ParquetSource:
         # One folder at a time, because paths in a file are relative to its own folder.
         groups: dict[str, dict[Path, list[Path]]] = defaultdict(lambda: defaultdict(list))
         description = f"parquet at {self.path!r}"
+        files = self._check_files(files)
         for split, paths in group_by_split([str(file) for file in files], description).items():
             for file in map(Path, paths):
                 groups[split][file.parent].append(file)
-        splits = {
-            split: concatenate_datasets([self._load_folder(*group) for group in folders.items()])
-            for split, folders in groups.items()
-        }
+        splits = {split: self._load_folders(folders) for split, folders in groups.items()}
         hold_out = partial(
             hold_out_validation,
             fraction=self.validation_fraction,
@@ -70,16 +74,57 @@ class ParquetSource:
             resolve_splits(splits, hold_out, description, "put 'train' in the name of a file")
         )
 
+    def _check_files(self, files: Sequence[Path]) -> list[Path]:
+        """Reads the headers of the files, and returns the files that have rows.
+
+        Raises:
+            UserError: a file is broken or lacks a column that others have, or no file has a row.
+        """
+        schemas: dict[Path, set[str]] = {}
+        for file in files:
+            try:
+                with ParquetFile(file) as parquet:
+                    if parquet.metadata.num_rows:
+                        schemas[file] = {*parquet.schema_arrow.names}
+            except (OSError, ArrowException) as error:
+                raise UserError(
+                    f"{file} cannot be read as a parquet file ({first_line(error)}): replace or "
+                    "remove it"
+                ) from error
+        if not schemas:
+            raise UserError(f"the parquet files at {self.path!r} have no rows: add some")
+        if empty := [file for file in files if file not in schemas]:
+            log.info("%d parquet file(s) have no rows, such as %s", len(empty), empty[0])
+        for column in (self.image_column, self.caption_column):
+            having = [file for file, columns in schemas.items() if column in columns]
+            lacking = [file for file in schemas if file not in having]
+            if having and lacking:
+                raise UserError(
+                    f"{lacking[0]} has no column {column!r}, but {having[0]} has it: give the "
+                    "columns the same names in all files"
+                )
+        return list(schemas)
+
+    def _load_folders(self, folders: Mapping[Path, list[Path]]) -> Dataset:
+        try:
+            return concatenate_datasets([self._load_folder(*group) for group in folders.items()])
+        except UserError:
+            raise
+        except Exception as error:  # pyarrow's classes, wrapped in those of datasets
+            raise UserError(
+                f"parquet at {self.path!r} cannot be read: {first_line(error.__cause__ or error)}; "
+                "store images and captions in the same form in all files"
+            ) from error
+
     def _load_folder(self, folder: Path, files: list[Path]) -> Dataset:
         description = f"parquet in {str(folder)!r}"
-        try:
-            rows = load_dataset("parquet", data_files=[str(file) for file in files], split="train")
-        except Exception as error:  # pyarrow's classes, wrapped in those of datasets
-            reason = first_line(error.__cause__ or error)
-            names = ", ".join(file.name for file in files)
-            raise UserError(
-                f"{description} cannot be read: {reason}; make sure that {names} is complete"
-            ) from error
+        columns = {self.image_column, self.caption_column} & {*read_schema(files[0]).names}
+        rows = load_dataset(
+            "parquet",
+            data_files=[str(file) for file in files],
+            columns=sorted(columns) if len(columns) == 2 else None,  # None names all in the error
+            split="train",
+        )
         holds_paths = is_value(rows.features.get(self.image_column), TEXT)
         pairs = select_image_and_caption(rows, self.image_column, self.caption_column, description)
         if not holds_paths:
