@@ -323,6 +323,17 @@ def test_run_of_a_later_format_is_refused(tmp_path):
         runs.load_config(tmp_path)
 
 
+@pytest.mark.parametrize("place", ["run", "run/.lock"])
+def test_a_folder_that_cannot_be_locked_is_an_error(tmp_path, place):
+    if place == "run":
+        (tmp_path / "run").write_text("a file in its place")
+    else:
+        (tmp_path / place).mkdir(parents=True)
+    message = r"run cannot be written or locked \(.+\): choose"
+    with pytest.raises(UserError, match=message), runs.lock(tmp_path / "run"):
+        pass
+
+
 def train_with_a_worker(run, ready):
     """Locks a run, and forks a process that outlives this one, as a dataloader worker may."""
     with runs.lock(run):

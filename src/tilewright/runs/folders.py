@@ -90,15 +90,20 @@ def lock(run: Path) -> Iterator[None]:
     configuration at the end is removed.
 
     Raises:
-        UserError: another process trains the run.
+        UserError: another process trains the run, or its folder cannot be written or locked.
     """
-    run.mkdir(parents=True, exist_ok=True)
     file_lock = FileLock(run / LOCK)
     try:
+        run.mkdir(parents=True, exist_ok=True)
         file_lock.acquire(blocking=False)
     except Timeout as error:
         raise UserError(
             f"another process is training {run}: wait for its end, or choose another run_name"
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"{run} cannot be written or locked ({error.strerror or error}): choose another folder "
+            "with paths.logs, on a file system that has locks"
         ) from error
     try:
         yield
