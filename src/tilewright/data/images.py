@@ -19,13 +19,12 @@ from tilewright.data.skipping import SkipRow
 WHITE = (255, 255, 255)
 MAX_PIXELS = 89_478_485  # Pillow's own limit, above which it warns
 
-# Formats that Pillow opens and that are not used here. EPS starts Ghostscript on untrusted files.
-# MPEG and FLI are movies. The second line has no decoder outside of Windows. The third line has no
-# signature, so that any file could be taken for one.
+# Formats that Pillow opens and that are not used here.
 EXCLUDED_FORMATS = {
-    *("EPS", "MPEG", "FLI"),
-    *("WMF", "BUFR", "GRIB", "HDF5"),
-    *("IM", "IMT", "IPTC", "PCD", "SPIDER"),
+    "EPS",  # starts Ghostscript on untrusted files
+    *("MPEG", "FLI"),  # movies
+    *("WMF", "BUFR", "GRIB", "HDF5"),  # no decoder on every machine
+    *("IM", "IMT", "IPTC", "PCD", "SPIDER"),  # no signature: any file could be taken for one
 }
 
 
