@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from helpers.gray import Noise, TinySource, batches, flatten, row_indices
+from tilewright.data.batches import UpdateBatches
 from tilewright.errors import UserError
 
 
@@ -119,6 +120,13 @@ def test_training_resumed_with_other_batch_sizes_continues_with_the_next_row(mak
     second, state = train(make, 3, state, batch_size=6)
     third, _ = train(make, 1, state, batch_size=5)
     assert flatten(first + second + third) == flatten(expected)[: 8 + 18 + 5]
+
+
+def test_updates_of_a_run_that_resumes_with_another_accumulation_end_at_its_multiples():
+    loader = [{"text_tokens": torch.tensor([[index]]), "rows": 1} for index in range(10, 18)]
+    batches = list(UpdateBatches(loader, 4, start=10))
+    assert [batch["update_index"] for batch in batches] == [0, 1, 0, 1, 2, 3, 0, 1]
+    assert [int(text) for text in batches[2]["update_text"]] == [12, 13, 14, 15]
 
 
 def test_overfitting_repeats_the_first_batches_exactly(make, tokenizer):

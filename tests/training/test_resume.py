@@ -68,6 +68,14 @@ def test_a_training_resumes_after_a_full_disk(tmp_path):
     assert killing.differences(tmp_path / "uninterrupted", tmp_path / "stopped") == []
 
 
+def test_a_prior_resumes_with_another_accumulation(tmp_path):
+    tiny.train("prior", tmp_path, steps=7, val_check_interval=7)
+    tiny.train("prior", tmp_path, steps=10, val_check_interval=20, accumulate_grad_batches=4)
+    saved = torch.load(tmp_path / killing.LAST, weights_only=True)
+    # The update that ends at batch 8 has one batch, and the two after it have four.
+    assert saved["CaptionedImages"]["rows_read"] == 4 * 16
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_a_checkpoint_and_says_how_to_resume(number, tmp_path, capfd):
     process = killing.start(training("prior"), tmp_path)

@@ -96,15 +96,19 @@ class UpdateBatches:
     Args:
         loader: batches with text tokens.
         count: batches per update.
+        start: index of the first batch in the training. Lightning ends an update at multiples of
+            `count`, so the first update of a run that resumes with another `count` may be shorter.
     """
 
-    def __init__(self, loader: Iterable[dict], count: int):
+    def __init__(self, loader: Iterable[dict], count: int, start: int = 0):
         self.loader = loader
         self.count = count
+        self.start = start
 
     def __iter__(self) -> Iterator[dict]:
-        batches = iter(self.loader)
-        while update := list(islice(batches, self.count)):
+        batches, length = iter(self.loader), self.count - self.start % self.count
+        while update := list(islice(batches, length)):
+            length = self.count
             text = [batch["text_tokens"][: batch["rows"]] for batch in update]
             for index, batch in enumerate(update):
                 yield {**batch, "update_text": text, "update_index": index}

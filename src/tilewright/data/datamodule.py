@@ -322,7 +322,9 @@ class CaptionedImages(pl.LightningDataModule):
         )
         if isinstance(dataset, StreamingDataset) and not training and num_processes() > 1:
             return EvenBatches(loader)
-        return UpdateBatches(loader, batches_per_update) if batches_per_update > 1 else loader
+        if batches_per_update == 1:
+            return loader
+        return UpdateBatches(loader, batches_per_update, self._start)
 
     def dataset(self, split: str, training: bool = False) -> TableDataset | StreamingDataset:
         """Returns a split as a torch dataset of batch rows. It encodes image tokens if needed."""
@@ -366,8 +368,8 @@ class CaptionedImages(pl.LightningDataModule):
         """Returns the DataLoader's arguments that say which rows make up a batch."""
         rank, processes, _ = self._reader_group
         if isinstance(dataset, StreamingDataset):
-            if training and self.trainer:
-                dataset.resume(self.trainer.fit_loop.total_batch_idx + 1, self._progress.positions)
+            if training:
+                dataset.resume(self._start, self._progress.positions)
             return {"batch_size": self.batch_size // processes}
         sampler: TrainingBatches | EvaluationBatches
         if training:
@@ -383,6 +385,11 @@ class CaptionedImages(pl.LightningDataModule):
         else:
             sampler = EvaluationBatches(len(dataset), self.batch_size, rank, processes)
         return {"batch_sampler": sampler}
+
+    @property
+    def _start(self) -> int:
+        """Number of training batches before the ones that are read next."""
+        return self.trainer.fit_loop.total_batch_idx + 1 if self.trainer else 0
 
     @property
     def _reader_group(self) -> ReaderGroup:
