@@ -162,6 +162,7 @@ def test_odd_values_of_generate_are_refused(logs, arguments, message):
         ("reconstruction metric.frechet=x", "frechet=x is not possible"),
         ("reconstruction metric.splits=null", "metric.splits=null is not possible"),
         ("reconstruction metric.splits=nope", "metric.splits=[nope] names no split"),
+        ('retrieval metric.splits=["validation[:1]"]', "only one usable pair"),
         ("retrieval images=1", "images=1 is not possible"),
         ("retrieval metric.batch_size=0", "batch_size=0 is not possible"),
     ],

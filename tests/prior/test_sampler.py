@@ -4,8 +4,10 @@ import copy
 import math
 import re
 
+import hypothesis.strategies as st
 import pytest
 import torch
+from hypothesis import given
 
 from tilewright.errors import UserError
 from tilewright.prior import Sampling, Stream, Transformer, sample, sample_rows
@@ -137,6 +139,24 @@ def test_greedy_settings_take_the_first_of_the_largest_logits(sampling):
     for noise in (0.0, 0.3, 1 - 2**-24):
         tokens = sample_from_logits(logits, torch.full((2,), noise), sampling)
         assert tokens.tolist() == [40, 20]
+
+
+@given(
+    logits=st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=9),
+    noise=st.floats(0, 1, exclude_max=True, width=32),
+    temperature=st.floats(1e-6, 1e6),
+    top_k=st.none() | st.integers(1, 12),
+    top_p=st.none() | st.floats(1e-9, 1),
+)
+def test_any_settings_sample_one_of_the_most_likely_tokens(
+    logits, noise, temperature, top_k, top_p
+):
+    logits, noise = torch.tensor([logits]), torch.tensor([noise])
+    greedy = {int(sample_from_logits(logits, noise, sampling)) for sampling in GREEDY}
+    assert greedy == {int(logits.argmax())}
+    sampling = Sampling(temperature, top_k, top_p)
+    token = int(sample_from_logits(logits, noise, sampling))
+    assert (logits[0] > logits[0, token]).sum() < (top_k or logits.shape[1])
 
 
 def frequencies(logits, sampling, points=20_000):

@@ -8,6 +8,7 @@ import torch
 
 from tilewright.checks import check_whole
 from tilewright.data import CaptionedImages
+from tilewright.errors import UserError
 from tilewright.evaluations.results import Result
 from tilewright.evaluations.splits import available_splits
 from tilewright.metrics.retrieval import RetrievalRecall
@@ -44,6 +45,11 @@ class Retrieval:
         results = []
         for split in available_splits(data, self.splits):
             originals, captions = zip(*data.examples(split, self.images), strict=True)
+            if len(captions) < 2:
+                raise UserError(
+                    f"{split} has only one usable pair, and recall needs 2 or more: name another "
+                    "split with metric.splits="
+                )
             recall = RetrievalRecall([k for k in TOP if k < len(captions)])
             for start in range(0, len(captions), self.batch_size):
                 batch = slice(start, start + self.batch_size)

@@ -43,22 +43,22 @@ class RetrievalRecall(Metric):
         text, images = (dim_zero_cat(vectors).float() for vectors in (self.text, self.images))
         similarity = text @ images.T
         directions = {"caption_to_image": similarity, "image_to_caption": similarity.T}
-        return {
-            f"{direction}_r@{k}": _partner_hits(scores, k).mean()
-            for direction, scores in directions.items()
-            for k in self.ks
-        }
+        values = {}
+        for direction, scores in directions.items():
+            nearer, ties = _partner_places(scores)
+            for k in self.ks:
+                values[f"{direction}_r@{k}"] = ((k - nearer) / ties).clamp(0, 1).mean()
+        return values
 
 
-def _partner_hits(similarity: Tensor, k: int) -> Tensor:
-    """Returns each row's probability [N] that its diagonal is among the k greatest of [N, N].
+def _partner_places(similarity: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns how many of each row of [N, N] exceed the diagonal [N], and how many equal it [N].
 
-    Ties are broken at random.
+    The diagonal itself is among the equal ones.
     """
     difference = similarity - similarity.diagonal()[:, None]
     nearer = (difference > TIE_TOLERANCE).sum(dim=1)
-    ties = (difference.abs() <= TIE_TOLERANCE).sum(dim=1)  # with the diagonal itself
-    return ((k - nearer) / ties).clamp(0, 1)
+    return nearer, (difference >= -TIE_TOLERANCE).sum(dim=1) - nearer
 
 
 def identification_ranks(
