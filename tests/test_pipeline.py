@@ -165,6 +165,14 @@ def test_guidance_and_likelihood_ranker_need_a_prior_that_has_seen_empty_caption
         never.score(LikelihoodRanker(), CAPTIONS, never.sample_tokens(CAPTIONS, 2))
 
 
+def test_scores_that_are_nan_are_refused(model):
+    def lost(model, captions, tokens):
+        return torch.full(tokens.shape[:2], torch.nan)
+
+    with pytest.raises(UserError, match="scores of function are nan"):
+        model(CAPTIONS, best_of=2, ranker=lost)
+
+
 def test_scores_do_not_depend_on_the_batch_size(model):
     tokens = model.sample_tokens(CAPTIONS, 10)
     one_batch, small_batches = BrightnessRanker(), BrightnessRanker()

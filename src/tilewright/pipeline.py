@@ -376,7 +376,7 @@ class TextToImage:
             batch_size: number of images scored in one batch.
 
         Raises:
-            UserError: the ranker needs another prior.
+            UserError: the ranker needs another prior, or a score is nan.
         """
         check_whole("batch_size", batch_size)
         self.check_needs(ranker=ranker)
@@ -388,6 +388,11 @@ class TextToImage:
             scores[captions_slice, candidates_slice] = ranker(
                 self, captions[captions_slice], batch
             ).to(scores)
+        if scores.isnan().any():
+            raise UserError(
+                f"the scores of {type(ranker).__name__} are nan and cannot rank: choose another "
+                "ranker, or use weights from before the loss became nan"
+            )
         return scores
 
     def complete(

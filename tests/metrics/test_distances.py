@@ -10,12 +10,8 @@ from torch import nn
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from tilewright.errors import UserError
-from tilewright.metrics.distances import (
-    UndefinedDistance,
-    frechet_distance,
-    kernel_distance,
-    resolve_subsets,
-)
+from tilewright.metrics.distances import frechet_distance, kernel_distance, resolve_subsets
+from tilewright.metrics.features import UndefinedMetric
 
 D = 6
 
@@ -100,14 +96,14 @@ def test_a_single_image_is_refused(distance) -> None:
 def test_features_that_are_not_finite_are_refused(distance, value: float) -> None:
     broken = normal(20)
     broken[3, 2] = value
-    with pytest.raises(UndefinedDistance, match="not finite"):
+    with pytest.raises(UndefinedMetric, match="not finite"):
         distance(normal(20), broken)
 
 
 def test_a_root_that_is_not_real_is_an_undefined_distance(monkeypatch) -> None:
     # clean-fid raises this if rounding makes the product of two covariances indefinite.
     monkeypatch.setattr("scipy.linalg.sqrtm", lambda matrix, disp: (matrix + 1j, 0.0))
-    with pytest.raises(UndefinedDistance, match=r"Imaginary component 1\.0.*measure more images"):
+    with pytest.raises(UndefinedMetric, match=r"Imaginary component 1\.0.*measure more images"):
         frechet_distance(normal(20), normal(20, seed=1))
 
 

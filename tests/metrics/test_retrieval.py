@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from tilewright.errors import UserError
 from tilewright.metrics.retrieval import RetrievalRecall, identification_ranks
 
 
@@ -90,6 +91,16 @@ def test_identification_counts_equal_candidates_by_chance(copies):
         for seed in range(600)
     ]
     assert np.mean(hits) == pytest.approx(1 / (copies + 1), abs=0.06)
+
+
+def test_vectors_that_are_nan_have_no_recall():
+    vectors = torch.eye(4)
+    broken = vectors.clone()
+    broken[2] = torch.nan
+    for pair in ((vectors, broken), (broken, vectors)):
+        assert all(value.isnan() for value in RetrievalRecall()(*pair).values())
+    with pytest.raises(UserError, match="not finite"):
+        identification_ranks(broken.numpy(), vectors.numpy(), np.zeros(4), among=4, seed=0)
 
 
 def test_features_of_zero_are_not_nan():

@@ -7,7 +7,7 @@ import re
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 
 from tilewright.errors import UserError
 from tilewright.prior import Sampling, Stream, Transformer, sample, sample_rows
@@ -141,6 +141,7 @@ def test_greedy_settings_take_the_first_of_the_largest_logits(sampling):
         assert tokens.tolist() == [40, 20]
 
 
+@settings(deadline=None)
 @given(
     logits=st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=9),
     noise=st.floats(0, 1, exclude_max=True, width=32),

@@ -12,9 +12,9 @@ from torch import Tensor
 from tilewright.callbacks.periodic import PeriodicMeasurement
 from tilewright.checks import check_whole
 from tilewright.distributed.fsdp import gathered_weights
-from tilewright.metrics.distances import UndefinedDistance, frechet_distance
+from tilewright.metrics.distances import frechet_distance
 from tilewright.metrics.extractors import Extractor, check_weights_exist, load_extractor
-from tilewright.metrics.features import folder_features, save_images
+from tilewright.metrics.features import UndefinedMetric, folder_features, save_images
 from tilewright.pipeline import TextToImage
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class FrechetDistance(PeriodicMeasurement):
             return
         try:
             name, distance = self.compute(trainer, pl_module, examples)
-        except UndefinedDistance as error:  # in all processes, which have the same features
+        except UndefinedMetric as error:  # in all processes, which have the same features
             log.warning("No Fréchet distance at update %d: %s", trainer.global_step, error)
             return
         pl_module.log(f"validation/{name}", distance, rank_zero_only=True)

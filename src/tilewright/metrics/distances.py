@@ -12,15 +12,11 @@ from cleanfid import fid
 from scipy.linalg import LinAlgWarning
 
 from tilewright.checks import check_whole
-from tilewright.errors import UserError
+from tilewright.metrics.features import UndefinedMetric, check_finite
 
 logger = logging.getLogger(__name__)
 
 MIN_IMAGES_FOR_KERNEL = 100  # with fewer, the kernel distance varies by more than models differ
-
-
-class UndefinedDistance(UserError):  # noqa: N818
-    """Error raised if a distance cannot be computed from features."""
 
 
 def frechet_distance(real: np.ndarray, generated: np.ndarray) -> float:
@@ -34,7 +30,7 @@ def frechet_distance(real: np.ndarray, generated: np.ndarray) -> float:
         generated: features [M, D].
 
     Raises:
-        UndefinedDistance: a set has fewer than two images, a feature is not finite, or clean-fid
+        UndefinedMetric: a set has fewer than two images, a feature is not finite, or clean-fid
             finds no real root of S S'.
     """
     _check_features(real, generated)
@@ -48,7 +44,7 @@ def frechet_distance(real: np.ndarray, generated: np.ndarray) -> float:
         try:
             distance = fid.fid_from_feats(real, generated)
         except ValueError as error:  # "Imaginary component": rounding of a nearly singular S S'
-            raise UndefinedDistance(
+            raise UndefinedMetric(
                 f"clean-fid cannot compute the Fréchet distance of these features ({error}): "
                 "measure more images"
             ) from error
@@ -76,7 +72,7 @@ def kernel_distance(
         seed: seed of the subsets.
 
     Raises:
-        UndefinedDistance: a set has fewer than two images, or a feature is not finite.
+        UndefinedMetric: a set has fewer than two images, or a feature is not finite.
         UserError: subsets or subset_size is not possible.
     """
     _check_features(real, generated)
@@ -116,14 +112,11 @@ def resolve_subsets(real: int, generated: int, subsets: int, subset_size: int) -
 def _check_features(*feature_sets: np.ndarray) -> None:
     count = min(map(len, feature_sets))
     if count < 2:
-        raise UndefinedDistance(
+        raise UndefinedMetric(
             f"a distance between distributions needs 2 images or more in each set, got {count}: "
             "raise images="
         )
-    if not all(np.isfinite(features).all() for features in feature_sets):
-        raise UndefinedDistance(
-            "the features of an image are not finite: use weights from before the loss became nan"
-        )
+    check_finite(*feature_sets)
 
 
 @contextlib.contextmanager

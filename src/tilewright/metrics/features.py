@@ -31,6 +31,22 @@ IMAGE_SUFFIXES = {f".{extension.lower()}" for extension in EXTENSIONS} - {".npy"
 FEATURES_FILE = "features.npy"  # in the folder of a cache entry
 
 
+class UndefinedMetric(UserError):  # noqa: N818
+    """Error raised if a metric is not defined for the features of some images."""
+
+
+def check_finite(*feature_sets: np.ndarray) -> None:
+    """Checks that features are finite. Those of images that are nan are not.
+
+    Raises:
+        UndefinedMetric: a feature is not finite.
+    """
+    if not all(np.isfinite(features).all() for features in feature_sets):
+        raise UndefinedMetric(
+            "the features of an image are not finite: use weights from before the loss became nan"
+        )
+
+
 def folder_features(
     folder: Path | str,
     extractor: Extractor,

@@ -3,9 +3,12 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
+
+from tilewright.metrics.features import check_finite
 
 # Cosines that differ by less are equal: equal captions in two batches differ by rounding.
 TIE_TOLERANCE = 1e-5
@@ -47,7 +50,9 @@ class RetrievalRecall(Metric):
         for direction, scores in directions.items():
             nearer, ties = _partner_places(scores)
             for k in self.ks:
-                values[f"{direction}_r@{k}"] = ((k - nearer) / ties).clamp(0, 1).mean()
+                hits = ((k - nearer) / ties).clamp(0, 1)
+                # A vector that is nan is not even as near as itself.
+                values[f"{direction}_r@{k}"] = hits.where(ties > 0, torch.nan).mean()
         return values
 
 
@@ -74,7 +79,11 @@ def identification_ranks(
         groups: group label [M] of each true image. Candidates are of the same group.
         among: number of candidates: the true image and `among - 1` others, sampled at random.
         seed: seed of the candidates and of the ties.
+
+    Raises:
+        UndefinedMetric: a feature is not finite.
     """
+    check_finite(features, true_features)
     generator = np.random.default_rng(seed)
     features, true_features = _normalize(features), _normalize(true_features)
     ranks = []

@@ -16,6 +16,7 @@ from tilewright.checks import check_whole
 from tilewright.errors import UserError
 from tilewright.metrics.clip import load_clip
 from tilewright.metrics.extractors import Extractor
+from tilewright.metrics.features import check_finite
 from tilewright.viz.images import to_uint8
 
 logger = logging.getLogger(__name__)
@@ -47,10 +48,7 @@ def classifier_score(
             f"a classifier score of {splits} part(s) needs {2 * splits} images or more, got "
             f"{len(features)}: raise images= or lower metric.splits="
         )
-    if not np.isfinite(features).all():
-        raise UserError(
-            "the features of an image are not finite: use weights from before the loss became nan"
-        )
+    check_finite(features)
     with torch.no_grad():
         logits = extractor.classes(torch.from_numpy(features).to(extractor.device)).cpu().double()
     _warn_if_few(len(logits) // splits, logits.shape[1])
