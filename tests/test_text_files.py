@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from tilewright.errors import UserError
 from tilewright.text_files import (
     decode_text,
+    decode_texts,
     guess_encoding,
     parse_records,
     read_records,
@@ -153,3 +155,15 @@ def test_malformed_lines_are_an_error(tmp_path, name, text, words):
 
 def test_only_line_breaks_split_lines():
     assert split_lines("a\r\nb\rc\nd\u2028e\x85f") == ["a", "b", "c", "d\u2028e\x85f"]
+
+
+def test_a_broken_file_does_not_change_the_encoding_of_the_others(caplog):
+    damaged = "größer, schön, über".encode() + b"\xe4"
+    contents = {
+        Path("0"): b"\0\1\2", Path("1"): damaged, Path("2"): b"a\x07b\ngr\xfcn",
+        Path("3"): "grün".encode("cp1252"), Path("4"): "blau".encode("utf-16"),
+    }  # fmt: skip
+    assert decode_texts(contents) == {Path("3"): "grün", Path("4"): "blau"}
+    assert "1 of 5 text files are not UTF-8 and are read as cp1252, such as 3" in caplog.text
+    del contents[Path("3")]
+    assert decode_texts(contents) == {Path("4"): "blau"}

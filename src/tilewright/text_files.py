@@ -60,14 +60,20 @@ def guess_encoding(texts: Iterable[bytes]) -> str | None:
 
     All texts are taken to have the same encoding. The more there are, the better is the guess.
     """
-    lines = (line for text in texts for line in text.splitlines() if not line.isascii())
+    lines = (
+        line
+        for text in texts
+        if not _is_broken_unicode(text)
+        for line in text.splitlines()
+        if not line.isascii()
+    )
     sample = bytearray()
     for line in lines:
         if len(sample) + len(line) > SAMPLE and sample:
             break
         sample += line + b"\n"
     data = bytes(sample)
-    if not data or b"\0" in data or _is_damaged_utf8(data):
+    if not data:
         return None
     if _is_western(data):
         return WESTERN
@@ -80,9 +86,7 @@ def guess_encoding(texts: Iterable[bytes]) -> str | None:
 
 def decode_legacy(data: bytes, encoding: str) -> str | None:
     """Decodes bytes that are not Unicode. Returns None if the encoding does not fit."""
-    if data.startswith(tuple(mark for mark, _ in BYTE_ORDER_MARKS)):
-        return None
-    text = _decode(data, encoding)
+    text = None if _is_broken_unicode(data) else _decode(data, encoding)
     return None if text is None or CONTROL.search(text) else text
 
 
@@ -121,11 +125,12 @@ def decode_texts(contents: Mapping[Path, bytes]) -> dict[Path, str]:
     if encoding:
         texts |= {file: decode_legacy(data, encoding) for file, data in others.items()}
         decoded = [file for file in others if texts[file] is not None]
-        log.warning(
-            "%d of %d text files are not UTF-8 and are read as %s, such as %s: if that is wrong, "
-            "save them as UTF-8",
-            len(decoded), len(contents), encoding, decoded[0],
-        )  # fmt: skip
+        if decoded:
+            log.warning(
+                "%d of %d text files are not UTF-8 and are read as %s, such as %s: if that is "
+                "wrong, save them as UTF-8",
+                len(decoded), len(contents), encoding, decoded[0],
+            )  # fmt: skip
     return {file: text for file, text in texts.items() if text is not None}
 
 
@@ -257,6 +262,12 @@ def _first_invalid_byte(data: bytes) -> int:
     except UnicodeDecodeError as error:
         return error.start
     return len(data)
+
+
+def _is_broken_unicode(data: bytes) -> bool:
+    """Returns True for bytes that no other encoding than Unicode explains."""
+    marks = tuple(mark for mark, _ in BYTE_ORDER_MARKS)
+    return b"\0" in data or data.startswith(marks) or _is_damaged_utf8(data)
 
 
 def _is_damaged_utf8(data: bytes) -> bool:
