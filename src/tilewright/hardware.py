@@ -38,6 +38,20 @@ def resolve_device(requested: str) -> str:
     return requested
 
 
+def check_accelerator(accelerator: str) -> None:
+    """Checks that this machine has the accelerator of a trainer.
+
+    Raises:
+        UserError: it has none.
+    """
+    import torch
+
+    if accelerator not in ("auto", "cpu") and not torch.accelerator.is_available():
+        raise UserError(
+            f"trainer.accelerator={accelerator} needs a GPU, and torch finds none: set trainer=cpu"
+        )
+
+
 def resolve_precision(requested: str | int, accelerator: str = "auto") -> str:
     """Returns Lightning's precision. "auto" is bf16-mixed on hardware with bf16 math, else fp32.
 

@@ -44,7 +44,8 @@ def messages(file):
 
 def test_keys_of_messages_exist():
     configs = [composed(stage) for stage in ("dvae", "prior", "ranker")]
-    configs.append(composed("prior", "experiment=shapes_hour"))  # has more callbacks
+    for recipe in ("shapes_hour", "prior_paper"):  # have more callbacks and settings
+        configs.append(composed("prior", f"experiment={recipe}"))
     keys = {key for file in FILES for text in messages(file) for key in KEY.findall(text)}
     assert {"trainer.gradient_clip_val", "data.overfit_batches", "callbacks.best"} <= keys
     for key in keys:

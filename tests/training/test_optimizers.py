@@ -1,20 +1,23 @@
 """Weight decay groups, learning rates, Muon and variance clipping."""
 
 import io
+import math
 
 import pytest
 import torch
 from torch import nn
 
+from tilewright.errors import UserError
 from tilewright.prior import Stream, Transformer
 from tilewright.training.optimizers import (
     MuonAdamW,
+    check_optimizer,
     clip_variance,
     fused_adamw,
     scheduled,
     weight_decay_groups,
 )
-from tilewright.training.schedules import Cosine, WarmUp
+from tilewright.training.schedules import Constant, Cosine, WarmUp
 
 
 class SmallModel(nn.Module):
@@ -202,3 +205,26 @@ def test_fused_adamw_equals_torchs_default():
         descend(module, make(module.parameters(), **settings), 5)
     for actual, expected in zip(fused.parameters(), default.parameters(), strict=True):
         torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": 0.1}, "model.learning_rate=0.1 is not a schedule"),
+        ({"learning_rate": None}, "model.learning_rate=None is not a schedule"),
+        ({"learning_rate": WarmUp(5, Constant(-1.0))}, "model.learning_rate.then.value=-1.0 is"),
+        ({"learning_rate": Cosine(math.inf, 0.0, 5)}, "model.learning_rate.start=inf is not"),
+        ({"weight_decay": -1}, "model.weight_decay=-1 is not possible"),
+        ({"weight_decay": math.nan}, "model.weight_decay=nan is not possible"),
+        ({"eps": -1e-8}, "model.eps=-1e-08 is not possible"),
+        ({"betas": [0.9]}, "two numbers below 1"),
+        ({"betas": [0.9, 1.0]}, "two numbers below 1"),
+    ],
+)
+def test_an_impossible_setting_is_one_line_before_the_run_begins(changes, message):
+    settings = {"learning_rate": Constant(0.1), "weight_decay": 0.1, "betas": (0.9, 0.99)}
+    settings |= {"eps": 1e-8}
+    check_optimizer(**settings)
+    with pytest.raises(UserError) as caught:
+        check_optimizer(**settings | changes)
+    assert message in str(caught.value)

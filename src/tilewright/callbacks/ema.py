@@ -8,6 +8,7 @@ from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
+from tilewright.checks import check_number, check_whole
 from tilewright.distributed.fsdp import shard_module
 from tilewright.errors import UserError
 from tilewright.training.trainer import AroundValidation, Trainer
@@ -30,6 +31,9 @@ class AveragedWeights(AroundValidation, WeightAveraging):
     """
 
     def __init__(self, decay: float, every_n_updates: int = 1):
+        check_number("callbacks.ema.decay", decay, 0, 1)
+        check_whole("callbacks.ema.every_n_updates", every_n_updates)
+
         def update_average(
             averaged: list[Tensor], current: list[Tensor], updates: Tensor | int
         ) -> None:

@@ -9,14 +9,14 @@ import pytorch_lightning as pl
 import torch
 from torch.nn.utils import get_total_norm
 
+from tilewright.checks import check_flag, check_number, check_whole
 from tilewright.distributed.fsdp import full_tensor
 from tilewright.dvae.quantizers.base import GumbelSoftmax
-from tilewright.training.schedules import find_key
+from tilewright.training.schedules import PEAK, find_key
 
 log = logging.getLogger(__name__)
 
-# Numbers of a schedule: the value that it starts from, and its length in updates.
-PEAK, STEPS = {"start", "value"}, {"steps"}
+STEPS = {"steps"}  # length of a schedule in updates
 
 
 class TrainingHealth(pl.Callback):
@@ -38,6 +38,9 @@ class TrainingHealth(pl.Callback):
         min_codebook_usage: float = 0.05,
         codebook_grace_updates: int = 1000,
     ):
+        check_flag("callbacks.health.stop", stop)
+        check_number("callbacks.health.min_codebook_usage", min_codebook_usage, 0, 1)
+        check_whole("callbacks.health.codebook_grace_updates", codebook_grace_updates, 0)
         self.stop = stop
         self.min_codebook_usage = min_codebook_usage
         self.codebook_grace_updates = codebook_grace_updates

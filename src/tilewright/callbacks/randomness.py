@@ -7,6 +7,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
+from tilewright.checks import MAX_SEED, check_whole
 from tilewright.data.seeding import derive_seed
 
 
@@ -22,6 +23,7 @@ class StepSeeds(pl.Callback):
     """
 
     def __init__(self, seed: int):
+        check_whole("callbacks.seeds.seed", seed, 0, MAX_SEED)
         self.seed = seed
 
     def on_train_batch_start(

@@ -6,6 +6,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 
+from tilewright.checks import check_whole
 from tilewright.metrics.reconstruction import ReconstructionMetrics
 from tilewright.training.loggers import log_image
 from tilewright.viz.images import reconstruction_grid
@@ -19,6 +20,7 @@ class Reconstructions(pl.Callback):
     """
 
     def __init__(self, count: int = 16):
+        check_whole("callbacks.reconstructions.count", count)
         self.count = count
         self._metrics: ReconstructionMetrics | None = None
 

@@ -127,7 +127,9 @@ def _misspelled_key(error: BaseException) -> str | None:
     siblings = [str(key) for key in cause.parent_node or ()]
     similar = difflib.get_close_matches(str(cause.key), siblings, n=1)
     if not similar:
-        return None
+        return (
+            f"{cause.full_key} is not a key: --cfg job prints all, and +{cause.full_key}=… adds one"
+        )
     branch = str(cause.full_key).removesuffix(str(cause.key))
     return f"{cause.full_key} is not a key: did you mean {branch}{similar[0]}?"
 
@@ -139,7 +141,8 @@ def _constructor_error(error: BaseException) -> str | None:
     if key and package:
         return missing_module(key[1], package)
     if key and error.__cause__ is not None:
-        return f"{key[1]}: {one_line(error.__cause__)}"
+        reason = one_line(error.__cause__)
+        return reason if reason.startswith(f"{key[1]}.") else f"{key[1]}: {reason}"
     if isinstance(error.__cause__, UserError):
         return one_line(error.__cause__)
     return None

@@ -17,7 +17,7 @@ from tilewright.cli.resume import resumed_config
 from tilewright.configs import escape, instantiate
 from tilewright.distributed import launch
 from tilewright.errors import UserError
-from tilewright.hardware import resolve_precision
+from tilewright.hardware import check_accelerator, resolve_precision
 from tilewright.runs import environment, finetuning
 from tilewright.training import trainer_settings
 
@@ -109,8 +109,8 @@ def new_run(config: DictConfig) -> DictConfig:
             check_guidance(config)
         runs.check_name(config.run_name)
         config.run = escape(str(logs / config.stage / settings.job_name(config.run_name)))
+        check_trainer(config)  # before schedules compute with trainer.max_steps
         settings.check_complete(config)
-        check_trainer(config)
         launch.check_launch(config)
     return config
 
@@ -163,6 +163,7 @@ def build_trainer(config: DictConfig) -> "pl.Trainer":
             "callbacks has no checkpoint, and a run needs one: leave callbacks.last or "
             "callbacks.best as it is"
         )
+    check_accelerator(config.trainer.accelerator)
     trainer = instantiate(
         config.trainer,
         devices=launch.devices(config),

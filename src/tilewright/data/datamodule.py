@@ -15,6 +15,7 @@ from datasets import Dataset, IterableDataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from tilewright.checks import MAX_SEED, check_whole
 from tilewright.data.batches import EvaluationBatches, TrainingBatches, UpdateBatches
 from tilewright.data.encode_split import encode_split
 from tilewright.data.filters import Filter, usable_captions
@@ -65,7 +66,8 @@ class CaptionedImages(pl.LightningDataModule):
         source: source of the captioned images.
         image_size: side of the images in pixels.
         batch_size: rows of a batch, summed over all processes.
-        train_transform, eval_transform: PIL image to a PIL image of image_size x image_size.
+        train_transform, eval_transform: PIL image to a PIL image of image_size x image_size. A
+            train_transform of None is the eval_transform.
         tokenizer: text tokenizer, already trained or loaded.
         image_tokenizer: frozen image tokenizer. It makes this the data of the prior.
         augmented_tokens: encode newly augmented images at every step, as the paper does, instead
@@ -89,7 +91,7 @@ class CaptionedImages(pl.LightningDataModule):
         source: Source,
         image_size: int,
         batch_size: int,
-        train_transform: Transform,
+        train_transform: Transform | None,
         eval_transform: Transform,
         tokenizer: BytePairTokenizer | None = None,
         image_tokenizer: ImageTokenizer | None = None,
@@ -120,6 +122,7 @@ class CaptionedImages(pl.LightningDataModule):
         for name, count in counts.items():
             if count < 0:
                 raise UserError(f"data.{name}={count} is negative: set 0 or more")
+        check_whole("data.seed", seed, 0, MAX_SEED)
         if crops_per_image and augmented_tokens:
             raise UserError(
                 f"data.crops_per_image={crops_per_image} and data.augmented_tokens=true exclude "
@@ -128,7 +131,7 @@ class CaptionedImages(pl.LightningDataModule):
         self.source = source
         self.image_size = image_size
         self.batch_size = batch_size
-        self.train_transform = train_transform
+        self.train_transform = train_transform or eval_transform
         self.eval_transform = eval_transform
         self.tokenizer = tokenizer
         self.image_tokenizer = image_tokenizer

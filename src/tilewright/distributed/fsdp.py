@@ -90,6 +90,19 @@ class FullyShardedStrategy(ModelParallelStrategy):
                 "processes: set it to a divisor"
             )
 
+    def check_precision(self) -> None:
+        """Checks that blocks can compute in the trainer's precision.
+
+        Raises:
+            UserError: the precision is not a key of `BLOCK_POLICIES`.
+        """
+        precision = self.precision_plugin.precision
+        if precision not in BLOCK_POLICIES:
+            raise UserError(
+                f"trainer=fsdp does not support trainer.precision={precision}: set it to "
+                f"{' or '.join(BLOCK_POLICIES)}"
+            )
+
     def setup_environment(self) -> None:
         """Joins the other processes, unless an earlier call has done so."""
         if self._device_mesh is None:
@@ -108,12 +121,8 @@ class FullyShardedStrategy(ModelParallelStrategy):
         Raises:
             UserError: the precision is not a key of `BLOCK_POLICIES`.
         """
+        self.check_precision()
         precision = self.precision_plugin.precision
-        if precision not in BLOCK_POLICIES:
-            raise UserError(
-                f"trainer=fsdp does not support trainer.precision={precision}: set it to "
-                f"{' or '.join(BLOCK_POLICIES)}"
-            )
         network: Any = module.network
         # Shards of channels-last convolutions would not be contiguous.
         network.to(memory_format=torch.contiguous_format)
@@ -216,6 +225,7 @@ def network_device(trainer: pl.Trainer) -> contextlib.AbstractContextManager:
     if not isinstance(strategy, FullyShardedStrategy):
         return contextlib.nullcontext()
     strategy.check_replicas()
+    strategy.check_precision()
     return torch.device("meta") if strategy.on_meta else contextlib.nullcontext()
 
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tilewright.checks import check_number
+
 # The paper's epsilon: pixels are mapped to [0.1, 0.9], where their logits are bounded.
 LOGIT_LAPLACE_EPS = 0.1
 
@@ -95,6 +97,9 @@ class Gaussian:
 
     sigma: float = 0.1
     num_maps = 3
+
+    def __post_init__(self) -> None:
+        check_number("likelihood.sigma", self.sigma, 0, exclusive=True)
 
     def nll(self, images: Tensor, maps: Tensor) -> Tensor:
         """Returns -ln f(x) of every pixel value, in nats.

@@ -5,8 +5,8 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from tilewright.dvae.networks import DiscreteVAE
-from tilewright.training.optimizers import scheduled
-from tilewright.training.schedules import Schedule
+from tilewright.training.optimizers import check_optimizer, scheduled
+from tilewright.training.schedules import Schedule, check_schedule
 from tilewright.training.stage import StageModule, num_rows
 
 
@@ -34,6 +34,8 @@ class DiscreteVAEModule(StageModule):
         eps: float = 1e-8,
     ):
         super().__init__()
+        check_optimizer(learning_rate, weight_decay, betas, eps)
+        check_schedule("model.temperature", temperature)
         self.network = network
         self.temperature = temperature
         self.beta = beta

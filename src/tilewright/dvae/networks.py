@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from tilewright.checks import check_whole
 from tilewright.dvae.losses import Likelihood, LogitLaplace, map_pixels
 from tilewright.dvae.quantizers.base import GumbelSoftmax, Quantizer
 
@@ -211,6 +212,10 @@ class DiscreteVAE(nn.Module):
         quantizer: Quantizer | None = None,
     ):
         super().__init__()
+        sizes = {"grid": grid, "num_tokens": num_tokens, "patch": patch, "n_hid": n_hid}
+        sizes |= {"n_init": n_init, "blocks_per_group": blocks_per_group}
+        for name, size in sizes.items():
+            check_whole(f"model.network.{name}", size)
         factor, remainder = divmod(image_size, grid)
         if remainder or factor < 1 or factor & (factor - 1):
             raise ValueError(f"image_size / grid must be a power of two, got {image_size} / {grid}")

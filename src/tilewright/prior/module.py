@@ -5,11 +5,17 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics import MeanMetric
 
+from tilewright.checks import check_number
 from tilewright.distributed.collectives import num_processes, sum_over_processes
 from tilewright.errors import UserError
 from tilewright.prior.protocol import Prior
 from tilewright.prior.sampler import Sampling
-from tilewright.training.optimizers import clip_variance, scheduled, transformer_optimizer
+from tilewright.training.optimizers import (
+    check_optimizer,
+    clip_variance,
+    scheduled,
+    transformer_optimizer,
+)
 from tilewright.training.schedules import Schedule
 from tilewright.training.stage import StageModule, num_rows
 
@@ -51,6 +57,9 @@ class PriorModule(StageModule):
         sampling: Sampling | None = None,
     ):
         super().__init__()
+        check_optimizer(learning_rate, weight_decay, betas, eps)
+        check_number("model.caption_dropout", caption_dropout, 0, 1)
+        check_number("model.image_dropout", image_dropout, 0, 1)
         if muon and variance_clip is not None:
             raise UserError(
                 f"model.variance_clip={variance_clip} bounds AdamW's variance, and Muon has none: "

@@ -10,7 +10,12 @@ from torchmetrics.utilities.data import dim_zero_cat
 
 from tilewright.distributed.collectives import num_processes, process_rank
 from tilewright.ranker.networks import DualEncoder, contrastive_loss, make_cutmix_negatives
-from tilewright.training.optimizers import after_every_update, scheduled, transformer_optimizer
+from tilewright.training.optimizers import (
+    after_every_update,
+    check_optimizer,
+    scheduled,
+    transformer_optimizer,
+)
 from tilewright.training.schedules import Schedule
 from tilewright.training.stage import StageModule, num_rows
 
@@ -54,6 +59,7 @@ class RankerModule(StageModule):
         muon: bool = False,
     ):
         super().__init__()
+        check_optimizer(learning_rate, weight_decay, betas, eps)
         self.network = network
         self.learning_rate = learning_rate
         self.cutmix_negatives = cutmix_negatives

@@ -1,6 +1,6 @@
 """Optimizers of the stages."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +9,9 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from tilewright.training.schedules import Schedule
+from tilewright.checks import check_number
+from tilewright.errors import UserError
+from tilewright.training.schedules import Schedule, check_schedule
 
 
 class ScheduledRate(LambdaLR):
@@ -44,6 +46,19 @@ def scheduled(optimizer: Optimizer, learning_rate: Schedule) -> OptimizerLRSched
         "optimizer": optimizer,
         "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
     }
+
+
+def check_optimizer(learning_rate: Any, weight_decay: Any, betas: Sequence[Any], eps: Any) -> None:
+    """Checks the settings of an optimizer, which torch would check when the run has begun.
+
+    Raises:
+        UserError: a setting is not possible.
+    """
+    check_schedule("model.learning_rate", learning_rate)
+    check_number("model.weight_decay", weight_decay, 0)
+    check_number("model.eps", eps, 0)
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise UserError(f"model.betas={list(betas)} is not possible: set two numbers below 1")
 
 
 def keep_settings(optimizer: Optimizer) -> None:

@@ -5,9 +5,16 @@ skipping an update cannot change it.
 """
 
 import math
+import operator
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
+
+from tilewright.checks import check_number
+from tilewright.errors import UserError
+
+# Fields of the value that a schedule starts from.
+PEAK = {"start", "value"}
 
 Schedule = Callable[[int], float]
 
@@ -26,6 +33,19 @@ def find_key(schedule: Any, names: Collection[str]) -> str | None:
         if inner is not None:
             return f"{field.name}.{inner}"
     return None
+
+
+def check_schedule(name: str, schedule: Any) -> None:
+    """Checks that a setting is a schedule whose first number is finite and not negative.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not callable(schedule):
+        raise UserError(f"{name}={schedule} is not a schedule: set its keys, as conf/model does")
+    key = find_key(schedule, PEAK)
+    if key is not None:
+        check_number(f"{name}.{key}", operator.attrgetter(key)(schedule), 0)
 
 
 @dataclass(frozen=True)
