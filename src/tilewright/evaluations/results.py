@@ -90,7 +90,8 @@ def write_results(results: list[Result], folder: Path, **common: Any) -> Path:
 
 def _read_records(path: Path) -> list[dict[str, Any]]:
     try:
-        return json.loads(path.read_text()) if path.is_file() else []
+        records = json.loads(path.read_text()) if path.is_file() else []
+        return [record for record in records if isinstance(record, dict)]
     except ValueError as error:
         logger.warning("%s cannot be read and is replaced: %s", path, first_line(error))
         return []
@@ -110,7 +111,7 @@ def replace_images(images: Path, folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.iterdir():
-        if old.is_dir():
+        if old.is_dir() and not old.is_symlink():
             shutil.rmtree(old)
         elif old.name != RESULTS:
             old.unlink()

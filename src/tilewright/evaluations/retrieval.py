@@ -14,14 +14,15 @@ from tilewright.evaluations.splits import available_splits
 from tilewright.metrics.retrieval import RetrievalRecall
 from tilewright.reranking import ContrastiveRanker
 
-TOP = (1, 5, 10)  # k of recall@k; a k of all pairs would always give 1
+TOP = (1, 5, 10)  # k of recall@k
 
 
 @dataclass
 class Retrieval:
     """Recall@1, @5 and @10 in both directions among a sample of a split.
 
-    A caption that matches several images makes a perfect score impossible.
+    A caption that matches several images makes a perfect score impossible. A k of all pairs is left
+    out, because it would always give 1.
 
     Args:
         splits: splits to measure. Splits that the data does not have are left out.
