@@ -30,7 +30,7 @@ def check_number(
         limits = f"above {minimum}" + ("" if maximum == math.inf else f" and at most {maximum}")
     else:
         limits = _describe(minimum, maximum)
-    raise UserError(f"{name}={value} is not possible: set a number {limits}")
+    raise UserError(f"{name}={as_typed(value)} is not possible: set a number {limits}")
 
 
 def check_whole(name: str, value: Any, minimum: int = 1, maximum: float = math.inf) -> None:
@@ -47,7 +47,7 @@ def check_whole(name: str, value: Any, minimum: int = 1, maximum: float = math.i
     """
     if not _is_in_range(value, Integral, minimum, maximum):
         limits = _describe(minimum, maximum)
-        raise UserError(f"{name}={value} is not possible: set a whole number {limits}")
+        raise UserError(f"{name}={as_typed(value)} is not possible: set a whole number {limits}")
 
 
 def check_flag(name: str, value: Any) -> None:
@@ -57,7 +57,14 @@ def check_flag(name: str, value: Any) -> None:
         UserError: it is not.
     """
     if not isinstance(value, bool):
-        raise UserError(f"{name}={value} is not possible: set true or false")
+        raise UserError(f"{name}={as_typed(value)} is not possible: set true or false")
+
+
+def as_typed(value: Any) -> str:
+    """Returns a value as the user types it: `null`, `true` or `false` for Python's constants."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _is_in_range(value: Any, kind: type, minimum: float, maximum: float) -> bool:

@@ -10,7 +10,7 @@ from hydra.errors import HydraException
 from hydra.utils import instantiate
 from torch.utils.data import DataLoader, Dataset
 
-from helpers.command import ROOT, fail
+from helpers.command import ROOT, SMALL, fail
 from tilewright.cli import app
 from tilewright.cli.messages import one_line, one_line_errors
 from tilewright.errors import UserError
@@ -54,6 +54,14 @@ def test_full_disk_is_one_line():
     assert "No space left" in caught.value.code
     assert caught.value.code.endswith("free space there, or choose another folder")
     assert "\n" not in caught.value.code
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="Linux has this folder")
+@pytest.mark.parametrize("key", ["paths.logs", "paths.data"])
+def test_folder_that_cannot_be_made_is_one_line(home, key):
+    line = fail(home, "train", "stage=dvae", f"{key}=/proc/none", *SMALL)
+    assert "/proc/none" in line
+    assert "cannot be written" in line
 
 
 def test_command_ends_quietly_when_nobody_reads_its_output():

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from tilewright import program
 from tilewright.cli import settings, text_values
 from tilewright.cli.messages import one_line_errors
+from tilewright.errors import UserError
 
 PACKAGE = Path(__file__).parents[1]
 # A wheel holds conf/ inside the package. A checkout has it at the top.
@@ -52,7 +53,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
         def job(config: DictConfig) -> Any:
             sys.argv[1:] = typed  # for records, and for the processes that Lightning starts
             with one_line_errors():  # inside too, because Hydra reports exceptions that leave a job
-                settings.check_numbers(config, config_name)
+                settings.check_values(config, config_name)
                 return main(config)
 
         def run() -> None:
@@ -60,6 +61,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
             start = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
             typed[:] = sys.argv[1:]
             with one_line_errors(), _adapted_help():
+                _check_options(typed)
                 sys.argv[1:] = text_values.for_hydra(typed, config_name)
                 start(job)()
 
@@ -72,6 +74,18 @@ def ignore_warnings() -> None:
     """Ignores library warnings about choices that are intended here."""
     for message in IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", message)
+
+
+def _check_options(arguments: list[str]) -> None:
+    """Checks that each group on the command line has one option. Hydra would accept a list.
+
+    Raises:
+        UserError: it has a list.
+    """
+    for argument in arguments:
+        group, _, option = argument.partition("=")
+        if option.startswith("[") and (CONF / group).is_dir():
+            raise UserError(f"{argument} is a list: name one option of {group}")
 
 
 def _configure_libraries() -> None:

@@ -5,6 +5,7 @@ import difflib
 import errno
 import re
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def one_line_errors() -> Iterator[None]:
         program.discard_stdout()
         sys.exit(1)
     except OSError as error:
-        if error.errno not in NOT_WRITABLE or _is_debugging():
+        if not (error.errno in NOT_WRITABLE or _is_unmade_folder(error)) or _is_debugging():
             raise
         sys.exit(
             f"error: {error.filename or 'a file'} cannot be written ({error.strerror}): free space "
@@ -52,6 +53,12 @@ def one_line_errors() -> Iterator[None]:
         )
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _is_unmade_folder(error: OSError) -> bool:
+    """Returns True if making a folder failed. Below /proc, the system says that it is not there."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_code.co_name == "mkdir"
 
 
 def _repeated_key_hint() -> str:

@@ -33,6 +33,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tilewright import runs
+from tilewright.checks import as_typed
 from tilewright.cli import settings, text_values
 from tilewright.configs import escape
 from tilewright.errors import UserError
@@ -82,8 +83,8 @@ def _check_filled_in(saved: DictConfig) -> None:
         trained = OmegaConf.select(saved, key)
         if key.partition(".")[0] not in FILLED_IN or override in saved.get("overrides", []):
             continue
-        if value != str(trained):
-            raise UserError(_refusal(override, f"was trained with {key}={trained}"))
+        if value != as_typed(trained):
+            raise UserError(_refusal(override, f"was trained with {key}={as_typed(trained)}"))
 
 
 def _check_fixed_keys(saved: DictConfig, before: dict[str, Any], after: dict[str, Any]) -> None:
@@ -100,11 +101,13 @@ def _check_fixed_keys(saved: DictConfig, before: dict[str, Any], after: dict[str
         requested, required = new.get(key), trained.get(key)
         if requested == required:
             continue
-        change = f"{key}={requested}"
+        change = f"{key}={as_typed(requested)}"
         if fixed_keys.is_fixed_by_weights(key):
-            raise UserError(_refusal(change, f"has weights that are made for {key}={required}"))
+            raise UserError(
+                _refusal(change, f"has weights that are made for {key}={as_typed(required)}")
+            )
         if fixed_keys.is_fixed_by_training(key):
-            raise UserError(_refusal(change, f"was trained with {key}={required}"))
+            raise UserError(_refusal(change, f"was trained with {key}={as_typed(required)}"))
     key = "data.batch_size"
     if new.get("data.overfit_batches") and new.get(key) != trained.get(key):
         reason = f"repeats the first batches of {trained.get(key)} rows (data.overfit_batches)"

@@ -7,10 +7,10 @@ from typing import Any
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from tilewright import runs
-from tilewright.checks import MAX_SEED, check_whole
+from tilewright.checks import MAX_SEED, as_typed, check_flag, check_whole
 from tilewright.cli import text_values
 from tilewright.configs import escape
 from tilewright.errors import UserError
@@ -44,31 +44,62 @@ def _arguments() -> list[str]:
     return list(map(text_values.as_typed, arguments))
 
 
-def check_numbers(config: DictConfig, config_name: str) -> None:
-    """Checks that this command line sets a number wherever the configuration files have one.
+def check_values(config: DictConfig, config_name: str) -> None:
+    """Checks that the values of this command line are of the kind that the files of conf/ have.
 
-    `null` switches many settings off. Keys of `trainer` are left to Lightning, which also accepts
-    words there.
+    `null` switches many settings off. Keys of `trainer` are checked by the trainer, and text is
+    checked where it is used.
 
     Raises:
-        UserError: a value is not a number, or not a whole number where the files have one.
+        UserError: a key does not exist, or its value is of another kind.
     """
     arguments = _arguments()
     groups = [text for text in arguments if runs.override_key(text) in choices()]
     values = [text for text in arguments if text not in groups]
     defaults = hydra.compose(config_name, groups) if values else config
-    for key in map(runs.override_key, values):
+    for argument in values:
+        key = runs.override_key(argument)
+        if argument.startswith("+") and key.partition(".")[0] not in defaults:
+            raise UserError(f"{key} is not a key, and {argument} has no effect: leave it out")
         default, value = (
             OmegaConf.select(source, key, throw_on_resolution_failure=False)
             for source in (defaults, config)
         )
-        allowed: Any = {int: int, float: int | float}.get(type(default))
-        if allowed is None or value is None or key.startswith("trainer."):
-            continue
-        if not isinstance(value, allowed) or isinstance(value, bool):
-            kind = "a whole number" if allowed is int else "a number"
-            raise UserError(f"{key}={value} is not {kind}: set one, such as {key}={default}")
+        if value is None and _is_required(defaults, key):
+            raise UserError(f"{key} has no value: set it on the command line, {key}=…")
+        if not key.startswith("trainer.") and text_values.words(key) is None:
+            _check_kind(key, default, value)
     check_whole("seed", config.seed, 0, MAX_SEED)
+
+
+def _is_required(defaults: DictConfig, key: str) -> bool:
+    branch, _, name = key.rpartition(".")
+    node = OmegaConf.select(defaults, branch) if branch else defaults
+    return isinstance(node, DictConfig) and OmegaConf.is_missing(node, name)
+
+
+def _check_kind(key: str, default: Any, value: Any) -> None:
+    """Checks that a value is a number, a flag, a list or a mapping if the default is one."""
+    is_number = isinstance(default, int | float) and not isinstance(default, bool)
+    if value is None and not (is_number and "." not in key):
+        return
+    if is_number:
+        kind = "a whole number" if isinstance(default, int) else "a number"
+        allowed: Any = int if isinstance(default, int) else int | float
+        if not isinstance(value, allowed) or isinstance(value, bool):
+            raise UserError(
+                f"{key}={as_typed(value)} is not {kind}: set one, such as {key}={default}"
+            )
+    elif isinstance(default, bool) and key != "compile":  # which is also `auto`
+        check_flag(key, value)
+    elif isinstance(default, DictConfig) and not isinstance(value, DictConfig):
+        names = [str(name) for name in default if not str(name).startswith("_")]
+        example = f"{key}.{names[0] if names else 'KEY'}=…"
+        raise UserError(f"{key}={value} does not fit, because {key} has keys: set one, {example}")
+    elif isinstance(default, ListConfig) and isinstance(value, str):
+        raise UserError(f"{key}={value} is not a list: write {key}=[{value}]")
+    elif isinstance(default, str) and OmegaConf.is_config(value):
+        raise UserError(f"{key}={value} is not one value: set one, such as {key}={default}")
 
 
 def job_name(name: str) -> str:

@@ -15,6 +15,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import OmegaConf
 
 from tilewright.configs import escape, unescape
+from tilewright.errors import UserError
 
 NULL, SWITCH = ("null",), ("true", "false")
 
@@ -83,10 +84,16 @@ def words(key: str) -> tuple[str, ...] | None:
 
 
 def for_hydra(arguments: Sequence[str], command: str) -> list[str]:
-    """Returns a command line in Hydra's grammar: text is quoted, and repeated keys are joined."""
+    """Returns a command line in Hydra's grammar: text is quoted, and repeated keys are joined.
+
+    Raises:
+        UserError: an argument is not valid Unicode.
+    """
     values: dict[str, list[str]] = {}
     joined: list[tuple[str, str]] = []
     for argument in arguments:
+        if any("\ud800" <= letter <= "\udfff" for letter in argument):
+            raise UserError(f"{argument!r} is not valid UTF-8: type it in a terminal with UTF-8")
         match = ARGUMENT.fullmatch(argument)
         if match is None or words(match[2]) is None:
             joined.append((argument, ""))

@@ -91,8 +91,24 @@ def resumed_run(config: DictConfig) -> tuple[DictConfig, Path]:
     return config, checkpoint
 
 
+def check_model(config: DictConfig) -> None:
+    """Checks that the model is one of the stage. A model of the user's own package may be any.
+
+    Raises:
+        UserError: it is a model of another stage.
+    """
+    stage = str(config.model.get("_target_")).removeprefix("tilewright.").partition(".")[0]
+    if stage in runs.STAGES and stage != config.stage:
+        options = [name for name in settings.options("model") if name.startswith(config.stage)]
+        raise UserError(
+            f"model={settings.choices()['model']} is a model of stage={stage}: set that stage, or "
+            f"choose one of {', '.join(options)}"
+        )
+
+
 def new_run(config: DictConfig) -> DictConfig:
     """Returns the configuration of a new run, with everything filled in that it depends on."""
+    check_model(config)
     logs = Path(config.paths.logs)
     with open_dict(config):
         config.choices = settings.choices()

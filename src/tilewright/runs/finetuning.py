@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tilewright import runs
+from tilewright.checks import as_typed
 from tilewright.configs import escape
 from tilewright.errors import UserError
 from tilewright.runs import fixed_keys, safe_build
@@ -87,8 +88,8 @@ def _check_conflicts(
             requested, required = OmegaConf.select(config, key), OmegaConf.select(expected, key)
             if requested != required:
                 raise UserError(
-                    f"the weights of init={source} need {key}={required}: leave {key}={requested} "
-                    "out"
+                    f"the weights of init={source} need {key}={as_typed(required)}: leave "
+                    f"{key}={as_typed(requested)} out"
                 )
     for group in GROUPS:
         chosen, required = config.choices.get(group), saved.choices.get(group)

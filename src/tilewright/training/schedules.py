@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
-from tilewright.checks import check_number
+from tilewright.checks import check_number, check_whole
 from tilewright.errors import UserError
 
 # Fields of the value that a schedule starts from.
@@ -74,6 +74,9 @@ class Cosine:
     steps: int
     delay: int = 0
 
+    def __post_init__(self) -> None:
+        check_whole("steps", self.steps, 0)
+
     def __call__(self, step: int) -> float:
         progress = min(max((step - self.delay) / max(self.steps, 1), 0.0), 1.0)
         return self.end + (self.start - self.end) * (1 + math.cos(math.pi * progress)) / 2
@@ -92,6 +95,9 @@ class WarmUp:
 
     steps: int
     then: Schedule
+
+    def __post_init__(self) -> None:
+        check_whole("steps", self.steps, 0)
 
     def __call__(self, step: int) -> float:
         return self.then(step) * min((step + 1) / max(self.steps, 1), 1.0)
