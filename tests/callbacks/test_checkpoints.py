@@ -3,18 +3,26 @@
 import shutil
 
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from helpers import tiny
 from tilewright.callbacks import UpdateBoundaryCheckpoint
 
 
+class UpdateIndex(pl.Callback):
+    """Logs the index of the update at each validation. The lowest is that of the first one."""
+
+    def on_validation_epoch_end(self, trainer, pl_module):
+        pl_module.log("index", float(trainer.global_step))
+
+
 def train(folder, steps):
-    """Trains a run whose best checkpoint is that of the highest loss, which is an early one."""
+    """Trains a run whose best checkpoint is that of the first validation."""
     best = UpdateBoundaryCheckpoint(
-        folder / "checkpoints", "best", "validation/loss", mode="max", enable_version_counter=False
+        folder / "checkpoints", "best", "index", enable_version_counter=False
     )
-    tiny.train("dvae", folder, steps, extra_callbacks=[best])
+    tiny.train("dvae", folder, steps, extra_callbacks=[UpdateIndex(), best])
     return best
 
 

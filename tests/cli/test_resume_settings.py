@@ -23,7 +23,7 @@ COMMON = {
     "trainer.val_check_interval": (2, lambda t: t.val_check_batch),
     "trainer.limit_val_batches": (2, lambda t: t.limit_val_batches),
     "trainer.log_every_n_steps": (2, lambda t: t.log_every_n_steps),
-    "data.batch_size": (4, lambda t: t.train_dataloader.batch_sampler.batch_size),
+    "data.batch_size": (4, lambda t: t.datamodule.batch_size),
     "callbacks.ema.every_n_updates": (1, lambda t: callback(t, "AveragedWeights").every_n_updates),
     "callbacks.ema.decay": (0.0, lambda t: 0.0 if average_is_current(t) else 1.0),
     "callbacks.health.stop": ("true", lambda t: str(callback(t, "TrainingHealth").stop).lower()),

@@ -203,6 +203,25 @@ def test_two_processes_that_stop_twice_read_every_row_once(make):
     assert sorted(seen) == usable_captions("generator")
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_resuming_several_times_within_a_shuffle_block_is_exact(make, form):
+    rows = {"form": form, "batch_size": 2}
+    expected, _ = read_in_stretches(make, {**rows, "count": 20})
+    seen, _ = read_in_stretches(make, *({**rows, "count": count} for count in (4, 1, 1, 1, 13)))
+    assert seen == expected
+
+
+def test_a_resumed_shard_keeps_its_position_until_it_is_read():
+    data = Source("table", None).load()["train"]
+    reader = streaming.ShardReader(data, range(SHARDS), 0, 1, SHARDS)
+    records = [record["caption"] for record in islice(reader, 6)]
+    resumed = streaming.ShardReader(data, range(SHARDS), 0, 1, SHARDS, reader.state_dict())
+    records.append(next(iter(resumed))["caption"])  # of one of the four shards
+    again = streaming.ShardReader(data, range(SHARDS), 0, 1, SHARDS, resumed.state_dict())
+    records += [record["caption"] for record in again]
+    assert sorted(records) == sorted(f"row {n}" for n in range(ROWS))
+
+
 GROUPS = [
     [(2, 0), (1, 0), (2, 0)],
     [(1, 0), (2, 0), (3, 0)],

@@ -194,11 +194,17 @@ def read_sample(data: IterableDataset, reader: int = 0, readers: int = 1) -> Ite
 
 @dataclass
 class OpenShard:
-    """Shard that is being read."""
+    """Shard that is being read.
+
+    Attributes:
+        position: where a resumed shard continues. None after its first record, because `data` then
+            has the position.
+    """
 
     index: int
     data: IterableDataset
     records: Iterator[dict[str, list]]
+    position: Any = None
 
 
 class ShardReader:
@@ -244,7 +250,8 @@ class ShardReader:
                 self._open.append(self._open_shard(self.shards[self._next]))
                 self._next += 1
             self._turn %= len(self._open)
-            record = next(self._open[self._turn].records, None)
+            shard = self._open[self._turn]
+            record, shard.position = next(shard.records, None), None
             if record is None:
                 del self._open[self._turn]
                 continue
@@ -259,7 +266,9 @@ class ShardReader:
             "next": self._next,
             "turn": self._turn,
             "records": self._records,
-            "open": [[shard.index, shard.data.state_dict()] for shard in self._open],
+            "open": [
+                [shard.index, shard.position or shard.data.state_dict()] for shard in self._open
+            ],
         }
 
     def _open_shard(self, index: int, position: Any = None) -> OpenShard:
@@ -267,4 +276,4 @@ class ShardReader:
         if position is not None:
             data.load_state_dict(position)
         # `datasets` would split a plain iteration among the workers a second time.
-        return OpenShard(index, data, data.iter(1))
+        return OpenShard(index, data, data.iter(1), position)
