@@ -71,7 +71,6 @@ def test_generate_without_a_ranker_keeps_the_order_of_candidates(model):
         ({"n": 4, "best_of": 2, "ranker": BrightnessRanker()}, "best_of=2 is smaller than n=4"),
         ({"n": 4, "best_of": 9}, "needs a ranker"),
     ],
-    ids=str,
 )  # fmt: skip
 def test_generate_rejects_impossible_numbers(model, arguments, message):
     with pytest.raises(UserError, match=message):
