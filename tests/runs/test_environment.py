@@ -34,7 +34,7 @@ def test_record_has_no_private_names_or_paths(tmp_path):
         assert private not in text
 
 
-@pytest.mark.parametrize("content", [None, "", "[{"])
+@pytest.mark.parametrize("content", [None, "", "[{", "3", "[3]"])
 def test_missing_or_broken_record_has_no_entries(tmp_path, content):
     if content is not None:
         (tmp_path / environment.ENVIRONMENT).write_text(content)

@@ -161,6 +161,18 @@ def test_run_is_found_by_name_or_path(tmp_path):
         ("config.yaml", "other: 1", r"a/config\.yaml is not a run's configuration"),
         ("config.yaml", "stage: dvae", r"a/config\.yaml was saved by Tilewright 0\.1"),
         ("eval/fid/results.json", "[", "dvae/a cannot be read: Expecting value"),
+        *(
+            ("eval/fid/results.json", content, "dvae/a cannot be read")
+            for content in (
+                "3",
+                "[3]",
+                "[{}]",
+                '[{"metric": 1, "value": "x", "split": 1, "images": 1}]',
+            )
+        ),
+        ("metrics.csv", "step,a\nx,1\n", "dvae/a cannot be read"),
+        ("metrics.csv", "step,a\n1,x\n", "dvae/a cannot be read"),
+        ("metrics.csv", "step,a\n1,2,3\n", "dvae/a cannot be read"),
     ],
 )
 def test_run_that_cannot_be_read_is_skipped_in_a_list_and_an_error_by_name(

@@ -48,9 +48,11 @@ def record(run: Path, arguments: Sequence[str], checkpoint: Path | None = None) 
 def load(run: Path) -> list[dict[str, Any]]:
     """Returns a run's entries, the oldest first, or no entries if the file is absent or broken."""
     try:
-        return json.loads((run / ENVIRONMENT).read_text())
+        entries = json.loads((run / ENVIRONMENT).read_text())
     except (OSError, ValueError):
         return []
+    is_valid = isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)
+    return entries if is_valid else []
 
 
 def code() -> dict[str, Any]:

@@ -70,7 +70,7 @@ class Record:
         if not self.environments or not self.environments[-1].get("commit"):
             return ABSENT
         last = self.environments[-1]
-        return last["commit"][:7] + ("+" if last.get("dirty") else "")
+        return str(last["commit"])[:7] + ("+" if last.get("dirty") else "")
 
     @property
     def monitor(self) -> str:
@@ -104,7 +104,7 @@ def read(run: Path) -> Record:
     run = run.resolve()
     try:
         rows, results = _read_metrics(run), _read_results(run)
-    except ValueError as error:  # a file that is not JSON or not text
+    except (ValueError, TypeError) as error:  # a file that is not JSON or not of numbers
         raise UserError(f"{run} cannot be read: {first_line(error)}") from error
     return Record(
         path=run,
@@ -121,18 +121,33 @@ def _read_metrics(run: Path) -> list[dict[str, str]]:
     if not (run / "metrics.csv").is_file():
         return []
     with (run / "metrics.csv").open() as table:
-        return list(csv.DictReader(table))
+        rows = list(csv.DictReader(table, restkey="more values than columns"))
+    for row in rows:
+        int(row.get("step") or 0)
+        for text in row.values():
+            float(text or 0)
+    return rows
 
 
 def _read_results(run: Path) -> list[dict[str, Any]]:
     results = []
     for file in sorted(run.glob("eval/*/results.json")):
         rows = json.loads(file.read_text())
+        if not isinstance(rows, list) or not all(map(_is_result, rows)):
+            raise ValueError(f"{file} does not hold results")
         newest = rows[-1].get("steps") if rows else None  # earlier rows may be of older weights
         results += [
             {**row, "evaluation": file.parent.name} for row in rows if row.get("steps") == newest
         ]
     return results
+
+
+def _is_result(row: Any) -> bool:
+    """Returns True for a record with the keys that all results have."""
+    if not isinstance(row, dict) or not {"metric", "value", "split"} <= row.keys():
+        return False
+    float(row["value"])  # "inf" is possible; other text is a ValueError
+    return True
 
 
 def _modification_time(run: Path) -> float:
