@@ -134,9 +134,20 @@ def generate(page, caption=EXAMPLE):
     press(page, "Generate")
 
 
+def open_fields(page, name, label):
+    """Opens a group of fields, of which `label` is one, and waits until its fields keep a value.
+
+    Gradio adds the fields when the group is opened, and sets their values one frame later.
+    """
+    page.get_by_text(name, exact=True).click()
+    page.get_by_label(label).wait_for()
+    for _ in range(2):
+        page.evaluate("() => new Promise(done => requestAnimationFrame(done))")
+
+
 def upload(page, file):
     """Uploads a file as the image prompt and waits until the field shows it."""
-    page.get_by_text("Start from an image").click()
+    open_fields(page, "Start from an image", "number input for Rows kept")
     page.locator("input[type=file]").set_input_files(file)
     page.locator(".image-frame img").first.wait_for(state="attached")
 
@@ -298,7 +309,7 @@ def test_errors_are_shown_until_the_next_success(page):
     generate(page)
     expect_text(page, "65 images are too many: ask for at most 64")
     page.get_by_label("Best of").fill("0")
-    page.get_by_text("Sampling", exact=True).click()
+    open_fields(page, "Sampling", "Top k")
     page.get_by_label("Top k").fill("-1")
     generate(page)
     expect_text(page, "top_k=")
@@ -318,7 +329,7 @@ def test_images_stay_after_an_invalid_request(page):
 
 
 def test_the_number_of_rows_is_clamped_to_the_grid(page):
-    page.get_by_text("Start from an image").click()
+    open_fields(page, "Start from an image", "number input for Rows kept")
     rows = page.get_by_label("number input for Rows kept")
     rows.fill("9")
     generate(page)

@@ -173,6 +173,7 @@ def test_run_is_found_by_name_or_path(tmp_path):
         ("metrics.csv", "step,a\nx,1\n", "dvae/a cannot be read"),
         ("metrics.csv", "step,a\n1,x\n", "dvae/a cannot be read"),
         ("metrics.csv", "step,a\n1,2,3\n", "dvae/a cannot be read"),
+        pytest.param("metrics.csv", "1" * 200_000, "dvae/a cannot be read", id="long value"),
     ],
 )
 def test_run_that_cannot_be_read_is_skipped_in_a_list_and_an_error_by_name(

@@ -104,7 +104,7 @@ def read(run: Path) -> Record:
     run = run.resolve()
     try:
         rows, results = _read_metrics(run), _read_results(run)
-    except (ValueError, TypeError) as error:  # a file that is not JSON or not of numbers
+    except (ValueError, TypeError, csv.Error) as error:  # a file that is not JSON or not of numbers
         raise UserError(f"{run} cannot be read: {first_line(error)}") from error
     return Record(
         path=run,
