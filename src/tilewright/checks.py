@@ -1,4 +1,4 @@
-"""Checks of numbers and flags that a user sets."""
+"""Checks of numbers and flags that the user sets."""
 
 import math
 from numbers import Integral, Real
@@ -24,13 +24,13 @@ def check_number(
     Raises:
         UserError: the value is not a number, not finite, or out of range.
     """
-    if _is_in_range(value, Real, minimum, maximum) and not (exclusive and value == minimum):
+    if is_number(value, minimum, maximum) and not (exclusive and value == minimum):
         return
     if exclusive:
         limits = f"above {minimum}" + ("" if maximum == math.inf else f" and at most {maximum}")
     else:
-        limits = _describe(minimum, maximum)
-    raise UserError(f"{name}={as_typed(value)} is not possible: set a number {limits}")
+        limits = _describe_range(minimum, maximum)
+    raise UserError(f"{name}={format_value(value)} is not possible: set a number {limits}")
 
 
 def check_whole(name: str, value: Any, minimum: int = 1, maximum: float = math.inf) -> None:
@@ -45,32 +45,40 @@ def check_whole(name: str, value: Any, minimum: int = 1, maximum: float = math.i
     Raises:
         UserError: the value is not a whole number, or out of range.
     """
-    if not _is_in_range(value, Integral, minimum, maximum):
-        limits = _describe(minimum, maximum)
-        raise UserError(f"{name}={as_typed(value)} is not possible: set a whole number {limits}")
+    if not is_whole(value, minimum, maximum):
+        limits = _describe_range(minimum, maximum)
+        raise UserError(
+            f"{name}={format_value(value)} is not possible: set a whole number {limits}"
+        )
 
 
 def check_flag(name: str, value: Any) -> None:
     """Checks that a setting is true or false.
 
     Raises:
-        UserError: it is not.
+        UserError: the value is something else.
     """
     if not isinstance(value, bool):
-        raise UserError(f"{name}={as_typed(value)} is not possible: set true or false")
+        raise UserError(f"{name}={format_value(value)} is not possible: set true or false")
 
 
-def as_typed(value: Any) -> str:
-    """Returns a value as the user types it: `null`, `true` or `false` for Python's constants."""
+def format_value(value: Any) -> str:
+    """Formats a value for a message, with `null`, `true` and `false` for Python's constants."""
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _is_in_range(value: Any, kind: type, minimum: float, maximum: float) -> bool:
-    is_number = isinstance(value, kind) and not isinstance(value, bool)
-    return is_number and minimum <= value <= maximum and value != math.inf
+def is_number(value: Any, minimum: float = -math.inf, maximum: float = math.inf) -> bool:
+    """Returns True if a value is a finite number from `minimum` to `maximum`, and not a flag."""
+    is_real = isinstance(value, Real) and not isinstance(value, bool)
+    return is_real and minimum <= value <= maximum and -math.inf < value < math.inf
 
 
-def _describe(minimum: float, maximum: float) -> str:
+def is_whole(value: Any, minimum: float = -math.inf, maximum: float = math.inf) -> bool:
+    """Returns True if a value is a whole number from `minimum` to `maximum`, and not a flag."""
+    return isinstance(value, Integral) and is_number(value, minimum, maximum)
+
+
+def _describe_range(minimum: float, maximum: float) -> str:
     return f"of {minimum} or more" if maximum == math.inf else f"from {minimum} to {maximum}"

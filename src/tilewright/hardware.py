@@ -38,15 +38,20 @@ def resolve_device(requested: str) -> str:
     return requested
 
 
+def has_trainer_gpu(accelerator: str) -> bool:
+    """Returns True if a trainer with this accelerator ("auto", "cpu", ...) computes on a GPU."""
+    import torch
+
+    return accelerator != "cpu" and torch.accelerator.is_available()
+
+
 def check_accelerator(accelerator: str) -> None:
     """Checks that this machine has the accelerator of a trainer.
 
     Raises:
-        UserError: it has none.
+        UserError: the machine lacks it.
     """
-    import torch
-
-    if accelerator not in ("auto", "cpu") and not torch.accelerator.is_available():
+    if accelerator not in ("auto", "cpu") and not has_trainer_gpu(accelerator):
         raise UserError(
             f"trainer.accelerator={accelerator} needs a GPU, and torch finds none: set trainer=cpu"
         )
@@ -64,7 +69,7 @@ def resolve_precision(requested: str | int, accelerator: str = "auto") -> str:
     """
     import torch
 
-    on_gpu = accelerator != "cpu" and torch.accelerator.is_available()
+    on_gpu = has_trainer_gpu(accelerator)
     if requested == "auto":
         if on_gpu and torch.cuda.is_available():
             fast = torch.cuda.is_bf16_supported(including_emulation=False)

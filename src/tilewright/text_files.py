@@ -41,6 +41,11 @@ SEPARATORS = ",\t;|"
 NO_SEPARATOR = "\0"  # for a file of one column, whose values may contain any separator
 
 
+def is_unicode(text: str) -> bool:
+    """Returns True if a string has no surrogates, so that it can be encoded as UTF-8."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def decode_unicode(data: bytes) -> str | None:
     """Decodes UTF-8, UTF-16 or UTF-32 with or without a mark. Returns None for other bytes."""
     for mark, encoding in BYTE_ORDER_MARKS:

@@ -70,7 +70,7 @@ def test_column_is_found_or_chosen(tmp_path):
         ("a.csv", "caption\n", None, "a.csv has no captions"),
         ("a.csv", "name\nx\n", None, "no column caption or text or prompt, only name"),
         ("a.json", "[]", None, "a.json is not .txt, .jsonl, .csv, .tsv or -"),
-        ("a.txt", "a ring", "text", "has no columns: leave caption_column=text out"),
+        ("a.txt", "a ring", "text", "is not a table with columns: leave caption_column=text out"),
         ("a.jsonl", "{", None, "line 1 is not a JSON object"),
     ],
 )

@@ -75,7 +75,7 @@ def test_every_key_of_conf_is_text_or_known_to_be_something_else():
         key
         for key, value in conf_leaves()
         if (value is None or isinstance(value, str)) and not is_number_or_reference(value)
-        if text_values.words(key) is None
+        if text_values.reserved_words(key) is None
         if not any(fnmatchcase(key, pattern) for pattern in OTHER_KEYS)
     }
     assert not undecided, "add them to cli/text_values.py, or to OTHER_KEYS"
@@ -83,7 +83,7 @@ def test_every_key_of_conf_is_text_or_known_to_be_something_else():
 
 def test_default_of_a_text_key_can_be_typed():
     for key, value in conf_leaves():
-        words = text_values.words(key)
+        words = text_values.reserved_words(key)
         if words is not None and key != "prompt" and not isinstance(value, str):
             assert yaml.safe_dump(value).split()[0] in words, key
 
@@ -98,22 +98,22 @@ def read(argument):
 @given(st.lists(TEXT | SIGNS | st.sampled_from(CAPTIONS), min_size=1, max_size=3))
 def test_any_text_is_read_as_typed(captions):
     arguments = [f"prompt={caption}" for caption in captions]
-    (argument,) = text_values.for_hydra(arguments, "generate")
+    (argument,) = text_values.to_hydra(arguments, "generate")
     assert read(argument) == captions
-    (single,) = text_values.for_hydra(arguments[:1], "demo")
+    (single,) = text_values.to_hydra(arguments[:1], "demo")
     assert read(single) == captions[0]
-    assert text_values.as_typed(single) == arguments[0]
+    assert text_values.from_hydra(single) == arguments[0]
 
 
 @settings(deadline=None)
 @given(st.lists(TEXT | SIGNS, min_size=2, max_size=3))
 def test_repeated_key_is_a_sweep_over_any_text(names):
-    (argument,) = text_values.for_hydra([f"run_name={name}" for name in names], "train")
+    (argument,) = text_values.to_hydra([f"run_name={name}" for name in names], "train")
     override = OverridesParser.create().parse_override(argument)
     assert override.is_sweep_override()
     jobs = [f"run_name={value}" for value in override.sweep_string_iterator()]
     assert [read(job) for job in jobs] == names
-    assert [text_values.as_typed(job) for job in jobs] == [f"run_name={name}" for name in names]
+    assert [text_values.from_hydra(job) for job in jobs] == [f"run_name={name}" for name in names]
 
 
 @settings(deadline=None)
@@ -128,21 +128,21 @@ def test_any_text_survives_saving_loading_and_building(text):
 
 def test_words_of_a_key_keep_their_meaning():
     arguments = ["run=null", "resume=true", "init=False", "prompt=null", "n=3", "+out=a b"]
-    quoted = text_values.for_hydra(arguments, "demo")
+    quoted = text_values.to_hydra(arguments, "demo")
     assert [read(argument) for argument in quoted] == [None, True, False, "null", 3, "a b"]
     assert quoted[-1] == "+out='a b'"
 
 
 def test_other_arguments_are_left_to_hydra():
     arguments = ["--config-dir=a b", "~callbacks.frechet", "metric=fid,kid", "n={a: 1}", "x"]
-    assert text_values.for_hydra(["-m", *arguments], "eval") == [*arguments, "-m"]
+    assert text_values.to_hydra(["-m", *arguments], "eval") == [*arguments, "-m"]
 
 
 @pytest.mark.parametrize(
     "argument", ["data.source.split=train[:10%]", "data.source.split={train: a, validation: b}"]
 )
 def test_split_is_text_or_a_mapping(argument):
-    (quoted,) = text_values.for_hydra([argument], "train")
+    (quoted,) = text_values.to_hydra([argument], "train")
     value = argument.partition("=")[2]
     assert read(quoted) == ({"train": "a", "validation": "b"} if "{" in value else value)
 

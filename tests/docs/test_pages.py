@@ -38,9 +38,7 @@ def check_config(words):
     with initialize_config_dir(str(app.CONF), version_base="1.3"):
         config = compose(
             "train",
-            text_values.for_hydra(
-                [*words, "run=x", "++image_tokens={grid: 8, vocab: 64}"], "train"
-            ),
+            text_values.to_hydra([*words, "run=x", "++image_tokens={grid: 8, vocab: 64}"], "train"),
         )
     for target in targets(OmegaConf.to_container(config, resolve=True)):
         assert callable(get_object(target))

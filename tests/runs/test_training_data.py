@@ -38,7 +38,7 @@ def test_equal_paths_may_be_written_differently(tmp_path, monkeypatch):
 
 
 def test_the_name_decides_where_settings_are_unknown():
-    model = TrainingData.of_run(OmegaConf.create({"choices": {"data": "folder"}}))
+    model = TrainingData.from_run(OmegaConf.create({"choices": {"data": "folder"}}))
     assert model.difference(data(path="/b")) is None
     assert model.difference(TrainingData("shapes", {"_target_": "ShapesSource"})) == "data=shapes"
 
@@ -46,4 +46,4 @@ def test_the_name_decides_where_settings_are_unknown():
 def test_saved_settings_are_not_interpolated(monkeypatch):
     monkeypatch.setenv("SECRET", "private")
     saved = OmegaConf.create({"data": {"source": {"path": "${oc.env:SECRET}"}}})
-    assert TrainingData.of_run(saved).source == {"path": "${oc.env:SECRET}"}
+    assert TrainingData.from_run(saved).source == {"path": "${oc.env:SECRET}"}

@@ -62,7 +62,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
             typed[:] = sys.argv[1:]
             with one_line_errors(), _adapted_help():
                 _check_options(typed)
-                sys.argv[1:] = text_values.for_hydra(typed, config_name)
+                sys.argv[1:] = text_values.to_hydra(typed, config_name)
                 start(job)()
 
         return run

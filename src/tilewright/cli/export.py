@@ -37,7 +37,7 @@ def find_ranker(config: DictConfig, run: Path) -> Path | None:
             f"with_ranker= needs a prior, and {run} is of stage={saved.stage}: leave it out"
         )
     path = None if config.with_ranker is True else config.with_ranker
-    data = runs.TrainingData.of_run(saved)
+    data = runs.TrainingData.from_run(saved)
     return runs.find(Path(config.paths.logs), "ranker", path, data=data)
 
 

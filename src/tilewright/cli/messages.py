@@ -67,7 +67,7 @@ def _repeated_key_hint() -> str:
         key, _, text = word.partition("=")
         paths = text.strip("[]").split(",")
         is_list = len(paths) > 1 and all(path and Path(path).exists() for path in paths)
-        if is_list and text_values.words(key) is not None and not Path(text).exists():
+        if is_list and text_values.reserved_words(key) is not None and not Path(text).exists():
             return f" (for several, repeat the key: {' '.join(f'{key}={path}' for path in paths)})"
     return ""
 
@@ -175,6 +175,6 @@ def _several_values(error: BaseException) -> str | None:
             f"{key}.KEY=value cannot be combined with several options of {key}: leave the key out, "
             "or choose one option"
         )
-    if text_values.words(key) is None:
+    if text_values.reserved_words(key) is None:
         return f"{key}={match[2]} is several values: name one, or add -m to run once for each"
     return f"{key}= is set more than once: name one value, or add -m to run once for each"

@@ -1,4 +1,4 @@
-"""Captions to generate images for: those of the command line, or those of a file."""
+"""Captions to generate images for, from the command line or from a file."""
 
 import logging
 import re
@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tilewright.data.captions import DefectCounts, find_captions
-from tilewright.data.sources.folder_metadata import caption_value
+from tilewright.data.captions import CAPTION_COLUMNS, DefectCounts, caption_value, find_captions
 from tilewright.errors import UserError
 from tilewright.text_files import RECORD_SUFFIXES, decode_text, read_records, read_text, split_lines
 
 log = logging.getLogger(__name__)
 
-CAPTION_COLUMNS = ("caption", "text", "prompt")
+PROMPT_COLUMNS = (*CAPTION_COLUMNS, "prompt")
 ID_COLUMN = re.compile(r"(?i:(^|[_ -])u?id$)|[a-z]I[dD]$")
 STDIN = "-"
 
@@ -26,7 +25,7 @@ class Prompt:
 
     Args:
         caption: the text.
-        place: number of its line or row, from 1, and its row's columns of ids.
+        place: index of its line or row, from 1, and the id columns of its row.
     """
 
     caption: str
@@ -39,7 +38,7 @@ def read_prompts(path: str, column: str | None = None) -> list[Prompt]:
     Args:
         path: a .txt file with one caption per line, a .jsonl, .csv or .tsv file, or `-` for
             standard input, which is read as lines.
-        column: of the captions; None takes the first filled one of `CAPTION_COLUMNS`.
+        column: column of the captions. None takes the first of `PROMPT_COLUMNS` that is filled.
 
     Raises:
         UserError: the file cannot be read, or has no captions or no such column.
@@ -47,7 +46,7 @@ def read_prompts(path: str, column: str | None = None) -> list[Prompt]:
     name = "standard input" if path == STDIN else path
     is_table = Path(path).suffix.lower() in RECORD_SUFFIXES
     if not is_table and column is not None:
-        raise UserError(f"{name} has no columns: leave caption_column={column} out")
+        raise UserError(f"{name} is not a table with columns: leave caption_column={column} out")
     values = _read_rows(Path(path), column) if is_table else _read_lines(path, name)
     prompts: list[Prompt] = []
     defects = DefectCounts()
@@ -72,7 +71,7 @@ def _read_lines(path: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _read_rows(path: Path, column: str | None) -> Iterator[tuple[Any, dict[str, Any]]]:
-    columns = CAPTION_COLUMNS if column is None else (column,)
+    columns = PROMPT_COLUMNS if column is None else (column,)
     records = list(read_records(path))
     existing = {name: None for record in records for name in record}
     if records and not existing.keys() & set(columns):

@@ -33,7 +33,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tilewright import runs
-from tilewright.checks import as_typed
+from tilewright.checks import format_value
 from tilewright.cli import settings, text_values
 from tilewright.configs import escape
 from tilewright.errors import UserError
@@ -83,8 +83,8 @@ def _check_filled_in(saved: DictConfig) -> None:
         trained = OmegaConf.select(saved, key)
         if key.partition(".")[0] not in FILLED_IN or override in saved.get("overrides", []):
             continue
-        if value != as_typed(trained):
-            raise UserError(_refusal(override, f"was trained with {key}={as_typed(trained)}"))
+        if value != format_value(trained):
+            raise UserError(_refusal(override, f"was trained with {key}={format_value(trained)}"))
 
 
 def _check_fixed_keys(saved: DictConfig, before: dict[str, Any], after: dict[str, Any]) -> None:
@@ -101,13 +101,13 @@ def _check_fixed_keys(saved: DictConfig, before: dict[str, Any], after: dict[str
         requested, required = new.get(key), trained.get(key)
         if requested == required:
             continue
-        change = f"{key}={as_typed(requested)}"
+        change = f"{key}={format_value(requested)}"
         if fixed_keys.is_fixed_by_weights(key):
             raise UserError(
-                _refusal(change, f"has weights that are made for {key}={as_typed(required)}")
+                _refusal(change, f"has weights that are made for {key}={format_value(required)}")
             )
         if fixed_keys.is_fixed_by_training(key):
-            raise UserError(_refusal(change, f"was trained with {key}={as_typed(required)}"))
+            raise UserError(_refusal(change, f"was trained with {key}={format_value(required)}"))
     key = "data.batch_size"
     if new.get("data.overfit_batches") and new.get(key) != trained.get(key):
         reason = f"repeats the first batches of {trained.get(key)} rows (data.overfit_batches)"
@@ -149,7 +149,7 @@ def _exchanged_options(saved: DictConfig) -> dict[str, str]:
 
 def _compose(saved: DictConfig, overrides: list[str]) -> dict[str, Any]:
     """Composes conf/ with overrides and with the keys that training filled in."""
-    config = hydra.compose("train", text_values.for_hydra(overrides, "train"))
+    config = hydra.compose("train", text_values.to_hydra(overrides, "train"))
     with open_dict(config):
         for key in FILLED_IN:
             if key in saved:

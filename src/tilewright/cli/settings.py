@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from tilewright import runs
-from tilewright.checks import MAX_SEED, as_typed, check_flag, check_whole
+from tilewright.checks import MAX_SEED, check_flag, check_whole, format_value
 from tilewright.cli import text_values
 from tilewright.configs import escape
 from tilewright.errors import UserError
@@ -41,7 +41,7 @@ def overrides() -> list[str]:
 
 def _arguments() -> list[str]:
     arguments: Any = OmegaConf.to_container(HydraConfig.get().overrides.task)
-    return list(map(text_values.as_typed, arguments))
+    return list(map(text_values.from_hydra, arguments))
 
 
 def check_values(config: DictConfig, config_name: str) -> None:
@@ -67,7 +67,7 @@ def check_values(config: DictConfig, config_name: str) -> None:
         )
         if value is None and _is_required(defaults, key):
             raise UserError(f"{key} has no value: set it on the command line, {key}=…")
-        if not key.startswith("trainer.") and text_values.words(key) is None:
+        if not key.startswith("trainer.") and text_values.reserved_words(key) is None:
             _check_kind(key, default, value)
     check_whole("seed", config.seed, 0, MAX_SEED)
 
@@ -88,7 +88,7 @@ def _check_kind(key: str, default: Any, value: Any) -> None:
         allowed: Any = int if isinstance(default, int) else int | float
         if not isinstance(value, allowed) or isinstance(value, bool):
             raise UserError(
-                f"{key}={as_typed(value)} is not {kind}: set one, such as {key}={default}"
+                f"{key}={format_value(value)} is not {kind}: set one, such as {key}={default}"
             )
     elif isinstance(default, bool) and key != "compile":  # which is also `auto`
         check_flag(key, value)
@@ -145,7 +145,7 @@ def fill_in_sampling(config: DictConfig, run: Path) -> None:
 def training_data(config: DictConfig) -> runs.TrainingData | None:
     """Returns the dataset that this command line chooses, or None if it chooses none."""
     name = choices().get("data")
-    return runs.TrainingData.of_settings(name, config.data) if name else None
+    return runs.TrainingData.from_settings(name, config.data) if name else None
 
 
 def set_ranker_run(config: DictConfig, prior: Path) -> None:
@@ -163,6 +163,6 @@ def set_ranker_run(config: DictConfig, prior: Path) -> None:
     path = config.ranker.run
     if path is None and (prior / runs.RANKER).is_dir():
         path = str(prior / runs.RANKER)
-    data = runs.TrainingData.of_run(runs.load_config(prior))
+    data = runs.TrainingData.from_run(runs.load_config(prior))
     run = runs.find(Path(config.paths.logs), "ranker", path, data=data)
     config.ranker.run = escape(str(run))

@@ -1,7 +1,7 @@
 """Values of the command line that are text, and are therefore taken exactly as typed.
 
 Hydra reads values by a grammar, in which commas, parentheses, quotes and much else have a meaning.
-`for_hydra` quotes text before Hydra reads it. `as_typed` undoes this for records and messages.
+`to_hydra` quotes text before Hydra reads it. `from_hydra` undoes this for records and messages.
 
 A list of texts, or a sweep over them, repeats the key: `run=A run=B`.
 """
@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from tilewright.configs import escape, unescape
 from tilewright.errors import UserError
+from tilewright.text_files import is_unicode
 
 NULL, SWITCH = ("null",), ("true", "false")
 
@@ -73,17 +74,20 @@ TEXT_KEYS: dict[str, tuple[str, ...]] = {
 # Keys whose value is a list: repeating them adds to it. Repeating any other key is a sweep.
 LISTS = {"generate": ("prompt",), "export": ("prompt",), "runs": ("compare",)}
 
+# OmegaConf reads `???` alone as a missing value. With an empty interpolation beside it, it is text.
+MISSING = "???"
+OmegaConf.register_new_resolver("nothing", lambda: "", replace=True)
 # Text that Hydra's grammar reads as itself.
 PLAIN = re.compile(r"(?!(?:null|true|false|[+-]?(?:inf|nan))$)[A-Za-z_/][\w/.-]*", re.ASCII | re.I)
 ARGUMENT = re.compile(r"(\+{0,2})([^\s=~+-][^\s=]*)=(.*)", re.DOTALL)
 
 
-def words(key: str) -> tuple[str, ...] | None:
-    """Returns the words that a key of text accepts beside text, or None for any other key."""
+def reserved_words(key: str) -> tuple[str, ...] | None:
+    """Returns the words that are not text as values of a text key, or None for any other key."""
     return next((words for pattern, words in TEXT_KEYS.items() if fnmatchcase(key, pattern)), None)
 
 
-def for_hydra(arguments: Sequence[str], command: str) -> list[str]:
+def to_hydra(arguments: Sequence[str], command: str) -> list[str]:
     """Returns a command line in Hydra's grammar: text is quoted, and repeated keys are joined.
 
     Raises:
@@ -92,10 +96,10 @@ def for_hydra(arguments: Sequence[str], command: str) -> list[str]:
     values: dict[str, list[str]] = {}
     joined: list[tuple[str, str]] = []
     for argument in arguments:
-        if any("\ud800" <= letter <= "\udfff" for letter in argument):
+        if not is_unicode(argument):
             raise UserError(f"{argument!r} is not valid UTF-8: type it in a terminal with UTF-8")
         match = ARGUMENT.fullmatch(argument)
-        if match is None or words(match[2]) is None:
+        if match is None or reserved_words(match[2]) is None:
             joined.append((argument, ""))
             continue
         prefix, key, text = match.groups()
@@ -113,24 +117,19 @@ def _join(values: list[str], key: str, command: str) -> str:
 
 
 def _quote(key: str, text: str) -> str:
-    if text.lower() in (words(key) or ()) or PLAIN.fullmatch(text):
+    if text.lower() in (reserved_words(key) or ()) or PLAIN.fullmatch(text):
         return text
     if key == "data.source.split" and text.startswith("{"):
-        return text  # a mapping of names of splits
+        return text  # a mapping of split names
     if text == MISSING:
         return f"'{text}${{nothing:}}'"
     return QuotedString(escape(text), Quote.single).with_quotes()
 
 
-# OmegaConf reads `???` alone as a missing value. With an empty interpolation beside it, it is text.
-MISSING = "???"
-OmegaConf.register_new_resolver("nothing", lambda: "", replace=True)
-
-
-def as_typed(argument: str) -> str:
+def from_hydra(argument: str) -> str:
     """Returns an argument in Hydra's grammar as a user would type it."""
     match = ARGUMENT.fullmatch(argument)
-    if match is None or words(match[2]) is None:
+    if match is None or reserved_words(match[2]) is None:
         return argument
     value = OverridesParser.create().parse_override(argument).value()
     return f"{match[1]}{match[2]}={unescape(value)}" if isinstance(value, str) else argument

@@ -1,11 +1,15 @@
-"""Stored values that are captions, and those that are not text."""
+"""Captions among the values that a dataset stores."""
 
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tilewright.data.skipping import SkipRow, format_counts
+from tilewright.text_files import is_unicode
+
+# Columns of a table, or fields of a JSON object, that hold captions unless the user names one.
+CAPTION_COLUMNS = ("caption", "text")
 
 NO_CAPTION = "no caption"
 EMPTY_CAPTION = "empty caption"
@@ -19,7 +23,7 @@ INVISIBLE = frozenset({"Cc", "Cf", "Zs", "Zl", "Zp", "Mn", "Me"})
 
 
 def find_captions(value: Any) -> tuple[list[str], Counter[str]]:
-    """Returns the captions in a stored value without spaces around them, and counts the other ones.
+    """Returns the captions in a stored value, stripped, and counts its other values.
 
     A caption is a string with at least one visible character. Numbers, booleans, dictionaries,
     strings that a missing value was converted to, and halves of surrogate pairs are not text.
@@ -41,6 +45,11 @@ def find_captions(value: Any) -> tuple[list[str], Counter[str]]:
     if not values:
         defects[NO_CAPTION] = 1
     return texts, defects
+
+
+def caption_value(record: Mapping[str, Any], columns: Sequence[str]) -> Any:
+    """Returns the first value among the columns that is not empty, or None."""
+    return next((record[column] for column in columns if record.get(column)), None)
 
 
 def require_captions(value: Any) -> list[str]:
@@ -87,4 +96,4 @@ def _defect(value: Any) -> str | None:
         return NO_CAPTION
     if not any(unicodedata.category(letter) not in INVISIBLE for letter in value):
         return EMPTY_CAPTION
-    return NOT_TEXT if any("\ud800" <= letter <= "\udfff" for letter in value) else None
+    return None if is_unicode(value) else NOT_TEXT

@@ -20,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from tilewright.errors import UserError
-from tilewright.hardware import available_cpus
+from tilewright.hardware import available_cpus, has_trainer_gpu
 
 if TYPE_CHECKING:  # keeps the import of this module fast
     import pytorch_lightning as pl
@@ -94,9 +94,7 @@ def devices(config: DictConfig) -> int | str:
         return requested
     if "LOCAL_WORLD_SIZE" in os.environ:  # set by torchrun
         return int(os.environ["LOCAL_WORLD_SIZE"])
-    import torch
-
-    if config.trainer.accelerator != "cpu" and torch.accelerator.is_available():
+    if has_trainer_gpu(config.trainer.accelerator):
         return requested
     batch_size = config.data.batch_size
     counts = [

@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tilewright import runs
-from tilewright.checks import as_typed
+from tilewright.checks import format_value
 from tilewright.configs import escape
 from tilewright.errors import UserError
 from tilewright.runs import fixed_keys, safe_build
@@ -88,8 +88,8 @@ def _check_conflicts(
             requested, required = OmegaConf.select(config, key), OmegaConf.select(expected, key)
             if requested != required:
                 raise UserError(
-                    f"the weights of init={source} need {key}={as_typed(required)}: leave "
-                    f"{key}={as_typed(requested)} out"
+                    f"the weights of init={source} need {key}={format_value(required)}: leave "
+                    f"{key}={format_value(requested)} out"
                 )
     for group in GROUPS:
         chosen, required = config.choices.get(group), saved.choices.get(group)
@@ -101,8 +101,8 @@ def _check_conflicts(
 
 def _log_differences(config: DictConfig, source: Path, saved: DictConfig, image_size: int) -> None:
     log.info("Starting from the weights of %s", source)
-    data = runs.TrainingData.of_settings(config.choices.get("data"), config.data)
-    if difference := data.difference(runs.TrainingData.of_run(saved)):
+    data = runs.TrainingData.from_settings(config.choices.get("data"), config.data)
+    if difference := data.difference(runs.TrainingData.from_run(saved)):
         log.info("%s was trained on other data: %s", source, difference)
     if image_size != config.data.image_size:
         log.info(

@@ -304,14 +304,14 @@ def find(
     """
     if path is not None:
         run = _find_by_path(logs, stage, follow_latest(str(path)))  # a list in YAML is not a path
-        if data and (difference := data.difference(TrainingData.of_run(load_config(run)))):
+        if data and (difference := data.difference(TrainingData.from_run(load_config(run)))):
             log.info("%s was trained on other data: %s", run, difference)
         return run
     assert stage is not None
     others: list[str] = []
     for run in _newest_first(logs / stage):
         with skip_unreadable(run):
-            trained = TrainingData.of_run(load_config(run))
+            trained = TrainingData.from_run(load_config(run))
             difference = data.difference(trained) if data else None
             if difference is None:
                 if data:

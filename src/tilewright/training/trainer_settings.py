@@ -1,17 +1,17 @@
 """Rules for the keys of `trainer`, checked before torch is loaded.
 
-The keys are arguments of Lightning's Trainer. Each one is either checked by a rule of `RULES`, or
-refused with the key to use instead.
+The keys are arguments of Lightning's Trainer. A rule of `RULES` checks each one, or `REFUSED` names
+the key to use instead.
 """
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from tilewright.checks import format_value, is_number, is_whole
 from tilewright.errors import UserError
 
-# Arguments of Lightning's Trainer that a run cannot have, and the way out.
+# Arguments of Lightning's Trainer that are not supported, with advice.
 REFUSED = {
     "max_epochs": "a run is counted in updates, so set trainer.max_steps; an epoch has as many "
     "updates as the training split has batches of data.batch_size",
@@ -49,18 +49,13 @@ class Rule(NamedTuple):
     description: str
 
 
-def _is_whole(value: Any, minimum: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
-
-
 def _count(minimum: int, unit: str) -> Rule:
     description = f"a whole number of {unit}, {minimum} or more"
-    return Rule(lambda value: _is_whole(value, minimum), description)
+    return Rule(lambda value: is_whole(value, minimum), description)
 
 
 def _is_positive(value: Any) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and math.isfinite(value) and value > 0
+    return is_number(value, 0) and value != 0
 
 
 def _is_duration(value: Any) -> bool:
@@ -70,9 +65,9 @@ def _is_duration(value: Any) -> bool:
 
 def _are_devices(value: Any) -> bool:
     if isinstance(value, list):
-        is_index = [_is_whole(index, 0) for index in value]
+        is_index = [is_whole(index, 0) for index in value]
         return bool(value) and all(is_index) and len(set(value)) == len(value)
-    return value == "auto" or _is_whole(value, 1)
+    return value == "auto" or is_whole(value, 1)
 
 
 def _optional(rule: Rule) -> Rule:
@@ -105,12 +100,12 @@ RULES = {
     "val_check_interval": _count(1, "batches"),
     "limit_val_batches": _optional(
         Rule(
-            lambda value: _is_whole(value, 0) or (isinstance(value, float) and value == 1.0),
+            lambda value: is_whole(value, 0) or (isinstance(value, float) and value == 1.0),
             "a whole number of batches, or 1.0 for all",
         )
     ),
     "num_sanity_val_steps": Rule(
-        lambda value: _is_whole(value, -1), "a whole number of batches, or -1 for all"
+        lambda value: is_whole(value, -1), "a whole number of batches, or -1 for all"
     ),
     "log_every_n_steps": _count(1, "updates"),
     "enable_model_summary": SWITCH,
@@ -157,7 +152,9 @@ def check(settings: Mapping[str, Any]) -> None:
             raise UserError(message)
         rule = RULES.get(key)
         if rule is not None and not rule.accepts(value):
-            raise UserError(f"trainer.{key}={value} is not possible: set {rule.description}")
+            raise UserError(
+                f"trainer.{key}={format_value(value)} is not possible: set {rule.description}"
+            )
     if (settings.get("min_steps") or 0) > settings["max_steps"]:
         raise UserError(
             f"trainer.min_steps={settings['min_steps']} is larger than "

@@ -204,12 +204,12 @@ def test_metadata_precedes_text_files_and_both_are_counted(tmp_path, caplog):
         (tmp_path / name).write_text(name)
     assert read(tmp_path) == {"1.png": ["a"], "2.png": ["2.txt"]}
     assert "2 text file(s) are not used, such as '1.txt'" in caplog.text
-    assert "1 text file(s) belong to no image, such as '3.txt'" in caplog.text
+    assert "1 text file(s) do not match an image, such as '3.txt'" in caplog.text
 
 
 def test_text_without_images_is_named_when_there_are_no_captions(tmp_path):
     touch(tmp_path, "1.png", "captions.txt")
-    with pytest.raises(UserError, match=r"1 text file\(s\) belong to no image, .*'captions\.txt'"):
+    with pytest.raises(UserError, match=r"1 text file\(s\) do not match an image, .*'captions\.txt'"):
         read(tmp_path)
 
 

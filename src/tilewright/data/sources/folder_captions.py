@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from tilewright.data.captions import CAPTION_COLUMNS
 from tilewright.data.sources.folder_metadata import read_metadata
 from tilewright.data.sources.folder_sidecars import read_sidecars
 from tilewright.data.sources.listing import Listing
@@ -12,8 +13,6 @@ from tilewright.errors import UserError
 
 log = logging.getLogger(__name__)
 
-CAPTION_COLUMNS = ("caption", "text")
-
 
 def read_captions(
     listing: Listing,
@@ -21,19 +20,21 @@ def read_captions(
     caption_column: str | None,
     captions_per_file: CaptionsPerFile,
 ) -> dict[Path, list[str]]:
-    """Returns the captions of each image that has any, in the order of the images.
+    """Returns the captions of each captioned image, in the order of the images.
 
-    The metadata precedes the files beside the images. Warnings count the rows, captions and files
-    that are not used.
+    Metadata takes precedence over the files beside the images. Warnings count the rows, captions
+    and files that are not used.
 
     Raises:
         UserError: no image has a caption, or a metadata file is malformed.
     """
     columns = CAPTION_COLUMNS if caption_column is None else (caption_column,)
     captions, problems = read_metadata(listing, images, columns)
-    beside, more_problems = read_sidecars(listing, images, captions, columns, captions_per_file)
-    captions |= beside
-    problems += more_problems
+    from_sidecars, sidecar_problems = read_sidecars(
+        listing, images, captions, columns, captions_per_file
+    )
+    captions |= from_sidecars
+    problems += sidecar_problems
     if not captions:
         advice = (
             "add a metadata.jsonl (file_name, caption), or a .txt file of the same name beside "

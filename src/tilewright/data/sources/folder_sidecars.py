@@ -5,8 +5,8 @@ from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
-from tilewright.data.captions import DefectCounts, find_captions
-from tilewright.data.sources.folder_metadata import caption_value, similar_name
+from tilewright.data.captions import DefectCounts, caption_value, find_captions
+from tilewright.data.sources.folder_metadata import similar_name
 from tilewright.data.sources.listing import Listing
 from tilewright.data.sources.text_captions import (
     CaptionsPerFile,
@@ -26,17 +26,17 @@ def read_sidecars(
     columns: Sequence[str],
     captions_per_file: CaptionsPerFile,
 ) -> tuple[dict[Path, list[str]], list[str]]:
-    """Returns the captions in files beside images, and lines about files that are not used.
+    """Returns the captions in files beside images, and messages about files that are not used.
 
-    The file of `1.png` is the first with a caption among `1.png.txt`, `1.txt`, `1.png.caption`,
-    `1.caption`, `1.png.json` and `1.json`.
+    The caption of `1.png` comes from the first of `1.png.txt`, `1.txt`, `1.png.caption`,
+    `1.caption`, `1.png.json` and `1.json` that has one.
 
     Args:
         captioned: images that already have captions.
-        columns: fields of a .json that a caption may be in, the first one first.
+        columns: fields of a .json that may hold the caption, in order of preference.
         captions_per_file: data.source.captions_per_file.
     """
-    sidecars = _find_sidecars(listing, images)
+    sidecars = _sidecars_by_image(listing, images)
     needed = {file for image in images if image not in captioned for file in sidecars[image]}
     texts, unreadable = _read_texts(sorted(needed))
     plain = {file: text for file, text in texts.items() if _is_text(file)}
@@ -56,18 +56,18 @@ def read_sidecars(
                     if _is_text(file)
                     else _parse_json(texts[file], columns)
                 )
-                found, reasons = find_captions(values)
+                usable, reasons = find_captions(values)
                 if values is not None:
                     defects.add(_name(file, listing), reasons)
-                if found:
-                    captions[image] = found
-    used = {file for files in sidecars.values() for file in files}
-    others = [f for f in listing.files if _is_text(f) and f not in used]
+                if usable:
+                    captions[image] = usable
+    matched = {file for files in sidecars.values() for file in files}
+    unmatched = [file for file in listing.files if _is_text(file) and file not in matched]
     problems = [
         f"{len(files)} text file(s) {reason}, such as {_name(files[0], listing)}: {advice}"
         for files, reason, advice in (
             (unreadable, "cannot be read", "make them readable, in UTF-8"),
-            (others, "belong to no image", "give an image and its text file the same name"),
+            (unmatched, "do not match an image", "give an image and its text file the same name"),
             (
                 [file for file in unused if _is_text(file)],
                 "are not used",
@@ -81,8 +81,8 @@ def read_sidecars(
     return captions, problems
 
 
-def _find_sidecars(listing: Listing, images: Sequence[Path]) -> dict[Path, list[Path]]:
-    """Returns the files beside each image that may have its captions, the first one first."""
+def _sidecars_by_image(listing: Listing, images: Sequence[Path]) -> dict[Path, list[Path]]:
+    """Returns the files beside each image that may hold its captions, in order of preference."""
     files = [file for file in listing.files if file.suffix.lower() in SUFFIXES]
     exact = {str(file): file for file in files}
     similar = {similar_name(str(file)): file for file in files}
@@ -91,8 +91,8 @@ def _find_sidecars(listing: Listing, images: Sequence[Path]) -> dict[Path, list[
         names = [
             str(stem) + suffix for suffix in SUFFIXES for stem in (image, image.with_suffix(""))
         ]
-        found = (exact.get(name) or similar.get(similar_name(name)) for name in names)
-        sidecars[image] = [file for file in found if file is not None]
+        matches = (exact.get(name) or similar.get(similar_name(name)) for name in names)
+        sidecars[image] = [file for file in matches if file is not None]
     return sidecars
 
 

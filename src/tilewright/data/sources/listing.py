@@ -7,6 +7,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from tilewright.text_files import is_unicode
+
 log = logging.getLogger(__name__)
 
 # Folders of thumbnails, metadata and deleted files, in lower case.
@@ -77,7 +79,7 @@ def list_files(root: Path) -> Listing:
             continue
         for entry in entries:
             path, link = folder / entry.name, entry.is_symlink()
-            if not _is_unicode(entry.name):
+            if not is_unicode(entry.name):
                 misnamed.append(entry.path)
                 continue
             path_hidden = hidden or _is_hidden(entry.name)
@@ -101,7 +103,3 @@ def list_files(root: Path) -> Listing:
 
 def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
-
-
-def _is_unicode(name: str) -> bool:
-    return not any("\ud800" <= letter <= "\udfff" for letter in name)
