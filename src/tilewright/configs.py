@@ -1,7 +1,7 @@
 """Text in configurations: OmegaConf reads `${` as an interpolation unless it is escaped.
 
-Text of the user, such as a path, may contain `${`. A configuration holds it escaped, and reading a
-key returns the text. Text that is written to a configuration therefore goes through `escape`.
+The user's text, such as a path, may contain `${`. `escape` it before it is written to a
+configuration. Reading a key then returns the original text.
 """
 
 import re
@@ -17,12 +17,12 @@ def escape(value: Any) -> Any:
 
 
 def unescape(text: str) -> str:
-    """Returns the text that a configuration's value stands for."""
+    """Returns the text that an escaped value of a configuration stands for."""
     return OmegaConf.create([text])[0]
 
 
 def is_interpolation(text: str) -> bool:
-    """Returns True if a configuration's value refers to something else, and is not just text."""
+    """Returns True if a value of a configuration contains an interpolation."""
     return re.search(r"(?<!\\)(\\\\)*\$\{", text) is not None
 
 
@@ -32,16 +32,16 @@ def to_yaml(config: Any) -> str:
 
 
 def instantiate(settings: Any, **arguments: Any) -> Any:
-    """Builds an object as Hydra's `instantiate` does, also from settings whose text contains `${`.
+    """Builds an object like Hydra's `instantiate`, also from settings whose text contains `${`.
 
-    Hydra resolves settings in place, and would then read resolved text as an interpolation.
+    Hydra resolves settings in place, and would then read the resolved text as an interpolation.
     """
     from hydra.utils import instantiate as build
 
     is_config = OmegaConf.is_config(settings)
     plain = OmegaConf.to_container(settings, resolve=True) if is_config else settings
     if escape(plain) == plain:
-        return build(settings, **arguments)  # keeps the full keys in Hydra's messages
+        return build(settings, **arguments)  # Hydra's messages then contain the full keys
     return build(_with_literals(plain), **arguments)
 
 
@@ -53,7 +53,7 @@ class _Literal(str):
 
 
 def _with_literals(value: Any) -> Any:
-    """Returns plain settings whose text passes through Hydra and reaches the classes as `str`."""
+    """Returns plain settings whose text Hydra does not interpret. Classes receive it as `str`."""
     if isinstance(value, list):
         return [_with_literals(item) for item in value]
     if not isinstance(value, dict):
@@ -65,7 +65,7 @@ def _with_literals(value: Any) -> Any:
 
 
 def _call(*, _function_: str, **arguments: Any) -> Any:
-    """Calls the target of settings with literals."""
+    """Calls a `_target_` with strings in place of literals."""
     from hydra.utils import get_object
 
     return get_object(_function_)(**map_text(str, arguments))

@@ -1,4 +1,4 @@
-"""Text files as people have them: any encoding, any separator."""
+"""Reading of text files and tables in any encoding, with any separator."""
 
 import csv
 import io
@@ -35,7 +35,7 @@ NON_ASCII = re.compile(rb"[\x80-\xff]+")
 SIGN_IN_WORD = re.compile(r"(?<=[^\W\d_])[¿¡ªº×½¼¾£§¹²³±µ](?=[^\W\d_])")
 HALF_WIDTH_KATAKANA = re.compile("[\uff61-\uff9f]")  # other scripts, when read as Japanese
 CONTROL = re.compile(r"[\x00-\x08\x0e-\x19\x1c-\x1f\x7f-\x9f]")
-SAMPLE = 1 << 16  # bytes that an encoding is guessed from
+SAMPLE_BYTES = 1 << 16  # maximum length of the text that an encoding is guessed from
 
 SEPARATORS = ",\t;|"
 NO_SEPARATOR = "\0"  # for a file of one column, whose values may contain any separator
@@ -63,7 +63,7 @@ def decode_unicode(data: bytes) -> str | None:
 def guess_encoding(texts: Iterable[bytes]) -> str | None:
     """Guesses the encoding of texts that are not Unicode. Returns None if they are not text.
 
-    All texts are taken to have the same encoding. The more there are, the better is the guess.
+    All texts must have the same encoding. More text makes a better guess.
     """
     lines = (
         line
@@ -74,7 +74,7 @@ def guess_encoding(texts: Iterable[bytes]) -> str | None:
     )
     sample = bytearray()
     for line in lines:
-        if len(sample) + len(line) > SAMPLE and sample:
+        if len(sample) + len(line) > SAMPLE_BYTES and sample:
             break
         sample += line + b"\n"
     data = bytes(sample)
@@ -194,9 +194,9 @@ def _parse_json_lines(text: str, name: str) -> Iterator[dict[str, Any]]:
 def _parse_table(text: str, suffix: str, name: str) -> Iterator[dict[str, Any]]:
     """Yields the rows of a table.
 
-    `csv.Sniffer` is not used: it takes letters or commas inside of captions for separators.
+    `csv.Sniffer` is not used, because it mistakes letters or commas in captions for separators.
     """
-    if declared := re.match(r"sep=(.)(\r\n|\r|\n)", text):  # written for Excel
+    if declared := re.match(r"sep=(.)(\r\n|\r|\n)", text):  # first line of a table for Excel
         text, separator = text[declared.end(1) :], declared[1]
     else:
         choices = sorted(SEPARATORS, key=lambda choice: suffix == ".tsv" and choice != "\t")
@@ -239,7 +239,7 @@ def _rows(text: str, separator: str, name: str) -> Iterator[tuple[int, list[str]
     except csv.Error as error:
         raise UserError(
             f"{name}, line {reader.line_num} is malformed ({error}): close its quotes, and double "
-            'the quotes inside of a quoted value ("")'
+            'the quotes inside a quoted value ("")'
         ) from error
 
 
@@ -270,13 +270,13 @@ def _first_invalid_byte(data: bytes) -> int:
 
 
 def _is_broken_unicode(data: bytes) -> bool:
-    """Returns True for bytes that no other encoding than Unicode explains."""
+    """Returns True for damaged Unicode, which other encodings would misread."""
     marks = tuple(mark for mark, _ in BYTE_ORDER_MARKS)
     return b"\0" in data or data.startswith(marks) or _is_damaged_utf8(data)
 
 
 def _is_damaged_utf8(data: bytes) -> bool:
-    """Returns True for UTF-8 with some invalid bytes, which other encodings would misread."""
+    """Returns True for UTF-8 with some invalid bytes."""
     text = data.decode(errors="replace")
     invalid = text.count("\ufffd")
     return sum(letter > "\x7f" for letter in text) > 2 * invalid

@@ -11,6 +11,7 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import RichModelSummary, Timer
 
+from tilewright.checks import format_value
 from tilewright.cli import app
 from tilewright.cli.messages import one_line
 from tilewright.cli.train import build_trainer
@@ -78,7 +79,7 @@ def test_an_impossible_value_is_one_line_with_the_possible_ones(key, values):
         with pytest.raises(UserError) as caught:
             trainer_settings.check(settings(**{key: value}))
         message = str(caught.value)
-        assert message.startswith(f"trainer.{key}={value} is not possible: set ")
+        assert message.startswith(f"trainer.{key}={format_value(value)} is not possible: set ")
         assert "\n" not in message
 
 

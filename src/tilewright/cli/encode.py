@@ -6,9 +6,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tilewright import runs
+from tilewright.checks import check_whole
 from tilewright.cli import app, settings
 from tilewright.configs import escape
-from tilewright.errors import UserError
 from tilewright.hardware import resolve_device
 
 
@@ -21,8 +21,7 @@ def main(config: DictConfig) -> None:
 
 def resolve(config: DictConfig) -> None:
     """Fills in the dVAE and the device, and checks the settings."""
-    if config.processes < 1:
-        raise UserError(f"processes={config.processes} is too few: set it to 1 or more")
+    check_whole("processes", config.processes)
     data = settings.training_data(config)
     with open_dict(config):
         dvae = runs.find(Path(config.paths.logs), "dvae", config.dvae, data=data)

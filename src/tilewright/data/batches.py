@@ -38,7 +38,7 @@ class TrainingBatches(Sampler[list[SeededIndex]]):
         rows: number of rows of the split.
         batch_size: rows of a batch, summed over all processes.
         seed: seed of the order.
-        start: number of rows of earlier batches, of all processes.
+        start: number of rows in earlier batches, summed over all processes.
         rank: rank of this process.
         processes: number of processes that share each batch.
         repeated: repeat the first `repeated` batches forever. 0 uses all batches.
@@ -88,10 +88,10 @@ class TrainingBatches(Sampler[list[SeededIndex]]):
 
 
 class UpdateBatches:
-    """Batches of a loader, in groups that make up one update.
+    """Batches of a loader, with the text tokens of their update.
 
-    Each batch has the text tokens of all batches of its update as `update_text` and its index among
-    them as `update_index`, so that a loss can be a mean over the text tokens of the update.
+    Each batch has the text tokens of all batches of its update as `update_text`, and its index
+    among them as `update_index`. A loss can then be a mean over the text tokens of the update.
 
     Args:
         loader: batches with text tokens.
@@ -135,7 +135,7 @@ class EvaluationBatches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in self.batches:
-            # Rounded up, so that the first process has a row of every batch.
+            # Rounded up, so that the first process has a row in every batch.
             start, stop = (
                 math.ceil(len(batch) * rank / self.processes) for rank in (self.rank, self.rank + 1)
             )

@@ -46,8 +46,8 @@ class CaptionedImages(pl.LightningDataModule):
 
     - `caption`: list of B strings.
     - `image`: float [B, 3, H, W] in [0, 1]. Missing if there are image tokens.
-    - `rows`: number of rows that count. It is B, or 0 if the only row repeats another one, because
-      every process needs a batch.
+    - `rows`: number of rows that count. It is B, or 0 if the only row is padding, because every
+      process needs a batch.
     - `text_tokens`: int64 [B, T], with a tokenizer.
     - `update_text`, `update_index`: see `UpdateBatches`; with an image tokenizer and accumulation.
     - `image_tokens`: int64 [B, h, w], with an image tokenizer. They come from the token cache,
@@ -112,16 +112,10 @@ class CaptionedImages(pl.LightningDataModule):
                 f"data.image_size={image_size} does not match the dVAE, which encodes images of "
                 f"{side}x{side}: set data.image_size={side}, or train a dVAE on this data"
             )
-        if batch_size < 1:
-            raise UserError(f"data.batch_size={batch_size} is too small: set 1 or more")
-        counts = {
-            "num_workers": num_workers,
-            "crops_per_image": crops_per_image,
-            "overfit_batches": overfit_batches,
-        }
-        for name, count in counts.items():
-            if count < 0:
-                raise UserError(f"data.{name}={count} is negative: set 0 or more")
+        check_whole("data.batch_size", batch_size)
+        check_whole("data.num_workers", num_workers, 0)
+        check_whole("data.crops_per_image", crops_per_image, 0)
+        check_whole("data.overfit_batches", overfit_batches, 0)
         check_whole("data.seed", seed, 0, MAX_SEED)
         if crops_per_image and augmented_tokens:
             raise UserError(
@@ -311,7 +305,7 @@ class CaptionedImages(pl.LightningDataModule):
         if training and self.trainer is not None and self.image_tokenizer is not None:
             batches_per_update = self.trainer.accumulate_grad_batches
         # Workers read the next update while this one is computed.
-        prefetched = max(2, math.ceil(batches_per_update / max(self.num_workers, 1)))
+        prefetch_factor = max(2, math.ceil(batches_per_update / max(self.num_workers, 1)))
         loader = DataLoader(
             dataset,
             **self._batching(dataset, training),
@@ -320,14 +314,14 @@ class CaptionedImages(pl.LightningDataModule):
             worker_init_fn=ignore_stop_signals,
             collate_fn=collate,
             persistent_workers=self.num_workers > 0,
-            prefetch_factor=prefetched if self.num_workers > 0 else None,
+            prefetch_factor=prefetch_factor if self.num_workers > 0 else None,
             pin_memory=torch.cuda.is_available(),
         )
         if isinstance(dataset, StreamingDataset) and not training and num_processes() > 1:
             return EvenBatches(loader)
         if batches_per_update == 1:
             return loader
-        return UpdateBatches(loader, batches_per_update, self._start)
+        return UpdateBatches(loader, batches_per_update, self._batches_read)
 
     def dataset(self, split: str, training: bool = False) -> TableDataset | StreamingDataset:
         """Returns a split as a torch dataset of batch rows. It encodes image tokens if needed."""
@@ -368,11 +362,11 @@ class CaptionedImages(pl.LightningDataModule):
         return TableDataset(rows, reader, self.encode(split, training))
 
     def _batching(self, dataset: TableDataset | StreamingDataset, training: bool) -> dict[str, Any]:
-        """Returns the DataLoader's arguments that say which rows make up a batch."""
+        """Returns the arguments of the DataLoader that determine the rows of a batch."""
         rank, processes, _ = self._reader_group
         if isinstance(dataset, StreamingDataset):
             if training:
-                dataset.resume(self._start, self._progress.positions)
+                dataset.resume(self._batches_read, self._progress.positions)
             return {"batch_size": self.batch_size // processes}
         sampler: TrainingBatches | EvaluationBatches
         if training:
@@ -390,8 +384,8 @@ class CaptionedImages(pl.LightningDataModule):
         return {"batch_sampler": sampler}
 
     @property
-    def _start(self) -> int:
-        """Number of training batches before the ones that are read next."""
+    def _batches_read(self) -> int:
+        """Number of training batches that were read before."""
         return self.trainer.fit_loop.total_batch_idx + 1 if self.trainer else 0
 
     @property

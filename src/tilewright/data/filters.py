@@ -210,7 +210,7 @@ def _fingerprint(rows: Dataset, filters: Sequence[Filter]) -> str | None:
     code = fingerprint_code(Filter(), *filters)
     try:
         return Hasher.hash([rows._fingerprint, fingerprint_files(rows), list(filters), code])
-    except Exception:  # pickling raises many classes; `datasets` then warns and caches nothing
+    except Exception:  # pickling raises many classes. `datasets` then warns and caches nothing.
         return None
 
 

@@ -1,4 +1,4 @@
-"""Fingerprints of cached results: of image files on disk, and of code."""
+"""Fingerprints of image files and of code, for keys of cached results."""
 
 import contextlib
 import hashlib
@@ -11,15 +11,15 @@ from datasets import Dataset
 
 
 def fingerprint_files(table: Dataset) -> str:
-    """Returns a hash of the state of the images that are separate files, "" if the table has none.
+    """Returns a hash of the state of the images that are separate files, or "" without such images.
 
-    Reading all bytes would take as long as encoding the images.
+    The bytes are not hashed, because reading them takes as long as encoding the images.
     """
     digest, has_files = hashlib.sha256(), False
     for batch in table.select_columns("image").with_format("arrow").iter(1000):
         images = batch.column("image").combine_chunks()
         paths = images.field("path").filter(images.field("bytes").is_null()).drop_null()
-        if not len(paths) and not has_files:  # do not read all bytes of a table for nothing
+        if not len(paths) and not has_files:  # do not read a table that holds the bytes
             return ""
         has_files = True
         for path in paths.to_pylist():

@@ -19,17 +19,17 @@ from tilewright.data.skipping import SkipRow
 WHITE = (255, 255, 255)
 MAX_PIXELS = 89_478_485  # Pillow's own limit, above which it warns
 
-# Formats that Pillow opens and that are not used here.
+# Formats that Pillow opens, but that are not read here.
 EXCLUDED_FORMATS = {
     "EPS",  # starts Ghostscript on untrusted files
     *("MPEG", "FLI"),  # movies
     *("WMF", "BUFR", "GRIB", "HDF5"),  # no decoder on every machine
-    *("IM", "IMT", "IPTC", "PCD", "SPIDER"),  # no signature: any file could be taken for one
+    *("IM", "IMT", "IPTC", "PCD", "SPIDER"),  # have no signature, so other files could match
 }
 
 
 def _register_formats() -> tuple[str, ...]:
-    """Loads Pillow's formats and pillow-heif, if it is installed. Returns those that are used."""
+    """Registers Pillow's formats, and HEIF if pillow-heif is installed. Returns those to read."""
     Image.preinit()  # the common formats come first
     Image.init()
     with contextlib.suppress(ImportError):

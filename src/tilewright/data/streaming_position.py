@@ -2,8 +2,8 @@
 
 Each dataloader worker of each process is one reader, and each reader has its own position.
 
-A training that resumes with another number of readers first finishes the epoch that the previous
-readers had begun. What they left is divided among the new readers.
+A training that resumes with another number of readers first finishes the epoch of the previous
+readers. The rows that they had not read are divided among the new readers.
 """
 
 import math
@@ -50,8 +50,7 @@ class Part:
     Attributes:
         reader: index of the reader whose rows these are.
         readers: number of readers that the rows of an epoch are divided among.
-        every, offset: of a block's rows, those at `offset`, `offset + every`, ... belong to the
-            part.
+        every, offset: the rows at `offset`, `offset + every`, ... of a block belong to the part.
         epoch: index of the epoch.
         last_epoch: the part ends with this epoch. None is endless.
         shuffle_block: index of the shuffle block within the epoch.
@@ -91,7 +90,7 @@ class StreamingPosition:
 
     Args:
         reader: index of the reader.
-        parts: what remains to be read, in this order. The last part is endless.
+        parts: parts that remain to be read, in order. The last part is endless.
     """
 
     def __init__(self, reader: int, parts: tuple[Part, ...]):
@@ -132,21 +131,21 @@ class StreamingPosition:
 
 
 def redistribute(positions: Sequence[StreamingPosition], readers: int) -> list[StreamingPosition]:
-    """Returns the positions of another number of readers, which continue after the previous ones.
+    """Returns the positions of another number of readers, which continue the previous ones.
 
-    They finish the epoch of the reader that is furthest ahead, and then divide each epoch anew.
+    They finish the epoch of the reader that is furthest ahead. They then share each new epoch.
 
     Args:
         positions: positions of all previous readers.
-        readers: number of readers from now on.
+        readers: new number of readers.
     """
     own = [position.parts[-1] for position in positions]
-    left = [part for position in positions for part in position.parts[:-1]]
+    unfinished = [part for position in positions for part in position.parts[:-1]]
     last_epoch = max(part.epoch for part in own)
     own = [replace(part, last_epoch=last_epoch) for part in own]
-    # What an earlier change has left comes first, because its epoch is the oldest. Its parts may
-    # have unequal lengths, so that all readers share each of them.
-    shares = _divide(left, readers, readers) + _divide(
+    # Unfinished parts of an earlier change come first, because their epoch is the oldest. They may
+    # have unequal lengths, so all readers share each of them.
+    shares = _divide(unfinished, readers, readers) + _divide(
         own, readers // math.gcd(len(own), readers), readers
     )
     assigned = [shares[reader::readers] for reader in range(readers)]
@@ -157,7 +156,7 @@ def redistribute(positions: Sequence[StreamingPosition], readers: int) -> list[S
 
 
 def _divide(parts: Sequence[Part], shares: int, readers: int) -> list[Part]:
-    """Divides each part into a number of shares, or fewer if there are enough of them."""
+    """Divides each part into `shares`, or into fewer if that gives enough for all readers."""
     enough = math.ceil(MIN_SHARES_PER_READER * readers / max(len(parts), 1))
     return [share for part in parts for share in part.divide(min(shares, enough))]
 

@@ -76,13 +76,13 @@ class TokenCache:
 
 
 def token_dtype(num_tokens: int) -> np.dtype:
-    """Returns the dtype for the tokens of a codebook and for the rows without tokens."""
+    """Returns the dtype that holds the tokens of a codebook and the marks of unreadable rows."""
     values = num_tokens + len(REASONS)
     return np.dtype(np.uint16 if values <= np.iinfo(np.uint16).max + 1 else np.int32)
 
 
 def _unreadable_token(reason: str, dtype: np.dtype) -> int:
-    """Returns the value that a row stores in place of tokens: one of the dtype's largest."""
+    """Returns the value that marks an unreadable row, one of the largest of the dtype."""
     return np.iinfo(dtype).max - REASONS.index(reason)
 
 

@@ -145,9 +145,9 @@ class _MergeTable:
         Each step tries the possible merges by priority and applies the first that is not skipped.
 
         Args:
-            is_skipped: draws if a merge is skipped in this step.
+            is_skipped: returns at random if a merge is skipped in this step.
         """
-        parts = list(word)  # a merged part is at its first character, and the others are empty
+        parts = list(word)  # a merge moves its text to the left part and empties the right one
         following = list(range(1, len(parts) + 1))
         previous = list(range(-1, len(parts) - 1))
         merges: list[tuple[int, int, tuple[str, str]]] = []  # heap of (rank, index, pair)
@@ -165,7 +165,7 @@ class _MergeTable:
             merge = _, left, pair = heapq.heappop(merges)
             right = following[left]
             if right == len(parts) or (parts[left], parts[right]) != pair:
-                continue  # another merge has used a part of it
+                continue  # another merge has changed one of the parts
             if is_skipped():
                 skipped.append(merge)
                 continue

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from tilewright.checks import check_whole
 from tilewright.errors import UserError
 from tilewright.hardware import available_cpus, has_trainer_gpu
 
@@ -111,8 +112,7 @@ def check_batch_size(batch_size: int, processes: int) -> None:
     Raises:
         UserError: the batch size is not a positive integer, or the processes do not divide it.
     """
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise UserError(f"data.batch_size={batch_size} is too small: set 1 or more")
+    check_whole("data.batch_size", batch_size)
     if batch_size % processes:
         raise UserError(
             f"data.batch_size={batch_size}, the batch of all processes together, cannot be divided "

@@ -209,7 +209,9 @@ def test_metadata_precedes_text_files_and_both_are_counted(tmp_path, caplog):
 
 def test_text_without_images_is_named_when_there_are_no_captions(tmp_path):
     touch(tmp_path, "1.png", "captions.txt")
-    with pytest.raises(UserError, match=r"1 text file\(s\) do not match an image, .*'captions\.txt'"):
+    with pytest.raises(
+        UserError, match=r"1 text file\(s\) do not match an image, .*'captions\.txt'"
+    ):
         read(tmp_path)
 
 

@@ -59,7 +59,7 @@ def select_image_and_caption(
 
 
 def _drop_uncaptioned(dataset: Dataset, description: str) -> Dataset:
-    """Drops the rows without a caption. Warnings count them, and unusable captions of other rows.
+    """Drops the rows without a caption. Warnings count these, and unusable captions of other rows.
 
     Raises:
         UserError: no row has a caption.
@@ -85,7 +85,7 @@ def _drop_uncaptioned(dataset: Dataset, description: str) -> Dataset:
         )  # fmt: skip
     if incomplete:
         log.warning(
-            "some captions of %s are left out, while their rows have others: %s",
+            "some captions of %s are left out, but their rows have others: %s",
             description, incomplete,
         )  # fmt: skip
     return dataset.select(kept) if skipped else dataset

@@ -28,7 +28,7 @@ class FolderSource:
     - A `metadata.jsonl`, `metadata.csv` or `metadata.tsv` in the folder or below it. It has the
       columns `file_name`, relative to the metadata file, and a caption (in JSON also a list of
       captions).
-    - A file beside each image: `1.txt`, `1.png.txt`, `1.caption`, or `1.json` with a field.
+    - A file beside each image: `1.txt`, `1.png.txt`, `1.caption`, or `1.json` with a caption field.
 
     The folders `train`, `validation` and `test` directly below are the splits, if they exist.
     Images without a caption are skipped, and one warning counts them.
@@ -36,7 +36,7 @@ class FolderSource:
     Args:
         caption_column: column of the captions in the metadata. None uses `caption` or `text`.
         captions_per_file: captions in a text file: "lines" for one per line, "one", or "auto",
-            which chooses "one" if the lines do not look like captions of their own.
+            which chooses by the form of the lines.
         validation_fraction: share of the images to hold out if there is neither a `validation`
             nor a `test` folder. A hash of the seed and the file's bytes chooses them.
         seed: seed of that choice.

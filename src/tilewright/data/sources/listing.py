@@ -1,4 +1,4 @@
-"""Listing of the files below a folder, the same for every source that searches a folder."""
+"""Listing of the files below a folder, shared by all sources that search a folder."""
 
 import heapq
 import logging
@@ -65,7 +65,7 @@ def list_files(root: Path) -> Listing:
     failures: list[OSError] = []
     misnamed: list[str] = []
     visited: set[str] = set()
-    queue = [(False, False, root)]  # (hidden, link, folder), in the order in which they are read
+    queue = [(False, False, root)]  # heap of (hidden, is a link, folder), in reading order
     while queue:
         hidden, _, folder = heapq.heappop(queue)
         real = os.path.realpath(folder)
@@ -78,16 +78,16 @@ def list_files(root: Path) -> Listing:
             failures.append(error)
             continue
         for entry in entries:
-            path, link = folder / entry.name, entry.is_symlink()
+            path, is_link = folder / entry.name, entry.is_symlink()
             if not is_unicode(entry.name):
                 misnamed.append(entry.path)
                 continue
-            path_hidden = hidden or _is_hidden(entry.name)
-            if path.is_dir() if link else entry.is_dir():
-                if not (link and Path(real).is_relative_to(path.resolve())):
-                    heapq.heappush(queue, (path_hidden, link, path))
-            elif link or entry.is_file():  # a broken link is counted when its image is read
-                (hidden_files if path_hidden else files).append(path)
+            is_hidden = hidden or _is_hidden(entry.name)
+            if path.is_dir() if is_link else entry.is_dir():
+                if not (is_link and Path(real).is_relative_to(path.resolve())):
+                    heapq.heappush(queue, (is_hidden, is_link, path))
+            elif is_link or entry.is_file():  # a broken link is counted when its image is read
+                (hidden_files if is_hidden else files).append(path)
     if failures:
         log.warning(
             "%d folder(s) in %s cannot be read and are left out, such as %r (%s)",

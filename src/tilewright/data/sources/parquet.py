@@ -96,11 +96,11 @@ class ParquetSource:
         if empty := [file for file in files if file not in schemas]:
             log.info("%d parquet file(s) have no rows, such as %s", len(empty), empty[0])
         for column in (self.image_column, self.caption_column):
-            having = [file for file, columns in schemas.items() if column in columns]
-            lacking = [file for file in schemas if file not in having]
-            if having and lacking:
+            complete = [file for file, columns in schemas.items() if column in columns]
+            incomplete = [file for file in schemas if file not in complete]
+            if complete and incomplete:
                 raise UserError(
-                    f"{lacking[0]} has no column {column!r}, but {having[0]} has it: give the "
+                    f"{incomplete[0]} has no column {column!r}, but {complete[0]} has it: give the "
                     "columns the same names in all files"
                 )
         return list(schemas)
@@ -122,7 +122,8 @@ class ParquetSource:
         rows = load_dataset(
             "parquet",
             data_files=[str(file) for file in files],
-            columns=sorted(columns) if len(columns) == 2 else None,  # None names all in the error
+            # With a missing column, all are loaded, so that the error can list them.
+            columns=sorted(columns) if len(columns) == 2 else None,
             split="train",
         )
         holds_paths = is_value(rows.features.get(self.image_column), TEXT)

@@ -40,8 +40,8 @@ HEAD = 100  # rows of streaming data that are read first, to detect a tiny datas
 def group_by_split(paths: Sequence[str], description: str) -> dict[str, list[str]]:
     """Groups paths and addresses of data files by the split that their names determine.
 
-    A folder that contains all of the files does not count, such as `/home/dev`. A file without the
-    name of a split in its path is for training. One line of the log counts the files of each split.
+    Only names below the common folder of all files count, so `/home/dev` does not. A file whose
+    path names no split is for training. One line of the log counts the files of each split.
     """
     parts = [path.split("/") for path in paths]
     levels = zip(*(folders for *folders, _ in parts), strict=False)
@@ -189,7 +189,7 @@ def require_fraction(fraction: float) -> None:
 
 
 def _hash_batch(batch: dict[str, list], seed: int, files: str) -> dict[str, list[float]]:
-    """Returns the positions of a batch. `files` is a part of the cache key of `datasets`."""
+    """Returns the positions of a batch. `files` is only part of the cache key of `datasets`."""
 
     def position(image: Mapping[str, Any] | None) -> float:
         return hash_position(seed, image_identity(image))

@@ -12,10 +12,11 @@ from tilewright.text_files import decode_legacy, decode_unicode
 
 @dataclass(frozen=True)
 class Sample:
-    """Members that share a name, by their endings.
+    """Members that share a name.
 
     Attributes:
         name: path in the tar file without the ending.
+        parts: contents by ending.
     """
 
     name: str
@@ -24,12 +25,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class PairFormat:
-    """Endings of members, and the form of captions.
+    """Endings of the members of a pair, and how captions are stored.
 
     Attributes:
         image_keys, caption_keys: endings in order of preference.
         caption_field: field of a .json that holds the caption.
-        encoding: encoding of captions that are not Unicode, or None if it is unknown.
+        encoding: encoding of captions that are not Unicode. None if it is unknown.
         per_line: True if each line of a text is a caption.
     """
 
@@ -89,28 +90,28 @@ def split_name(path: str, keys: Iterable[str]) -> tuple[str, str, bool]:
 
 
 def read_samples(
-    members: Iterable[tuple[str, Any]], form: PairFormat, unread: Counter[str] | None = None
+    members: Iterable[tuple[str, Any]], pair_format: PairFormat, unread: Counter[str] | None = None
 ) -> Iterator[Sample]:
     """Yields the samples among consecutive members of a tar file.
 
-    Names may have dots: `cat.v2.jpg` is the image of the sample `cat.v2`. It is an unread member of
-    the sample `cat` if there is no caption for it, but a sample `cat` beside it. A sample of unread
-    members alone is yielded without parts, so that it is counted as a row.
+    Names may have dots: `cat.v2.jpg` is the image of the sample `cat.v2`. Without a caption
+    `cat.v2.txt`, but beside a sample `cat`, it is an unread member of `cat`. A sample that consists
+    of unread members is yielded without parts, so that it counts as a row.
 
     Args:
         members: paths and open files.
         unread: counts members that are not read, by ending.
     """
-    keys = {*form.image_keys, *form.caption_keys}
+    keys = {*pair_format.image_keys, *pair_format.caption_keys}
     unread = Counter() if unread is None else unread
-    samples: list[Sample] = []  # the name of each begins with that of the one before
-    unknown: str | None = None  # name of a sample of which only unread members were seen
+    samples: list[Sample] = []  # stack: the name of each sample begins with the previous name
+    unread_name: str | None = None  # of a sample that has only unread members so far
 
     def close(following: str | None) -> Iterator[Sample]:
         while samples and not (following and _is_within(following, samples[-1].name)):
             sample = samples.pop()
             is_part = bool(samples or (following and _is_within(sample.name, following)))
-            if form.is_pair(sample) or not is_part:
+            if pair_format.is_pair(sample) or not is_part:
                 yield sample
             else:
                 unread.update(sample.parts.keys())
@@ -119,24 +120,24 @@ def read_samples(
         name, ending, is_read = split_name(path, keys)
         if not is_read:
             unread[ending] += 1
-            if any(_is_within(sample.name, name) for sample in samples) or name == unknown:
+            if any(_is_within(sample.name, name) for sample in samples) or name == unread_name:
                 continue
-        if unknown is not None and not (is_read and _is_within(name, unknown)):
-            yield Sample(unknown, {})
-        unknown = None if is_read else name
+        if unread_name is not None and not (is_read and _is_within(name, unread_name)):
+            yield Sample(unread_name, {})
+        unread_name = None if is_read else name
         if not is_read:
             continue
         yield from close(name)
         if not samples or samples[-1].name != name:
             samples.append(Sample(name, {}))
         samples[-1].parts.setdefault(ending, content.read())
-    if unknown is not None:
-        yield Sample(unknown, {})
+    if unread_name is not None:
+        yield Sample(unread_name, {})
     yield from close(None)
 
 
 def _is_within(name: str, other: str) -> bool:
-    """Returns True if a name is another one, or that one with a dot and more after it."""
+    """Returns True if `name` is `other`, or `other` followed by a dot and more."""
     return name == other or name.startswith(other + ".")
 
 

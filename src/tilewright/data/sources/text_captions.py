@@ -23,7 +23,7 @@ def lines_are_captions(setting: CaptionsPerFile, texts: Mapping[str, str]) -> bo
     """Returns True if each line is a caption, and False if each file is one caption.
 
     `auto` chooses one caption per file if at least half of the files with several lines read like
-    one text. One line of the log has the choice.
+    one text. The log has one line about this choice.
 
     Args:
         setting: data.source.captions_per_file.
@@ -39,34 +39,34 @@ def lines_are_captions(setting: CaptionsPerFile, texts: Mapping[str, str]) -> bo
         )
     if setting != "auto":
         return setting == "lines"
-    several = {name: text for name, text in texts.items() if len(_filled_lines(text)) > 1}
-    continuous = [name for name, text in several.items() if reads_as_one_text(text)]
-    if several and 2 * len(continuous) >= len(several):
+    multiline = {name: text for name, text in texts.items() if len(_filled_lines(text)) > 1}
+    continuous = [name for name, text in multiline.items() if reads_as_one_text(text)]
+    if multiline and 2 * len(continuous) >= len(multiline):
         log.info(
             "each text file is one caption, because %d of %d with several lines read like one "
             "text, such as %s: data.source.captions_per_file=lines makes each line a caption",
-            len(continuous), len(several), continuous[0],
+            len(continuous), len(multiline), continuous[0],
         )  # fmt: skip
         return False
-    if several:
+    if multiline:
         log.info(
             "each line of a text file is a caption, and %d file(s) have several lines, such as %s: "
             "data.source.captions_per_file=one makes each file one caption",
-            len(several), next(iter(several)),
+            len(multiline), next(iter(multiline)),
         )  # fmt: skip
-    return bool(several)
+    return bool(multiline)
 
 
 def split_captions(text: str, per_line: bool) -> list[str]:
-    """Returns the captions in the text of a file. One may be empty."""
+    """Returns the captions in the text of a file. The only caption of a file may be empty."""
     return _filled_lines(text) if per_line else ["\n".join(split_lines(text)).strip()]
 
 
 def reads_as_one_text(text: str) -> bool:
-    """Returns True if the lines of a text do not look like captions of their own.
+    """Returns True if the lines look like parts of one text, and not like separate captions.
 
-    These are signs of one text: a line such as `Lighting: soft`, a list, a sentence that goes on in
-    the next line, a line of three sentences, and a line of two sentences between empty lines.
+    These are signs of one text: a line such as `Lighting: soft`, a list, a sentence that continues
+    in the next line, a line of three sentences, and a line of two sentences between empty lines.
     """
     lines = _filled_lines(text)
     headings = [match[0] if (match := HEADING.match(line)) else None for line in lines]

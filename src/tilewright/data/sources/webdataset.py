@@ -70,8 +70,8 @@ class WebDatasetSource:
         image_keys, caption_keys: endings of the members, in order of preference. Without
             image_keys, these are the endings of all image formats that can be read.
         caption_field: field of a `.json` member that holds the caption.
-        captions_per_file: captions in a text: "lines" for one per line, "one", or "auto", which
-            chooses by the form of the lines in the first members.
+        captions_per_file: captions in a text member: "lines" for one per line, "one", or "auto",
+            which chooses by the form of the lines in the first members.
         streaming: read during training. False first copies all pairs to the cache of `datasets`.
         validation_fraction: share of the training images to hold out if there is no file for
             validation.
@@ -91,9 +91,9 @@ class WebDatasetSource:
         """Loads the splits. See `Source.load`."""
         description = f"webdataset at {self.path!r}"
         files = self.files()
-        form = self._choose_format(files[0])
+        pair_format = self._choose_format(files[0])
         splits = {
-            split: self._dataset(shards, form, description)
+            split: self._dataset(shards, pair_format, description)
             for split, shards in group_by_split(files, description).items()
         }
         hold_out = partial(
@@ -133,12 +133,12 @@ class WebDatasetSource:
         return files
 
     def _choose_format(self, shard: str) -> PairFormat:
-        """Chooses the form of captions by the first members of a shard.
+        """Chooses the format of pairs by the first members of a shard.
 
         Raises:
-            UserError: the shard cannot be read, or has no image or no caption.
+            UserError: the shard cannot be read, or has no pair.
         """
-        form = PairFormat(
+        pair_format = PairFormat(
             # Tuples, because `datasets` treats each list as a list of shards.
             _normalize_keys(self.image_keys or IMAGE_KEYS),
             _normalize_keys(self.caption_keys),
@@ -148,7 +148,7 @@ class WebDatasetSource:
         samples: list[Sample] = []
         try:
             members = islice(_members(shard), MEMBERS_TO_CHECK)
-            for sample in read_samples(members, form, endings):
+            for sample in read_samples(members, pair_format, endings):
                 samples.append(sample)
         except Exception as error:  # classes of tarfile, fsspec and each protocol
             if not samples:
@@ -158,7 +158,10 @@ class WebDatasetSource:
                 ) from error
         unread = endings.copy()
         endings.update(key for sample in samples for key in sample.parts)
-        for role, expected in (("image", form.image_keys), ("caption", form.caption_keys)):
+        for role, expected in (
+            ("image", pair_format.image_keys),
+            ("caption", pair_format.caption_keys),
+        ):
             if not endings.keys() & set(expected):
                 names = expected if len(expected) <= 5 else [*expected[:4], "…"]
                 raise UserError(
@@ -166,7 +169,7 @@ class WebDatasetSource:
                     f"{MEMBERS_TO_CHECK}, only {_list_endings(endings) or 'none'}: set "
                     f"data.source.{role}_keys"
                 )
-        if not any(form.is_pair(sample) for sample in samples):
+        if not any(pair_format.is_pair(sample) for sample in samples):
             raise UserError(
                 f"{shard} has no pair among its first {MEMBERS_TO_CHECK} members: give an image "
                 "and its caption the same name, and store one after the other"
@@ -177,15 +180,15 @@ class WebDatasetSource:
                 "caption_keys choose their endings",
                 unread.total(), endings.total(), shard, _list_endings(unread),
             )  # fmt: skip
-        return self._choose_caption_form(form, samples, shard)
+        return self._choose_caption_form(pair_format, samples, shard)
 
     def _choose_caption_form(
-        self, form: PairFormat, samples: Sequence[Sample], shard: str
+        self, pair_format: PairFormat, samples: Sequence[Sample], shard: str
     ) -> PairFormat:
         contents = {
             f"{sample.name}.{key}": sample.parts[key]
             for sample in samples
-            if (key := form.caption_key(sample))
+            if (key := pair_format.caption_key(sample))
         }
         legacy = {name: text for name, text in contents.items() if decode_unicode(text) is None}
         encoding = guess_encoding(legacy.values()) if legacy else None
@@ -195,19 +198,19 @@ class WebDatasetSource:
                 "save them as UTF-8",
                 shard, encoding, next(iter(legacy)),
             )  # fmt: skip
-        form = replace(form, encoding=encoding)
+        pair_format = replace(pair_format, encoding=encoding)
         texts = {
             repr(sample.name): text
             for sample in samples
-            if not is_json(form.caption_key(sample) or "json")
-            and isinstance(text := form.caption(sample), str)
+            if not is_json(pair_format.caption_key(sample) or "json")
+            and isinstance(text := pair_format.caption(sample), str)
         }
-        return replace(form, per_line=lines_are_captions(self.captions_per_file, texts))
+        return replace(pair_format, per_line=lines_are_captions(self.captions_per_file, texts))
 
     def _dataset(
-        self, files: list[str], form: PairFormat, description: str
+        self, files: list[str], pair_format: PairFormat, description: str
     ) -> Dataset | IterableDataset:
-        arguments: dict[str, Any] = {"files": files, "form": form}
+        arguments: dict[str, Any] = {"files": files, "pair_format": pair_format}
         if self.streaming:
             return IterableDataset.from_generator(read_pairs, gen_kwargs=arguments)
         states = tuple(map(file_state, files))  # a changed file is read again
@@ -216,17 +219,16 @@ class WebDatasetSource:
             rows = Dataset.from_generator(table_rows, features=FEATURES, gen_kwargs=arguments)
         except DatasetGenerationError as error:
             cause = error.__cause__ or error
-            raise (
-                cause
-                if isinstance(cause, UserError)
-                else UserError(
-                    f"{description} cannot be copied to the cache of datasets: {first_line(cause)}"
-                )
+            if isinstance(cause, UserError):
+                raise cause from error
+            raise UserError(
+                f"{description} cannot be copied to the cache of datasets ({first_line(cause)}): "
+                "set data.source.streaming=true to read the shards during training"
             ) from error
         return select_image_and_caption(rows, "image", "caption", description)
 
 
-def read_pairs(files: list[str], form: PairFormat) -> Iterator[dict[str, Any]]:
+def read_pairs(files: list[str], pair_format: PairFormat) -> Iterator[dict[str, Any]]:
     """Yields the pairs in shards. A caption is returned as stored and may not be text.
 
     A broken shard ends early, with a warning.
@@ -237,28 +239,27 @@ def read_pairs(files: list[str], form: PairFormat) -> Iterator[dict[str, Any]]:
     for file in files:
         count = 0
         try:
-            for sample in read_samples(_members(file), form):
+            for sample in read_samples(_members(file), pair_format):
                 count += 1
-                image = form.image(sample)
+                image = pair_format.image(sample)
                 encoded = None if image is None else {"bytes": image, "path": None}
-                yield {"image": encoded, "caption": form.caption(sample)}
+                yield {"image": encoded, "caption": pair_format.caption(sample)}
         except BROKEN_SHARD as error:
             log.warning("%s is broken after %d pairs, the rest is skipped: %s", file, count, error)
         except Exception as error:  # classes of each protocol
             raise UserError(
                 f"the shard {file} cannot be opened ({first_line(error)}): replace it, then "
-                "continue "
-                "with resume=true"
+                "continue with resume=true"
             ) from error
 
 
 def table_rows(states: Sequence[Any], **arguments: Any) -> Iterator[dict[str, Any]]:
     """Yields the pairs in shards with a list of strings as the caption.
 
-    A table can only hold text, so a line of the log counts the captions that are not text here.
+    A table holds only text, so a line of the log counts the captions that are not text.
 
     Args:
-        states: sizes and times of the files. They are part of the cache key of `datasets`.
+        states: states of the files. They are only part of the cache key of `datasets`.
     """
     unusable = DefectCounts()
     for row, pair in enumerate(read_pairs(**arguments)):
