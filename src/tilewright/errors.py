@@ -1,4 +1,4 @@
-"""The exception for mistakes that the user can fix, and parts of messages."""
+"""The exception for mistakes that the user can fix, and shared messages."""
 
 
 class UserError(Exception):

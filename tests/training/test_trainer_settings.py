@@ -146,7 +146,7 @@ def test_loggers_and_the_progress_bar_can_be_left_out():
 
 
 def test_a_run_without_checkpoints_is_refused():
-    with pytest.raises(UserError, match=r"leave callbacks\.last"):
+    with pytest.raises(UserError, match=r"keep callbacks\.last"):
         build_trainer(composed("callbacks.best=null", "callbacks.last=null"))
 
 

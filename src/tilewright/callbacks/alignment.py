@@ -13,11 +13,11 @@ from tilewright.pipeline import TextToImage
 class AlignmentCallback(PeriodicMeasurement):
     """Share of single samples that pass the data source's caption checker.
 
-    Samples with the sampling that the run recommends. Logs `alignment/<split>/<caption category>`,
-    which `metric=alignment` of `eval` measures on more captions. Splits are all but `train`.
+    Uses the recommended sampling. Logs `alignment/<split>/<caption category>` for all splits but
+    `train`. `metric=alignment` of `eval` measures the same on more captions.
 
     Args:
-        captions: number of captions of each split, a sample.
+        captions: number of captions, sampled from each split.
         every_n_validations: validations between two measurements.
 
     Raises:

@@ -21,42 +21,43 @@ class UpdateBoundaryCheckpoint(ModelCheckpoint):
     Checkpoints hold no gradients. If a validation falls between the accumulated batches of an
     update, the checkpoint is written after the update.
 
-    A run that was moved or copied keeps its best score, which Lightning forgets. Without the file
-    of the best checkpoint, the next validation is the best one.
+    A moved or copied run keeps its best score, which Lightning forgets. If the file of the best
+    checkpoint is missing, the next validation counts as the best.
 
-    `latest` names the run of the newest checkpoint, because a run without one cannot be used.
+    Each checkpoint makes its run the `latest`, because a run without a checkpoint cannot be used.
     """
 
     _pending = False
 
     @property
     def run(self) -> Path:
-        """Folder of the run, which contains that of the checkpoints."""
+        """Folder of the run, which contains the folder of the checkpoints."""
         return Path(str(self.dirpath)).parent
 
     def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
         super()._save_checkpoint(trainer, filepath)
-        self._name_in_latest(trainer)
+        self._update_latest(trainer)
 
-    def _name_in_latest(self, trainer: pl.Trainer) -> None:
+    def _update_latest(self, trainer: pl.Trainer) -> None:
         if trainer.is_global_zero:
             runs.set_latest(self.run)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        def follow(path: str) -> str:
+        def relocate(path: str) -> str:
             return path and str(Path(str(self.dirpath), os.path.relpath(path, state["dirpath"])))
 
         state = dict(state_dict)
         paths = ("best_model_path", "kth_best_model_path", "last_model_path")
-        state |= {name: follow(state[name]) for name in paths}
-        state["best_k_models"] = {follow(path): s for path, s in state["best_k_models"].items()}
+        state |= {name: relocate(state[name]) for name in paths}
+        scores = state["best_k_models"]
+        state["best_k_models"] = {relocate(path): score for path, score in scores.items()}
         state["dirpath"] = self.dirpath
         if Path(state["best_model_path"]).is_file():
             super().load_state_dict(state)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.monitor is not None and not trainer.sanity_checking:
-            monitored_value(trainer, self.monitor)  # raises if it is not measured
+            monitored_value(trainer, self.monitor)  # raises if the metric is not measured
         self._pending = is_accumulating(trainer)
         if not self._pending:
             super().on_validation_end(trainer, pl_module)
@@ -137,7 +138,7 @@ class LastCheckpoint(UpdateBoundaryCheckpoint):
         stop = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
         if stop or trainer.should_stop:  # before the last validation, if there is one
             trainer.save_checkpoint(f"{self.dirpath}/last.ckpt")
-            self._name_in_latest(trainer)
+            self._update_latest(trainer)
         if stop and trainer.global_step < trainer.max_steps:
             self._exit(trainer)
 

@@ -64,7 +64,7 @@ class FrechetDistance(PeriodicMeasurement):
             return
         try:
             name, distance = self.compute(trainer, pl_module, examples)
-        except UndefinedMetric as error:  # in all processes, which have the same features
+        except UndefinedMetric as error:  # raised in all processes, which have the same features
             log.warning("No Fréchet distance at update %d: %s", trainer.global_step, error)
             return
         pl_module.log(f"validation/{name}", distance, rank_zero_only=True)

@@ -16,7 +16,7 @@ from tilewright.training.schedules import PEAK, find_key
 
 log = logging.getLogger(__name__)
 
-STEPS = {"steps"}  # length of a schedule in updates
+STEPS = {"steps"}  # field of a schedule: its length in updates
 
 
 class TrainingHealth(pl.Callback):
@@ -94,7 +94,7 @@ class TrainingHealth(pl.Callback):
 def _loss_advice(trainer: pl.Trainer, module: pl.LightningModule) -> str:
     clip = trainer.gradient_clip_val
     advice = [
-        f"lower {_number(module, 'learning_rate', PEAK)}",
+        f"lower {_setting(module, 'learning_rate', PEAK)}",
         f"lower trainer.gradient_clip_val={clip}" if clip else "set trainer.gradient_clip_val=1.0",
     ]
     if trainer.precision != "32-true":
@@ -105,13 +105,13 @@ def _loss_advice(trainer: pl.Trainer, module: pl.LightningModule) -> str:
 def _codebook_advice(module: pl.LightningModule) -> str:
     quantizer = getattr(getattr(module, "network", None), "quantizer", None)
     if isinstance(quantizer, GumbelSoftmax):
-        beta, steps = _number(module, "beta", PEAK), _number(module, "beta", STEPS)
-        return f"raise {beta} and {steps}, or {_number(module, 'temperature', STEPS)}"
+        beta, steps = _setting(module, "beta", PEAK), _setting(module, "beta", STEPS)
+        return f"raise {beta} and {steps}, or {_setting(module, 'temperature', STEPS)}"
     return "start a new run with a smaller model.network.num_tokens"
 
 
-def _number(module: pl.LightningModule, schedule: str, names: Collection[str]) -> str:
-    """Returns the key and the value of a number in a schedule: model.beta.start=10.0."""
+def _setting(module: pl.LightningModule, schedule: str, names: Collection[str]) -> str:
+    """Returns the key and value of a field of a schedule, such as `model.beta.start=10.0`."""
     value: Any = getattr(module, schedule, None)
     key = find_key(value, names)
     if key is None:

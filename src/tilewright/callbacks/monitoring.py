@@ -1,4 +1,4 @@
-"""Metrics that callbacks decide by."""
+"""Metrics that callbacks monitor."""
 
 import pytorch_lightning as pl
 
@@ -9,7 +9,7 @@ def monitored_value(trainer: pl.Trainer, name: str) -> float:
     """Returns the value of a metric at the current validation.
 
     Raises:
-        UserError: this validation does not measure it.
+        UserError: the validation does not measure the metric.
     """
     metrics = trainer.callback_metrics
     if name not in metrics:

@@ -15,15 +15,15 @@ log = logging.getLogger(__name__)
 class HalveOnPlateau(pl.Callback):
     """Halves the schedule's learning rate whenever a metric stops falling.
 
-    The paper halves the rate five times and does not define a plateau (appendix B.2). A value that
-    is not finite is no plateau, because a lower rate would hide the problem.
+    The paper halves the rate five times and does not define a plateau (appendix B.2). Values that
+    are not finite do not count, because a lower rate would hide the problem.
 
     Args:
         monitor: name of a metric, lower is better.
         patience: validations without a new minimum after which the rate is halved.
         max_halvings: maximum number of halvings.
         min_delta: decrease below which a value does not count as a new minimum.
-        grace_updates: updates of a warm-up, whose validations do not count as a plateau.
+        grace_updates: first updates, such as a warm-up, whose validations do not count.
     """
 
     def __init__(

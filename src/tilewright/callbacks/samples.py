@@ -19,10 +19,10 @@ class Samples(pl.Callback):
     """Logs samples at each validation, always for the same captions and random numbers.
 
     Args:
-        captions: captions to sample. None takes a sample of `count` of the validation split.
+        captions: captions to generate images for. None samples `count` from the validation split.
         count: number of captions if `captions` is None.
         candidates: samples per caption.
-        sampling: sampling settings. None uses those that the run recommends.
+        sampling: sampling settings. None uses the recommended ones.
         before_after: path of a PNG that shows samples from before the training beside the current
             ones, for fine-tuning. None samples only at validations.
 
@@ -51,7 +51,7 @@ class Samples(pl.Callback):
         """Checks that the prior can be sampled with these settings.
 
         Raises:
-            UserError: it cannot.
+            UserError: the settings need another prior.
         """
         model = TextToImage.from_trainer(trainer, pl_module)
         model.check_needs(self.sampling or model.sampling)

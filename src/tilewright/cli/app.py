@@ -80,7 +80,7 @@ def _check_options(arguments: list[str]) -> None:
     """Checks that each group on the command line has one option. Hydra would accept a list.
 
     Raises:
-        UserError: it has a list.
+        UserError: a group has a list.
     """
     for argument in arguments:
         group, _, option = argument.partition("=")

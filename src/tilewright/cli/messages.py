@@ -45,7 +45,7 @@ def one_line_errors() -> Iterator[None]:
         program.discard_stdout()
         sys.exit(1)
     except OSError as error:
-        if not (error.errno in NOT_WRITABLE or _is_unmade_folder(error)) or _is_debugging():
+        if not (error.errno in NOT_WRITABLE or _failed_in_mkdir(error)) or _is_debugging():
             raise
         sys.exit(
             f"error: {error.filename or 'a file'} cannot be written ({error.strerror}): free space "
@@ -55,8 +55,8 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(130)
 
 
-def _is_unmade_folder(error: OSError) -> bool:
-    """Returns True if making a folder failed. Below /proc, the system says that it is not there."""
+def _failed_in_mkdir(error: OSError) -> bool:
+    """Returns True if creating a folder failed. Below /proc, the error is FileNotFoundError."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return frame.f_code.co_name == "mkdir"
 
@@ -96,12 +96,12 @@ def one_line(error: BaseException) -> str:
 
 
 def _null_option(error: ValueError) -> str | None:
-    """Explains GROUP=null, which Hydra refuses with an error of its own."""
+    """Explains GROUP=null, which Hydra refuses."""
     if not str(error).startswith("Config group override must be"):
         return None
     return (
-        "null is not an option of a group: leave the group out, or name an option; logger, filter "
-        "and ranker have the option none"
+        "null is not an option of a group: leave the group out, or name an option (none for "
+        "logger, filter and ranker)"
     )
 
 
@@ -122,7 +122,7 @@ def _unreadable_override(error: BaseException) -> str | None:
 def _misspelled_key(error: BaseException) -> str | None:
     """Explains an override of a key that does not exist.
 
-    Advice comes from the rules for `trainer`, else it is the most similar key.
+    The advice is a rule for `trainer`, or the most similar key.
     """
     cause = error.__cause__
     if not isinstance(cause, ConfigAttributeError | ConfigKeyError):

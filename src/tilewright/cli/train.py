@@ -37,7 +37,7 @@ def main(config: DictConfig) -> float | None:
     data = build_data(config, trainer)
     model = build_model(config, trainer, checkpoint)
     run = Path(config.run)
-    with claim(run, trainer, checkpoint), keep_config_until_started(run, trainer, checkpoint):
+    with lock_run(run, trainer, checkpoint), keep_config_until_started(run, trainer, checkpoint):
         begin(config, trainer, data, checkpoint)
         fit(config, trainer, model, data, checkpoint)
 
@@ -69,10 +69,10 @@ def final_config(config: DictConfig) -> tuple[DictConfig, Path | None]:
 
 
 def check_new(run: Path) -> None:
-    """Checks that no run has this folder.
+    """Checks that the folder of a new run is free.
 
     Raises:
-        UserError: a run has it.
+        UserError: another run uses it.
     """
     if (run / runs.CONFIG).exists():
         raise UserError(f"{run} exists: resume it with resume={run}, or choose another run_name")
@@ -92,17 +92,17 @@ def resumed_run(config: DictConfig) -> tuple[DictConfig, Path]:
 
 
 def check_model(config: DictConfig) -> None:
-    """Checks that the model is one of the stage. A model of the user's own package may be any.
+    """Checks that the model belongs to the stage. A model from another package is accepted.
 
     Raises:
-        UserError: it is a model of another stage.
+        UserError: the model belongs to another stage.
     """
     stage = str(config.model.get("_target_")).removeprefix("tilewright.").partition(".")[0]
     if stage in runs.STAGES and stage != config.stage:
         options = [name for name in settings.options("model") if name.startswith(config.stage)]
         raise UserError(
             f"model={settings.choices()['model']} is a model of stage={stage}: set that stage, or "
-            f"choose one of {', '.join(options)}"
+            f"choose a model of {', '.join(options)}"
         )
 
 
@@ -176,8 +176,8 @@ def build_trainer(config: DictConfig) -> "pl.Trainer":
     callbacks = _build_each(config.callbacks)
     if not any(isinstance(callback, Checkpoint) for callback in callbacks):
         raise UserError(
-            "callbacks has no checkpoint, and a run needs one: leave callbacks.last or "
-            "callbacks.best as it is"
+            "callbacks has no checkpoint, and a run needs one: keep callbacks.last or "
+            "callbacks.best"
         )
     check_accelerator(config.trainer.accelerator)
     trainer = instantiate(
@@ -193,7 +193,7 @@ def build_trainer(config: DictConfig) -> "pl.Trainer":
 
 
 def _build_each(configs: DictConfig) -> list[Any]:
-    """Builds the objects of a group's named settings. `null` leaves one out."""
+    """Builds the named objects of a group. A name that is null is left out."""
     return [built for built in instantiate(configs).values() if built is not None]
 
 
@@ -231,14 +231,14 @@ def build_model(config: DictConfig, trainer: "pl.Trainer", checkpoint: Path | No
 
 
 @contextlib.contextmanager
-def claim(run: Path, trainer: "pl.Trainer", checkpoint: Path | None) -> Iterator[None]:
-    """Locks the run's folder in the first process, for the lifetime of the training."""
+def lock_run(run: Path, trainer: "pl.Trainer", checkpoint: Path | None) -> Iterator[None]:
+    """Locks the run's folder while it trains. Only the first process holds the lock."""
     if not trainer.is_global_zero:
         yield
         return
     with runs.lock(run):
         if checkpoint is None and not launch.is_requeued():
-            check_new(run)  # once more: another process may have trained it meanwhile
+            check_new(run)  # again, because another process may have trained it in between
         yield
 
 
@@ -296,15 +296,15 @@ def describe_sampling(config: DictConfig) -> str:
 
 
 def check_same_sources(config: DictConfig, first: DictConfig) -> None:
-    """Checks that this process has taken the same newest runs as the first process.
+    """Checks that this process has found the same newest runs as the first process.
 
     Raises:
-        UserError: a run has become the newest in between.
+        UserError: another run has become the newest in between.
     """
     for key in ("dvae", "init"):
         if config.get(key) != first.get(key):
             raise UserError(
-                f"the first process takes {key}={first.get(key)}, and another one "
+                f"the first process uses {key}={first.get(key)}, and another one uses "
                 f"{config.get(key)}: set {key}=PATH"
             )
 

@@ -27,7 +27,7 @@ class Alignment:
 
     Args:
         splits: splits whose captions are used. Splits that the data does not have are left out.
-        captions: number of captions per split at most, a sample.
+        captions: maximum number of captions, sampled from each split.
         sampling: sampling settings.
     """
 

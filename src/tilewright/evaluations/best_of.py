@@ -34,7 +34,7 @@ class BestOf:
         ranker: ranker that chooses among the candidates.
         counts: values of N.
         splits: splits whose captions are used. Splits that the data does not have are left out.
-        captions: number of captions per split at most, a sample.
+        captions: maximum number of captions, sampled from each split.
         sampling: sampling settings.
         batch_size: images that are generated at once.
         resize: clean-fid's resize, for the Fréchet distance.

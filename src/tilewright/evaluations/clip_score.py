@@ -21,7 +21,7 @@ class ClipScore:
         clip: folder of a transformers CLIP, or its name on the Hugging Face Hub. There is no
             default.
         split: split of the captions and real images.
-        images: number of images at most, a sample of the split.
+        images: maximum number of images, sampled from the split.
         sampling: sampling settings.
     """
 

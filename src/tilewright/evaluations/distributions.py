@@ -34,7 +34,7 @@ class DistributionMetric(ABC):
 
     Args:
         split: split of the captions and real images.
-        images: number of images at most, a sample of the split.
+        images: maximum number of images, sampled from the split.
         resize: clean-fid's resize, "clean" or "legacy_pytorch".
         inception_weights: path of Inception's weights; None uses clean-fid's copy.
         sampling: sampling settings.
@@ -167,8 +167,8 @@ class InceptionScore(DistributionMetric):
     The results' `spread` is one standard deviation below and above the mean.
 
     Args:
-        splits: number of parts that are scored separately and averaged. Each part has two images
-            or more, so few images have fewer parts.
+        splits: number of parts that are scored separately and averaged. Each part has at least two
+            images, so few images have fewer parts.
         split, images, resize, inception_weights, sampling: see `DistributionMetric`.
     """
 

@@ -37,7 +37,7 @@ def generate_images(
     seed: int,
     device: str,
 ) -> RealAndGenerated:
-    """Generates one image for each of `count` captions, a sample of a split.
+    """Generates one image for each of `count` captions, which are sampled from a split.
 
     Raises:
         UserError: the data does not have the split, or the run is not a prior.

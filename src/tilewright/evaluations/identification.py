@@ -22,7 +22,7 @@ from tilewright.pipeline import TextToImage
 from tilewright.prior import Sampling
 from tilewright.viz.images import captioned_grid, save_png
 
-TOP = (1, 5)  # the true image counts if it is among the nearest 1 or 5
+TOP = (1, 5)  # k of top-k: the true image is among the k nearest
 ALL = sys.maxsize  # count that takes all examples of a split
 
 
@@ -40,7 +40,7 @@ class Identification:
         split: split of the captions.
         among: number of candidates: the true image and others, sampled from this split and from
             the validation split.
-        images: number of captions at most, a sample of the split.
+        images: maximum number of captions, sampled from the split.
         resize: clean-fid's resize, "clean" or "legacy_pytorch".
         inception_weights: path of Inception's weights; None uses clean-fid's copy.
         sampling: sampling settings.

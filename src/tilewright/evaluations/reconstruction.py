@@ -27,7 +27,7 @@ class Reconstruction:
 
     Args:
         splits: splits to measure. Splits that the data does not have are left out.
-        images: number of images per split at most, a sample.
+        images: maximum number of images, sampled from each split.
         frechet: True measures the Fréchet distance, which takes longest.
         resize: clean-fid's resize, "clean" or "legacy_pytorch".
         inception_weights: path of Inception's weights; None uses clean-fid's copy.

@@ -98,12 +98,12 @@ def _read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def _identity(record: dict[str, Any]) -> dict[str, Any]:
-    """Returns a record without what is measured: the value and the spreads around it."""
+    """Returns a record without its measurements: the value and lists, which are spreads."""
     return {k: v for k, v in record.items() if k != "value" and not isinstance(v, list)}
 
 
 def replace_images(images: Path, folder: Path) -> None:
-    """Replaces all files of a folder, except the records, by those of another folder.
+    """Replaces the files of a folder, except the records, with those of another folder.
 
     Args:
         images: folder of the new files, on the same disk. It is emptied.

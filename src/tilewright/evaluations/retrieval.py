@@ -21,8 +21,8 @@ TOP = (1, 5, 10)  # k of recall@k
 class Retrieval:
     """Recall@1, @5 and @10 in both directions among a sample of a split.
 
-    A caption that matches several images makes a perfect score impossible. A k of all pairs is left
-    out, because it would always give 1.
+    A caption that matches several images makes a perfect score impossible. Values of k that include
+    all pairs are left out, because they always give 1.
 
     Args:
         splits: splits to measure. Splits that the data does not have are left out.

@@ -10,14 +10,14 @@ logger = logging.getLogger(__name__)
 
 
 def available_splits(data: CaptionedImages, names: Sequence[str] | str) -> list[str]:
-    """Returns those of the given splits that the data has, and names the others in a warning.
+    """Returns the splits that exist in the data. A warning names the others.
 
     Args:
         data: data to measure on.
         names: names of splits or of parts, such as validation[2000:3000].
 
     Raises:
-        UserError: the data has none of them.
+        UserError: none of the splits exists.
     """
     names = [names] if isinstance(names, str) else list(names)
     available = data.available_splits(names)

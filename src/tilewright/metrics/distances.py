@@ -16,7 +16,7 @@ from tilewright.metrics.features import UndefinedMetric, check_finite
 
 logger = logging.getLogger(__name__)
 
-MIN_IMAGES_FOR_KERNEL = 100  # with fewer, the kernel distance varies by more than models differ
+MIN_IMAGES_FOR_KERNEL = 100  # with fewer, chance changes the kernel distance more than the model
 
 
 def frechet_distance(real: np.ndarray, generated: np.ndarray) -> float:
@@ -146,8 +146,8 @@ def _warn_if_few(real: int, generated: int, dimension: int) -> None:
 def _warn_if_few_for_kernel(real: int, generated: int) -> None:
     if min(real, generated) < MIN_IMAGES_FOR_KERNEL:
         logger.warning(
-            "Kernel distance on %d real and %d generated images, fewer than %d: chance decides. "
-            "Raise images=",
+            "Kernel distance on %d real and %d generated images, fewer than %d: the value is "
+            "mostly chance. Raise images=",
             real,
             generated,
             MIN_IMAGES_FOR_KERNEL,

@@ -36,7 +36,7 @@ class UndefinedMetric(UserError):  # noqa: N818
 
 
 def check_finite(*feature_sets: np.ndarray) -> None:
-    """Checks that features are finite. Those of images that are nan are not.
+    """Checks that features are finite. Images with nan give features that are not.
 
     Raises:
         UndefinedMetric: a feature is not finite.
@@ -57,7 +57,7 @@ def folder_features(
 ) -> np.ndarray:
     """Returns the features [N, D] of all images in a folder and its subfolders.
 
-    They are sorted by path, and numbers in it by their value: 10001.png before 100000.png.
+    They are sorted by path, with numbers in numerical order: 10001.png before 100000.png.
 
     The cache key is a hash of the image files, the network, the resize and the blur. File names are
     not enough, because new images may have the names of old ones.
@@ -96,7 +96,7 @@ def check_resize(resize: str) -> None:
     """Checks the name of a resize.
 
     Raises:
-        UserError: it is unknown.
+        UserError: the name is unknown.
     """
     if resize not in RESIZE_MODES:
         raise UserError(f"resize={resize!r} is unknown: choose one of {', '.join(RESIZE_MODES)}")

@@ -19,9 +19,9 @@ class RetrievalRecall(Metric):
 
     `update` takes unit vectors `(text, images)`, both [B, D]; equal rows are a pair. `compute`
     returns `caption_to_image_r@k` and `image_to_caption_r@k`: the share of rows whose partner is
-    among the k nearest of all rows. Rows that are as near as the partner share the places: a
-    caption of three images counts 1/3 at k = 1, and a model that gives all pairs the same score is
-    at chance.
+    among the k nearest of all rows. Rows that are as near as the partner share its places. A
+    caption of three images counts 1/3 at k = 1. A model that gives all pairs the same score is at
+    chance.
 
     Args:
         ks: values of k. A k of at least the number of rows gives 1.
@@ -51,7 +51,7 @@ class RetrievalRecall(Metric):
             nearer, ties = _partner_places(scores)
             for k in self.ks:
                 hits = ((k - nearer) / ties).clamp(0, 1)
-                # A vector that is nan is not even as near as itself.
+                # Comparisons with nan are false, so a vector that is nan has no ties with itself.
                 values[f"{direction}_r@{k}"] = hits.where(ties > 0, torch.nan).mean()
         return values
 

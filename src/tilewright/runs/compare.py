@@ -146,28 +146,28 @@ def evaluation_metrics(records: list[Record]) -> Rows:
     for record in records:
         values = {}
         for row in record.results:
-            others = sorted(key for name, key in differing if name == _name(row))
-            parts = [_name(row), *(f"{key}={row.get(key)}" for key in others)]
+            keys = sorted(key for name, key in differing if name == _value_name(row))
+            parts = [_value_name(row), *(f"{key}={row.get(key)}" for key in keys)]
             values["/".join(parts)] = float(row["value"])
         columns.append(values)
     rows = _align(columns)
     return {name: values for name, values in rows.items() if len(values) - values.count(None) > 1}
 
 
-def _name(row: dict[str, Any]) -> str:
-    """Returns the name of a value among those of an evaluation with one setting."""
+def _value_name(row: dict[str, Any]) -> str:
+    """Returns the name of a value, which is unique among values with the same settings."""
     parts = [row["evaluation"], row["metric"], row["split"]]
     parts += [str(row[key]) for key in ("category", "best_of", "blur") if key in row]
     return "/".join(dict.fromkeys(parts))
 
 
 def _settings_that_differ(results: list[dict[str, Any]]) -> set[tuple[str, str]]:
-    """Returns (name, key) of the settings in which a run's values of one name differ."""
+    """Returns (name, key) of each setting in which a run's values of the same name differ."""
     seen: dict[tuple[str, str], set[str]] = {}
     for row in results:
         for key, value in row.items():
             if key != "value" and not isinstance(value, list):
-                seen.setdefault((_name(row), key), set()).add(str(value))
+                seen.setdefault((_value_name(row), key), set()).add(str(value))
     return {pair for pair, values in seen.items() if len(values) > 1}
 
 

@@ -29,7 +29,7 @@ def record(run: Path, arguments: Sequence[str], checkpoint: Path | None = None) 
 
     Args:
         run: the run's folder.
-        arguments: command line that trains the run.
+        arguments: arguments of the command that trains the run.
         checkpoint: the one that the training resumes from; None if it starts.
     """
     entry = {

@@ -15,13 +15,13 @@ from tilewright.runs import fixed_keys, safe_build
 
 log = logging.getLogger(__name__)
 
-GROUPS = ("model", "likelihood", "tokenizer")  # those of the source
+GROUPS = ("model", "likelihood", "tokenizer")  # groups whose option must be that of the source
 
 
 def adopt(config: DictConfig, source: Path, keys: Iterable[str]) -> None:
     """Sets the network, tokenizer and dVAE of a new run to those of a trained run or model.
 
-    It logs the source, other data, and another image size than that of the new run's settings.
+    Logs the source, and differences in its data and image size.
 
     Args:
         config: of the new run, with interpolations. Changed in place.

@@ -74,7 +74,7 @@ def create(run: Path, config: DictConfig) -> None:
 
 
 def set_latest(run: Path) -> None:
-    """Names a run with a new checkpoint in `latest`. Other folders are left out."""
+    """Writes the name of a run with a new checkpoint to `latest`. Ignores other folders."""
     if not (run / CONFIG).is_file():
         return
     temporary = run.parent / f".{LATEST}-{os.getpid()}"  # several trainings may start at once
@@ -90,7 +90,7 @@ def lock(run: Path) -> Iterator[None]:
     configuration at the end is removed.
 
     Raises:
-        UserError: another process trains the run, or its folder cannot be written or locked.
+        UserError: another process trains this run, or the folder cannot be written or locked.
     """
     file_lock = FileLock(run / LOCK)
     try:
@@ -133,11 +133,11 @@ def follow_latest(path: str | Path) -> Path:
 def load_config(folder: Path) -> DictConfig:
     """Loads the configuration of a run, or the part of it that a model keeps.
 
-    The folder may come from a stranger: its values are plain, and its files are its own.
+    The folder may come from a stranger, so interpolations, aliases and links are refused.
 
     Raises:
-        UserError: the folder is neither a run nor a model, contains a symbolic link, or its
-            configuration is broken, refers to something else, or has another format.
+        UserError: the folder is neither a run nor a model, or contains a symbolic link. Or its
+            configuration is broken, is not plain, or has another format.
     """
     folder = follow_latest(folder)
     _check_links(folder)
@@ -163,8 +163,8 @@ def _parse(file: Path) -> Any:
     """Returns the content of a configuration file.
 
     Raises:
-        UserError: a value is an alias, which can make a small file fill the memory, or an
-            interpolation, which can read environment variables.
+        UserError: a value is an alias, which can fill the memory, or an interpolation, which can
+            read environment variables.
     """
     text = file.read_text(encoding="utf-8")
     config: Any
@@ -182,10 +182,10 @@ def _parse(file: Path) -> Any:
 
 
 def _check_plain(value: Any, file: Path) -> None:
-    """Checks that no value is an interpolation.
+    """Checks that no value contains an interpolation.
 
     Raises:
-        UserError: a value is one.
+        UserError: a value contains one.
     """
     for item in value.values() if isinstance(value, dict) else value:
         if isinstance(item, dict | list):
@@ -197,19 +197,19 @@ def _check_plain(value: Any, file: Path) -> None:
 def _check_links(folder: Path) -> None:
     """Checks that a folder contains no symbolic link, which could lead to any file.
 
-    Checkpoints may be elsewhere. The cache of the Hugging Face Hub links to its own files.
+    `checkpoints` may be a link, and the Hugging Face Hub's cache links to its own files.
 
     Raises:
-        UserError: the folder contains one.
+        UserError: the folder contains a link.
     """
     for pattern in ("*", "eval/*", "eval/*/results.json"):
         for path in folder.glob(pattern):
             if path.is_symlink() and path.name != "checkpoints" and not _is_in_hub_cache(path):
-                raise UserError(f"{path} is a symbolic link: replace it by what it links to")
+                raise UserError(f"{path} is a symbolic link: replace it with a copy of its target")
 
 
 def _is_in_hub_cache(link: Path) -> bool:
-    """Returns True for `snapshots/<commit>/…`, if it links to a file of `blobs/` beside it."""
+    """Returns True for a link below `snapshots/` to a file in `blobs/` beside that folder."""
     blobs = [path.parent / "blobs" for path in link.absolute().parents if path.name == "snapshots"]
     return any(not path.is_symlink() and link.resolve().parent == path.resolve() for path in blobs)
 
@@ -291,7 +291,7 @@ def find(
     """Returns the run or model at a path, or the newest run of a stage that has a checkpoint.
 
     The search for the newest run skips runs whose configuration cannot be read, with a warning.
-    With `data`, it logs which run it takes. A run at a path that has other data is logged too.
+    With `data`, the log names the newest run that is used, and a run at a path with other data.
 
     Args:
         logs: folder of all runs.

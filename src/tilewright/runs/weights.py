@@ -47,7 +47,7 @@ def load_checkpoint(file: Path) -> dict[str, Any]:
 
 
 def trained_steps(folder: Path, kind: str = "best") -> int:
-    """Returns the number of updates of a model or a checkpoint, 0 if unknown. Needs no torch.
+    """Returns the number of updates of a model or a checkpoint, or 0 if unknown, without torch.
 
     Args:
         folder: folder of the model or run.
@@ -129,7 +129,7 @@ def load_network(run: str | Path, device: str = "cpu") -> Any:
 def load_sampling(folder: str | Path) -> Any:
     """Returns the `Sampling` that a run or model of stage=prior recommends.
 
-    A run without one recommends the paper's.
+    A run without a recommendation has the paper's.
 
     Raises:
         UserError: the run does not exist, or its `sampling` is not possible.
@@ -148,10 +148,10 @@ def load_sampling(folder: str | Path) -> Any:
 
 @contextlib.contextmanager
 def limit_parameters(weights: dict[str, Any], folder: Path) -> Iterator[None]:
-    """Limits the networks that the block builds to about the size of their weights.
+    """Limits the networks that are built in the block to about the size of their weights.
 
-    A few bytes of a stranger's configuration could otherwise ask for a network that fills the
-    memory. Weights that fit less exactly are left to `load_into`, which names them.
+    Otherwise, a few bytes of a stranger's configuration could describe a network that fills the
+    memory. `load_into` reports smaller differences.
 
     Raises:
         UserError: a network has far more parameters than the weights.
@@ -234,7 +234,7 @@ def save_model(folder: Path, run: Path, sampling: Mapping[str, Any] | None = Non
     """Saves the network of a run as a model: settings, averaged weights, tokenizer.
 
     Args:
-        sampling: changes of the recommended sampling.
+        sampling: changes to the recommended sampling.
     """
     config = load_config(run)
     if sampling:

@@ -42,8 +42,7 @@ def export(
             model.
         name: name of the model, for its card.
         license: license of the model, by its identifier on the Hub.
-        sampling: recommended sampling where it differs from the run's, by the arguments of
-            `Sampling`.
+        sampling: arguments of `Sampling` that differ from the run's recommendation.
         captions: captions of the samples, or their number from the validation split.
         n: images per caption.
         images: number of validation images that the card of a dVAE shows beside their
@@ -51,7 +50,7 @@ def export(
         seed: seed of the samples.
 
     Raises:
-        UserError: the run is incomplete, or it has no data for `images` or a number of `captions`.
+        UserError: the run is incomplete, or lacks the data for `images` or `captions`.
     """
     stage = runs.load_config(run).stage
     with atomic_folder(out) as folder:

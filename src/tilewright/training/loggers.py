@@ -29,7 +29,7 @@ def _without_epoch(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _updates(step: int | None) -> int | None:
-    """Returns the number of updates for a step of Lightning, which counts updates from 0."""
+    """Returns the number of updates after a step of Lightning, which counts from 0."""
     return None if step is None else step + 1
 
 
@@ -45,9 +45,9 @@ class StepTensorBoardLogger(TensorBoardLogger):
 
 
 class _AppendingWriter(ExperimentWriter):
-    """Writer of a `metrics.csv`, which keeps the rows that are there.
+    """Writer of a `metrics.csv` that keeps existing rows.
 
-    Lightning's own deletes them, and a kill while it adds a column loses all rows.
+    Lightning's writer deletes them. It also loses all rows if it is killed while it adds a column.
     """
 
     def __init__(self, log_dir: str):

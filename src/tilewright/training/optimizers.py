@@ -15,7 +15,7 @@ from tilewright.training.schedules import Schedule, check_schedule
 
 
 class ScheduledRate(LambdaLR):
-    """Learning rate that follows a schedule, also one that changes when a training resumes."""
+    """Learning rate that follows a schedule, which may change when a training resumes."""
 
     def __init__(self, optimizer: Optimizer, learning_rate: Schedule):
         # LambdaLR saves callable objects in checkpoints, which weights_only=True refuses. It does
@@ -49,7 +49,7 @@ def scheduled(optimizer: Optimizer, learning_rate: Schedule) -> OptimizerLRSched
 
 
 def check_optimizer(learning_rate: Any, weight_decay: Any, betas: Sequence[Any], eps: Any) -> None:
-    """Checks the settings of an optimizer, which torch would check when the run has begun.
+    """Checks the settings of an optimizer. torch would check them only after the run has begun.
 
     Raises:
         UserError: a setting is not possible.
@@ -64,7 +64,7 @@ def check_optimizer(learning_rate: Any, weight_decay: Any, betas: Sequence[Any],
 def keep_settings(optimizer: Optimizer) -> None:
     """Makes an optimizer keep its settings, such as weight decay, when it loads a state.
 
-    torch restores the settings that were saved, and a resumed run may have others.
+    torch restores the saved settings, but a resumed run may have other ones.
     """
     state = {"params", "lr", "initial_lr"}
     settings = [

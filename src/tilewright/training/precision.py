@@ -8,7 +8,7 @@ from torch.nn import functional as F
 class Float32Linear(nn.Linear):
     """Linear layer that computes in fp32, also under autocast.
 
-    It is for output heads: bf16 cannot tell logits apart that differ by less than a hundredth.
+    It is for output heads, because bf16 rounds away differences of logits below a hundredth.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -21,8 +21,8 @@ class StageModule(pl.LightningModule):
     def row_counts(self, batch: dict) -> Tensor:
         """Returns the number of rows that count in the batch of each process, [P].
 
-        Call it in a training step, in all processes. If no row counts, that of the last process
-        does, because a training on one process would have the same row.
+        Call it in a training step, in all processes. If no row counts in any process, the row of
+        the last process counts, as in a training on one process.
         """
         counts = gather_sizes(num_rows(batch), self.device)
         counts[-1] += counts.sum() == 0
@@ -31,7 +31,7 @@ class StageModule(pl.LightningModule):
     def row_weight(self, batch: dict) -> Tensor | float:
         """Returns the weight of this process's mean over rows.
 
-        The mean of the weighted means of all processes is the mean over the rows of all processes.
+        The weighted means, averaged over the processes, are the mean over the rows of all.
         """
         if num_processes() == 1:
             return 1.0
@@ -44,5 +44,5 @@ class StageModule(pl.LightningModule):
 
 
 def num_rows(batch: dict) -> int:
-    """Returns the number of rows of a batch that count: all, or none if it is padding."""
+    """Returns the number of rows of a batch that count, which is 0 for padding."""
     return batch["rows"] if "rows" in batch else len(next(iter(batch.values())))

@@ -63,7 +63,7 @@ class Trainer(pl.Trainer):
     because checkpoints hold no gradients.
 
     Args:
-        arguments: those of Lightning's `Trainer`.
+        arguments: arguments of Lightning's `Trainer`.
     """
 
     _callbacks: list[Callback]
@@ -72,7 +72,7 @@ class Trainer(pl.Trainer):
     def __init__(self, **arguments: Any):
         without_epochs = {
             "max_epochs": -1,
-            "min_epochs": 0,  # Lightning would wait for the end of an epoch, which has none
+            "min_epochs": 0,  # by default, Lightning waits for the end of the endless epoch
             "check_val_every_n_epoch": None,  # val_check_interval counts batches of the run
             "use_distributed_sampler": False,  # the data module shares batches between processes
         }
@@ -92,7 +92,7 @@ class Trainer(pl.Trainer):
 
     @should_stop.setter
     def should_stop(self, value: bool) -> None:
-        # Callbacks assign `should_stop or ...`, which must not withdraw a request that waits.
+        # Callbacks assign `should_stop or ...`, which must not withdraw a pending request.
         self._stop_requested = self._stop_requested or value
 
     @property

@@ -9,7 +9,7 @@ from vector_quantize_pytorch import FSQ
 
 from tilewright.dvae.quantizers.base import Quantizer
 
-MAX_TOKENS = 2**22  # far above any use; the table of all codes beyond it would fill the memory
+MAX_TOKENS = 2**22  # far above any use; the table of a larger codebook would fill the memory
 
 
 class FiniteScalarQuantizer(Quantizer):

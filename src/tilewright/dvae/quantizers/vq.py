@@ -47,16 +47,16 @@ class VectorQuantizer(Quantizer):
             commitment_weight=0.0,  # `forward` computes it, also in eval mode
             accept_image_fmap=True,
         )
-        # The library would choose when it is built, before the processes are connected.
-        learning = self.codebook._codebook
-        learning.sample_fn = learning.replace_sample_fn = sample_latents
-        learning.kmeans_all_reduce_fn = learning.all_reduce_fn = sum_over_processes
+        # The library chooses these functions at construction, before processes are connected.
+        vectors = self.codebook._codebook
+        vectors.sample_fn = vectors.replace_sample_fn = sample_latents
+        vectors.kmeans_all_reduce_fn = vectors.all_reduce_fn = sum_over_processes
 
     def forward(self, latents: Tensor, temperature: float) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.autocast(latents.device.type, enabled=False):
             if self.training:
                 codes, _, _ = self.codebook(latents.float())
-            else:  # the library would learn from the first batch here too
+            else:  # in evaluation, the library would also initialize its vectors from a batch
                 codes = self.codes(self.tokens(latents))
             commitment = (latents - codes.detach()).square().sum(dim=1).mean()
         return codes, {"commitment": commitment}
@@ -74,7 +74,7 @@ class VectorQuantizer(Quantizer):
 def sample_latents(latents: Tensor, count: int) -> Tensor:
     """Returns random latents [1, count, C] of all processes, the same in each process.
 
-    They are different latents if there are enough, as in a training on one process.
+    The latents are distinct if there are enough of them, as in a training on one process.
 
     Args:
         latents: latents [1, N, C] of this process.
