@@ -132,7 +132,7 @@ def test_rows_of_a_table_are_as_written(columns, texts, separator, suffix, encod
         ("", []),
     ],
 )
-def test_forms_of_tables(text, expected):
+def test_tables_of_several_forms_are_read(text, expected):
     assert list(parse_records(text, ".csv", "a.csv")) == expected
 
 

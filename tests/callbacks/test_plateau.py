@@ -78,13 +78,13 @@ def test_a_resumed_training_keeps_the_rate_and_the_count(tmp_path):
     assert resumed == pytest.approx(uninterrupted[6:])
 
 
-def test_validations_of_the_warm_up_are_no_plateau():
+def test_validations_of_the_warm_up_are_not_a_plateau():
     rates = learning_rates([1.0] * 8, grace_updates=4)
     assert rates == pytest.approx([0.8] * 6 + [0.4] * 2)  # after validations 5 and 6
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_value_that_is_not_finite_is_no_plateau(value):
+def test_a_value_that_is_not_finite_is_not_a_plateau(value):
     assert learning_rates([1.0, value, value, value, value, 1.0, 1.0])[-1] == pytest.approx(0.8)
 
 

@@ -23,7 +23,7 @@ def write(folder, name, text, encoding="utf-8"):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
-def test_lines_of_any_encoding(tmp_path, caplog, encoding):
+def test_lines_in_any_encoding_are_read(tmp_path, caplog, encoding):
     text = "ein grüner Kreis\r\n\r\n  \r\n a, (b) \r\n"
     file = write(tmp_path, "captions.txt", text, encoding)
     assert read_prompts(file) == [
@@ -50,7 +50,7 @@ def test_rows_keep_their_number_and_ids(tmp_path, caplog, name, text):
     assert "such as row 2" in caplog.text
 
 
-def test_column_is_found_or_chosen(tmp_path):
+def test_a_column_is_detected_or_set(tmp_path):
     file = write(tmp_path, "a.csv", "text,title\na red ring,a blue star\n")
     assert read_prompts(file)[0].caption == "a red ring"
     assert read_prompts(file, "title")[0].caption == "a blue star"

@@ -45,7 +45,7 @@ def test_training_recommends_what_was_measured_for_the_data():
     assert "sampling" not in composed("train", "stage=dvae")
 
 
-def test_options_beside_the_recommended_one():
+def test_the_sampling_of_the_paper_is_an_option():
     assert instantiate(composed("generate", "sampling=paper", "prompt=x").sampling) == Sampling()
 
 

@@ -1,4 +1,4 @@
-"""Any file name and any bytes: each image becomes a row or is counted, and nothing else happens."""
+"""Each image becomes a row or is counted, for any file name and any bytes."""
 
 import contextlib
 import io

@@ -35,7 +35,7 @@ def assert_is_ramp(data, brightness=1.0, tolerance=1):
 @pytest.mark.parametrize("brightness", [1.0, 0.8])
 def test_the_largest_sample_gives_the_depth_of_integers(bits, form, brightness):
     samples = np.round(RAMP * brightness * (2**bits - 1)).astype(np.uint16)
-    # The image is not stretched: what is 80% bright stays so.
+    # Contrast is not stretched: 80% brightness stays 80%.
     assert_is_ramp(encode(samples, form), brightness)
 
 

@@ -1,4 +1,4 @@
-"""Stored values that are captions, and those that are not text."""
+"""Captions among stored values, and the reasons for skipping other values."""
 
 import pytest
 from hypothesis import given
@@ -22,7 +22,7 @@ from tilewright.data.skipping import SkipRow
         (b"\xff", "caption is in an unknown encoding"),
     ],
 )
-def test_other_values_are_no_captions(value, reason):
+def test_other_values_are_not_captions(value, reason):
     texts, defects = find_captions(value)
     assert not texts
     assert defects == {reason: 1}

@@ -69,7 +69,7 @@ def test_accumulated_gradients_equal_those_of_one_process(strategy, trained):
 
 
 def test_an_update_of_two_batches_equals_that_of_one_batch(trained):
-    """The captions have unequal lengths, so that the mean over all text is no mean of two means."""
+    """The captions have unequal lengths, so the mean over all text is not the mean of two means."""
     one = trained("prior", steps=8, noise=False, batch_size=8)
     two = trained("prior", steps=8, noise=False, accumulate_grad_batches=2)
     expected, actual = (

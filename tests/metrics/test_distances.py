@@ -100,7 +100,7 @@ def test_features_that_are_not_finite_are_refused(distance, value: float) -> Non
         distance(normal(20), broken)
 
 
-def test_a_root_that_is_not_real_is_an_undefined_distance(monkeypatch) -> None:
+def test_a_distance_with_a_complex_root_is_undefined(monkeypatch) -> None:
     # clean-fid raises this if rounding makes the product of two covariances indefinite.
     monkeypatch.setattr("scipy.linalg.sqrtm", lambda matrix, disp: (matrix + 1j, 0.0))
     with pytest.raises(UndefinedMetric, match=r"Imaginary component 1\.0.*measure more images"):

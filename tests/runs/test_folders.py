@@ -93,7 +93,7 @@ def test_a_folder_in_the_place_of_latest_is_one_line_before_a_run_is_made(tmp_pa
     assert not (tmp_path / "dvae" / "a").exists()
 
 
-def test_latest_leads_to_no_other_folder(tmp_path):
+def test_latest_does_not_lead_to_another_folder(tmp_path):
     (tmp_path / "latest").write_text("../../elsewhere\n")
     assert runs.follow_latest(tmp_path / "latest") == tmp_path / "elsewhere"
     (tmp_path / "latest").write_bytes(b"\xff\xfe")
@@ -389,7 +389,7 @@ def test_aliases_cannot_fill_the_memory(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["[1]", '"stage: dvae"', "null", "3", "[" * 100_000])
-def test_other_json_is_one_line(tmp_path, content):
+def test_json_that_is_not_an_object_is_one_line(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match=r"config\.json") as caught:
         runs.load_config(tmp_path)

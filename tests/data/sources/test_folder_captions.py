@@ -1,4 +1,4 @@
-"""Captions of a folder: metadata, files beside the images, encodings, and what is not used."""
+"""Captions of a folder: metadata, files beside the images, encodings, and unused values."""
 
 import csv
 import json
@@ -72,7 +72,7 @@ def test_captions_are_read_as_written(texts, form, encoding):
 
 @pytest.mark.parametrize("form", ["txt", "csv", "tsv"])
 @pytest.mark.parametrize("encoding", ["cp1252", "utf-16"])
-def test_any_encoding(tmp_path, caplog, form, encoding):
+def test_captions_in_any_encoding_are_read(tmp_path, caplog, form, encoding):
     texts = ["ein grüner Kreis", "blau über rot", "no special letter"]
     touch(tmp_path, *(f"{n}.png" for n in range(3)))
     if form == "txt":
@@ -187,7 +187,7 @@ def test_rows_of_one_image_are_joined(tmp_path):
         ["1.PNG.TXT", "1.Caption"],
     ],
 )
-def test_order_of_files_beside_an_image(tmp_path, names):
+def test_files_beside_an_image_have_an_order_of_preference(tmp_path, names):
     touch(tmp_path, "1.png")
     for name in names:
         text = json.dumps({"caption": name}) if name.endswith("json") else name

@@ -47,20 +47,20 @@ def test_files_of_one_line_need_no_decision(caplog):
     assert not caplog.records
 
 
-def test_most_files_decide():
+def test_the_majority_of_files_decides():
     files = dict(enumerate([*CAPTIONS[:2], TEXTS[0]]))
     assert lines_are_captions("auto", files)
     assert not lines_are_captions("auto", files | {3: TEXTS[1]})
 
 
-def test_setting_decides(caplog):
+def test_a_setting_other_than_auto_decides(caplog):
     assert lines_are_captions("lines", {"1": TEXTS[0]})
     assert not lines_are_captions("one", {"1": CAPTIONS[0]})
     with pytest.raises(UserError, match="captions_per_file=all is not possible: set it to auto"):
         lines_are_captions("all", {})
 
 
-def test_texts_are_kept_as_typed():
+def test_texts_are_kept_exactly():
     text = " \nA dog.  It runs.\r\n\r\n  Lighting: soft\n"
     assert split_captions(text, per_line=True) == ["A dog.  It runs.", "Lighting: soft"]
     assert split_captions(text, per_line=False) == ["A dog.  It runs.\n\n  Lighting: soft"]

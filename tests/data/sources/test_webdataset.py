@@ -18,7 +18,7 @@ from tilewright.data.sources.webdataset import WebDatasetSource, expand_braces
 from tilewright.data.transforms import CenterCrop
 from tilewright.errors import UserError
 
-FORM = PairFormat(("jpg", "png"), ("txt",), "caption")
+PAIR_FORMAT = PairFormat(("jpg", "png"), ("txt",), "caption")
 
 
 def encode_image(number, form="JPEG"):
@@ -252,9 +252,11 @@ def members_of(samples, caption=b"text", image=b"image"):
         (["a.b.jpg", "c.txt", "./d.jpg"], [], ["a.b", "c", "./d"], {}),
     ],
 )
-def test_names_with_dots(names, complete, other, unread):
+def test_names_may_have_dots(names, complete, other, unread):
     counts = Counter()
-    samples = list(read_samples([(n, io.BytesIO(c)) for n, c in members_of(names)], FORM, counts))
+    samples = list(
+        read_samples([(n, io.BytesIO(c)) for n, c in members_of(names)], PAIR_FORMAT, counts)
+    )
     assert [sample.name for sample in samples if len(sample.parts) == 2] == complete
     assert [sample.name for sample in samples if len(sample.parts) < 2] == other
     assert counts == unread
@@ -268,7 +270,7 @@ def test_each_pair_of_a_sorted_file_is_read(stems, others):
     endings = ["jpg", "txt", *others]
     names = sorted(f"{stem}.{ending}" for stem in stems for ending in endings)
     # A name such as a.b also reads as an unread member of the sample a.
-    samples = read_samples([(n, io.BytesIO(c)) for n, c in members_of(names)], FORM)
+    samples = read_samples([(n, io.BytesIO(c)) for n, c in members_of(names)], PAIR_FORMAT)
     pairs = [sample.name for sample in samples if len(sample.parts) == 2]
     assert sorted(pairs) == sorted(stems)
 
@@ -298,7 +300,7 @@ def test_captions_in_another_encoding_are_read(tmp_path, caplog):
     ("setting", "expected"),
     [("auto", ["a dog", "the dog"]), ("lines", ["a dog", "the dog"]), ("one", "a dog\nthe dog")],
 )
-def test_captions_per_file(tmp_path, setting, expected):
+def test_captions_per_file_divides_text_members(tmp_path, setting, expected):
     members = [("1.jpg", encode_image(1)), ("1.txt", "a dog\nthe dog\n")]
     for name in ("train", "val"):
         shard(tmp_path / f"{name}.tar", members)
