@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ from tilewright.viz.images import to_pil
 log = logging.getLogger(__name__)
 
 SHOWN_LETTERS = 40  # of a caption on either side of its cut
+_logged: set[tuple[str, str]] = set()  # parts of the cut captions that a warning has named
 
 
 @dataclass(frozen=True)
@@ -422,19 +422,33 @@ class TextToImage:
             raise UserError(
                 f"captions={captions!r} is not a list of captions: write it like ['a red circle']"
             )
-        if warning := self.truncation_warning(captions):
-            _warn_once(warning)
+        self.warn_of_truncation(captions)
         return self.tokenizer.encode(captions).to(self.device)
+
+    def warn_of_truncation(self, captions: Sequence[str]) -> None:
+        """Logs one line about captions that the prior reads only in part, each of them once."""
+        new = [
+            truncation for truncation in self._truncations(captions) if truncation not in _logged
+        ]
+        if new:
+            log.warning(self._describe(new))
+        _logged.update(new)
 
     def truncation_warning(self, captions: Sequence[str]) -> str | None:
         """Returns a line about captions that the prior reads only in part, or None without any."""
-        parts = [self.tokenizer.split_at_length(caption) for caption in captions]
-        cut = [(kept, dropped.strip()) for kept, dropped in parts if dropped.strip()]
-        if not cut:
-            return None
-        kept, dropped = cut[0]
-        subject = "the caption is" if len(captions) == 1 else f"{len(cut)} captions are"
-        example = "" if len(cut) == 1 else ", for example"
+        truncations = self._truncations(captions)
+        return self._describe(truncations) if truncations else None
+
+    def _truncations(self, captions: Sequence[str]) -> list[tuple[str, str]]:
+        """Returns the two parts of each caption that is cut."""
+        parts = map(self.tokenizer.split_at_length, captions)
+        return [(kept, dropped.strip()) for kept, dropped in parts if dropped.strip()]
+
+    def _describe(self, truncations: list[tuple[str, str]]) -> str:
+        kept, dropped = truncations[0]
+        count = len(truncations)
+        subject = "1 caption is" if count == 1 else f"{count} captions are"
+        example = "" if count == 1 else ", for example"
         return (
             f"{subject} longer than {self.tokenizer.length} text tokens and cut{example} after "
             f"{_shorten(kept, from_end=True)!r}: {_shorten(dropped)!r} has no effect"
@@ -449,11 +463,6 @@ class TextToImage:
         check_whole("rows", rows, 1, self.image_tokenizer.grid - 1)
         image = to_tensor(CenterCrop(self.image_tokenizer.image_size)(to_rgb(image_prompt)))
         return self.image_tokenizer.encode(image[None].to(self.device))[:, :rows]
-
-
-@cache
-def _warn_once(message: str) -> None:
-    log.warning(message)
 
 
 def _shorten(text: str, from_end: bool = False) -> str:

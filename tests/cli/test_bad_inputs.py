@@ -55,6 +55,11 @@ def write_tars(home, *names):
                 file.addfile(tarfile.TarInfo(name), io.BytesIO())
 
 
+def write_file(path):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("not a folder")
+
+
 def truncate(file, share=0.5):
     file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
 
@@ -300,6 +305,18 @@ CASES = {
         lambda h: shutil.rmtree(h.logs / "dvae"),
         ["no trained dvae", "stage=dvae"],
     ),
+    "images without a size": (
+        "train",
+        [*DVAE, "data.image_size=null"],
+        None,
+        ["data.image_size=null is not possible"],
+    ),
+    "encoding of images without a size": (
+        "encode",
+        ["data.image_size=null"],
+        None,
+        ["data.image_size=null is not possible"],
+    ),
     "dVAE of another size": ("train", [*PRIOR, "data.image_size=16"], None, ["data.image_size=32"]),
     "prior instead of a dVAE": (
         "train",
@@ -503,6 +520,14 @@ CASES = {
     # demo
     "word as a port": ("demo", ["port=x"], None, ["port=x is not a whole number"]),
     "port above the limit": ("demo", ["port=99999"], None, ["port=99999 is not possible"]),
+    "no image to show": ("demo", ["n=0"], None, ["n=0 is not possible"]),
+    "no row of an image": ("demo", ["rows=0"], None, ["rows=0 is not possible"]),
+    "page of a negative temperature": (
+        "demo",
+        ["temperature=-1"],
+        None,
+        ["temperature=-1 is not possible"],
+    ),
     # devices
     "missing device": ("generate", [RED, "device=cuda:9"], None, ["cuda:9", "auto"]),
     "unknown device": ("eval", ["metric=reconstruction", "device=tpu9"], None, ["device=tpu9"]),
@@ -524,6 +549,18 @@ CASES = {
         ["metric=fid", "images=0"],
         None,
         ["images=0 is not possible"],
+    ),
+    "file in the place of results": (
+        "eval",
+        ["metric=reconstruction"],
+        lambda h: write_file(h.dvae / "eval" / "reconstruction"),
+        ["eval/reconstruction is a file in the place of a folder: move or delete it"],
+    ),
+    "file in the place of all results": (
+        "eval",
+        ["metric=reconstruction"],
+        lambda h: write_file(h.dvae / "eval"),
+        ["first/eval is a file in the place of a folder: move or delete it"],
     ),
     "unknown metric": ("eval", ["metric=nope"], None, ["metric/nope", "fid"]),
     "metric of another stage": ("eval", ["metric=fid", "run={dvae}"], None, ["stage=dvae"]),

@@ -59,7 +59,9 @@ def test_image_prompt_is_continued(copied, tmp_path):
     photo, out = tmp_path / "photo.png", tmp_path / "out"
     Image.new("RGB", (50, 40), "red").save(photo)
     prompts = ["prompt=a small red circle", "prompt=a large blue ring"]
-    run(copied, "generate", *prompts, "n=1", f"image_prompt={photo}", "rows=3", f"out={out}")
+    through_latest = f"image_prompt={copied.logs}/prior/latest/photo.png"
+    shutil.copy(photo, copied.prior)
+    run(copied, "generate", *prompts, "n=1", through_latest, "rows=3", f"out={out}")
     assert set(images(out)) == {"000-000.png", "001-000.png", "grid.png"}
     record = record_of(out / "001-000.png")
     assert (record["image_prompt"], record["rows"]) == ("photo.png", 3)

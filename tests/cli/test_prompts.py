@@ -99,6 +99,14 @@ def test_images_of_a_file_are_those_of_its_captions(copied, tmp_path, monkeypatc
         assert pixels(actual[record["file"]]) == pixels(expected[other["file"]])
 
 
+def test_captions_of_all_grids_share_one_warning_of_their_cut(copied, monkeypatch, tmp_path):
+    file = write(tmp_path, "captions.txt", "\n".join(f"{i} {'very ' * 200}" for i in range(5)))
+    monkeypatch.setattr(generate, "GRID_CAPTIONS", 2)
+    stdout = run(copied, "generate", f"prompts={file}", "n=1", f"out={tmp_path / 'out'}")
+    assert stdout.count("has no effect") == 1
+    assert "5 captions are longer" in stdout
+
+
 def pixels(png):
     return Image.open(io.BytesIO(png)).tobytes()
 

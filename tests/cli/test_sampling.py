@@ -2,11 +2,13 @@
 
 import pytest
 from datasets import Dataset, Image
+from filelock import Timeout
 from omegaconf import OmegaConf
 
 from helpers import untrained
 from helpers.command import command, fail, make_home, results, run
-from tilewright.evaluations import distributions, features
+from tilewright.evaluations import distributions, features, folders
+from tilewright.evaluations import results as evaluation_results
 
 RED = "prompt=a red circle"
 
@@ -86,6 +88,19 @@ def test_a_failed_evaluation_leaves_the_last_result(home, monkeypatch):
     assert not list(home.prior.glob(".eval-*"))
 
 
+def test_results_are_saved_under_the_lock_of_the_run(home, monkeypatch):
+    write_results = evaluation_results.write_results
+
+    def write_locked(*args, **kwargs):
+        with pytest.raises(Timeout):
+            folders.lock(home.dvae).acquire(blocking=False)
+        return write_results(*args, **kwargs)
+
+    monkeypatch.setattr(evaluation_results, "write_results", write_locked)
+    run(home, "eval", "metric=reconstruction", "metric.frechet=false", "images=4")
+    assert results(home.dvae, "reconstruction")
+
+
 def test_a_run_is_measured_on_other_data_and_on_its_own_with_changes(home):
     arguments = ["metric=reconstruction", "metric.frechet=false", "images=4", f"run={home.dvae}"]
     other = untrained.write_images(home.folder / "other", count=9)
@@ -117,11 +132,11 @@ def test_the_ranker_of_best_of_is_part_of_its_record(home, monkeypatch):
         ("temperature=nan", "temperature=nan is not possible"),
         ("guidance=inf", "guidance=inf is not possible"),
         ("top_k=0", "top_k=0 is not possible"),
-        ("top_p=true", "top_p=True is not possible"),
+        ("top_p=true", "top_p=true is not possible"),
         ("seed=99999999999999999999", "seed=99999999999999999999 is not possible"),
-        ("n=null", "n=None is not possible"),
+        ("n=null", "n=null is not a whole number"),
         ("n=1.5", "n=1.5 is not a whole number"),
-        ("batch_size=null", "batch_size=None is not possible"),
+        ("batch_size=null", "batch_size=null is not a whole number"),
         ("complete=x", "complete=x is not possible: set true or false"),
         ("rows=3", "rows=3 needs an image"),
         ("image_prompt={image} rows=0", "rows=0 is not possible"),
@@ -138,7 +153,7 @@ def test_odd_values_of_generate_are_refused(logs, arguments, message):
     [
         ("kid images=0", "images=0 is not possible"),
         ("kid images=1", "images=1 is not possible: set a whole number of 2 or more"),
-        ("kid metric.images=null", "images=None is not possible"),
+        ("kid metric.images=null", "images=null is not possible"),
         ("kid metric.subset_size=1", "subset_size=1 is not possible"),
         ("kid metric.subsets=0", "subsets=0 is not possible"),
         ("kid metric.split=[validation]", "no split [validation]: set"),
@@ -147,7 +162,7 @@ def test_odd_values_of_generate_are_refused(logs, arguments, message):
         ("is images=1", "images=1 is not possible"),
         ("is metric.splits=0", "splits=0 is not possible"),
         ("fid metric.blur=nan", "blur=nan is not possible"),
-        ("fid metric.blur=null", "blur=None is not possible"),
+        ("fid metric.blur=null", "blur=null is not possible"),
         ("fid metric.blur=[]", "blur=[] measures nothing"),
         ("best_of metric.counts=[]", "counts=[] is not a list of numbers"),
         ("best_of metric.counts=4", "counts=4 is not a list of numbers"),
@@ -161,7 +176,7 @@ def test_odd_values_of_generate_are_refused(logs, arguments, message):
         ("reconstruction images=1", "images=1 is not possible"),
         ("reconstruction metric.frechet=x", "frechet=x is not possible"),
         ("reconstruction metric.splits=null", "metric.splits=null is not possible"),
-        ("reconstruction metric.splits=nope", "metric.splits=[nope] names no split"),
+        ("reconstruction metric.splits=nope", "metric.splits=nope is not a list"),
         ('retrieval metric.splits=["validation[:1]"]', "only one usable pair"),
         ("retrieval images=1", "images=1 is not possible"),
         ("retrieval metric.batch_size=0", "batch_size=0 is not possible"),

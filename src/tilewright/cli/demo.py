@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from tilewright import runs
+from tilewright.checks import check_whole
 from tilewright.cli import app, settings
 from tilewright.configs import instantiate
 from tilewright.errors import UserError
@@ -25,6 +26,8 @@ def main(config: DictConfig) -> None:
             "'tilewright[demo]'"
         )
     settings.check_complete(config)
+    for name in ("n", "rows", "batch_size", "max_candidates"):
+        check_whole(name, config[name])
     if not 0 <= config.port < 2**16:
         raise UserError(f"port={config.port} is not possible: set a number from 0 to {2**16 - 1}")
     run = runs.find(Path(config.paths.logs), "prior", config.run)
@@ -54,6 +57,7 @@ def load(config: DictConfig, run: Path, has_ranker: bool) -> "Playground":
 
     config.device = resolve_device(config.device)
     settings.fill_in_sampling(config, run)
+    instantiate(config.sampling)  # refuses values that are not possible
     return Playground(
         TextToImage.from_run(run, config.device),
         instantiate(config.ranker) if has_ranker else None,

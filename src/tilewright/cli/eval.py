@@ -1,7 +1,6 @@
 """Measures trained runs: `python src/eval.py metric=fid`."""
 
 import functools
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from tilewright.checks import check_whole
 from tilewright.cli import app, settings
 from tilewright.configs import instantiate
 from tilewright.errors import UserError
+from tilewright.evaluations import folders
 from tilewright.hardware import resolve_device
 
 if TYPE_CHECKING:  # torch is loaded after the settings have been checked
@@ -24,10 +24,11 @@ def main(config: DictConfig) -> None:
     run = find_run(config)
     data, described = data_settings(config, run)
     resolve(config, run)
+    settings.check_folder(results_folder(run), "move or delete it")
     # Beside the results, which an evaluation that fails leaves as they are.
-    with tempfile.TemporaryDirectory(prefix=".eval-", dir=run) as folder:
-        measured = measure(config, run, data, Path(folder))
-        save(config, run, measured, described, Path(folder))
+    with folders.temporary_folder(run) as images:
+        measured = measure(config, run, data, images)
+        save(config, run, measured, described, images)
 
 
 def find_run(config: DictConfig) -> Path:
@@ -64,6 +65,11 @@ def data_settings(config: DictConfig, run: Path) -> tuple[str, dict[str, Any]]:
         "data": name,
         **{key: _plain(value) for key, value in changes.items()},
     }
+
+
+def results_folder(run: Path) -> Path:
+    """Returns the folder of this metric's results."""
+    return run / "eval" / settings.choices()["metric"]
 
 
 def _plain(value: Any) -> Any:
@@ -116,9 +122,10 @@ def save(
             for key, value in config.metric.ranker.items()
             if key not in {"_target_", "device"}
         }
-    folder = run / "eval" / settings.choices()["metric"]
-    results.replace_images(images, folder)
-    results.write_results(measured, folder, **common)
+    folder = results_folder(run)
+    with folders.lock(run):
+        results.replace_images(images, folder)
+        results.write_results(measured, folder, **common)
     results.log_results(measured, run, steps)
     title = f"{folder.name} of {run.parent.name}/{run.name} on {data['data']}"
     results.print_results(measured, title)

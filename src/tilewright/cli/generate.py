@@ -54,7 +54,7 @@ def parse_prompts(config: DictConfig) -> list[Prompt]:
     if config.prompt is not None and config.prompts is not None:
         raise UserError("prompt= and prompts= are both set: leave one of them out")
     if config.prompts is not None:
-        return read_prompts(config.prompts, config.caption_column)
+        return read_prompts(str(runs.follow_latest(config.prompts)), config.caption_column)
     if config.prompt is None:
         raise UserError(
             'prompt= is missing: prompt="a large red circle on the left", or prompts=FILE for a '
@@ -84,8 +84,7 @@ def resolve(config: DictConfig) -> Path:
 def output_folder(config: DictConfig, run: Path) -> Path:
     """Returns the folder for the images, after checking that no file is in its place."""
     out = runs.follow_latest(config.out) if config.out else run / "samples"
-    if next(path for path in (out, *out.parents) if path.exists()).is_file():
-        raise UserError(f"out={out} is not a folder, a file is in its place: name another one")
+    settings.check_folder(out, "name another one with out=")
     return out
 
 
@@ -96,11 +95,12 @@ def load(config: DictConfig, run: Path) -> Pipeline:
     from tilewright.viz.images import open_image
 
     settings.fill_in_sampling(config, run)
+    image_prompt = config.image_prompt
     pipeline = Pipeline(
         TextToImage.from_run(run, config.device),
         instantiate(config.sampling),
         None if config.best_of is None else instantiate(config.ranker),
-        None if config.image_prompt is None else open_image(config.image_prompt),
+        None if image_prompt is None else open_image(runs.follow_latest(image_prompt)),
     )
     resolve_best_of(config.n, config.best_of, pipeline.ranker)
     return pipeline
@@ -131,6 +131,7 @@ def generate(
     paths = {"run": str(run), **common, **_optional_settings(config)}
     names = {"run": run.name, **common, **_optional_settings(config, by_name=True)}
     pictures: list[dict[str, Any]] = []
+    pipeline.model.warn_of_truncation([prompt.caption for prompt in prompts])  # not once per grid
     starts = range(0, len(prompts), GRID_CAPTIONS)
     digits = max(3, len(str(len(prompts) - 1)))
     grids = [f"grid-{start:0{digits}}.png" for start in starts] if len(starts) > 1 else ["grid.png"]

@@ -122,12 +122,25 @@ def command_line() -> list[str]:
     return [*folders, *overrides()]
 
 
+def check_folder(folder: Path, advice: str) -> None:
+    """Checks that no file is in the place of a folder.
+
+    Raises:
+        UserError: there is one; the message ends with the advice.
+    """
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir():
+        raise UserError(f"{existing} is a file in the place of a folder: {advice}")
+
+
 def check_complete(config: DictConfig) -> None:
     """Checks that every key has a value and that every interpolation resolves.
 
     Raises:
-        UserError: a mandatory key has no value.
+        UserError: a mandatory key has no value, or images have no size.
     """
+    if "image_size" in (config.get("data") or {}):
+        check_whole("data.image_size", config.data.image_size)  # other settings derive from it
     missing = OmegaConf.missing_keys(config)
     if missing:
         key = min(missing)

@@ -153,6 +153,7 @@ def _build_fields(playground: Playground, settings: Mapping[str, Any]) -> dict[s
 
 
 def _build_sampling_fields(settings: Mapping[str, Any], recommended: Sampling) -> dict[str, Any]:
+    top_p = settings["top_p"] or 1
     return {
         "temperature": gr.Slider(
             0,
@@ -180,10 +181,10 @@ def _build_sampling_fields(settings: Mapping[str, Any], recommended: Sampling) -
             f"Recommended: {recommended.top_k or 0}.",
         ),
         "top_p": gr.Slider(
-            0.05,
+            min(0.05, top_p),
             1,
-            settings["top_p"] or 1,
-            step=0.05,
+            top_p,
+            step=0.01,
             label="Top p",
             info="Samples from the most likely tokens with this total probability. 1: all tokens. "
             f"Recommended: {recommended.top_p or 1:g}.",
