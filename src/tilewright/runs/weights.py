@@ -168,7 +168,7 @@ def limit_parameters(weights: dict[str, Any], folder: Path) -> Iterator[None]:
         if min(numbers, tensors) < 0:
             raise UserError(
                 f"the weights in {folder} do not fit the network of its configuration, which is "
-                "far larger"
+                "far larger: use the configuration that was saved with them"
             )
 
     handle = register_module_parameter_registration_hook(count)
