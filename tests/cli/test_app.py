@@ -1,5 +1,7 @@
 """Hydra application: help texts, settings, and folders of jobs."""
 
+import re
+
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
@@ -27,6 +29,21 @@ def test_help_shows_examples_and_options(name, capsys):
     for text in [f"python src/{name}.py", *HELP[name]]:
         assert text in out
     assert "_base" not in out
+
+
+@pytest.mark.parametrize(
+    ("name", "groups"),
+    [
+        ("train", "callbacks data debug experiment filter likelihood logger model stage sweep "
+         "tokenizer trainer"),
+        ("eval", "data debug metric ranker sampling"),
+        ("encode", "data filter"),
+    ],
+)  # fmt: skip
+def test_help_lists_the_groups_of_the_command(name, groups, capsys):
+    assert command(name, ["--help"]) in {None, 0}
+    listed = re.findall(r"^(\w+): ", capsys.readouterr().out, flags=re.M)
+    assert listed == groups.split()
 
 
 def test_check_complete_names_the_key_without_a_value():

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from tilewright import program
@@ -60,7 +61,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
             _configure_libraries()
             start = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
             typed[:] = sys.argv[1:]
-            with one_line_errors(), _adapted_help():
+            with one_line_errors(), _adapted_help(config_name):
                 _check_options(typed)
                 sys.argv[1:] = text_values.to_hydra(typed, config_name)
                 start(job)()
@@ -97,11 +98,11 @@ def _configure_libraries() -> None:
 
 
 @contextlib.contextmanager
-def _adapted_help() -> Iterator[None]:
+def _adapted_help(config_name: str) -> Iterator[None]:
     """Adapts the help text that Hydra prints.
 
     Commands are named as the user starts them. Private groups and options such as `_base` are left
-    out.
+    out, and groups of other commands.
     """
     if not {"--help", "-h"} & set(sys.argv):
         yield
@@ -111,5 +112,23 @@ def _adapted_help() -> Iterator[None]:
         with contextlib.redirect_stdout(text):
             yield
     finally:  # Hydra exits after its help
-        public = re.sub(r"(?<= )_\w+, |^_\w+: .*\n", "", text.getvalue(), flags=re.M)
+        groups = _groups(config_name)
+        others = [path.name for path in CONF.iterdir() if path.is_dir() and path.name not in groups]
+        hidden = rf"(?<= )_\w+, |^(_\w+|{'|'.join(others)}): .*\n"
+        public = re.sub(hidden, "", text.getvalue(), flags=re.M)
         print(program.with_own_invocations(public), end="")
+
+
+def _groups(config_name: str) -> set[str]:
+    """Returns the groups that a command's defaults list names, or those of its options name."""
+    groups: set[str] = set()
+    files = [CONF / f"{config_name}.yaml"]
+    for file in files:  # the loop adds the files of the groups
+        content = yaml.safe_load(file.read_text()) or {}
+        for entry in content.get("defaults", []):
+            if isinstance(entry, dict):
+                group = next(iter(entry)).split()[-1].partition("@")[0].removeprefix("/")
+                if group not in groups:
+                    groups.add(group)
+                    files += (CONF / group).glob("*.yaml")
+    return groups
