@@ -34,7 +34,7 @@ from tilewright.viz.images import to_pil
 
 log = logging.getLogger(__name__)
 
-SHOWN_LETTERS = 40  # of a caption on either side of its cut
+SHOWN_LETTERS = 40  # shown letters of a caption before its cut, and after it
 _logged: set[tuple[str, str]] = set()  # parts of the cut captions that a warning has named
 
 
@@ -77,9 +77,8 @@ class TextToImage:
         tokenizer: encodes captions as text tokens.
         ranker: the default ranker of calls with `best_of`.
         sampling: the default sampling of all calls; None is the paper's.
-        caption_dropout: fraction of captions that were emptied in the prior's training. A prior
-            that has never seen an empty caption (0) refuses what needs one: guidance and the
-            likelihood ranker. None if it is unknown.
+        caption_dropout: fraction of captions that were emptied in the prior's training. At 0,
+            guidance and the likelihood ranker are refused. None if it is unknown.
 
     Raises:
         UserError: the vocabularies or the grids of the three do not match.
@@ -164,23 +163,27 @@ class TextToImage:
     def device(self) -> torch.device:
         return next(self.prior.parameters()).device
 
-    def check_needs(self, sampling: Sampling | None = None, ranker: Ranker | None = None) -> None:
-        """Checks that the prior has seen empty captions, if the sampling or the ranker needs them.
+    def check_supports(
+        self, sampling: Sampling | None = None, ranker: Ranker | None = None
+    ) -> None:
+        """Checks that the prior supports a sampling and a ranker.
+
+        Guidance and the likelihood ranker need a prior that was trained with empty captions.
 
         Raises:
-            UserError: it has not.
+            UserError: the prior was trained without empty captions, and they are needed.
         """
         if self.caption_dropout != 0:
             return
         if sampling is not None and sampling.guidance != 1:
-            setting, way_out = f"guidance={sampling.guidance}", "leave guidance out"
+            setting, advice = f"guidance={sampling.guidance}", "leave guidance out"
         elif getattr(ranker, "needs_empty_captions", False):
-            setting, way_out = type(ranker).__name__, "choose another ranker"
+            setting, advice = type(ranker).__name__, "choose another ranker"
         else:
             return
         raise UserError(
             f"{setting} needs a prior that has seen empty captions, and this one was trained with "
-            f"model.caption_dropout=0: {way_out}, or train a prior with model.caption_dropout=0.1"
+            f"model.caption_dropout=0: {advice}, or train a prior with model.caption_dropout=0.1"
         )
 
     def __call__(
@@ -241,7 +244,7 @@ class TextToImage:
             UserError: best_of is less than n, or greater than n without a ranker; or the ranker
                 needs another prior.
         """
-        self.check_needs(ranker=ranker)
+        self.check_supports(ranker=ranker)
         tokens = self.sample_tokens(
             captions,
             resolve_best_of(n, best_of, ranker),
@@ -276,7 +279,7 @@ class TextToImage:
             image_prompt: image whose top rows of image tokens are kept.
             rows: number of rows kept from `image_prompt`; 0 without one.
             batch_size: number of images sampled in one batch.
-            first_caption: index of the first caption, for captions that continue earlier ones.
+            first_caption: index of the first caption, if the captions are a part of a longer list.
 
         Raises:
             UserError: an argument is not possible, or the prior cannot be sampled with guidance.
@@ -318,8 +321,8 @@ class TextToImage:
         check_whole("n", n)
         check_whole("batch_size", batch_size)
         sampling = sampling or self.sampling
-        self.check_needs(sampling)
-        text = self._encode(captions)
+        self.check_supports(sampling)
+        text = self._encode_captions(captions)
         # Converts the weights here, not once per batch.
         prior = with_low_precision_weights(self.prior, sampling.weights)
         prompt_rows = self._encode_top_rows(image_prompt, rows)
@@ -379,7 +382,7 @@ class TextToImage:
             UserError: the ranker needs another prior, or a score is nan.
         """
         check_whole("batch_size", batch_size)
-        self.check_needs(ranker=ranker)
+        self.check_supports(ranker=ranker)
         scores = torch.empty(tokens.shape[:2])
         for captions_slice, candidates_slice in _batch_slices(
             len(tokens), tokens.shape[1], batch_size
@@ -402,7 +405,7 @@ class TextToImage:
 
         An empty caption is a valid beginning.
         """
-        text = self._encode(captions)
+        text = self._encode_captions(captions)
         sampling = sampling or self.sampling
         return self.tokenizer.decode(complete(self.prior, text, sampling=sampling, seed=seed))
 
@@ -412,10 +415,10 @@ class TextToImage:
         Args:
             images: [B, 3, H, W] in [0, 1], one per caption.
         """
-        text = self._encode(captions)
+        text = self._encode_captions(captions)
         return log_likelihood(self.prior, text, self.image_tokenizer.encode(images.to(self.device)))
 
-    def _encode(self, captions: Sequence[str]) -> Tensor:
+    def _encode_captions(self, captions: Sequence[str]) -> Tensor:
         """Returns the text tokens [C, T] of captions, on the prior's device."""
         is_list = not isinstance(captions, str) and len(captions) > 0
         if not is_list or not all(isinstance(caption, str) for caption in captions):

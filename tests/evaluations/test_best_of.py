@@ -12,7 +12,7 @@ from tilewright.evaluations.best_of import BestOf
 class GrayModel:
     """Model whose candidate i is an image of gray i / 7."""
 
-    def check_needs(self, sampling, ranker):
+    def check_supports(self, sampling, ranker):
         pass
 
     def sample_tokens(self, captions, n, **settings):

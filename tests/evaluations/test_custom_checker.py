@@ -63,7 +63,7 @@ class WhiteModel:
     def generate(self, captions, n=1, **settings):
         return SimpleNamespace(images=torch.ones(len(captions), n, 3, SIDE, SIDE))
 
-    def check_needs(self, sampling, ranker):
+    def check_supports(self, sampling, ranker):
         pass
 
     def sample_tokens(self, captions, n, **settings):

@@ -54,7 +54,7 @@ class Samples(pl.Callback):
             UserError: the settings need another prior.
         """
         model = TextToImage.from_trainer(trainer, pl_module)
-        model.check_needs(self.sampling or model.sampling)
+        model.check_supports(self.sampling or model.sampling)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.before_after is not None and trainer.global_step == 0:

@@ -22,13 +22,13 @@ if TYPE_CHECKING:  # torch is loaded after the settings have been checked
 def main(config: DictConfig) -> None:
     """Measures one run by one metric, and saves the results."""
     run = find_run(config)
-    data, described = data_settings(config, run)
+    data, data_record = data_settings(config, run)
     resolve(config, run)
     settings.check_folder(results_folder(run), "move or delete it")
-    # Beside the results, which an evaluation that fails leaves as they are.
+    # The images replace the earlier ones only if the evaluation succeeds.
     with folders.temporary_folder(run) as images:
         measured = measure(config, run, data, images)
-        save(config, run, measured, described, images)
+        save(config, run, measured, data_record, images)
 
 
 def find_run(config: DictConfig) -> Path:
@@ -41,7 +41,7 @@ def find_run(config: DictConfig) -> Path:
 
 
 def data_settings(config: DictConfig, run: Path) -> tuple[str, dict[str, Any]]:
-    """Returns the settings of the data to measure on, as YAML, and their description for records.
+    """Returns the settings of the data to measure on, as YAML, and the keys for the records.
 
     A run is measured on the data that it was trained on, unless `data=` names another dataset. A
     model has no data, so `data=` must name one. `data.KEY=value` changes a setting of either.
@@ -63,7 +63,7 @@ def data_settings(config: DictConfig, run: Path) -> tuple[str, dict[str, Any]]:
         config.data.update(tokenizer=None, image_tokenizer=None, train_transform=None)
     return configs.to_yaml(config.data), {
         "data": name,
-        **{key: _plain(value) for key, value in changes.items()},
+        **{key: _record_value(value) for key, value in changes.items()},
     }
 
 
@@ -72,8 +72,8 @@ def results_folder(run: Path) -> Path:
     return run / "eval" / settings.choices()["metric"]
 
 
-def _plain(value: Any) -> Any:
-    """Returns a setting as one value of a record; there, a list is a spread around a value."""
+def _record_value(value: Any) -> Any:
+    """Returns a setting as a value of a record. A list becomes text, because lists are spreads."""
     return value if isinstance(value, int | float | str | None) else str(value)
 
 
@@ -109,7 +109,7 @@ def save(
     """Saves the results in the run and in its TensorBoard log, and prints a table.
 
     Args:
-        data: description of the data, for the records.
+        data: keys of the data for the records.
         images: folder of the evaluation's images. It is emptied.
     """
     from tilewright.evaluations import results
@@ -118,7 +118,7 @@ def save(
     common = {"run": str(run), "steps": steps, "seed": config.seed, **data}
     if "ranker" in config.metric:
         common |= {
-            f"ranker.{key}": _plain(value)
+            f"ranker.{key}": _record_value(value)
             for key, value in config.metric.ranker.items()
             if key not in {"_target_", "device"}
         }

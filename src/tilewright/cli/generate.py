@@ -89,7 +89,7 @@ def output_folder(config: DictConfig, run: Path) -> Path:
 
 
 def load(config: DictConfig, run: Path) -> Pipeline:
-    """Loads all that the images are made with, and checks that it fits the settings."""
+    """Loads the model, the ranker and the image prompt, and checks them against the settings."""
     from tilewright.pipeline import TextToImage
     from tilewright.reranking import resolve_best_of
     from tilewright.viz.images import open_image
@@ -121,7 +121,7 @@ def complete(config: DictConfig, pipeline: Pipeline, prompts: list[Prompt]) -> l
 def generate(
     config: DictConfig, run: Path, pipeline: Pipeline, prompts: list[Prompt], out: Path
 ) -> list[str]:
-    """Samples and saves the images, one grid after the other. Returns the first and last grid.
+    """Samples and saves the images, grid by grid. Returns the names of the first and last grid.
 
     The PNG files hold their settings as text, with names instead of paths, which are private.
     """
@@ -166,14 +166,14 @@ def remove_listed_images(out: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         return
     for name in [*names, *(grid.name for grid in out.glob("grid*.png"))]:
-        if re.fullmatch(r"\d+-\d+\.png|grid(-\d+)?\.png", name):  # other names are not ours
+        if re.fullmatch(r"\d+-\d+\.png|grid(-\d+)?\.png", name):  # others are the user's files
             (out / name).unlink(missing_ok=True)
 
 
 def sample(
     config: DictConfig, pipeline: Pipeline, captions: list[str], start: int
 ) -> "GeneratedImages":
-    """Samples the images of some captions, the first of which has index `start`, and ranks them."""
+    """Samples and ranks the images of captions. `start` is the index of the first caption."""
     return pipeline.model.generate(
         captions,
         config.n,
@@ -189,7 +189,7 @@ def sample(
 
 
 def _optional_settings(config: DictConfig, by_name: bool = False) -> dict[str, Any]:
-    """Returns the settings of optional files and of the ranker, where they are in use."""
+    """Returns the settings of the files and the ranker that are in use."""
     used: dict[str, Any] = {}
     if config.prompts is not None:
         used |= {"prompts": Path(config.prompts).name if by_name else config.prompts}

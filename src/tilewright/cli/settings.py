@@ -45,13 +45,13 @@ def _arguments() -> list[str]:
 
 
 def check_values(config: DictConfig, config_name: str) -> None:
-    """Checks that the values of this command line are of the kind that the files of conf/ have.
+    """Checks that each value of this command line has the type of its default in conf/.
 
-    `null` switches many settings off. Keys of `trainer` are checked by the trainer, and text is
+    `null` switches many settings off. `trainer_settings` checks the keys of `trainer`, and text is
     checked where it is used.
 
     Raises:
-        UserError: a key does not exist, or its value is of another kind.
+        UserError: a key does not exist, or its value has another type.
     """
     arguments = _arguments()
     groups = [text for text in arguments if runs.override_key(text) in choices()]
@@ -79,7 +79,7 @@ def _is_required(defaults: DictConfig, key: str) -> bool:
 
 
 def _check_kind(key: str, default: Any, value: Any) -> None:
-    """Checks that a value is a number, a flag, a list or a mapping if the default is one."""
+    """Checks that a value is a number, a flag, a list or a mapping if its default is one."""
     is_number = isinstance(default, int | float) and not isinstance(default, bool)
     if value is None and not (is_number and "." not in key):
         return
@@ -114,7 +114,7 @@ def is_sweep() -> bool:
 
 
 def command_line() -> list[str]:
-    """Returns the arguments of this run alone, also in a job of a sweep."""
+    """Returns the arguments of this run, without the other jobs of a sweep."""
     if not is_sweep():
         return sys.argv[1:]
     sources = HydraConfig.get().runtime.config_sources
@@ -126,7 +126,7 @@ def check_folder(folder: Path, advice: str) -> None:
     """Checks that no file is in the place of a folder.
 
     Raises:
-        UserError: there is one; the message ends with the advice.
+        UserError: a file is there. The message ends with the advice.
     """
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not existing.is_dir():

@@ -154,10 +154,10 @@ def check_trainer(config: DictConfig) -> None:
     Raises:
         UserError: a key or a value is not supported.
     """
-    trainer_settings.check(_plain(config.trainer))
+    trainer_settings.check(_resolve_config(config.trainer))
 
 
-def _plain(config: DictConfig) -> Any:
+def _resolve_config(config: DictConfig) -> Any:
     return OmegaConf.to_container(config, resolve=True)
 
 
@@ -271,7 +271,7 @@ def begin(config: DictConfig, trainer: "pl.Trainer", data: Any, checkpoint: Path
     """Creates the run's folder in the first process. The other processes wait for it."""
     run = Path(config.run)
     if trainer.is_global_zero:
-        warning = trainer_settings.validations_warning(_plain(config.trainer))
+        warning = trainer_settings.validations_warning(_resolve_config(config.trainer))
         if warning is not None:
             log.warning("%s", warning)
         write_run(run, config, data, checkpoint)

@@ -63,7 +63,7 @@ class BestOf:
         self, run: Path, data: CaptionedImages, *, seed: int, device: str, folder: Path
     ) -> list[Result]:
         model = TextToImage.from_run(run, device)
-        model.check_needs(self.sampling, self.ranker)
+        model.check_supports(self.sampling, self.ranker)
         features = None
         if data.checker is None:
             check_whole("captions", self.captions, 2)  # for a Fréchet distance

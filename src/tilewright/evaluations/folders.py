@@ -1,4 +1,4 @@
-"""Folders that evaluations write to, several of which may run at the same time."""
+"""Folders of evaluations, which may run at the same time."""
 
 import contextlib
 import shutil
@@ -13,7 +13,7 @@ PREFIX = ".eval-"
 
 
 def lock(run: Path) -> FileLock:
-    """Returns the lock of a run's results, for one process at a time."""
+    """Returns the lock of a run's results, which one process holds at a time."""
     return FileLock(run / LOCK)
 
 
@@ -21,7 +21,7 @@ def lock(run: Path) -> FileLock:
 def temporary_folder(run: Path) -> Iterator[Path]:
     """Yields a folder for the images of an evaluation, and removes it at the end.
 
-    Folders of killed evaluations are removed, too. The operating system has released their locks.
+    Folders of killed evaluations are removed, too: the operating system has released their locks.
     """
     with lock(run):
         for folder in run.glob(f"{PREFIX}*/"):

@@ -25,9 +25,9 @@ class Request:
 
     Args:
         best_of: candidates to sample, of which the ranker keeps `n`; 0 samples `n`.
-        temperature, guidance: None is what the model recommends.
-        top_k: 0 keeps all tokens; None is what the model recommends.
-        top_p: 1 keeps all tokens; None is what the model recommends.
+        temperature, guidance: None uses the recommended value.
+        top_k: 0 keeps all tokens; None uses the recommended value.
+        top_p: 1 keeps all tokens; None uses the recommended value.
         image_prompt: path of an image whose top rows of image tokens are kept.
         rows: number of rows kept from `image_prompt`.
     """
@@ -55,7 +55,7 @@ class Snapshot:
         progress: fraction of the tokens sampled so far, in [0, 1].
         records: a JSON record per image, as in `pictures.json`; empty until the end.
         settings: settings that reproduce the images; empty until the end.
-        warning: a line about the part of the caption that has no effect.
+        warning: a warning that a part of the caption has no effect. None if all of it is used.
     """
 
     caption: str
@@ -97,7 +97,7 @@ class Playground:
         compile: bool = False,
         preview_fraction: float = 0.25,
     ):
-        model.check_needs(ranker=ranker)
+        model.check_supports(ranker=ranker)
         self.model = model
         self.ranker = ranker
         self.run_name = run_name
