@@ -147,6 +147,27 @@ CASES = {
         None,
         ["likelihood.sigma=0 is not possible"],
     ),
+    **{
+        f"{argument} of a {stage}": (
+            "train",
+            [f"stage={stage}", *SMALL[:4], argument],
+            None,
+            [f"error: {argument} is not possible"],
+        )
+        for stage, argument in [
+            ("prior", "model.network.dim=0"),
+            ("prior", "model.network.heads=0"),
+            ("prior", "model.network.depth=0"),
+            ("prior", "tokenizer.length=0"),
+            ("prior", "tokenizer.vocab_size=0"),
+            ("ranker", "tokenizer.dropout=2"),
+            ("ranker", "model.network.embedding=0"),
+            ("dvae", "recoloring.p=2"),
+            ("dvae", "model.beta.start=-1"),
+            ("dvae", "model.beta.end=nan"),
+            ("dvae", "model.temperature.then.end=0"),
+        ]
+    },
     "epochs": ("train", [*DVAE, "trainer.max_epochs=1"], None, ["set trainer.max_steps"]),
     "key of Lightning": ("train", [*DVAE, "trainer.fast_dev_run=true"], None, ["debug=default"]),
     "unknown key that is added": ("train", [*DVAE, "+foo=3"], None, ["foo is not a key"]),

@@ -30,7 +30,7 @@ def test_profile_writes_the_time_of_each_part(home):
 
 def test_anomaly_stops_at_a_gradient_that_is_nan(home):
     with pytest.raises(RuntimeError, match="returned nan values"):
-        command("train", [*DVAE, "debug=anomaly", "model.beta.start=nan"], home)
+        command("train", [*DVAE, "debug=anomaly", "model.learning_rate.then.start=1e30"], home)
 
 
 def test_overfit_learns_its_batch_and_validates_on_it(home):

@@ -152,3 +152,15 @@ def test_error_of_a_dataloader_worker_loses_the_workers_traceback():
         next(iter(loader))
     assert "Traceback" in str(caught.value)
     assert one_line(caught.value) == "no such row: take another"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["resume=true", "debug=default"], "debug=default cannot change a resumed run"),
+        (["debug=nope"], "debug/nope"),
+        (["debug=[default]"], "debug=[default] is a list"),
+    ],
+)
+def test_a_refused_debug_option_asks_for_no_traceback(copied, arguments, message):
+    assert message in fail(copied, "train", "stage=dvae", *arguments)

@@ -1,5 +1,6 @@
 """Image tokens that are encoded once, per crop, and again when an image file changes."""
 
+import inspect
 import io
 import os
 
@@ -114,7 +115,7 @@ def test_augmented_tokens_are_encoded_at_each_step(make):
     data = make(image_tokenizer=tokenizer, augmented_tokens=True)
     for _ in range(2):
         for batch in batches(data, data.train_dataloader(), 2):
-            assert set(batch) == {"caption", "image_tokens"}
+            assert set(batch) == {"caption", "image_tokens", "rows"}
             assert (batch["image_tokens"][:, 0, 0] // 10).tolist() == row_indices(batch)
     assert tokenizer.encoded == 16
     batches(data, data.val_dataloader())
@@ -161,3 +162,19 @@ def test_validation_uses_the_center_crop(make):
     for batch in batches(data, data.val_dataloader()):
         assert (batch["image_tokens"][:, 0, 0] // 10).tolist() == row_indices(batch)
     assert tokenizer.encoded == 8
+
+
+@pytest.mark.parametrize("name", ["images", "bit_depth", "transforms"])
+def test_images_are_encoded_again_when_the_code_that_decodes_them_changes(make, name, monkeypatch):
+    def encoded():
+        tokenizer = Levels()
+        make(image_tokenizer=tokenizer).encode("train", quiet=True)
+        return tokenizer.encoded
+
+    def changed_source(module):
+        return source(module) + "#" * (module.__name__ == f"tilewright.data.{name}")
+
+    assert (encoded(), encoded()) == (8, 0)
+    source = inspect.getsource
+    monkeypatch.setattr("inspect.getsource", changed_source)
+    assert (encoded(), encoded()) == (8, 0)

@@ -4,6 +4,7 @@ import importlib
 import io
 import linecache
 import logging
+import math
 import os
 import sys
 
@@ -209,3 +210,11 @@ class Unpicklable(AspectRatio):
 
 def test_a_filter_that_cannot_be_pickled_works(stored):
     assert len(filter_table("train", stored[0], [Unpicklable()])) == 3
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: AspectRatio(0.5), lambda: AspectRatio(math.nan), lambda: CaptionLength(-1)]
+)
+def test_a_filter_with_an_impossible_number_is_refused(make):
+    with pytest.raises(UserError, match=r"data\.filters\..* is not possible"):
+        make()

@@ -58,8 +58,15 @@ def test_tokens_are_padded_with_minus_one(tokenizer):
 
 def test_vocabulary_has_all_bytes_and_at_most_vocab_size_tokens(tokenizer):
     assert 256 < tokenizer._tokenizer.get_vocab_size() <= 300
-    with pytest.raises(ValueError, match="256"):
+    with pytest.raises(UserError, match=r"tokenizer\.vocab_size=255 .* of 256 or more"):
         BytePairTokenizer(vocab_size=255)
+
+
+@pytest.mark.parametrize("setting", [{"length": 0}, {"dropout": 2}, {"dropout": -0.1}])
+def test_an_impossible_number_is_refused(setting):
+    ((name, number),) = setting.items()
+    with pytest.raises(UserError, match=rf"tokenizer\.{name}={number} is not possible"):
+        BytePairTokenizer(**setting)
 
 
 def test_dropout_is_used_on_request_only(tokenizer):

@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tilewright.data.transforms import CenterCrop, StageOneCrop, StageTwoCrop
+from tilewright.data.transforms import CenterCrop, RandomApply, StageOneCrop, StageTwoCrop
+from tilewright.errors import UserError
 
 SIZES = [(64, 64), (200, 90), (90, 200), (65, 64), (30, 20), (1, 500)]
 
@@ -110,3 +111,15 @@ def test_stage_two_crops_near_the_center_and_stage_one_anywhere():
 def test_image_of_the_target_size_is_not_enlarged(crop):
     image = ramp(64, 64)
     assert crop(image).tobytes() == image.tobytes()
+
+
+@pytest.mark.parametrize("p", [2, -0.1, float("nan")])
+def test_a_share_of_recolored_images_outside_0_to_1_is_refused(p):
+    with pytest.raises(UserError, match=r"recoloring\.p=.* set a number from 0 to 1"):
+        RandomApply([], p)
+
+
+@pytest.mark.parametrize("crop", [StageOneCrop, StageTwoCrop, CenterCrop])
+def test_an_empty_crop_is_refused(crop):
+    with pytest.raises(UserError, match="size=0 is not possible"):
+        crop(0)

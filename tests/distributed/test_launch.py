@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from omegaconf import OmegaConf
+from pytorch_lightning.plugins.environments import SLURMEnvironment
 
 from helpers import tiny
 from helpers.multiprocess import logged_metrics, run, train
@@ -15,6 +16,7 @@ from tilewright.distributed import FullyShardedStrategy, launch
 from tilewright.distributed.sharded_checkpoint import read_checkpoint
 from tilewright.errors import UserError
 from tilewright.runs import follow_latest
+from tilewright.training import Trainer
 
 
 def assert_close(expected, actual, rel=1e-5):
@@ -146,3 +148,35 @@ def test_the_command_creates_one_folder_and_torchrun_resumes_in_it(tmp_path):
     assert {path.name for path in (logs / "dvae").iterdir()} == {"a, b=c", "latest"}
     config = OmegaConf.load(folder / "config.yaml")
     assert config.trainer.max_steps == config.model.learning_rate.then.steps == 4
+
+
+def test_several_nodes_without_a_launcher_are_refused_instead_of_waiting(monkeypatch):
+    for name in ("MASTER_ADDR", "NODE_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    launch.check_nodes(Trainer(accelerator="cpu", logger=False))
+    with pytest.raises(UserError, match=r"trainer\.num_nodes=2 needs a launcher"):
+        launch.check_nodes(Trainer(accelerator="cpu", num_nodes=2, logger=False))
+    monkeypatch.setenv("NODE_RANK", "0")
+    launch.check_nodes(Trainer(accelerator="cpu", num_nodes=2, logger=False))
+
+
+def test_nodes_of_slurm_and_torchrun_are_accepted(monkeypatch):
+    monkeypatch.delenv("NODE_RANK", raising=False)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(SLURMEnvironment, "detect", staticmethod(lambda: True))
+        for name, value in {
+            "NTASKS": 2,
+            "NTASKS_PER_NODE": 1,
+            "PROCID": 0,
+            "LOCALID": 0,
+            "NODEID": 0,
+        }.items():
+            patch.setenv(f"SLURM_{name}", str(value))
+        launch.check_nodes(Trainer(accelerator="cpu", devices=1, num_nodes=2, logger=False))
+    for name in ("RANK", "LOCAL_RANK", "GROUP_RANK"):
+        monkeypatch.setenv(name, "0")
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "2")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    launch.check_nodes(Trainer(accelerator="cpu", devices=1, num_nodes=2, logger=False))

@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 from tilewright.dvae import DiscreteVAE
 from tilewright.dvae.losses import categorical_kl
 from tilewright.dvae.module import DiscreteVAEModule
+from tilewright.errors import UserError
 from tilewright.training.schedules import Constant, Cosine
 
 ONE, RATE = Constant(1.0), Constant(5e-3)
@@ -142,3 +143,17 @@ def test_black_and_white_images_and_extreme_logits_give_finite_gradients(pixel, 
     loss, gradient = gradients(module, torch.full((2, 3, 16, 16), pixel), fast)
     assert loss.isfinite()
     assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"beta": Constant(-1.0)}, r"model\.beta\.value=-1"),
+        ({"beta": Cosine(0.0, float("nan"), 4)}, r"model\.beta\.end=nan"),
+        ({"temperature": Constant(0.0)}, r"model\.temperature\.value=0"),
+        ({"temperature": Cosine(1.0, 0.0, 4)}, r"model\.temperature\.end=0"),
+    ],
+)
+def test_impossible_schedules_are_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        tiny(**change)

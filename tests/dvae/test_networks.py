@@ -6,6 +6,7 @@ import torch
 from tilewright.dvae import DiscreteVAE
 from tilewright.dvae.losses import Gaussian
 from tilewright.dvae.networks import ResidualBlock
+from tilewright.errors import UserError
 
 
 def tiny(**changes):
@@ -59,7 +60,7 @@ def test_branch_gain_is_the_papers():
     assert gains == {1 / 16}
 
 
-@pytest.mark.parametrize("patch", [0, 3, 16])
+@pytest.mark.parametrize("patch", [3, 16])
 def test_a_patch_that_does_not_fit_is_refused(patch):
     with pytest.raises(ValueError, match=f"must divide image_size / grid = 8, got {patch}"):
         tiny(patch=patch)
@@ -181,3 +182,11 @@ def test_a_compiled_network_has_the_same_loss_and_gradients():
         gradients.append([p.grad for p in network.parameters()])
     torch.testing.assert_close(*losses)
     torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("name", ["encoder_kernel", "decoder_kernel", "stem_kernel"])
+def test_an_even_kernel_is_refused_because_it_changes_the_size(name):
+    with pytest.raises(UserError, match=rf"model\.network\.{name}=2 is even"):
+        tiny(**{name: 2})
+    with pytest.raises(UserError, match=rf"model\.network\.{name}=-1 is not possible"):
+        tiny(**{name: -1})

@@ -170,3 +170,9 @@ def test_gradients_are_clipped_in_bf16(monkeypatch):
     fit(module, 2, precision="bf16-mixed", gradient_clip_val=0.5)
     assert clip_values == [0.5, 0.5]
     assert any(not torch.equal(p, old) for p, old in zip(module.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("clip", [0, -1.0, float("nan")])
+def test_an_impossible_bound_of_the_variance_is_refused(clip):
+    with pytest.raises(UserError, match=r"model\.variance_clip=.* set a number above 0"):
+        make_module(variance_clip=clip)

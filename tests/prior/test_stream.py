@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from tilewright.errors import UserError
 from tilewright.prior import Stream
 
 SMALL = {"text_length": 5, "text_vocab": 10, "grid": 3, "image_vocab": 7}
@@ -81,3 +82,9 @@ def test_loss_of_empty_captions_without_padding_targets_is_finite():
     )
     assert losses["text"] == 0
     assert losses["loss"].isfinite()
+
+
+@pytest.mark.parametrize("name", ["text_length", "text_vocab", "grid", "image_vocab"])
+def test_an_empty_part_of_the_stream_is_refused(name):
+    with pytest.raises(UserError, match=rf"model\.network\.stream\.{name}=0 is not possible"):
+        Stream(**{name: 0})

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tilewright.errors import UserError
 from tilewright.prior import Stream, Transformer
 from tilewright.prior.patterns import PATTERNS, dense_mask
 from tilewright.training.compiling import should_compile
@@ -231,3 +232,11 @@ def test_dropped_image_tokens_are_predicted_but_not_visible(parts):
     torch.testing.assert_close(network(text, changed, mask)[1], before, rtol=0, atol=0)
     changed[0, 1, 1] = (changed[0, 1, 1] + 1) % STREAM.image_vocab
     assert not torch.equal(network(text, changed, mask)[1], before)
+
+
+@pytest.mark.parametrize("name", ["dim", "depth", "heads"])
+@pytest.mark.parametrize("number", [0, -1, 1.5])
+def test_an_impossible_size_is_refused(name, number):
+    sizes = {"dim": 8, "depth": 1, "heads": 1, name: number}
+    with pytest.raises(UserError, match=rf"model\.network\.{name}={number} is not possible"):
+        Transformer(STREAM, **sizes)

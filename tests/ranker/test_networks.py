@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from tilewright.errors import UserError
 from tilewright.ranker.networks import (
     DualEncoder,
     ImageEncoder,
@@ -136,3 +137,10 @@ def test_a_cutmix_rectangle_is_from_the_previous_image_or_from_the_image_shifted
             assert min(right, WIDTH - right) <= WIDTH / 4
     assert set(torch.stack(from_other_image).tolist()) == {0.0, 1.0}
     assert 0.3 < torch.stack(from_other_image).mean() < 0.7
+
+
+@pytest.mark.parametrize("name", ["embedding", "dim", "heads", "text_depth", "image_depth", "grid"])
+def test_an_impossible_size_is_refused(name):
+    sizes = {"text_vocab": 9, "text_length": 5, "image_size": 16, "grid": 4, name: 0}
+    with pytest.raises(UserError, match=rf"model\.network\.{name}=0 is not possible"):
+        DualEncoder(**sizes)

@@ -1,10 +1,12 @@
-"""metrics.csv of a resumed run."""
+"""metrics.csv and TensorBoard's events of a resumed run."""
 
 import csv
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tilewright.training.loggers import AppendingCSVLogger
+from helpers import tiny
+from tilewright.training.loggers import AppendingCSVLogger, StepTensorBoardLogger
 
 
 def log(folder, step, **metrics):
@@ -62,3 +64,32 @@ def test_a_kill_while_a_column_is_added_keeps_the_rows(tmp_path, monkeypatch):
         ("1", "1.0", ""),
         ("2", "", "1.0"),
     ]
+
+
+def test_a_run_that_resumes_after_a_kill_logs_each_update_once(tmp_path):
+    def train(steps):
+        places = {"name": "", "version": ""}
+        loggers = [kind(tmp_path, **places) for kind in (AppendingCSVLogger, StepTensorBoardLogger)]
+        tiny.train("dvae", tmp_path, steps=steps, logger=loggers)
+
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    train(7)
+    checkpoint = last.read_bytes()
+    train(9)
+    logged = [row["train/loss"] for row in rows(tmp_path) if row["train/loss"]]
+    last.write_bytes(checkpoint)  # a killed run has logged two updates after its checkpoint
+    train(8)
+    kept = [row for row in rows(tmp_path) if row["train/loss"]]
+    assert [(int(row["step"]), row["train/loss"]) for row in kept] == [*enumerate(logged[:8], 1)]
+    events = EventAccumulator(str(tmp_path)).Reload().Scalars("train/loss")
+    assert [(event.step, event.value) for event in events] == [
+        (step, pytest.approx(float(loss))) for step, loss in enumerate(logged[:8], 1)
+    ]
+
+
+def test_a_run_that_resumes_without_a_table_begins_one(tmp_path):
+    logger = AppendingCSVLogger(tmp_path, name="", version="")
+    logger.drop_after(2)
+    logger.log_metrics({"loss": 1.0}, step=2)
+    logger.save()
+    assert [row["step"] for row in rows(tmp_path)] == ["3"]

@@ -1,10 +1,19 @@
 """Schedules: edge cases, and independence of earlier calls."""
 
+import math
 import random
 
 import pytest
 
-from tilewright.training.schedules import Constant, Cosine, Switch, WarmUp, find_key
+from tilewright.errors import UserError
+from tilewright.training.schedules import (
+    Constant,
+    Cosine,
+    Switch,
+    WarmUp,
+    check_schedule,
+    find_key,
+)
 
 
 def test_constant_is_constant():
@@ -91,3 +100,38 @@ def test_a_value_does_not_depend_on_earlier_calls(schedule):
 )
 def test_a_number_of_a_schedule_is_found_by_its_key(schedule, names, key):
     assert find_key(schedule, names) == key
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        (Constant(-1), "x.value=-1 is not possible: set a number of 0 or more"),
+        (Constant(math.nan), "x.value=nan"),
+        (Cosine(1, -0.1, 5), "x.end=-0.1"),
+        (WarmUp(5, Cosine(1, math.inf, 5)), "x.then.end=inf"),
+        (Switch(Constant(1), 5, Cosine(1, math.nan, 5)), "x.then.end=nan"),
+        (Switch(Constant(-1), 5, Constant(1)), "x.first.value=-1"),
+    ],
+)
+def test_every_value_of_a_schedule_is_finite_and_not_negative(schedule, message):
+    with pytest.raises(UserError, match=message):
+        check_schedule("x", schedule)
+
+
+def test_a_schedule_may_end_at_zero_unless_zero_is_excluded():
+    check_schedule("x", Cosine(1.0, 0.0, 5))
+    with pytest.raises(UserError, match=r"x\.end=0\.0 is not possible: set a number above 0"):
+        check_schedule("x", Cosine(1.0, 0.0, 5), exclusive=True)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Cosine(1.0, 0.0, 5, delay=-1), "delay=-1"),
+        (lambda: Switch(Constant(1), -1, Constant(1)), "at=-1"),
+        (lambda: Switch(Constant(1), 0.5, Constant(1)), r"at=0\.5"),
+    ],
+)
+def test_updates_of_a_schedule_are_whole_numbers(make, message):
+    with pytest.raises(UserError, match=message):
+        make()

@@ -5,6 +5,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 
+from tilewright.errors import UserError
 from tilewright.metrics.reconstruction import CodebookUsage
 
 
@@ -13,11 +14,22 @@ class CodebookUsageCallback(pl.Callback):
 
     Args:
         num_tokens: size of the codebook (K).
+
+    Raises:
+        UserError: the network has another number of tokens.
     """
 
     def __init__(self, num_tokens: int) -> None:
         self.num_tokens = num_tokens
         self._usage: CodebookUsage | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        network: Any = pl_module.network
+        if self.num_tokens != network.num_tokens:
+            raise UserError(
+                f"callbacks.codebook_usage.num_tokens={self.num_tokens} differs from the "
+                f"network's {network.num_tokens} tokens: leave it out"
+            )
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._usage = CodebookUsage(self.num_tokens).to(pl_module.device)

@@ -27,15 +27,17 @@ NOT_WRITABLE = {
 def one_line_errors() -> Iterator[None]:
     """Ends the program with one line if the block fails by a mistake that the user can fix.
 
-    Any `debug=` setting on the command line keeps the traceback instead. Other errors pass.
+    Any `debug=` setting on the command line keeps the traceback instead, unless the mistake is that
+    setting. Other errors pass.
     """
     try:
         yield
     except (UserError, HydraException, OmegaConfBaseException) as error:
-        if _is_debugging():
+        line = one_line(error)
+        if _is_debugging() and not _is_about_debugging(line):
             raise
         hint = _repeated_key_hint() if isinstance(error, UserError) else ""
-        sys.exit(f"error: {program.with_own_invocations(one_line(error))}{hint}")
+        sys.exit(f"error: {program.with_own_invocations(line)}{hint}")
     except ValueError as error:
         message = _null_option(error)
         if message is None or _is_debugging():
@@ -74,6 +76,12 @@ def _repeated_key_hint() -> str:
 
 def _is_debugging() -> bool:
     return any(word.startswith("debug=") for word in sys.argv)
+
+
+def _is_about_debugging(line: str) -> bool:
+    """Returns True if a message refuses the `debug=` setting, which then asks for nothing."""
+    options = [word.removeprefix("debug=") for word in sys.argv if word.startswith("debug=")]
+    return any(f"debug{sign}{option}" in line for option in options for sign in "=/")
 
 
 def one_line(error: BaseException) -> str:
@@ -149,7 +157,8 @@ def _constructor_error(error: BaseException) -> str | None:
         return missing_module(key[1], package)
     if key and error.__cause__ is not None:
         reason = one_line(error.__cause__)
-        return reason if reason.startswith(f"{key[1]}.") else f"{key[1]}: {reason}"
+        names_key = re.match(r"\w+(\.\w+)+=", reason)
+        return reason if names_key else f"{key[1]}: {reason}"
     if isinstance(error.__cause__, UserError):
         return one_line(error.__cause__)
     return None

@@ -188,6 +188,7 @@ def build_trainer(config: DictConfig) -> "pl.Trainer":
         callbacks=callbacks,
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
     )
+    launch.check_nodes(trainer)
     launch.check_batch_size(config.data.batch_size, trainer.world_size)
     return trainer
 

@@ -16,5 +16,6 @@ from .sources import Source as Source
 from .sources import WebDatasetSource as WebDatasetSource
 from .tokenizer import BytePairTokenizer as BytePairTokenizer
 from .transforms import CenterCrop as CenterCrop
+from .transforms import RandomApply as RandomApply
 from .transforms import StageOneCrop as StageOneCrop
 from .transforms import StageTwoCrop as StageTwoCrop

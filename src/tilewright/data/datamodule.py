@@ -112,7 +112,9 @@ class CaptionedImages(pl.LightningDataModule):
                 f"data.image_size={image_size} does not match the dVAE, which encodes images of "
                 f"{side}x{side}: set data.image_size={side}, or train a dVAE on this data"
             )
+        check_whole("data.image_size", image_size)
         check_whole("data.batch_size", batch_size)
+        check_whole("data.max_pixels", max_pixels)
         check_whole("data.num_workers", num_workers, 0)
         check_whole("data.crops_per_image", crops_per_image, 0)
         check_whole("data.overfit_batches", overfit_batches, 0)

@@ -7,8 +7,8 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from tilewright.data import images
-from tilewright.data.fingerprints import fingerprint_files
+from tilewright.data import bit_depth, images
+from tilewright.data.fingerprints import fingerprint_code, fingerprint_files
 from tilewright.data.image_tokenizer import ImageTokenizer, module_device, weights_digest
 from tilewright.data.images import UnreadableImage
 from tilewright.data.row_reader import RowReader, Transform
@@ -28,8 +28,9 @@ def encode_split(
 ) -> TokenCache:
     """Encodes all images of a split, or opens their tokens if they are on disk.
 
-    The name of the folder depends on the image tokenizer's class and weights, the data and the
-    crop. It also depends on the state of images that are separate files (`fingerprint_files`).
+    The name of the folder depends on the image tokenizer's class and weights, the data, the crop,
+    and the code that decodes and crops images. It also depends on the state of images that are
+    separate files (`fingerprint_files`).
 
     Args:
         cache: folder of all token caches.
@@ -41,6 +42,7 @@ def encode_split(
     assert isinstance(image_tokenizer, torch.nn.Module)
     parts = [type(image_tokenizer).__qualname__, weights_digest(image_tokenizer)]
     parts += [table._fingerprint, repr(transform), str(max_pixels)]
+    parts.append(fingerprint_code(images, bit_depth, transform))
     parts.append(str("HEIF" in images.FORMATS))  # without it, HEIC images have no tokens
     if crop_seed is not None:
         parts.append(repr(crop_seed))

@@ -17,6 +17,7 @@ import numpy as np
 from datasets import Dataset, Image
 from datasets.fingerprint import Hasher
 
+from tilewright.checks import check_number, check_whole
 from tilewright.data.captions import require_captions
 from tilewright.data.fingerprints import fingerprint_code, fingerprint_files
 from tilewright.data.images import UnreadableImage, read_size
@@ -54,6 +55,9 @@ class AspectRatio(Filter):
     max_ratio: float = 2.0
     reason = "aspect ratio"
 
+    def __post_init__(self) -> None:
+        check_number("data.filters.aspect.max_ratio", self.max_ratio, 1)
+
     def keeps_image(self, width: int, height: int) -> bool:
         return max(width, height) <= self.max_ratio * min(width, height)
 
@@ -67,6 +71,9 @@ class CaptionLength(Filter):
 
     min_words: int = 2
     reason = "short caption"
+
+    def __post_init__(self) -> None:
+        check_whole("data.filters.length.min_words", self.min_words, 0)
 
     def keeps_caption(self, caption: str) -> bool:
         # In scripts without spaces, two letters count as a word.

@@ -40,8 +40,13 @@ def file_state(path: str | Path) -> tuple[int, int, int] | None:
 
 
 def fingerprint_code(*objects: Any) -> str:
-    """Returns a hash of the source files that define the objects' classes."""
-    names = {base.__module__ for value in objects for base in type(value).__mro__}
+    """Returns a hash of the source files of modules, and of those that define objects' classes."""
+    names: set[str] = set()
+    for value in objects:
+        is_module = inspect.ismodule(value)
+        names |= (
+            {value.__name__} if is_module else {base.__module__ for base in type(value).__mro__}
+        )
     digest = hashlib.sha256()
     for name in sorted(names - {"builtins"}):
         with contextlib.suppress(OSError, TypeError, KeyError):  # no source, as in an extension

@@ -11,6 +11,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
+from tilewright.checks import check_number, check_whole
 from tilewright.errors import UserError, first_line
 from tilewright.files import write_atomically
 
@@ -26,13 +27,15 @@ class BytePairTokenizer:
             `truncated`.
         dropout: share of merges that are skipped at random in training (BPE dropout; 0.1 in the
             paper). A word is then seen in several segmentations.
+
+    Raises:
+        UserError: a number is not possible.
     """
 
     def __init__(self, vocab_size: int = 16384, length: int = 256, dropout: float = 0.1):
-        if vocab_size < 256:
-            raise ValueError(
-                f"vocab_size={vocab_size} is too small: set at least 256, one per byte"
-            )
+        check_whole("tokenizer.vocab_size", vocab_size, 256)  # one token per byte
+        check_whole("tokenizer.length", length)
+        check_number("tokenizer.dropout", dropout, 0, 1)
         self.vocab_size = vocab_size
         self.length = length
         self.dropout = dropout

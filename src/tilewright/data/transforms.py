@@ -1,13 +1,17 @@
-"""Image transforms: the paper's two augmentations, and the center crop for evaluation.
+"""Image transforms: the paper's two augmentations, the center crop for evaluation, and recoloring.
 
-Each is a callable from a PIL image of any size to a PIL image of `size` x `size` pixels. Random
+A crop is a callable from a PIL image of any size to a PIL image of `size` x `size` pixels. Random
 numbers come from torch's default generator.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from PIL import Image
+from torchvision.transforms import RandomApply as UncheckedRandomApply
+
+from tilewright.checks import check_flag, check_number, check_whole
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,10 @@ class StageOneCrop:
 
     size: int
     flip: bool = True
+
+    def __post_init__(self) -> None:
+        check_whole("size", self.size)
+        check_flag("flip", self.flip)
 
     def __call__(self, image: Image.Image) -> Image.Image:
         short = min(image.size)
@@ -43,6 +51,9 @@ class StageTwoCrop:
     """
 
     size: int
+
+    def __post_init__(self) -> None:
+        check_whole("size", self.size)
 
     def __call__(self, image: Image.Image) -> Image.Image:
         short = min(image.size)
@@ -67,10 +78,29 @@ class CenterCrop:
 
     size: int
 
+    def __post_init__(self) -> None:
+        check_whole("size", self.size)
+
     def __call__(self, image: Image.Image) -> Image.Image:
         short = min(image.size)
         left, top = ((length - short) // 2 for length in image.size)
         return _resize_square(image, left, top, short, self.size)
+
+
+class RandomApply(UncheckedRandomApply):
+    """torchvision's `RandomApply` with a checked probability. It recolors shapes (docs/dvae.md).
+
+    Args:
+        transforms: transforms of an image.
+        p: share of the images that are transformed.
+
+    Raises:
+        UserError: `p` is not a share.
+    """
+
+    def __init__(self, transforms: Sequence[Callable[[Image.Image], Image.Image]], p: float = 0.5):
+        check_number("recoloring.p", p, 0, 1)
+        super().__init__(transforms, p)
 
 
 def _random_integer(low: int, high: int) -> int:

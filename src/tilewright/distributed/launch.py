@@ -120,6 +120,24 @@ def check_batch_size(batch_size: int, processes: int) -> None:
         )
 
 
+def check_nodes(trainer: "pl.Trainer") -> None:
+    """Checks that something connects the nodes. Otherwise, this process waits forever.
+
+    Raises:
+        UserError: there are several nodes, no launcher, and none of its variables.
+    """
+    from pytorch_lightning.plugins.environments import LightningEnvironment
+
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    has_address = not {"MASTER_ADDR", "NODE_RANK"}.isdisjoint(os.environ)
+    if trainer.num_nodes > 1 and isinstance(environment, LightningEnvironment) and not has_address:
+        raise UserError(
+            f"trainer.num_nodes={trainer.num_nodes} needs a launcher that starts this command on "
+            "every node: use torchrun or srun, or set MASTER_ADDR, MASTER_PORT and NODE_RANK on "
+            "each node"
+        )
+
+
 def set_child_arguments(run: Path, checkpoint: Path | None) -> None:
     """Replaces this process's command line, which Lightning copies to start the other processes."""
     debug = [word for word in sys.argv if word.startswith("debug=")]

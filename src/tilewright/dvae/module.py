@@ -35,7 +35,8 @@ class DiscreteVAEModule(StageModule):
     ):
         super().__init__()
         check_optimizer(learning_rate, weight_decay, betas, eps)
-        check_schedule("model.temperature", temperature)
+        check_schedule("model.temperature", temperature, exclusive=True)
+        check_schedule("model.beta", beta)
         self.network = network
         self.temperature = temperature
         self.beta = beta

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tilewright.checks import check_whole
 from tilewright.dvae.losses import Likelihood, LogitLaplace, map_pixels
 from tilewright.dvae.quantizers.base import GumbelSoftmax, Quantizer
+from tilewright.errors import UserError
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
@@ -188,6 +189,7 @@ class DiscreteVAE(nn.Module):
         quantizer: quantizer of the latents; the paper's by default.
 
     Raises:
+        UserError: a number is not possible.
         ValueError: image_size, grid and patch do not fit together, or the quantizer has another
             number of tokens.
     """
@@ -212,14 +214,25 @@ class DiscreteVAE(nn.Module):
         quantizer: Quantizer | None = None,
     ):
         super().__init__()
-        sizes = {"grid": grid, "num_tokens": num_tokens, "patch": patch, "n_hid": n_hid}
+        sizes = {
+            "image_size": image_size,
+            "grid": grid,
+            "num_tokens": num_tokens,
+            "patch": patch,
+            "n_hid": n_hid,
+        }
         sizes |= {"n_init": n_init, "blocks_per_group": blocks_per_group}
         for name, size in sizes.items():
             check_whole(f"model.network.{name}", size)
+        kernels = {"encoder": encoder_kernel, "decoder": decoder_kernel, "stem": stem_kernel}
+        for name, kernel in kernels.items():
+            check_whole(f"model.network.{name}_kernel", kernel)
+            if kernel % 2 == 0:
+                raise UserError(f"model.network.{name}_kernel={kernel} is even: set an odd number")
         factor, remainder = divmod(image_size, grid)
         if remainder or factor < 1 or factor & (factor - 1):
             raise ValueError(f"image_size / grid must be a power of two, got {image_size} / {grid}")
-        if patch < 1 or factor % patch:
+        if factor % patch:
             raise ValueError(f"patch must divide image_size / grid = {factor}, got {patch}")
         self.image_size = image_size
         self.grid = grid

@@ -40,7 +40,7 @@ class PriorModule(StageModule):
         sampling: recommended sampling, which the callbacks that sample use. None is the paper's.
 
     Raises:
-        UserError: both muon and variance_clip are set.
+        UserError: a number is not possible, or both muon and variance_clip are set.
     """
 
     def __init__(
@@ -60,6 +60,8 @@ class PriorModule(StageModule):
         check_optimizer(learning_rate, weight_decay, betas, eps)
         check_number("model.caption_dropout", caption_dropout, 0, 1)
         check_number("model.image_dropout", image_dropout, 0, 1)
+        if variance_clip is not None:
+            check_number("model.variance_clip", variance_clip, 0, exclusive=True)
         if muon and variance_clip is not None:
             raise UserError(
                 f"model.variance_clip={variance_clip} bounds AdamW's variance, and Muon has none: "

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tilewright.checks import check_whole
 from tilewright.errors import UserError
 
 # Far above any use. Tables of positions beyond it would fill the memory.
@@ -35,7 +36,7 @@ class Stream:
             counts no padding.
 
     Raises:
-        UserError: the stream has more than `MAX_LENGTH` positions.
+        UserError: a number is not possible, or the stream has more than `MAX_LENGTH` positions.
     """
 
     text_length: int = 256
@@ -45,6 +46,8 @@ class Stream:
     padding_targets: Literal["first", "all", "none"] = "first"
 
     def __post_init__(self) -> None:
+        for name in ("text_length", "text_vocab", "grid", "image_vocab"):
+            check_whole(f"model.network.stream.{name}", getattr(self, name))
         if self.length > MAX_LENGTH:
             raise UserError(
                 f"text_length={self.text_length} and grid={self.grid} make a stream of "

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tilewright.checks import check_whole
 from tilewright.prior.attention import Mask, SelfAttention, attention_mask
 from tilewright.prior.blocks import Block
 from tilewright.prior.kv_cache import CompiledLayerCache, EagerLayerCache, LayerCache
@@ -40,6 +41,7 @@ class Transformer(nn.Module):
             This takes far less memory and about a third more time.
 
     Raises:
+        UserError: a number is not possible.
         ValueError: the pattern is unknown, or dim is not a multiple of heads.
     """
 
@@ -63,6 +65,8 @@ class Transformer(nn.Module):
         checkpointing: bool = False,
     ):
         super().__init__()
+        for name, number in {"dim": dim, "depth": depth, "heads": heads}.items():
+            check_whole(f"model.network.{name}", number)
         patterns = layer_patterns(pattern, depth)
         self.stream = stream
         self.learned_positions = positions == "learned"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tilewright.checks import check_whole
 from tilewright.training.compiling import raise_recompile_limit
 from tilewright.training.precision import Float32Linear
 
@@ -142,6 +143,10 @@ class DualEncoder(nn.Module):
         heads: number of attention heads of both encoders.
         text_depth: number of blocks of the text encoder.
         image_depth: number of blocks of the image encoder.
+
+    Raises:
+        UserError: a number is not possible.
+        ValueError: the sizes do not fit together.
     """
 
     block_types = (Block,)
@@ -160,6 +165,11 @@ class DualEncoder(nn.Module):
         image_depth: int = 4,
     ):
         super().__init__()
+        sizes = {"text_vocab": text_vocab, "text_length": text_length, "image_size": image_size}
+        sizes |= {"grid": grid, "embedding": embedding, "dim": dim, "heads": heads}
+        sizes |= {"text_depth": text_depth, "image_depth": image_depth}
+        for name, size in sizes.items():
+            check_whole(f"model.network.{name}", size)
         self.text_vocab, self.text_length = text_vocab, text_length
         self.image_size = image_size
         self.text = TextEncoder(text_vocab, text_length, dim=dim, depth=text_depth, heads=heads)

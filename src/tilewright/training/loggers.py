@@ -11,6 +11,7 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities import rank_zero_only
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch import Tensor
 
 from tilewright.files import write_atomically
@@ -21,6 +22,16 @@ def log_image(trainer: pl.Trainer, tag: str, image: Tensor) -> None:
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(tag, image.clamp(0, 1), trainer.global_step)
+
+
+def drop_repeated_logs(trainer: pl.Trainer) -> None:
+    """Drops what loggers hold of updates after the checkpoint that the training resumes from.
+
+    A killed run has logged them, and the resumed run logs them again.
+    """
+    for logger in trainer.loggers:
+        if isinstance(logger, StepTensorBoardLogger | AppendingCSVLogger) and trainer.global_step:
+            logger.drop_after(trainer.global_step)
 
 
 def _without_epoch(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,6 +53,15 @@ class StepTensorBoardLogger(TensorBoardLogger):
     @rank_zero_only
     def save(self) -> None:
         self.experiment.flush()
+
+    @rank_zero_only
+    def drop_after(self, update: int) -> None:
+        """Makes TensorBoard drop the events of later updates.
+
+        The event is that of `SummaryWriter(purge_step=...)`. The writer is made too early for it.
+        """
+        restart = SessionLog(status=SessionLog.START)
+        self.experiment._get_file_writer().add_event(Event(step=update + 1, session_log=restart))
 
 
 class _AppendingWriter(ExperimentWriter):
@@ -66,10 +86,22 @@ class _AppendingWriter(ExperimentWriter):
         pass
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        self._write(self._read())
+
+    def drop_after(self, update: int) -> None:
+        """Drops the rows of later updates."""
+        rows = self._read() if self._file.exists() else []
+        kept = [row for row in rows if int(row["step"] or 0) <= update]
+        if len(kept) < len(rows):
+            self._write(kept)
+
+    def _read(self) -> list[dict[str, str]]:
         with self._file.open(newline="") as file:
-            rows = list(csv.DictReader(file))
+            return list(csv.DictReader(file))
+
+    def _write(self, rows: list[dict[str, str]]) -> None:
         table = io.StringIO(newline="")
-        writer = csv.DictWriter(table, fieldnames)
+        writer = csv.DictWriter(table, self.metrics_keys)
         writer.writeheader()
         writer.writerows(rows)
         write_atomically(self._file, table.getvalue())
@@ -80,6 +112,11 @@ class AppendingCSVLogger(CSVLogger):
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         super().log_metrics(_without_epoch(metrics), _updates(step))
+
+    @rank_zero_only
+    def drop_after(self, update: int) -> None:
+        """Drops the rows of later updates from the file."""
+        self.experiment.drop_after(update)
 
     @property
     @rank_zero_experiment

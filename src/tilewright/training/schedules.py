@@ -5,16 +5,16 @@ skipping an update cannot change it.
 """
 
 import math
-import operator
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from tilewright.checks import check_number, check_whole
 from tilewright.errors import UserError
 
-# Fields of the value that a schedule starts from.
+# Fields of the value that a schedule starts from, and of all its values.
 PEAK = {"start", "value"}
+VALUES = {*PEAK, "end"}
 
 Schedule = Callable[[int], float]
 
@@ -24,28 +24,37 @@ def find_key(schedule: Any, names: Collection[str]) -> str | None:
 
     Returns None if the schedule has none, or is not one of this module.
     """
+    return next((key for key, _ in _numbers(schedule) if key.rpartition(".")[2] in names), None)
+
+
+def _numbers(schedule: Any) -> Iterator[tuple[str, Any]]:
+    """Yields the numbers of a schedule and of those inside it, with their keys."""
     if not is_dataclass(schedule):
-        return None
+        return
     for field in fields(schedule):
-        if field.name in names:
-            return field.name
-        inner = find_key(getattr(schedule, field.name), names)
-        if inner is not None:
-            return f"{field.name}.{inner}"
-    return None
+        value = getattr(schedule, field.name)
+        if callable(value):
+            yield from ((f"{field.name}.{key}", number) for key, number in _numbers(value))
+        else:
+            yield field.name, value
 
 
-def check_schedule(name: str, schedule: Any) -> None:
-    """Checks that a setting is a schedule whose first number is finite and not negative.
+def check_schedule(name: str, schedule: Any, exclusive: bool = False) -> None:
+    """Checks that a setting is a schedule whose values are finite and not negative.
+
+    Args:
+        name: name of the setting, for the message.
+        schedule: value of the setting.
+        exclusive: True if 0 is not possible.
 
     Raises:
         UserError: it is not.
     """
     if not callable(schedule):
         raise UserError(f"{name}={schedule} is not a schedule: set its keys, as conf/model does")
-    key = find_key(schedule, PEAK)
-    if key is not None:
-        check_number(f"{name}.{key}", operator.attrgetter(key)(schedule), 0)
+    for key, number in _numbers(schedule):
+        if key.rpartition(".")[2] in VALUES:
+            check_number(f"{name}.{key}", number, 0, exclusive=exclusive)
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,7 @@ class Cosine:
 
     def __post_init__(self) -> None:
         check_whole("steps", self.steps, 0)
+        check_whole("delay", self.delay, 0)
 
     def __call__(self, step: int) -> float:
         progress = min(max((step - self.delay) / max(self.steps, 1), 0.0), 1.0)
@@ -110,6 +120,9 @@ class Switch:
     first: Schedule
     at: int
     then: Schedule
+
+    def __post_init__(self) -> None:
+        check_whole("at", self.at, 0)
 
     def __call__(self, step: int) -> float:
         return self.first(step) if step < self.at else self.then(step - self.at)

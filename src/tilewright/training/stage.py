@@ -6,6 +6,7 @@ from torch.optim import Optimizer
 
 from tilewright.distributed.collectives import gather_sizes, num_processes, process_rank
 from tilewright.distributed.fsdp import shard_module
+from tilewright.training.loggers import drop_repeated_logs
 
 
 class StageModule(pl.LightningModule):
@@ -17,6 +18,9 @@ class StageModule(pl.LightningModule):
 
     def configure_model(self) -> None:
         shard_module(self.trainer, self)
+
+    def on_train_start(self) -> None:
+        drop_repeated_logs(self.trainer)
 
     def row_counts(self, batch: dict) -> Tensor:
         """Returns the number of rows that count in the batch of each process, [P].

@@ -1,6 +1,7 @@
 """ParquetSource: forms of images, splits and mistakes."""
 
 import logging
+import os
 
 import pytest
 from datasets import Dataset, Image
@@ -86,6 +87,19 @@ def test_split_names_of_folders(tmp_path):
         numbered_rows([n]).to_parquet(tmp_path / name / "0.parquet")
     numbers = numbers_by_split(ParquetSource(str(tmp_path)).load())
     assert numbers == {"train": {1}, "validation": {2}}
+
+
+def test_a_replaced_file_is_read_again_and_split_by_its_new_images(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    file, other = tmp_path / "images.parquet", tmp_path / "other.parquet"
+    numbered_rows(range(10, 40)).to_parquet(file)
+    numbered_rows(range(40, 70)).to_parquet(other)
+    before, state = numbers_by_split(ParquetSource(str(file)).load()), file.stat()
+    expected = numbers_by_split(ParquetSource(str(other)).load())
+    other.replace(file)
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))  # as `touch -r` does
+    after = numbers_by_split(ParquetSource(str(file)).load())
+    assert after == expected != before
 
 
 def test_mistakes_are_one_line(tmp_path):

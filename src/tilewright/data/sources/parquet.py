@@ -1,5 +1,6 @@
 """Captioned images in parquet files."""
 
+import hashlib
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from datasets import Dataset, DatasetDict, Image, concatenate_datasets, load_dat
 from pyarrow import ArrowException
 from pyarrow.parquet import ParquetFile, read_schema
 
+from tilewright.data.fingerprints import file_state
 from tilewright.data.sources.columns import TEXT, is_value, select_image_and_caption
 from tilewright.data.sources.listing import list_files
 from tilewright.data.sources.splits import group_by_split, hold_out_validation, resolve_splits
@@ -119,8 +121,10 @@ class ParquetSource:
     def _load_folder(self, folder: Path, files: list[Path]) -> Dataset:
         description = f"parquet in {str(folder)!r}"
         columns = {self.image_column, self.caption_column} & {*read_schema(files[0]).names}
+        states = str([file_state(file) for file in files])
         rows = load_dataset(
             "parquet",
+            hashlib.sha256(states.encode()).hexdigest()[:16],  # a changed file is read again
             data_files=[str(file) for file in files],
             # With a missing column, all are loaded, so that the error can list them.
             columns=sorted(columns) if len(columns) == 2 else None,

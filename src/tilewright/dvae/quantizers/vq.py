@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from vector_quantize_pytorch import VectorQuantize
 
+from tilewright.checks import check_number, check_whole
 from tilewright.distributed.collectives import (
     copy_from_first,
     gather_sizes,
@@ -26,6 +27,9 @@ class VectorQuantizer(Quantizer):
         decay: decay of the moving average per batch.
         dead_threshold: average number of latents per batch below which a vector is dead and is
             replaced by a latent.
+
+    Raises:
+        UserError: a number is not possible.
     """
 
     def __init__(
@@ -36,6 +40,9 @@ class VectorQuantizer(Quantizer):
         dead_threshold: float = 0.1,
     ):
         super().__init__()
+        check_whole("model.network.quantizer.channels", channels)
+        check_number("model.network.quantizer.decay", decay, 0, 1)
+        check_number("model.network.quantizer.dead_threshold", dead_threshold, 0)
         self.num_tokens = num_tokens
         self.channels = channels
         self.codebook = VectorQuantize(
