@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from helpers.gray import Noise, TinySource, batches, flatten, row_indices
-from tilewright.data.batches import UpdateBatches
+from tilewright.data.batches import mark_updates
 from tilewright.errors import UserError
 
 
@@ -124,7 +124,7 @@ def test_training_resumed_with_other_batch_sizes_continues_with_the_next_row(mak
 
 def test_updates_of_a_run_that_resumes_with_another_accumulation_end_at_its_multiples():
     loader = [{"text_tokens": torch.tensor([[index]]), "rows": 1} for index in range(10, 18)]
-    batches = list(UpdateBatches(loader, 4, start=10))
+    batches = list(mark_updates(loader, 4, start=10))
     assert [batch["update_index"] for batch in batches] == [0, 1, 0, 1, 2, 3, 0, 1]
     assert [int(text) for text in batches[2]["update_text"]] == [12, 13, 14, 15]
 

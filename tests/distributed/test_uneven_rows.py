@@ -52,15 +52,15 @@ def tar(path, rows):
 
 
 @pytest.mark.parametrize(
-    ("shards", "strategy"),
+    ("shards", "strategy", "workers"),
     [
-        ([[True]], "ddp"),
-        ([[True] * 9, [False, True]], FullyShardedStrategy),
-        ([[False] * 3, [True] * 3], FullyShardedStrategy),
+        ([[True]], "ddp", 1),
+        ([[True] * 9, [False, True]], FullyShardedStrategy, 0),
+        ([[False] * 3, [True] * 3], FullyShardedStrategy, 0),
     ],
-    ids=["one row", "9 rows and 1", "no readable row and 3"],
+    ids=["one row for two workers", "9 rows and 1", "no readable row and 3"],
 )
-def test_each_streaming_row_is_validated_once(shards, strategy, tmp_path):
+def test_each_streaming_row_is_validated_once(shards, strategy, workers, tmp_path):
     tar(tmp_path / "train-0.tar", [(index, True) for index in range(8)])
     expected, index = [], 100
     for number, shard in enumerate(shards):
@@ -69,8 +69,8 @@ def test_each_streaming_row_is_validated_once(shards, strategy, tmp_path):
         expected += [f"number {index}" for index, is_readable in rows if is_readable]
         index += len(shard)
     source = WebDatasetSource(str(tmp_path), streaming=True)
-    probe = {"extra_callbacks": [ValidatedCaptions()]}
-    train("dvae", tmp_path / "run", 2, strategy, steps=7, source=source, **probe)
+    arguments = {"source": source, "workers": workers, "extra_callbacks": [ValidatedCaptions()]}
+    train("dvae", tmp_path / "run", 2, strategy, steps=7, **arguments)
     saved = [torch.load(tmp_path / "run" / f"{rank}.validated") for rank in (0, 1)]
     assert sorted(saved[0] + saved[1]) == sorted(expected)
     assert any(name == "validation/loss" for _, name in logged_metrics(tmp_path / "run"))

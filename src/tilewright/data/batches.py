@@ -2,17 +2,17 @@
 
 Each process takes its share of each batch. A training on several processes therefore sees the same
 batches as a training on one process. A resumed training continues with the next row, also with
-another batch size.
+another batch size. `BatchLoader` loads the batches.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from itertools import count, islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from tilewright.data.seeding import derive_seed
 
@@ -87,33 +87,6 @@ class TrainingBatches(Sampler[list[SeededIndex]]):
         return torch.randperm(self.rows, generator=generator)
 
 
-class UpdateBatches:
-    """Batches of a loader, with the text tokens of their update.
-
-    Each batch has the text tokens of all batches of its update as `update_text`, and its index
-    among them as `update_index`. A loss can then be a mean over the text tokens of the update.
-
-    Args:
-        loader: batches with text tokens.
-        count: batches per update.
-        start: index of the first batch in the training. Lightning ends an update at multiples of
-            `count`, so the first update of a run that resumes with another `count` may be shorter.
-    """
-
-    def __init__(self, loader: Iterable[dict], count: int, start: int = 0):
-        self.loader = loader
-        self.count = count
-        self.start = start
-
-    def __iter__(self) -> Iterator[dict]:
-        batches, length = iter(self.loader), self.count - self.start % self.count
-        while update := list(islice(batches, length)):
-            length = self.count
-            text = [batch["text_tokens"][: batch["rows"]] for batch in update]
-            for index, batch in enumerate(update):
-                yield {**batch, "update_text": text, "update_index": index}
-
-
 class EvaluationBatches(Sampler[list[int]]):
     """Each row once, in order. Each process gets a part of each batch, which may be empty.
 
@@ -140,3 +113,44 @@ class EvaluationBatches(Sampler[list[int]]):
                 math.ceil(len(batch) * rank / self.processes) for rank in (self.rank, self.rank + 1)
             )
             yield list(batch[start:stop])
+
+
+class BatchLoader(DataLoader):
+    """DataLoader whose batches pass through a function in this process.
+
+    A wrapper around a DataLoader would hide it from Lightning, which ends the workers of each
+    DataLoader after a training. Workers that remain can block the exit of their process.
+
+    Args:
+        postprocess: receives the iterator of the batches and yields other batches.
+        arguments: those of `DataLoader`.
+    """
+
+    def __init__(
+        self, *args: Any, postprocess: Callable[[Iterator], Iterator] = iter, **arguments: Any
+    ):
+        super().__init__(*args, **arguments)
+        self.postprocess = postprocess
+
+    def __iter__(self) -> Iterator:  # type: ignore[override]
+        return self.postprocess(super().__iter__())
+
+
+def mark_updates(batches: Iterable[dict], count: int, start: int = 0) -> Iterator[dict]:
+    """Yields batches with the text tokens of their update.
+
+    Each batch has the text tokens of all batches of its update as `update_text`, and its index
+    among them as `update_index`. A loss can then be a mean over the text tokens of the update.
+
+    Args:
+        batches: batches with text tokens.
+        count: batches per update.
+        start: index of the first batch in the training. Lightning ends an update at multiples of
+            `count`, so the first update of a run that resumes with another `count` may be shorter.
+    """
+    batches, length = iter(batches), count - start % count
+    while update := list(islice(batches, length)):
+        length = count
+        text = [batch["text_tokens"][: batch["rows"]] for batch in update]
+        for index, batch in enumerate(update):
+            yield {**batch, "update_text": text, "update_index": index}

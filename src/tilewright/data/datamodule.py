@@ -4,7 +4,7 @@ import contextlib
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from tilewright.checks import MAX_SEED, check_whole
-from tilewright.data.batches import EvaluationBatches, TrainingBatches, UpdateBatches
+from tilewright.data.batches import BatchLoader, EvaluationBatches, TrainingBatches, mark_updates
 from tilewright.data.encode_split import encode_split
 from tilewright.data.filters import Filter, usable_captions
 from tilewright.data.image_tokenizer import ImageTokenizer
@@ -25,7 +25,7 @@ from tilewright.data.row_reader import RowReader, Transform, collate
 from tilewright.data.skipping import SkipCounts, SkipRow, format_counts
 from tilewright.data.sources import CaptionChecker, CaptionStyles, Source
 from tilewright.data.split_preparation import prepare_splits, rows_of_first_batches, slice_split
-from tilewright.data.streaming import EvenBatches, StreamingDataset, read_sample
+from tilewright.data.streaming import StreamingDataset, equalize_batches, read_sample
 from tilewright.data.streaming_position import ReaderGroup, StreamingProgress
 from tilewright.data.table import TableDataset
 from tilewright.data.token_cache import TokenCache
@@ -49,7 +49,7 @@ class CaptionedImages(pl.LightningDataModule):
     - `rows`: number of rows that count. It is B, or 0 if the only row is padding, because every
       process needs a batch.
     - `text_tokens`: int64 [B, T], with a tokenizer.
-    - `update_text`, `update_index`: see `UpdateBatches`; with an image tokenizer and accumulation.
+    - `update_text`, `update_index`: see `mark_updates`; with an image tokenizer and accumulation.
     - `image_tokens`: int64 [B, h, w], with an image tokenizer. They come from the token cache,
       which is filled once. With streaming data or `augmented_tokens`, each batch is encoded on the
       device.
@@ -289,13 +289,13 @@ class CaptionedImages(pl.LightningDataModule):
 
     # -- batches ------------------------------------------------------------------------------
 
-    def train_dataloader(self) -> Iterable[dict]:
+    def train_dataloader(self) -> DataLoader:
         return self.dataloader("train", training=True)
 
-    def val_dataloader(self) -> Iterable[dict]:
+    def val_dataloader(self) -> DataLoader:
         return self.dataloader("validation")
 
-    def dataloader(self, split: str, training: bool = False) -> Iterable[dict]:
+    def dataloader(self, split: str, training: bool = False) -> DataLoader:
         """Returns the batches of a split, or this process's share of each batch.
 
         Args:
@@ -308,7 +308,12 @@ class CaptionedImages(pl.LightningDataModule):
             batches_per_update = self.trainer.accumulate_grad_batches
         # Workers read the next update while this one is computed.
         prefetch_factor = max(2, math.ceil(batches_per_update / max(self.num_workers, 1)))
-        loader = DataLoader(
+        postprocess: Callable[[Iterator], Iterator] = iter
+        if isinstance(dataset, StreamingDataset) and not training and num_processes() > 1:
+            postprocess = equalize_batches
+        elif batches_per_update > 1:
+            postprocess = partial(mark_updates, count=batches_per_update, start=self._batches_read)
+        return BatchLoader(
             dataset,
             **self._batching(dataset, training),
             generator=torch.Generator(),  # otherwise, it draws from the global generator
@@ -318,12 +323,8 @@ class CaptionedImages(pl.LightningDataModule):
             persistent_workers=self.num_workers > 0,
             prefetch_factor=prefetch_factor if self.num_workers > 0 else None,
             pin_memory=torch.cuda.is_available(),
+            postprocess=postprocess,
         )
-        if isinstance(dataset, StreamingDataset) and not training and num_processes() > 1:
-            return EvenBatches(loader)
-        if batches_per_update == 1:
-            return loader
-        return UpdateBatches(loader, batches_per_update, self._batches_read)
 
     def dataset(self, split: str, training: bool = False) -> TableDataset | StreamingDataset:
         """Returns a split as a torch dataset of batch rows. It encodes image tokens if needed."""

@@ -9,7 +9,7 @@ of an epoch among another number of readers.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice, repeat
 from typing import Any
@@ -17,7 +17,6 @@ from typing import Any
 import fsspec.asyn
 import torch
 from datasets import IterableDataset
-from torch.utils.data import DataLoader
 
 from tilewright.data.row_reader import RowReader
 from tilewright.data.seeding import ROW_ORDER_SEED, derive_seed
@@ -146,30 +145,25 @@ class StreamingDataset(torch.utils.data.IterableDataset):
             )
 
 
-class EvenBatches:
-    """Batches of a loader whose processes have unequal numbers of rows, equally many in each.
+def equalize_batches(batches: Iterable[dict]) -> Iterator[dict]:
+    """Yields equally many batches in each process. All processes must iterate over them.
 
-    A process without further rows repeats a row, which does not count (`rows` is 0).
+    A process without further batches repeats a row, which does not count (`rows` is 0).
 
     Args:
-        loader: batches of this process, of which there may be none.
+        batches: batches of this process, of which there may be none.
     """
-
-    def __init__(self, loader: DataLoader):
-        self.loader = loader
-
-    def __iter__(self) -> Iterator[dict]:
-        padding: dict | None = None
-        for batch in chain(self.loader, repeat(None)):
-            if padding is None:  # in all processes, or in none
-                rows = gather_objects(None if batch is None else _one_row(batch))
-                padding = next((row for row in rows if row is not None), None)
-                is_last = padding is None
-            else:
-                is_last = all(gather_objects(batch is None))
-            if is_last:
-                return
-            yield batch or dict(padding)  # type: ignore[arg-type]
+    padding: dict | None = None
+    for batch in chain(batches, repeat(None)):
+        if padding is None:  # in all processes, or in none
+            rows = gather_objects(None if batch is None else _one_row(batch))
+            padding = next((row for row in rows if row is not None), None)
+            is_last = padding is None
+        else:
+            is_last = all(gather_objects(batch is None))
+        if is_last:
+            return
+        yield batch or dict(padding)  # type: ignore[arg-type]
 
 
 def _one_row(batch: dict) -> dict:
