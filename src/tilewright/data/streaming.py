@@ -85,7 +85,7 @@ class StreamingDataset(torch.utils.data.IterableDataset):
                 if self.seed is not None:
                     last["position"] = position.next_epoch()
                 yield last
-            elif position.is_reader_epoch:
+            elif position.is_full_epoch_start:
                 self._check_usable(skipped)
             if self.seed is None:
                 return

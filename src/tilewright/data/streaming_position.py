@@ -102,8 +102,8 @@ class StreamingPosition:
         return cls(reader, (Part(reader, readers),))
 
     @property
-    def is_reader_epoch(self) -> bool:
-        """True at the start of an epoch of all rows of the reader."""
+    def is_full_epoch_start(self) -> bool:
+        """True at the start of an epoch of all rows of this reader."""
         first = self.parts[0]
         return first.last_epoch is None and first.shuffle_block == first.taken == 0
 

@@ -91,8 +91,8 @@ class PriorModule(StageModule):
     ) -> dict[str, Tensor]:
         """Computes the cross-entropies `text` and `image` in nats per token, and `loss`.
 
-        Averaged over the processes, they are the means over all tokens of the global batch, even if
-        the processes have different numbers of rows or text tokens.
+        Their averages over the processes are the means over all tokens of the global batch. The
+        processes may have different numbers of rows or text tokens.
 
         Args:
             text: text tokens [B, T], negative after the caption's end.
