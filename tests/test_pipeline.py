@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from helpers.gray_model import CAPTIONS, BrightnessRanker, GrayTiles, make_model, make_tokenizer
-from tilewright.checks import as_typed
+from tilewright.checks import format_value
 from tilewright.data import BytePairTokenizer
 from tilewright.errors import UserError
 from tilewright.pipeline import TextToImage
@@ -133,7 +133,9 @@ def test_an_image_prompt_of_any_mode_fixes_the_top_rows(model, mode):
 
 @pytest.mark.parametrize("rows", [-1, 0, 2, 0.5, True])
 def test_an_image_prompt_keeps_and_leaves_at_least_one_row(model, rows):
-    with pytest.raises(UserError, match=f"rows={as_typed(rows)} is not possible: .* from 1 to 1"):
+    with pytest.raises(
+        UserError, match=f"rows={format_value(rows)} is not possible: .* from 1 to 1"
+    ):
         model.sample_tokens(CAPTIONS, image_prompt=Image.new("RGB", (16, 16)), rows=rows)
 
 
