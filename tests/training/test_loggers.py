@@ -93,3 +93,14 @@ def test_a_run_that_resumes_without_a_table_begins_one(tmp_path):
     logger.log_metrics({"loss": 1.0}, step=2)
     logger.save()
     assert [row["step"] for row in rows(tmp_path)] == ["3"]
+
+
+def test_a_run_that_is_extended_several_times_logs_its_number_of_updates(tmp_path):
+    for steps in (6, 8, 10, 12):
+        logger = AppendingCSVLogger(tmp_path, name="", version="")
+        tiny.train("dvae", tmp_path, steps=steps, logger=logger, log_every_n_steps=2)
+    logged = {
+        name: [int(row["step"]) for row in rows(tmp_path) if row[f"{name}/loss"]]
+        for name in ("train", "validation")
+    }
+    assert logged == {"train": [2, 4, 6, 8, 10, 12], "validation": [6, 7, 8, 10, 12]}

@@ -84,9 +84,6 @@ class LastCheckpoint(UpdateBoundaryCheckpoint):
     A signal takes effect after the current update or validation. A second signal ends the process
     at once.
 
-    All checkpoints are written inside the training loop. A checkpoint written after the loop would
-    shift all later metrics by one step.
-
     Args:
         dirpath: folder of the checkpoint, inside the run's folder.
     """

@@ -22,6 +22,10 @@ class StageModule(pl.LightningModule):
     def on_train_start(self) -> None:
         drop_repeated_logs(self.trainer)
 
+    def on_train_batch_start(self, batch: dict, batch_idx: int) -> None:
+        # Lightning counts steps for loggers by itself, and wrongly after some resumes.
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
+
     def row_counts(self, batch: dict) -> Tensor:
         """Returns the number of rows that count in the batch of each process, [P].
 
