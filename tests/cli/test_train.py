@@ -1,6 +1,7 @@
 """Files that a training leaves, and resuming it."""
 
 import csv
+import shutil
 import subprocess
 import sys
 
@@ -25,6 +26,16 @@ def test_run_folder_has_the_documented_files(trained, stage):
     assert runs.follow_latest(run.parent / "latest") == run
     stdout = "".join(trained.stdout[stage].split())  # wherever rich breaks the lines
     assert f"Training{run}" in stdout
+
+
+def test_run_that_was_killed_before_its_first_checkpoint_starts_over(copied):
+    shutil.rmtree(copied.prior / "checkpoints")
+    resumed = fail(copied, "train", "stage=prior", f"resume={copied.prior}")
+    assert "start it again with run_name=first" in resumed
+    run(copied, "train", "stage=prior", "run_name=first", "~callbacks.frechet", *SMALL)
+    with (copied.prior / "metrics.csv").open() as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file) if row["validation/loss"]]
+    assert steps == [3, 6]
 
 
 def test_resume_from_a_checkpoint_that_does_not_fit_keeps_the_configuration(copied):

@@ -39,6 +39,11 @@ def overrides() -> list[str]:
     return [text for text in _arguments() if runs.override_key(text) not in RUN_NAMES]
 
 
+def is_typed(key: str) -> bool:
+    """Returns True if this command line sets a key."""
+    return key in map(runs.override_key, _arguments())
+
+
 def _arguments() -> list[str]:
     arguments: Any = OmegaConf.to_container(HydraConfig.get().overrides.task)
     return list(map(text_values.from_hydra, arguments))
@@ -67,6 +72,8 @@ def check_values(config: DictConfig, config_name: str) -> None:
         )
         if value is None and _is_required(defaults, key):
             raise UserError(f"{key} has no value: set it on the command line, {key}=…")
+        if value == "" and text_values.needs_text(key):
+            raise UserError(f"{key}= is empty: set a value, or leave {key} out")
         if not key.startswith("trainer.") and text_values.reserved_words(key) is None:
             _check_kind(key, default, value)
     check_whole("seed", config.seed, 0, MAX_SEED)

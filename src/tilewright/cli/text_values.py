@@ -71,6 +71,8 @@ TEXT_KEYS: dict[str, tuple[str, ...]] = {
     "data.source.caption_field": (),
     "metric.split": (),
 }
+# Text keys with a meaning for empty text, such as a caption.
+MAY_BE_EMPTY = ("prompt", "logger.*.name", "logger.*.version")
 # Keys whose value is a list: repeating them adds to it. Repeating any other key is a sweep.
 LISTS = {"generate": ("prompt",), "export": ("prompt",), "runs": ("compare",)}
 
@@ -85,6 +87,12 @@ ARGUMENT = re.compile(r"(\+{0,2})([^\s=~+-][^\s=]*)=(.*)", re.DOTALL)
 def reserved_words(key: str) -> tuple[str, ...] | None:
     """Returns the words that are not text as values of a text key, or None for any other key."""
     return next((words for pattern, words in TEXT_KEYS.items() if fnmatchcase(key, pattern)), None)
+
+
+def needs_text(key: str) -> bool:
+    """Returns True if the value of a key is text that cannot be empty."""
+    is_optional = any(fnmatchcase(key, pattern) for pattern in MAY_BE_EMPTY)
+    return reserved_words(key) is not None and not is_optional
 
 
 def to_hydra(arguments: Sequence[str], command: str) -> list[str]:

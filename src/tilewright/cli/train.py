@@ -59,31 +59,37 @@ def final_config(config: DictConfig) -> tuple[DictConfig, Path | None]:
         return resumed_run(config)
     config = new_run(config)
     run = Path(config.run)
-    if launch.is_requeued():  # the same command then resumes, once a checkpoint exists
-        if list((run / "checkpoints").glob("*.ckpt")):
-            run, checkpoint = runs.find_resumable(run.parents[1], config.stage, str(run))
-            return runs.load_config(run), checkpoint
-    elif launch.is_first():
+    if launch.is_requeued() and runs.has_checkpoint(run):  # the same command then resumes
+        run, checkpoint = runs.find_resumable(run.parents[1], config.stage, str(run))
+        return runs.load_config(run), checkpoint
+    if launch.is_first():
         check_new(run)
     return config, None
 
 
 def check_new(run: Path) -> None:
-    """Checks that the folder of a new run is free.
+    """Checks that no checkpoint is lost if a new run uses a folder.
+
+    A run that was killed before its first checkpoint starts over.
 
     Raises:
-        UserError: another run uses it.
+        UserError: the folder contains a run with a checkpoint.
     """
-    if (run / runs.CONFIG).exists():
+    if runs.has_checkpoint(run):
         raise UserError(f"{run} exists: resume it with resume={run}, or choose another run_name")
 
 
 def resumed_run(config: DictConfig) -> tuple[DictConfig, Path]:
     """Returns the configuration and the checkpoint of the run that `resume=` names."""
-    if config.init and "init" in map(runs.override_key, settings.overrides()):
+    if config.init and settings.is_typed("init"):
         raise UserError("resume= continues a run and init= starts a new one: leave one of them out")
     path = None if config.resume is True else config.resume
     run, checkpoint = runs.find_resumable(Path(config.paths.logs), config.stage, path)
+    if settings.is_typed("run_name") and config.run_name != run.name:
+        raise UserError(
+            f"run_name={config.run_name} cannot rename {run}, which resume= continues: leave "
+            "run_name out, or start a new run from its weights with init="
+        )
     config = resumed_config(runs.relocate(runs.load_config(run), run))
     if config.stage == "prior":
         check_guidance(config)
@@ -140,7 +146,7 @@ def check_guidance(config: DictConfig) -> None:
     guidance = OmegaConf.select(config, "sampling.guidance", default=1)
     if guidance == 1 or OmegaConf.select(config, "model.caption_dropout") != 0:
         return
-    if "sampling.guidance" in map(runs.override_key, settings.overrides()):
+    if settings.is_typed("sampling.guidance"):
         raise UserError(
             f"sampling.guidance={guidance} needs a prior that has seen empty captions: set "
             "model.caption_dropout=0.1, or leave sampling.guidance out"
@@ -238,7 +244,7 @@ def lock_run(run: Path, trainer: "pl.Trainer", checkpoint: Path | None) -> Itera
         yield
         return
     with runs.lock(run):
-        if checkpoint is None and not launch.is_requeued():
+        if checkpoint is None:
             check_new(run)  # again, because another process may have trained it in between
         yield
 

@@ -282,7 +282,15 @@ def checkpoint(run: Path, kind: str = "best") -> Path:
         )
     if not (run / CONFIG).is_file():
         raise UserError(f"{run} is not complete: it has no {WEIGHTS}")
-    raise UserError(f"{run} has no checkpoint yet: wait for its first one, or name another run")
+    raise UserError(
+        f"{run} has no checkpoint yet: wait for its first one, or start it again with run_name="
+        f"{run.name} if its process has ended"
+    )
+
+
+def has_checkpoint(run: Path) -> bool:
+    """Returns True if a run has a checkpoint, from which it can be resumed."""
+    return any((run / "checkpoints").glob("*.ckpt"))
 
 
 def find(

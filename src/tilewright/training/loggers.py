@@ -25,12 +25,12 @@ def log_image(trainer: pl.Trainer, tag: str, image: Tensor) -> None:
 
 
 def drop_repeated_logs(trainer: pl.Trainer) -> None:
-    """Drops what loggers hold of updates after the checkpoint that the training resumes from.
+    """Drops what loggers hold of updates after the one that the training starts from.
 
-    A killed run has logged them, and the resumed run logs them again.
+    A killed run has logged them. A run that resumes or starts over logs them again.
     """
     for logger in trainer.loggers:
-        if isinstance(logger, StepTensorBoardLogger | AppendingCSVLogger) and trainer.global_step:
+        if isinstance(logger, StepTensorBoardLogger | AppendingCSVLogger):
             logger.drop_after(trainer.global_step)
 
 
