@@ -68,7 +68,7 @@ TEXT_KEYS: dict[str, tuple[str, ...]] = {
     "data.source.config": NULL,
     "data.source.split": NULL,
     "data.source.*_column": NULL,
-    "data.source.caption_field": (),
+    "data.source.caption_field": NULL,
     "metric.split": (),
 }
 # Text keys with a meaning for empty text, such as a caption.

@@ -18,7 +18,7 @@ from tilewright.data.sources.webdataset import WebDatasetSource, expand_braces
 from tilewright.data.transforms import CenterCrop
 from tilewright.errors import UserError
 
-PAIR_FORMAT = PairFormat(("jpg", "png"), ("txt",), "caption")
+PAIR_FORMAT = PairFormat(("jpg", "png"), ("txt",), ("caption",))
 
 
 def encode_image(number, form="JPEG"):
@@ -190,6 +190,42 @@ def test_a_truncated_shard_gives_its_complete_pairs(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
+    ("end", "words"),
+    [(7, "is broken after 2 pairs"), (0, "has no end marker after 2 pairs")],
+)
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_shard_that_ends_at_a_header_gives_a_warning(tmp_path, caplog, end, words, streaming):
+    members = [*pairs(range(3))]
+    path = shard(tmp_path / "train.tar", [m for m in members if not m[0].endswith("npy")])
+    with tarfile.open(path) as tar:
+        start = tar.getmembers()[4].offset
+    path.write_bytes(path.read_bytes()[: start + end])
+    shard(tmp_path / "val.tar", pairs(range(3)))
+    source = WebDatasetSource(str(tmp_path), streaming=streaming)
+    for _ in range(2):  # the second time from the cache
+        caplog.clear()
+        assert read_numbers(load_rows(source)["train"]) == [0, 1]
+        assert f"train.tar {words}" in caplog.text
+
+
+def test_hidden_members_are_left_out(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    names = ["./._1.jpg", "./._1.txt", "__MACOSX/1.jpg", "__MACOSX/1.txt"]
+    shard(tmp_path / "train.tar", [*pairs(range(3)), *((name, "x") for name in names)])
+    shard(tmp_path / "val.tar", pairs(range(3)))
+    rows = load_rows(WebDatasetSource(str(tmp_path)))["train"]
+    assert read_numbers(rows) == [0, 1, 2]
+    assert "4 × hidden" in caplog.text
+
+
+def test_the_field_text_of_a_json_member_is_a_caption(tmp_path):
+    members = [("1.jpg", encode_image(1)), ("1.json", '{"text": "number 1"}')]
+    for name in ("train", "val"):
+        shard(tmp_path / f"{name}.tar", members)
+    assert read_numbers(load_rows(WebDatasetSource(str(tmp_path)))["train"]) == [1]
+
+
+@pytest.mark.parametrize(
     ("members", "arguments", "words"),
     [
         (None, {}, ["matches no tar file", "give a file, a folder or a pattern"]),
@@ -243,8 +279,8 @@ def members_of(samples, caption=b"text", image=b"image"):
         (["cat.jpg", "cat.txt", "cat.v2.jpg", "cat.v2.txt"], ["cat.v2", "cat"], [], {}),
         (["a.1.5.JPG", "a.1.5.txt"], ["a.1.5"], [], {}),
         (["./x.y/1.jpg", "./x.y/1.txt"], ["./x.y/1"], [], {}),
-        (["1.jpg", "1.seg.png", "1.txt"], ["1"], [], {"png": 1}),
-        (["1.aux.png", "1.jpg", "1.txt"], ["1"], [], {"png": 1}),
+        (["1.jpg", "1.seg.png", "1.txt"], ["1"], [], {"seg.png": 1}),
+        (["1.aux.png", "1.jpg", "1.txt"], ["1"], [], {"aux.png": 1}),
         (["1.jpg", "1.txt", "1.emb.npy"], ["1"], [], {"emb.npy": 1}),
         (["a.b.jpg", "a.b.npy", "a.b.txt"], ["a.b"], [], {"b.npy": 1}),
         (["a.b.cls", "a.b.jpg", "a.b.txt"], ["a.b"], [], {"b.cls": 1}),
@@ -348,7 +384,7 @@ def test_a_table_has_rows_without_an_image_and_counts_captions_that_are_not_text
         "number 1", "number 2", "number 3",
     ]  # fmt: skip
     assert [row["caption"] for row in rows if row["image"] is None] == [["alone"]]
-    assert "1 × caption is not text, 1 × no caption, such as row 4" in caplog.text
+    assert "1 × caption is not text, 1 × no caption, such as 5.txt" in caplog.text
     assert "2 of 6 rows" in caplog.text
 
 

@@ -82,12 +82,12 @@ def list_files(root: Path) -> Listing:
             if not is_unicode(entry.name):
                 misnamed.append(entry.path)
                 continue
-            is_hidden = hidden or _is_hidden(entry.name)
+            hides = hidden or is_hidden(entry.name)
             if path.is_dir() if is_link else entry.is_dir():
                 if not (is_link and Path(real).is_relative_to(path.resolve())):
-                    heapq.heappush(queue, (is_hidden, is_link, path))
+                    heapq.heappush(queue, (hides, is_link, path))
             elif is_link or entry.is_file():  # a broken link is counted when its image is read
-                (hidden_files if is_hidden else files).append(path)
+                (hidden_files if hides else files).append(path)
     if failures:
         log.warning(
             "%d folder(s) in %s cannot be read and are left out, such as %r (%s)",
@@ -101,5 +101,6 @@ def list_files(root: Path) -> Listing:
     return Listing(root, sorted(files), sorted(hidden_files))
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Returns True for the name of a hidden file or folder, or of a system folder."""
     return name.startswith(".") or name.lower() in SYSTEM_FOLDERS

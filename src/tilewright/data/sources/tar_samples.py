@@ -6,6 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tilewright.data.captions import caption_value
+from tilewright.data.sources.listing import is_hidden
+from tilewright.data.sources.tar_members import BROKEN_SHARD
 from tilewright.data.sources.text_captions import split_captions
 from tilewright.text_files import decode_legacy, decode_unicode
 
@@ -29,14 +32,14 @@ class PairFormat:
 
     Attributes:
         image_keys, caption_keys: endings in order of preference.
-        caption_field: field of a .json that holds the caption.
+        caption_fields: fields of a .json that may hold the caption, in order of preference.
         encoding: encoding of captions that are not Unicode. None if it is unknown.
         per_line: True if each line of a text is a caption.
     """
 
     image_keys: Sequence[str]
     caption_keys: Sequence[str]
-    caption_field: str
+    caption_fields: Sequence[str]
     encoding: str | None = None
     per_line: bool = False
 
@@ -64,7 +67,7 @@ class PairFormat:
         if text is None:
             return content
         if is_json(key):
-            return _parse_json(text, self.caption_field)
+            return _parse_json(text, self.caption_fields)
         captions = split_captions(text, self.per_line)
         return captions if len(captions) > 1 else "".join(captions)
 
@@ -96,11 +99,15 @@ def read_samples(
 
     Names may have dots: `cat.v2.jpg` is the image of the sample `cat.v2`. Without a caption
     `cat.v2.txt`, but beside a sample `cat`, it is an unread member of `cat`. A sample that consists
-    of unread members is yielded without parts, so that it counts as a row.
+    of unread members is yielded without parts, so that it counts as a row. Hidden members are left
+    out, as in a folder.
 
     Args:
         members: paths and open files.
-        unread: counts members that are not read, by ending.
+        unread: counts members that are not read, by ending, or as "hidden".
+
+    Raises:
+        one of BROKEN_SHARD: the members cannot be read to the end. All complete pairs are yielded.
     """
     keys = {*pair_format.image_keys, *pair_format.caption_keys}
     unread = Counter() if unread is None else unread
@@ -110,14 +117,28 @@ def read_samples(
     def close(following: str | None) -> Iterator[Sample]:
         while samples and not (following and _is_within(following, samples[-1].name)):
             sample = samples.pop()
-            is_part = bool(samples or (following and _is_within(sample.name, following)))
-            if pair_format.is_pair(sample) or not is_part:
+            parent = samples[-1].name if samples else following
+            if pair_format.is_pair(sample) or not (parent and _is_within(sample.name, parent)):
                 yield sample
             else:
-                unread.update(sample.parts.keys())
+                part = sample.name[len(parent) + 1 :]
+                unread.update(f"{part}.{ending}" for ending in sample.parts)
 
-    for path, content in members:
-        name, ending, is_read = split_name(path, keys)
+    broken: list[Exception] = []
+
+    def contents() -> Iterator[tuple[str, str, bytes | None]]:
+        try:
+            for path, content in members:
+                if _is_hidden(path):
+                    unread["hidden"] += 1
+                    continue
+                name, ending, is_read = split_name(path, keys)
+                yield name, ending, content.read() if is_read else None
+        except BROKEN_SHARD as error:
+            broken.append(error)
+
+    for name, ending, data in contents():
+        is_read = data is not None
         if not is_read:
             unread[ending] += 1
             if any(_is_within(sample.name, name) for sample in samples) or name == unread_name:
@@ -125,15 +146,23 @@ def read_samples(
         if unread_name is not None and not (is_read and _is_within(name, unread_name)):
             yield Sample(unread_name, {})
         unread_name = None if is_read else name
-        if not is_read:
+        if data is None:
             continue
         yield from close(name)
         if not samples or samples[-1].name != name:
             samples.append(Sample(name, {}))
-        samples[-1].parts.setdefault(ending, content.read())
+        samples[-1].parts.setdefault(ending, data)
     if unread_name is not None:
         yield Sample(unread_name, {})
-    yield from close(None)
+    yield from (sample for sample in close(None) if not broken or pair_format.is_pair(sample))
+    if broken:
+        raise broken[0]
+
+
+def _is_hidden(path: str) -> bool:
+    """Returns True for a hidden member, one in a hidden or system folder, and `__key__`."""
+    parts = [part for part in path.split("/") if part not in ("", ".", "..")]
+    return any(map(is_hidden, parts)) or (bool(parts) and parts[-1].startswith("__"))
 
 
 def _is_within(name: str, other: str) -> bool:
@@ -141,9 +170,9 @@ def _is_within(name: str, other: str) -> bool:
     return name == other or name.startswith(other + ".")
 
 
-def _parse_json(text: str, field: str) -> Any:
+def _parse_json(text: str, fields: Sequence[str]) -> Any:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return {}  # not text, and counted as such
-    return value.get(field) if isinstance(value, dict) else {}
+    return caption_value(value, fields) if isinstance(value, dict) else {}

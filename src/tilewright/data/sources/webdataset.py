@@ -1,11 +1,7 @@
 """Captioned images in tar shards, in the format of webdataset and img2dataset."""
 
-import gzip
 import logging
-import lzma
 import re
-import tarfile
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,16 +21,16 @@ from datasets import (
     List,
     Value,
 )
-from datasets.download import StreamingDownloadManager
 from datasets.exceptions import DatasetGenerationError
 
-from tilewright.data.captions import DefectCounts, find_captions
+from tilewright.data.captions import CAPTION_COLUMNS, DefectCounts, find_captions
 from tilewright.data.fingerprints import file_state
 from tilewright.data.images import IMAGE_SUFFIXES
 from tilewright.data.skipping import format_counts
 from tilewright.data.sources.columns import select_image_and_caption
 from tilewright.data.sources.listing import list_files
 from tilewright.data.sources.splits import group_by_split, hold_out_validation, resolve_splits
+from tilewright.data.sources.tar_members import BROKEN_SHARD, MissingEndError, read_members
 from tilewright.data.sources.tar_samples import PairFormat, Sample, is_json, read_samples
 from tilewright.data.sources.text_captions import CaptionsPerFile, lines_are_captions
 from tilewright.errors import UserError, first_line
@@ -45,8 +41,9 @@ log = logging.getLogger(__name__)
 COMMON_KEYS = ("jpg", "jpeg", "png", "webp")
 IMAGE_KEYS = (*COMMON_KEYS, *sorted({suffix[1:] for suffix in IMAGE_SUFFIXES} - {*COMMON_KEYS}))
 CAPTION_KEYS = ("txt", "caption", "json")
-FEATURES = Features({"image": Image(decode=False), "caption": List(Value("string"))})
-BROKEN_SHARD = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
+FEATURES = Features(
+    {"image": Image(decode=False), "caption": List(Value("string")), "problem": Value("string")}
+)
 TAR_SUFFIXES = (".tar", ".tgz", ".gz", ".bz2", ".xz")
 TAR_NAME = re.compile(r"\.(tgz|tar(\.(gz|bz2|xz))?)$", re.IGNORECASE)
 BRACES = re.compile(r"\{([^{}]*)\}")
@@ -69,7 +66,8 @@ class WebDatasetSource:
             list of these. In an address (https://…, hf://…, s3://…) only braces are expanded.
         image_keys, caption_keys: endings of the members, in order of preference. Without
             image_keys, these are the endings of all image formats that can be read.
-        caption_field: field of a `.json` member that holds the caption.
+        caption_field: field of a `.json` member that holds the caption. None uses `caption` or
+            `text`.
         captions_per_file: captions in a text member: "lines" for one per line, "one", or "auto",
             which chooses by the form of the lines in the first members.
         streaming: read during training. False first copies all pairs to the cache of `datasets`.
@@ -81,7 +79,7 @@ class WebDatasetSource:
     path: str | Sequence[str]
     image_keys: str | Sequence[str] | None = None
     caption_keys: str | Sequence[str] = CAPTION_KEYS
-    caption_field: str = "caption"
+    caption_field: str | None = None
     captions_per_file: CaptionsPerFile = "auto"
     streaming: bool = True
     validation_fraction: float = 0.05
@@ -142,12 +140,12 @@ class WebDatasetSource:
             # Tuples, because `datasets` treats each list as a list of shards.
             _normalize_keys(self.image_keys or IMAGE_KEYS),
             _normalize_keys(self.caption_keys),
-            self.caption_field,
+            CAPTION_COLUMNS if self.caption_field is None else (self.caption_field,),
         )
         endings: Counter[str] = Counter()
         samples: list[Sample] = []
         try:
-            members = islice(_members(shard), MEMBERS_TO_CHECK)
+            members = islice(read_members(shard), MEMBERS_TO_CHECK)
             for sample in read_samples(members, pair_format, endings):
                 samples.append(sample)
         except Exception as error:  # classes of tarfile, fsspec and each protocol
@@ -225,7 +223,16 @@ class WebDatasetSource:
                 f"{description} cannot be copied to the cache of datasets ({first_line(cause)}): "
                 "set data.source.streaming=true to read the shards during training"
             ) from error
-        return select_image_and_caption(rows, "image", "caption", description)
+        problems = [problem for problem in rows["problem"] if problem]
+        for problem in problems:
+            log.warning(problem)
+        count = len(rows) - len(problems)
+        if not count:
+            raise UserError(
+                f"{description} has no caption in any row ({'; '.join(problems)}): set "
+                "data.source.caption_keys or data.source.caption_field"
+            )
+        return select_image_and_caption(rows.select(range(count)), "image", "caption", description)
 
 
 def read_pairs(files: list[str], pair_format: PairFormat) -> Iterator[dict[str, Any]]:
@@ -236,16 +243,68 @@ def read_pairs(files: list[str], pair_format: PairFormat) -> Iterator[dict[str, 
     Raises:
         UserError: a shard cannot be opened.
     """
+    for sample in _read_shards(files, pair_format):
+        if isinstance(sample, str):
+            log.warning(sample)
+        else:
+            yield _pair(sample, pair_format)
+
+
+def table_rows(
+    files: list[str], pair_format: PairFormat, states: Sequence[Any]
+) -> Iterator[dict[str, Any]]:
+    """Yields the pairs in shards that have a caption, with a list of strings as the caption.
+
+    The last rows are messages about broken shards and unusable captions. `datasets` caches them
+    with the pairs, so that each load can repeat them.
+
+    Args:
+        states: states of the files. They are only part of the cache key of `datasets`.
+    """
+    unusable = DefectCounts()
+    problems: list[str] = []
+    count = skipped = 0
+    for sample in _read_shards(files, pair_format):
+        if isinstance(sample, str):
+            problems.append(sample)
+            continue
+        pair = _pair(sample, pair_format)
+        texts, defects = find_captions(pair["caption"])
+        key = pair_format.caption_key(sample)
+        unusable.add(f"{sample.name}.{key}" if key else sample.name, defects)
+        count += 1
+        if texts:
+            yield {**pair, "caption": texts, "problem": None}
+        else:
+            skipped += 1
+    if unusable:
+        problems.append(
+            f"shards have values that are not used as captions: {unusable}; {skipped} of {count} "
+            "rows have no caption and are skipped"
+        )
+    for problem in problems:
+        yield {"image": None, "caption": [], "problem": problem}
+
+
+def _read_shards(files: Sequence[str], pair_format: PairFormat) -> Iterator[Sample | str]:
+    """Yields the samples in shards, and a message for each shard that is broken.
+
+    Raises:
+        UserError: a shard cannot be opened.
+    """
     for file in files:
         count = 0
         try:
-            for sample in read_samples(_members(file), pair_format):
+            for sample in read_samples(read_members(file), pair_format):
                 count += 1
-                image = pair_format.image(sample)
-                encoded = None if image is None else {"bytes": image, "path": None}
-                yield {"image": encoded, "caption": pair_format.caption(sample)}
+                yield sample
+        except MissingEndError:
+            yield (
+                f"{file} has no end marker after {count} pairs: replace it if pairs are missing, "
+                "because it may be truncated"
+            )
         except BROKEN_SHARD as error:
-            log.warning("%s is broken after %d pairs, the rest is skipped: %s", file, count, error)
+            yield f"{file} is broken after {count} pairs, the rest is skipped: {error}"
         except Exception as error:  # classes of each protocol
             raise UserError(
                 f"the shard {file} cannot be opened ({first_line(error)}): replace it, then "
@@ -253,22 +312,10 @@ def read_pairs(files: list[str], pair_format: PairFormat) -> Iterator[dict[str, 
             ) from error
 
 
-def table_rows(states: Sequence[Any], **arguments: Any) -> Iterator[dict[str, Any]]:
-    """Yields the pairs in shards with a list of strings as the caption.
-
-    A table holds only text, so a line of the log counts the captions that are not text.
-
-    Args:
-        states: states of the files. They are only part of the cache key of `datasets`.
-    """
-    unusable = DefectCounts()
-    for row, pair in enumerate(read_pairs(**arguments)):
-        texts, defects = find_captions(pair["caption"])
-        if pair["caption"] is not None:
-            unusable.add(f"row {row}", defects)
-        yield {**pair, "caption": texts}
-    if unusable:
-        log.warning("shards have values that are not used as captions: %s", unusable)
+def _pair(sample: Sample, pair_format: PairFormat) -> dict[str, Any]:
+    image = pair_format.image(sample)
+    encoded = None if image is None else {"bytes": image, "path": None}
+    return {"image": encoded, "caption": pair_format.caption(sample)}
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -293,7 +340,3 @@ def _list_endings(counts: Mapping[str, int]) -> str:
 def _normalize_keys(keys: str | Sequence[str]) -> tuple[str, ...]:
     """Returns endings in lower case and without a leading dot. One may be given as a string."""
     return tuple(key.lower().lstrip(".") for key in ([keys] if isinstance(keys, str) else keys))
-
-
-def _members(file: str) -> Iterator[tuple[str, Any]]:
-    return iter(StreamingDownloadManager().iter_archive(file))
