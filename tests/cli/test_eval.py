@@ -34,6 +34,8 @@ def test_results_hold_what_is_needed_to_repeat_them(copied, metric, setting):
         assert set(row) >= KEYS
         assert row["run"] == str(folder.resolve())
         assert row["seed"] == 5
+        number = 1000 if metric == "identification" else int(setting.partition("=")[2])
+        assert row["requested_images"] == number
         assert row["images"] > 0
         assert row["metric"] in stdout
     if metric == "fid":

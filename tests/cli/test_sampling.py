@@ -73,6 +73,14 @@ def test_a_sweep_over_settings_keeps_all_results(home):
     assert sorted(results(home.prior, "kid"), key=str) == sorted(rows, key=str)
 
 
+def test_records_of_another_requested_number_of_images_stay(home):
+    for count in (998, 999):  # the split has fewer images
+        run(home, "eval", "metric=retrieval", f"images={count}")
+    rows = [row for row in results(home.ranker, "retrieval") if row["metric"].endswith("@1")]
+    assert {row["requested_images"] for row in rows} == {998, 999}
+    assert max(row["images"] for row in rows) < 998
+
+
 def test_a_failed_evaluation_leaves_the_last_result(home, monkeypatch):
     run(home, "eval", "metric=kid", "images=3")
     folder = home.prior / "eval" / "kid"

@@ -101,6 +101,15 @@ def test_the_table_shows_intervals_and_several_metrics(capsys, monkeypatch):
         assert part in printed
 
 
+def test_names_with_brackets_are_printed_as_typed(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    clips = [Result("clip_score", 1.0, "a[r]", 5, {"extractor": name}) for name in ["[b]", "[/]"]]
+    print_results(clips, "clip_score of prior/run[r]")
+    printed = capsys.readouterr().out
+    for part in ("prior/run[r]", "a[r]", "[b]", "[/]"):
+        assert part in printed
+
+
 def test_tensorboard_tags_contain_the_differing_settings(tmp_path):
     results = [
         Result("alignment", value, split, 9, {"category": name, "interval": [0, value], "k": 1})

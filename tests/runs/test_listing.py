@@ -117,6 +117,15 @@ def test_table_shows_metrics_evaluations_and_commit(tmp_path, capsys, monkeypatc
         assert text in out
 
 
+def test_names_with_brackets_and_colons_are_printed_as_typed(tmp_path, capsys, monkeypatch):
+    name = "a[r]:smile:"
+    runs_of_names = [listing.read(make(tmp_path, n, losses=(1.0, 3.0))) for n in (name, "b[red]")]
+    out = printed(capsys, monkeypatch, listing.print_table, runs_of_names)
+    out += printed(capsys, monkeypatch, compare.print_comparison, runs_of_names)
+    assert out.count(f"dvae/{name} ") == 2
+    assert out.count("dvae/b[red] ") == 2
+
+
 def test_values_of_older_weights_are_not_shown(tmp_path):
     folder = make(tmp_path, "a")
     old, new = row("psnr", 10.0, steps=5, seed=1), row("psnr", 20.0, steps=9, seed=0)

@@ -115,7 +115,14 @@ def save(
     from tilewright.evaluations import results
 
     steps = runs.trained_steps(run)
-    common = {"run": str(run), "steps": steps, "seed": config.seed, **data}
+    requested = config.metric.get("images", config.metric.get("captions"))
+    common = {
+        "run": str(run),
+        "steps": steps,
+        "seed": config.seed,
+        "requested_images": requested,  # `images` of a record counts those that were measured
+        **data,
+    }
     if "ranker" in config.metric:
         common |= {
             f"ranker.{key}": _record_value(value)

@@ -39,7 +39,7 @@ def print_comparison(records: list[Record]) -> None:
     def add(title: str, rows: Rows, with_change: bool) -> None:
         if rows:
             table.add_section()
-            table.add_row(f"[bold]{title}[/bold]")
+            table.add_row(title, style="bold")
         for name, values in rows.items():
             change = [_change(*values)] if has_change and with_change else []
             table.add_row(f"  {name}", *map(_format, values), *change)

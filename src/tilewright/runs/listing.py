@@ -228,11 +228,14 @@ def age(seconds: float) -> str:
 
 
 def console() -> Console:
-    """Returns the console for tables. In a file or a pipe it is wide, so that no row breaks."""
-    default = Console()
+    """Returns the console for tables, which prints names such as `a[r]` and `a:b:` as they are.
+
+    In a file or a pipe it is wide, so that no row breaks.
+    """
+    default = Console(markup=False, emoji=False)
     if default.is_terminal or "COLUMNS" in os.environ:
         return default
-    return Console(width=PIPE_WIDTH)
+    return Console(markup=False, emoji=False, width=PIPE_WIDTH)
 
 
 def print_table(selected: list[Record]) -> None:
