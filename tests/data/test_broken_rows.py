@@ -143,4 +143,4 @@ def test_good_pairs_are_seen_once_and_broken_ones_are_counted(streaming, workers
     counts = data.skip_counts
     assert counts.reasons == reasons
     assert counts.read == PAIRS
-    assert f"{counts.total:,} of {counts.read:,} rows were skipped: " in caplog.text
+    assert f"{counts.total:,} of {counts.read:,} rows read were skipped " in caplog.text

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from helpers.gray import SIZE, Levels, TinySource, batches, flatten, row_indices
+from helpers.numbered_images import write_folder
+from tilewright.data.sources import FolderSource
 from tilewright.errors import UserError
 
 
@@ -67,7 +69,29 @@ def test_broken_images_are_skipped_and_counted_with_one_warning(make, caplog, st
     assert len([r for r in caplog.records if "skipped" in r.getMessage()]) == 1
     caplog.clear()
     data.teardown("fit")
-    assert "2 of 8 rows were skipped: 2 × not an image" in caplog.text
+    assert "2 of 8 rows read were skipped (each epoch counts again): 2 × not an" in caplog.text
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_skipped_images_are_named(make, tmp_path, caplog, tokens, workers):
+    train = tmp_path / "train"
+    write_folder(train, range(4))
+    write_folder(tmp_path / "validation", range(4, 6))
+    (train / "2.png").write_bytes(b"not an image")
+    (train / "3.png").unlink()
+    (train / "3.png").symlink_to("missing.png")
+    data = make(
+        FolderSource(str(tmp_path)),
+        image_tokenizer=Levels() if tokens else None,
+        num_workers=workers,
+    )
+    batches(data, data.train_dataloader(), 1)
+    data.teardown("fit")
+    for message in caplog.messages:
+        assert f"1 × not an image (such as {train / '2.png'})" in message
+        assert f"1 × image file is missing (such as {train / '3.png'})" in message
+    assert len(caplog.messages) == 2  # the first batch and the end
 
 
 @pytest.mark.parametrize("streaming", [False, True])

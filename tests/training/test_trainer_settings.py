@@ -151,11 +151,11 @@ def test_a_run_without_checkpoints_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("interval", "accumulated", "batches", "warns"),
+    ("interval", "accumulated", "batches", "has_note"),
     [(6, 1, 1, False), (7, 1, 1, True), (12, 2, 1, False), (13, 2, 1, True), (99, 1, 0, False)],
 )
-def test_a_run_too_short_for_its_validations_warns(interval, accumulated, batches, warns):
-    warning = trainer_settings.validations_warning(
+def test_a_run_too_short_for_its_validations_has_a_note(interval, accumulated, batches, has_note):
+    note = trainer_settings.validations_note(
         settings(
             max_steps=6,
             val_check_interval=interval,
@@ -163,7 +163,7 @@ def test_a_run_too_short_for_its_validations_warns(interval, accumulated, batche
             limit_val_batches=batches,
         )
     )
-    assert (warning is not None) == warns
-    if warns:
-        assert f"trainer.val_check_interval={interval}" in warning
-        assert ("accumulate" in warning) == (accumulated > 1)
+    assert (note is not None) == has_note
+    if has_note:
+        assert f"trainer.val_check_interval={interval}" in note
+        assert ("accumulate" in note) == (accumulated > 1)

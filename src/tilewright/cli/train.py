@@ -278,9 +278,9 @@ def begin(config: DictConfig, trainer: "pl.Trainer", data: Any, checkpoint: Path
     """Creates the run's folder in the first process. The other processes wait for it."""
     run = Path(config.run)
     if trainer.is_global_zero:
-        warning = trainer_settings.validations_warning(_resolve_config(config.trainer))
-        if warning is not None:
-            log.warning("%s", warning)
+        note = trainer_settings.validations_note(_resolve_config(config.trainer))
+        if note is not None:
+            log.info("%s", note)
         write_run(run, config, data, checkpoint)
         launch.set_child_arguments(run, checkpoint)
         if program.is_installed_command():

@@ -417,8 +417,8 @@ class CaptionedImages(pl.LightningDataModule):
     def total_skip_counts(self) -> SkipCounts:
         """Returns the skip counts summed over all processes. All processes must call it."""
         total = SkipCounts()
-        for state in gather_objects(self.skip_counts.state_dict()):
-            total.add(**state)
+        for counts in gather_objects(self.skip_counts):
+            total.add(counts.read, counts.reasons, counts.truncated)
         return total
 
     def teardown(self, stage: str) -> None:

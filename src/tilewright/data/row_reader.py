@@ -1,7 +1,7 @@
 """Conversion of a record to a batch row, and of batch rows to a batch."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from tilewright.data.filters import Filter, check_image_size, usable_captions
 from tilewright.data.images import MAX_PIXELS, decode_image, to_bytes, to_floats
 from tilewright.data.seeding import temporary_seed
-from tilewright.data.skipping import SkipRow
+from tilewright.data.skipping import SkipReason, SkipRow
 from tilewright.data.token_cache import unreadable_reason
 from tilewright.data.tokenizer import BytePairTokenizer
 
@@ -53,7 +53,7 @@ class RowReader:
         caption: Any,
         tokens: Any | None = None,
         seed: tuple[int, ...] | None = None,
-    ) -> dict | str:
+    ) -> dict | SkipReason:
         """Converts a record to a batch row.
 
         Args:
@@ -73,7 +73,8 @@ class RowReader:
             with temporary_seed(*seed):
                 return self._row(image, caption, tokens)
         except SkipRow as skip:
-            return skip.reason
+            path = image.get("path") if isinstance(image, Mapping) else None
+            return SkipReason(skip.reason, path or "")
 
     def read_image(self, image: Any) -> Tensor:
         """Decodes and transforms an encoded image to floats in [0, 1], [3, H, W].

@@ -24,6 +24,23 @@ class SkipRow(Exception):  # noqa: N818
         return f"{reason}: {detail}" if detail else reason
 
 
+class SkipReason(str):
+    """Reason for which a row is skipped, with the path of its image as an example.
+
+    It equals the reason without an example. A Counter therefore keeps the first example of each
+    reason, also across workers and processes.
+    """
+
+    __slots__ = ("example",)
+
+    example: str
+
+    def __new__(cls, reason: str, example: str = "") -> "SkipReason":
+        instance = super().__new__(cls, reason)
+        instance.example = example
+        return instance
+
+
 class SkipCounts:
     """Numbers of rows that were read and that were skipped by reason, and of truncated captions."""
 
@@ -43,7 +60,7 @@ class SkipCounts:
         return self.reasons.total()
 
     def state_dict(self) -> dict[str, Any]:
-        reasons = dict(self.reasons)
+        reasons = {str(reason): count for reason, count in self.reasons.items()}  # no examples
         return {"read": self.read, "reasons": reasons, "truncated": self.truncated}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -51,14 +68,22 @@ class SkipCounts:
         self.reasons = Counter(state["reasons"])
 
     def __str__(self) -> str:
-        """`500 of 10,000 rows were skipped: 300 × image is truncated, 200 × no caption`."""
-        return f"{self.total:,} of {self.read:,} rows were skipped: {format_counts(self.reasons)}"
+        """`50 of 900 rows read were skipped (each epoch counts again): 50 × no caption (1.png)`."""
+        return (
+            f"{self.total:,} of {self.read:,} rows read were skipped (each epoch counts again): "
+            f"{format_counts(self.reasons)}"
+        )
 
 
 def format_counts(reasons: Mapping[str, int]) -> str:
-    """Returns counts by reason on one line, the largest first."""
+    """Returns counts by reason on one line, the largest first, with the examples of reasons."""
     ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
-    return ", ".join(f"{count:,} × {reason}" for reason, count in ordered)
+    return ", ".join(f"{count:,} × {reason}{_example(reason)}" for reason, count in ordered)
+
+
+def _example(reason: str) -> str:
+    example = getattr(reason, "example", "")
+    return f" (such as {example})" if example else ""
 
 
 def no_usable_rows(reasons: Mapping[str, int]) -> UserError:

@@ -10,7 +10,7 @@ from datasets import Dataset
 from tilewright.data.batches import SeededIndex
 from tilewright.data.row_reader import RowReader
 from tilewright.data.seeding import derive_seed
-from tilewright.data.skipping import no_usable_rows
+from tilewright.data.skipping import SkipReason, no_usable_rows
 from tilewright.data.token_cache import TokenCache
 
 
@@ -25,6 +25,7 @@ class TableDataset(torch.utils.data.Dataset):
     """
 
     def __init__(self, table: Dataset, reader: RowReader, caches: Sequence[TokenCache] = ()):
+        self.images = table.select_columns("image")
         self.table = table.select_columns("caption") if caches else table
         self.reader = reader
         self.caches = caches
@@ -46,9 +47,15 @@ class TableDataset(torch.utils.data.Dataset):
         seeded = [_with_seed(index) for index in indices]
         columns = self.table[[item.row for item in seeded]]
         images = columns.get("image", [None] * len(seeded))
-        return [
+        rows = [
             self.reader(image, caption, self._tokens(item), item.seed)
             for item, image, caption in zip(seeded, images, columns["caption"], strict=True)
+        ]
+        return [
+            SkipReason(row, self.images[item.row]["image"]["path"] or "")
+            if self.caches and isinstance(row, SkipReason)
+            else row
+            for item, row in zip(seeded, rows, strict=True)
         ]
 
     def _tokens(self, item: SeededIndex) -> Any | None:

@@ -162,8 +162,8 @@ def check(settings: Mapping[str, Any]) -> None:
         )
 
 
-def validations_warning(settings: Mapping[str, Any]) -> str | None:
-    """Returns a warning if a run is too short for a validation before its end."""
+def validations_note(settings: Mapping[str, Any]) -> str | None:
+    """Returns a line for the log if a run is too short for a validation before its end."""
     interval, steps = settings["val_check_interval"], settings["max_steps"]
     accumulated = settings["accumulate_grad_batches"]
     if settings["limit_val_batches"] == 0 or interval <= steps * accumulated:

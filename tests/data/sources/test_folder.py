@@ -36,6 +36,19 @@ def test_splits_depend_on_the_seed_and_not_on_the_place_of_the_folder(tmp_path):
     assert numbers_by_split(FolderSource(one, validation_fraction=0.3, seed=1).load()) != expected
 
 
+def test_log_has_the_sizes_of_the_splits_and_the_origin_of_validation(tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="tilewright")
+    write_folder(tmp_path, range(7))
+    splits = FolderSource(str(tmp_path), validation_fraction=0.5).load()
+    sizes = f"{len(splits['train'])} rows for training, {len(splits['validation'])} rows for"
+    assert caplog.messages[-1] == (
+        f"folder {str(tmp_path)!r}: {sizes} validation (held out by a hash of the images)"
+    )
+    write_folder(tmp_path / "test", range(7, 9))
+    FolderSource(str(tmp_path)).load()
+    assert "7 rows for training, 2 rows for validation (its split 'test'" in caplog.messages[-1]
+
+
 def test_copies_under_other_names_are_in_the_same_split(tmp_path, caplog):
     write_folder(tmp_path, range(40))
     write_folder(tmp_path / "again", range(40))
@@ -44,7 +57,7 @@ def test_copies_under_other_names_are_in_the_same_split(tmp_path, caplog):
     captions = {name: Counter(split["caption"]) for name, split in splits.items()}
     assert all(count == 2 for counts in captions.values() for count in counts.values())
     assert not set(captions["train"]) & set(captions["validation"])
-    assert [record.getMessage() for record in caplog.records] == [
+    assert [record.getMessage() for record in caplog.records][:-1] == [
         f"40 of 80 images of folder {str(tmp_path)!r} are copies, such as "
         f"{str(tmp_path / 'again' / '0.png')!r} of {str(tmp_path / '0.png')!r}: copies are in the "
         "same split"

@@ -1,10 +1,12 @@
 """HubSource: splits, columns, streaming and mistakes."""
 
+import base64
+
 import pytest
 from datasets import Dataset, DatasetDict, Image, List, Value
 
 from helpers.numbered_images import assert_load_fails, numbered_rows, numbers_by_split, png
-from tilewright.data.sources import HubSource
+from tilewright.data.sources import HubSource, ParquetSource
 
 
 def test_splits_of_the_dataset_are_used_and_columns_are_renamed(tmp_path):
@@ -95,8 +97,20 @@ def test_column_of_another_type_is_an_error(tmp_path):
     rows = numbered_rows(range(3)).add_column("id", [1, 2, 3])
     rows.save_to_disk(str(tmp_path / "set"))
     path = str(tmp_path / "set")
-    assert_load_fails(HubSource(path, caption_column="id"), "no text in column 'id'")
+    assert_load_fails(HubSource(path, caption_column="id"), "no text in column 'id'", "int64")
     assert_load_fails(HubSource(path, image_column="id"), "no images in column 'id'")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_images_in_base64_are_an_error(tmp_path, streaming):
+    images = [base64.b64encode(png(n)).decode() for n in range(3)]
+    rows = Dataset.from_dict({"image": images, "caption": ["x"] * 3})
+    rows.to_parquet(tmp_path / "train.parquet")
+    for source in (
+        HubSource(str(tmp_path), streaming=streaming),
+        ParquetSource(str(tmp_path)),
+    ):
+        assert_load_fails(source, "base64", "'image'", "'iVBORw0KGgo")
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -14,6 +14,9 @@ AnyDataset = TypeVar("AnyDataset", Dataset, IterableDataset)
 
 TEXT = ("string", "large_string")
 BYTES = ("binary", "large_binary")
+# Beginnings of PNG, JPEG, GIF and WebP in base64.
+BASE64_IMAGES = ("data:image/", "iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")
+MIN_BASE64 = 80  # characters, less than any image and more than a path that begins alike
 
 
 def select_image_and_caption(
@@ -40,14 +43,17 @@ def select_image_and_caption(
     if dataset.features is not None:
         if not _holds_images(dataset.features[image_column]):
             raise UserError(
-                f"{description} has no images in column {image_column!r}: set "
-                "data.source.image_column"
+                f"{description} has no images in column {image_column!r}, which is of type "
+                f"{_type(dataset, image_column)}: set data.source.image_column"
             )
         if not _holds_text(dataset.features[caption_column]):
             raise UserError(
-                f"{description} has no text in column {caption_column!r}: set "
-                "data.source.caption_column"
+                f"{description} has no text in column {caption_column!r}, which is of type "
+                f"{_type(dataset, caption_column)}: set data.source.caption_column, or store "
+                "strings"
             )
+        if is_value(dataset.features[image_column], TEXT):
+            _refuse_base64(dataset, image_column, description)
         # Cast first: streaming data decodes its images in any later step, even in a renaming.
         dataset = dataset.cast_column(image_column, Image(decode=False))
     dataset = dataset.select_columns([image_column, caption_column])
@@ -56,6 +62,20 @@ def select_image_and_caption(
     if isinstance(dataset, IterableDataset):  # rows without a caption are counted during training
         return dataset
     return _drop_uncaptioned(dataset, description).cast_column("image", Image())
+
+
+def _type(dataset: AnyDataset, column: str) -> str:
+    return str(dataset.features.arrow_schema.field(column).type)
+
+
+def _refuse_base64(dataset: AnyDataset, column: str, description: str) -> None:
+    """Raises a UserError if the first image of a column of strings is encoded in base64."""
+    first = next((row[column] or "" for row in dataset.select_columns([column])), "")
+    if len(first) >= MIN_BASE64 and first.startswith(BASE64_IMAGES):
+        raise UserError(
+            f"{description} has base64 text in column {column!r}, such as {first[:20]!r}…: store "
+            "the bytes of the images, or their paths"
+        )
 
 
 def _drop_uncaptioned(dataset: Dataset, description: str) -> Dataset:

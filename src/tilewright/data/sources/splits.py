@@ -71,7 +71,8 @@ def resolve_splits(
     """Renames the splits of a dataset to this project's names, and adds a validation split.
 
     Without a validation split, `test` becomes the validation split. Without both, `hold_out`
-    divides the training split. A single split is the training split, whatever its name.
+    divides the training split. A single split is the training split, whatever its name. One line of
+    the log has the sizes, and where the validation split comes from.
 
     Args:
         hold_out: divides rows into (train, validation).
@@ -89,11 +90,23 @@ def resolve_splits(
         resolved = {"train": next(iter(splits.values()))}
     if "train" not in resolved:
         raise UserError(f"{description} has no training split, only {', '.join(splits)}: {hint}")
+    origin = "its split 'validation'"
     if "validation" not in resolved and "test" in resolved:
         resolved["validation"] = resolved.pop("test")
+        origin = "its split 'test', because it has no split 'validation'"
     if "validation" not in resolved:
         resolved["train"], resolved["validation"] = hold_out(resolved["train"])
+        origin = "held out by a hash of the images"
+    log.info(
+        "%s: %s for training, %s for validation (%s)",
+        description, _size(resolved["train"]), _size(resolved["validation"]), origin,
+    )  # fmt: skip
     return resolved
+
+
+def _size(rows: Any) -> str:
+    is_streaming = isinstance(rows, IterableDataset)
+    return "an unknown number of rows" if is_streaming else f"{len(rows):,} rows"
 
 
 def hash_position(seed: int, identity: bytes | str) -> float:
