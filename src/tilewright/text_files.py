@@ -95,11 +95,32 @@ def decode_legacy(data: bytes, encoding: str) -> str | None:
     return None if text is None or CONTROL.search(text) else text
 
 
-def decode_text(data: bytes, name: str) -> str:
-    """Decodes text of any encoding. Logs the encoding if it is a guess.
+def check_encoding(encoding: str | None) -> None:
+    """Raises a UserError if a value of data.source.encoding is not a text encoding."""
+    try:
+        "".encode(encoding or "utf-8")
+    except LookupError as error:
+        raise UserError(
+            f"data.source.encoding={encoding} is not an encoding: set it to one such as cp1252, "
+            "or to null"
+        ) from error
+
+
+def non_ascii_example(text: str) -> str:
+    """Returns the first line that is not ASCII, for a message, with at most 60 characters."""
+    line = next((line for line in split_lines(text) if not line.isascii()), text).strip()
+    return repr(line if len(line) <= 60 else f"{line[:59]}…")
+
+
+def decode_text(
+    data: bytes, name: str, encoding: str | None = None, remedy: str = "save it as UTF-8"
+) -> str:
+    """Decodes text of any encoding. Logs the encoding, with an example, if it is a guess.
 
     Args:
         name: name of the file, for messages.
+        encoding: encoding of text that is not Unicode. None guesses it.
+        remedy: advice for a wrong guess.
 
     Raises:
         UserError: the bytes are not text.
@@ -107,40 +128,53 @@ def decode_text(data: bytes, name: str) -> str:
     text = decode_unicode(data)
     if text is not None:
         return text
-    encoding = guess_encoding([data])
+    is_guess = encoding is None
+    encoding = encoding or guess_encoding([data])
     text = decode_legacy(data, encoding) if encoding else None
+    if text is None and not is_guess:
+        raise UserError(f"{name} is not {encoding} text: correct data.source.encoding")
     if text is None:
         if _is_damaged_utf8(data):
             line = data[: _first_invalid_byte(data)].count(b"\n") + 1
             raise UserError(f"{name}, line {line} is not valid UTF-8: correct or remove the line")
         raise UserError(f"{name} is not text in any known encoding: save it as UTF-8")
-    log.warning("%s is not UTF-8 and is read as %s: if that is wrong, save it as UTF-8", name,
-                encoding)  # fmt: skip
+    if not is_guess:
+        return text
+    log.warning(
+        "%s is not UTF-8 and is read as %s, which gives %s: if that is wrong, %s",
+        name, encoding, non_ascii_example(text), remedy,
+    )  # fmt: skip
     return text
 
 
-def decode_texts(contents: Mapping[Path, bytes]) -> dict[Path, str]:
+def decode_texts(contents: Mapping[Path, bytes], encoding: str | None = None) -> dict[Path, str]:
     """Decodes files that were written together. Files that are not text are left out.
 
-    Their encoding is guessed from all of them. One line of the log counts those that are not UTF-8.
+    One line of the log counts the files whose encoding is a guess.
+
+    Args:
+        encoding: encoding of files that are not Unicode. None guesses it from all of them.
     """
     texts = {file: decode_unicode(data) for file, data in contents.items()}
     others = {file: contents[file] for file, text in texts.items() if text is None}
-    encoding = guess_encoding(others.values()) if others else None
+    is_guess = encoding is None
+    if is_guess and others:
+        encoding = guess_encoding(others.values())
     if encoding:
         texts |= {file: decode_legacy(data, encoding) for file, data in others.items()}
-        decoded = [file for file in others if texts[file] is not None]
-        if decoded:
+        decoded = {file: text for file in others if (text := texts[file]) is not None}
+        if decoded and is_guess:
+            file, text = next(iter(decoded.items()))
             log.warning(
-                "%d of %d text files are not UTF-8 and are read as %s, such as %s: if that is "
-                "wrong, save them as UTF-8",
-                len(decoded), len(contents), encoding, decoded[0],
+                "%d of %d text files are not UTF-8 and are read as %s, such as %s (%s): if that is "
+                "wrong, set data.source.encoding",
+                len(decoded), len(contents), encoding, file, non_ascii_example(text),
             )  # fmt: skip
     return {file: text for file, text in texts.items() if text is not None}
 
 
-def read_text(path: Path) -> str:
-    """Reads a text file of any encoding.
+def read_text(path: Path, **options: Any) -> str:
+    """Reads a text file of any encoding. See `decode_text` for the options.
 
     Raises:
         UserError: the file cannot be read or is not text.
@@ -149,7 +183,7 @@ def read_text(path: Path) -> str:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): check the path") from error
-    return decode_text(data, str(path))
+    return decode_text(data, str(path), **options)
 
 
 def split_lines(text: str) -> list[str]:
@@ -157,9 +191,12 @@ def split_lines(text: str) -> list[str]:
     return re.split(r"\r\n|\r|\n", text)
 
 
-def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields the records of a .jsonl, .csv or .tsv file of any encoding. See `parse_records`."""
-    return parse_records(read_text(path), path.suffix.lower(), str(path))
+def read_records(path: Path, **options: Any) -> Iterator[dict[str, Any]]:
+    """Yields the records of a .jsonl, .csv or .tsv file of any encoding.
+
+    See `parse_records`, and `decode_text` for the options.
+    """
+    return parse_records(read_text(path, **options), path.suffix.lower(), str(path))
 
 
 def parse_records(text: str, suffix: str, name: str) -> Iterator[dict[str, Any]]:

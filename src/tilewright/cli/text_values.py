@@ -69,6 +69,7 @@ TEXT_KEYS: dict[str, tuple[str, ...]] = {
     "data.source.split": NULL,
     "data.source.*_column": NULL,
     "data.source.caption_field": NULL,
+    "data.source.encoding": NULL,
     "metric.split": (),
 }
 # Text keys with a meaning for empty text, such as a caption.

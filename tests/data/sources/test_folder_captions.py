@@ -27,11 +27,11 @@ def visible_log(caplog):
     caplog.set_level(logging.INFO)
 
 
-def read(root, column=None, per_file="auto"):
+def read(root, column=None, per_file="auto", encoding=None):
     """Returns captions by the name of the image."""
     listing = list_files(root)
     images = [file for file in listing.files if file.suffix.lower() == ".png"]
-    found = read_captions(listing, images, column, per_file)
+    found = read_captions(listing, images, column, per_file, encoding)
     return {image.relative_to(root).as_posix(): texts for image, texts in found.items()}
 
 
@@ -87,6 +87,7 @@ def test_captions_in_any_encoding_are_read(tmp_path, caplog, form, encoding):
     assert ("read as cp1252" in caplog.text) == (encoding == "cp1252")
     if form == "txt" and encoding == "cp1252":
         assert "2 of 3 text files are not UTF-8" in caplog.text
+        assert "('ein grüner Kreis')" in caplog.text
         assert "0.txt" in caplog.text
 
 
@@ -247,3 +248,55 @@ def test_metadata_without_rows_is_named(tmp_path, caplog):
         UserError, match=r"metadata\.csv has no rows; .*metadata\.jsonl has no rows"
     ):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["1.txt", "metadata.csv"])
+def test_the_encoding_can_be_set(tmp_path, caplog, name):
+    touch(tmp_path, "1.png")
+    table = "file_name,caption\n1.png," if name == "metadata.csv" else ""
+    (tmp_path / name).write_text(table + "красный круг", encoding="koi8-r")
+    assert read(tmp_path, encoding="koi8-r") == {"1.png": ["красный круг"]}
+    assert not caplog.records
+    with pytest.raises(UserError, match="encoding=koi9 is not an encoding"):
+        read(tmp_path, encoding="koi9")
+
+
+@pytest.mark.parametrize("text", ["{no", '["a"]', '"a"', '{"title": "a"}'])
+def test_json_files_without_a_caption_are_counted(tmp_path, caplog, text):
+    touch(tmp_path, "1.png", "2.png")
+    (tmp_path / "1.json").write_text(text)
+    (tmp_path / "2.json").write_text('{"caption": "b"}')
+    assert read(tmp_path) == {"2.png": ["b"]}
+    assert "1 text file(s) are not a JSON object with a caption in" in caplog.text
+    assert "'1.json'" in caplog.text
+
+
+def test_columns_may_differ_in_case_and_spaces(tmp_path):
+    touch(tmp_path, "1.png")
+    write_metadata(tmp_path, {"File_Name": "1.png", " Caption ": "a"})
+    assert read(tmp_path) == {"1.png": ["a"]}
+    write_metadata(tmp_path, {"path": "1.png", "caption": "a"})
+    with pytest.raises(UserError, match="only path, caption: rename the column"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("notes.xyz", "the file is not an image"),
+        ("0", "it may mean 0.jpg or 0.png"),
+        (None, "it is not a name"),
+        ("3.png", "there is no such file"),
+    ],
+)
+def test_the_reason_why_a_row_names_no_image_is_shown(tmp_path, caplog, name, reason):
+    touch(tmp_path, "0.png", "0.jpg", "1.png", "notes.xyz")
+    write_metadata(
+        tmp_path,
+        {"file_name": "1.png", "caption": "a"},
+        {"file_name": name, "caption": "b"},
+    )
+    listing = list_files(tmp_path)
+    images = listing.select({".png", ".jpg"})
+    assert list(read_captions(listing, images, None, "auto").values()) == [["a"]]
+    assert reason in caplog.text

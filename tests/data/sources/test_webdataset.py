@@ -329,7 +329,18 @@ def test_captions_in_another_encoding_are_read(tmp_path, caplog):
         shard(tmp_path / f"{name}.tar", members)
     rows = load_rows(WebDatasetSource(str(tmp_path)))["train"]
     assert sorted(row["caption"] for row in rows) == sorted([*texts, "später"])
-    assert "that are not UTF-8 are read as cp1252, such as 0.txt" in caplog.text
+    assert (
+        "that are not UTF-8 are read as cp1252, such as 0.txt ('ein grüner Kreis')" in caplog.text
+    )
+
+
+def test_the_encoding_of_captions_can_be_set(tmp_path, caplog):
+    members = [("1.jpg", encode_image(1)), ("1.txt", "красный круг".encode("koi8-r"))]
+    for name in ("train", "val"):
+        shard(tmp_path / f"{name}.tar", members)
+    rows = load_rows(WebDatasetSource(str(tmp_path), encoding="koi8-r"))["train"]
+    assert [row["caption"] for row in rows] == ["красный круг"]
+    assert "are read as" not in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ class FolderSource:
         caption_column: column of the captions in the metadata. None uses `caption` or `text`.
         captions_per_file: captions in a text file: "lines" for one per line, "one", or "auto",
             which chooses by the form of the lines.
+        encoding: encoding of captions and metadata that are not Unicode. None guesses it.
         validation_fraction: share of the images to hold out if there is neither a `validation`
             nor a `test` folder. A hash of the seed and the file's bytes chooses them.
         seed: seed of that choice.
@@ -45,6 +46,7 @@ class FolderSource:
     path: str
     caption_column: str | None = None
     captions_per_file: CaptionsPerFile = "auto"
+    encoding: str | None = None
     validation_fraction: float = 0.05
     seed: int = 0
 
@@ -54,7 +56,9 @@ class FolderSource:
         listing = self._list_files(root)
         images = self._select_images(listing)
         splits: dict[str, dict[Path, list[str]]] = defaultdict(dict)
-        captions = read_captions(listing, images, self.caption_column, self.captions_per_file)
+        captions = read_captions(
+            listing, images, self.caption_column, self.captions_per_file, self.encoding
+        )
         for image, texts in captions.items():
             top = image.relative_to(root).parts[0].lower()
             splits[NAME_TO_SPLIT.get(top, "train")][image] = texts

@@ -10,6 +10,7 @@ from tilewright.data.sources.folder_sidecars import read_sidecars
 from tilewright.data.sources.listing import Listing
 from tilewright.data.sources.text_captions import CaptionsPerFile
 from tilewright.errors import UserError
+from tilewright.text_files import check_encoding
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +20,7 @@ def read_captions(
     images: Sequence[Path],
     caption_column: str | None,
     captions_per_file: CaptionsPerFile,
+    encoding: str | None = None,
 ) -> dict[Path, list[str]]:
     """Returns the captions of each captioned image, in the order of the images.
 
@@ -28,10 +30,11 @@ def read_captions(
     Raises:
         UserError: no image has a caption, or a metadata file is malformed.
     """
+    check_encoding(encoding)
     columns = CAPTION_COLUMNS if caption_column is None else (caption_column,)
-    captions, problems = read_metadata(listing, images, columns)
+    captions, problems = read_metadata(listing, images, columns, encoding)
     from_sidecars, sidecar_problems = read_sidecars(
-        listing, images, captions, columns, captions_per_file
+        listing, images, captions, columns, captions_per_file, encoding
     )
     captions |= from_sidecars
     problems += sidecar_problems

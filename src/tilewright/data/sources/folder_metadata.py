@@ -1,7 +1,7 @@
 """Captions of the images in a folder, from metadata.jsonl, metadata.csv and metadata.tsv."""
 
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from functools import cached_property
 from os.path import normpath
@@ -18,7 +18,7 @@ METADATA = {f"metadata{suffix}" for suffix in RECORD_SUFFIXES}
 
 
 def read_metadata(
-    listing: Listing, images: Sequence[Path], columns: Sequence[str]
+    listing: Listing, images: Sequence[Path], columns: Sequence[str], encoding: str | None
 ) -> tuple[dict[Path, list[str]], list[str]]:
     """Returns the captions in the metadata files by image, and messages about unusable rows.
 
@@ -26,6 +26,7 @@ def read_metadata(
 
     Args:
         columns: columns that may hold the caption, in order of preference.
+        encoding: data.source.encoding.
 
     Raises:
         UserError: a file is malformed or lacks a column.
@@ -37,7 +38,10 @@ def read_metadata(
         if file.name.lower() not in METADATA:
             continue
         title = str(file.relative_to(listing.root.parent))
-        records = list(read_records(file))
+        records = [
+            _rename_columns(record, ("file_name", *columns))
+            for record in read_records(file, encoding=encoding, remedy="set data.source.encoding")
+        ]
         _check_columns(records, columns, title)
         file_names = [record.get("file_name") for record in records]
         matches = names.match(file.parent, file_names)
@@ -53,8 +57,7 @@ def read_metadata(
             example = file_names[matches.index(None)]
             problems.append(
                 f"{matches.count(None)} of {len(records)} rows of {title} do not name an image, "
-                f"such as {_shorten(example)}: write file_name relative to the folder of "
-                f"{file.name}"
+                f"such as {_shorten(example)}: {names.explain(file, example)}"
             )
         if defects:
             problems.append(f"{title} has values that are not used as captions: {defects}")
@@ -85,6 +88,21 @@ class ImageNames:
                 matches[index] = candidates.pop() if len(candidates) == 1 else None
         return matches
 
+    def explain(self, metadata: Path, name: Any) -> str:
+        """Returns the reason why a name in a metadata file does not match, and a remedy."""
+        text = _as_text(name)
+        if not text:
+            return "it is not a name, so write one in file_name"
+        candidates = sorted(str(image) for image in self._candidates(metadata.parent, text))
+        if len(candidates) > 1:
+            names = " or ".join(Path(image).name for image in candidates[:2])
+            return f"it may mean {names}, so write the whole name"
+        if candidates:
+            return f"another row names {Path(candidates[0]).name}, so name another image"
+        if (metadata.parent / text).is_file():
+            return "the file is not an image with the ending of a format that can be read"
+        return f"there is no such file, so write file_name relative to {metadata.name}"
+
     def _candidates(self, folder: Path, name: str) -> set[Path | None]:
         path = name.replace("\\", "/").lstrip("/")
         return {
@@ -106,6 +124,21 @@ class ImageNames:
         return similar
 
 
+def _rename_columns(record: dict[str, Any], expected: Sequence[str]) -> dict[str, Any]:
+    """Returns a record in which `File_Name` and ` Caption ` have the expected names.
+
+    A column keeps its name if the record also has the expected one, or a second similar one.
+    """
+    similar = Counter(similar_name(column).strip() for column in record)
+    names = {similar_name(name).strip(): name for name in expected}
+    return {
+        names[key]
+        if (key := similar_name(column).strip()) in names and similar[key] == 1
+        else column: value
+        for column, value in record.items()
+    }
+
+
 def similar_name(path: str) -> str:
     """Returns a path normalized to one case and one Unicode form, for comparisons."""
     return unicodedata.normalize("NFC", path).casefold()
@@ -125,7 +158,10 @@ def _shorten(value: Any) -> str:
 
 def _check_columns(records: list[dict[str, Any]], columns: Sequence[str], title: str) -> None:
     existing = {column: None for record in records for column in record}
-    for choices, hint in ((("file_name",), "add it"), (columns, "set data.source.caption_column")):
+    for choices, hint in (
+        (("file_name",), "rename the column with the names of the images, or add it"),
+        (columns, "set data.source.caption_column, or rename the column"),
+    ):
         if records and not any(choice in existing for choice in choices):
             raise UserError(
                 f"{title} has no column {choices[0]!r}, only {', '.join(existing)}: {hint}"

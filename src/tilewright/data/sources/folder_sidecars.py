@@ -25,6 +25,7 @@ def read_sidecars(
     captioned: Container[Path],
     columns: Sequence[str],
     captions_per_file: CaptionsPerFile,
+    encoding: str | None,
 ) -> tuple[dict[Path, list[str]], list[str]]:
     """Returns the captions in files beside images, and messages about files that are not used.
 
@@ -35,10 +36,11 @@ def read_sidecars(
         captioned: images that already have captions.
         columns: fields of a .json that may hold the caption, in order of preference.
         captions_per_file: data.source.captions_per_file.
+        encoding: data.source.encoding.
     """
     sidecars = _sidecars_by_image(listing, images)
     needed = {file for image in images if image not in captioned for file in sidecars[image]}
-    texts, unreadable = _read_texts(sorted(needed))
+    texts, unreadable = _read_texts(sorted(needed), encoding)
     plain = {file: text for file, text in texts.items() if _is_text(file)}
     per_line = lines_are_captions(
         captions_per_file, {_name(file, listing): text for file, text in plain.items()}
@@ -46,6 +48,7 @@ def read_sidecars(
     captions: dict[Path, list[str]] = {}
     unused: list[Path] = []
     defects = DefectCounts()
+    without_caption: list[Path] = []
     for image in images:
         for file in sidecars[image]:
             if image in captioned or image in captions:
@@ -56,6 +59,8 @@ def read_sidecars(
                     if _is_text(file)
                     else _parse_json(texts[file], columns)
                 )
+                if values is None:
+                    without_caption.append(file)
                 usable, reasons = find_captions(values)
                 if values is not None:
                     defects.add(_name(file, listing), reasons)
@@ -67,6 +72,11 @@ def read_sidecars(
         f"{len(files)} text file(s) {reason}, such as {_name(files[0], listing)}: {advice}"
         for files, reason, advice in (
             (unreadable, "cannot be read", "make them readable, in UTF-8"),
+            (
+                without_caption,
+                f"are not a JSON object with a caption in {' or '.join(columns)}",
+                "correct them, or set data.source.caption_column",
+            ),
             (unmatched, "do not match an image", "give an image and its text file the same name"),
             (
                 [file for file in unused if _is_text(file)],
@@ -96,7 +106,7 @@ def _sidecars_by_image(listing: Listing, images: Sequence[Path]) -> dict[Path, l
     return sidecars
 
 
-def _read_texts(files: Sequence[Path]) -> tuple[dict[Path, str], list[Path]]:
+def _read_texts(files: Sequence[Path], encoding: str | None) -> tuple[dict[Path, str], list[Path]]:
     """Returns the texts of files that are not blank, and the files that cannot be read."""
     contents: dict[Path, bytes] = {}
     unreadable: list[Path] = []
@@ -105,7 +115,7 @@ def _read_texts(files: Sequence[Path]) -> tuple[dict[Path, str], list[Path]]:
             contents[file] = file.read_bytes()
         except OSError:
             unreadable.append(file)
-    texts = decode_texts(contents)
+    texts = decode_texts(contents, encoding)
     unreadable += [file for file in contents if file not in texts]
     return {file: text for file, text in texts.items() if text.strip()}, sorted(unreadable)
 

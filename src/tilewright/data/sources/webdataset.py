@@ -34,7 +34,13 @@ from tilewright.data.sources.tar_members import BROKEN_SHARD, MissingEndError, r
 from tilewright.data.sources.tar_samples import PairFormat, Sample, is_json, read_samples
 from tilewright.data.sources.text_captions import CaptionsPerFile, lines_are_captions
 from tilewright.errors import UserError, first_line
-from tilewright.text_files import decode_unicode, guess_encoding
+from tilewright.text_files import (
+    check_encoding,
+    decode_legacy,
+    decode_unicode,
+    guess_encoding,
+    non_ascii_example,
+)
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +76,7 @@ class WebDatasetSource:
             `text`.
         captions_per_file: captions in a text member: "lines" for one per line, "one", or "auto",
             which chooses by the form of the lines in the first members.
+        encoding: encoding of captions that are not Unicode. None guesses it by the first members.
         streaming: read during training. False first copies all pairs to the cache of `datasets`.
         validation_fraction: share of the training images to hold out if there is no file for
             validation.
@@ -81,6 +88,7 @@ class WebDatasetSource:
     caption_keys: str | Sequence[str] = CAPTION_KEYS
     caption_field: str | None = None
     captions_per_file: CaptionsPerFile = "auto"
+    encoding: str | None = None
     streaming: bool = True
     validation_fraction: float = 0.05
     seed: int = 0
@@ -88,6 +96,7 @@ class WebDatasetSource:
     def load(self) -> DatasetDict | IterableDatasetDict:
         """Loads the splits. See `Source.load`."""
         description = f"webdataset at {self.path!r}"
+        check_encoding(self.encoding)
         files = self.files()
         pair_format = self._choose_format(files[0])
         splits = {
@@ -189,12 +198,16 @@ class WebDatasetSource:
             if (key := pair_format.caption_key(sample))
         }
         legacy = {name: text for name, text in contents.items() if decode_unicode(text) is None}
-        encoding = guess_encoding(legacy.values()) if legacy else None
-        if encoding:
+        encoding = self.encoding or (guess_encoding(legacy.values()) if legacy else None)
+        examples = (
+            (name, decode_legacy(text, encoding)) for name, text in legacy.items() if encoding
+        )
+        name, example = next(((name, text) for name, text in examples if text), ("", ""))
+        if example and not self.encoding:
             log.warning(
-                "captions in %s that are not UTF-8 are read as %s, such as %s: if that is wrong, "
-                "save them as UTF-8",
-                shard, encoding, next(iter(legacy)),
+                "captions in %s that are not UTF-8 are read as %s, such as %s (%s): if that is "
+                "wrong, set data.source.encoding",
+                shard, encoding, name, non_ascii_example(example),
             )  # fmt: skip
         pair_format = replace(pair_format, encoding=encoding)
         texts = {
