@@ -399,6 +399,12 @@ def test_a_table_has_rows_without_an_image_and_counts_captions_that_are_not_text
     assert "2 of 6 rows" in caplog.text
 
 
+def test_a_table_without_captions_is_an_error_with_the_counts(tmp_path):
+    shard(tmp_path / "a.tar", [("5.jpg", encode_image(5)), ("5.txt", "nan")])
+    with pytest.raises(UserError, match=r"1 × no caption, such as 5\.txt.*caption_keys"):
+        WebDatasetSource(str(tmp_path), streaming=False).load()
+
+
 def test_a_missing_shard_of_a_table_is_an_error(tmp_path):
     shard(tmp_path / "a.tar", pairs(range(3)))
     (tmp_path / "b.tar").symlink_to("nowhere")

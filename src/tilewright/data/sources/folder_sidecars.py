@@ -71,7 +71,7 @@ def read_sidecars(
     problems = [
         f"{len(files)} text file(s) {reason}, such as {_name(files[0], listing)}: {advice}"
         for files, reason, advice in (
-            (unreadable, "cannot be read", "make them readable, in UTF-8"),
+            (unreadable, "cannot be read", "make them readable, in UTF-8 or data.source.encoding"),
             (
                 without_caption,
                 f"are not a JSON object with a caption in {' or '.join(columns)}",

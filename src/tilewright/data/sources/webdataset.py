@@ -237,14 +237,14 @@ class WebDatasetSource:
                 "set data.source.streaming=true to read the shards during training"
             ) from error
         problems = [problem for problem in rows["problem"] if problem]
-        for problem in problems:
-            log.warning(problem)
         count = len(rows) - len(problems)
         if not count:
             raise UserError(
                 f"{description} has no caption in any row ({'; '.join(problems)}): set "
                 "data.source.caption_keys or data.source.caption_field"
             )
+        for problem in problems:
+            log.warning(problem)
         return select_image_and_caption(rows.select(range(count)), "image", "caption", description)
 
 
