@@ -243,6 +243,36 @@ CASES = {
         None,
         ["run_name=other cannot rename", "leave run_name out"],
     ),
+    "metric of training": (
+        "train",
+        [*DVAE, "resume=true", "trainer.max_steps=9", "monitor=train/loss"],
+        None,
+        ["monitor=train/loss is not measured at validations"],
+    ),
+    "number as a learning rate": (
+        "train",
+        [*DVAE, "model.learning_rate=1e-3"],
+        None,
+        ["set one, model.learning_rate.then.start=…"],
+    ),
+    "float as a number of updates": (
+        "train",
+        [*DVAE, "trainer.max_steps=1e1"],
+        None,
+        ["trainer.max_steps=10.0 is not possible", "(write 10)"],
+    ),
+    "no caption in training": (
+        "train",
+        [*PRIOR, "model.caption_dropout=1"],
+        None,
+        ["model.caption_dropout=1 empties every caption"],
+    ),
+    "heads that do not divide the width": (
+        "train",
+        [*PRIOR, "model.network.heads=3", "model.network.dim=32"],
+        None,
+        ["dim=32 is not a multiple of heads=3"],
+    ),
     "run name outside of the logs": (
         "train",
         [*DVAE, "run_name=../../escape"],

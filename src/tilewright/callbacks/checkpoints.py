@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from tilewright import runs
-from tilewright.callbacks.monitoring import monitored_value
+from tilewright.callbacks.monitoring import check_monitor, monitored_value
 from tilewright.distributed import launch
 from tilewright.training.trainer import is_accumulating
 
@@ -28,6 +28,11 @@ class UpdateBoundaryCheckpoint(ModelCheckpoint):
     """
 
     _pending = False
+
+    def __init__(self, *arguments: Any, **named_arguments: Any):
+        super().__init__(*arguments, **named_arguments)
+        if self.monitor is not None:
+            check_monitor(self.monitor)
 
     @property
     def run(self) -> Path:

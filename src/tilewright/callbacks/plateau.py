@@ -6,7 +6,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from tilewright.callbacks.monitoring import monitored_value
+from tilewright.callbacks.monitoring import check_monitor, monitored_value
 from tilewright.checks import check_number, check_whole
 
 log = logging.getLogger(__name__)
@@ -34,6 +34,7 @@ class HalveOnPlateau(pl.Callback):
         min_delta: float = 1e-3,
         grace_updates: int = 0,
     ):
+        check_monitor(monitor)
         check_whole("callbacks.plateau.patience", patience)
         check_whole("callbacks.plateau.max_halvings", max_halvings, 0)
         check_number("callbacks.plateau.min_delta", min_delta, 0)

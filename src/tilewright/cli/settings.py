@@ -1,6 +1,7 @@
 """Settings of this command line: chosen options, overrides, names, and missing values."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tilewright.checks import MAX_SEED, check_flag, check_whole, format_value
 from tilewright.cli import text_values
 from tilewright.configs import escape
 from tilewright.errors import UserError
+from tilewright.training.schedules import PEAK
 
 # Keys that name a run or a sweep. They do not describe the training.
 RUN_NAMES = {"resume", "run_name", "run", "sweep"}
@@ -100,13 +102,26 @@ def _check_kind(key: str, default: Any, value: Any) -> None:
     elif isinstance(default, bool) and key != "compile":  # which is also `auto`
         check_flag(key, value)
     elif isinstance(default, DictConfig) and not isinstance(value, DictConfig):
-        names = [str(name) for name in default if not str(name).startswith("_")]
-        example = f"{key}.{names[0] if names else 'KEY'}=…"
-        raise UserError(f"{key}={value} does not fit, because {key} has keys: set one, {example}")
+        names = list(_leaves(default)) or ["KEY"]
+        peaks = [name for name in names if name.rpartition(".")[2] in PEAK]
+        raise UserError(
+            f"{key}={value} does not fit, because {key} has keys: set one, "
+            f"{key}.{(peaks or names)[0]}=…"
+        )
     elif isinstance(default, ListConfig) and isinstance(value, str):
         raise UserError(f"{key}={value} is not a list: write {key}=[{value}]")
     elif isinstance(default, str) and OmegaConf.is_config(value):
         raise UserError(f"{key}={value} is not one value: set one, such as {key}={default}")
+
+
+def _leaves(config: DictConfig) -> Iterator[str]:
+    """Yields the keys of a branch's values, without private ones such as `_target_`."""
+    for name, value in config.items():
+        key = str(name)
+        if isinstance(value, DictConfig):
+            yield from (f"{key}.{leaf}" for leaf in _leaves(value))
+        elif not key.startswith("_"):
+            yield key
 
 
 def job_name(name: str) -> str:

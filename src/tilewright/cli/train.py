@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tilewright import files, program, runs
+from tilewright.checks import format_value
 from tilewright.cli import app, settings
 from tilewright.cli.resume import resumed_config
 from tilewright.configs import escape, instantiate
@@ -178,6 +179,8 @@ def build_trainer(config: DictConfig) -> "pl.Trainer":
 
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # they advertise features
+    check_accelerator(config.trainer.accelerator)  # before slow imports of callbacks
+    precision = resolve_precision(config.trainer.precision, config.trainer.accelerator)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     callbacks = _build_each(config.callbacks)
     if not any(isinstance(callback, Checkpoint) for callback in callbacks):
@@ -185,11 +188,10 @@ def build_trainer(config: DictConfig) -> "pl.Trainer":
             "callbacks has no checkpoint, and a run needs one: keep callbacks.last or "
             "callbacks.best"
         )
-    check_accelerator(config.trainer.accelerator)
     trainer = instantiate(
         config.trainer,
         devices=launch.devices(config),
-        precision=resolve_precision(config.trainer.precision, config.trainer.accelerator),
+        precision=precision,
         logger=_build_each(config.logger),
         callbacks=callbacks,
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
@@ -299,7 +301,7 @@ def begin(config: DictConfig, trainer: "pl.Trainer", data: Any, checkpoint: Path
 def describe_sampling(config: DictConfig) -> str:
     """Returns a prior's recommended sampling as keys of the command line."""
     keys = [key for key in config.sampling if key != "_target_"]
-    return " ".join(f"sampling.{key}={config.sampling[key]}" for key in keys)
+    return " ".join(f"sampling.{key}={format_value(config.sampling[key])}" for key in keys)
 
 
 def check_same_sources(config: DictConfig, first: DictConfig) -> None:

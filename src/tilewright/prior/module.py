@@ -59,6 +59,11 @@ class PriorModule(StageModule):
         super().__init__()
         check_optimizer(learning_rate, weight_decay, betas, eps)
         check_number("model.caption_dropout", caption_dropout, 0, 1)
+        if caption_dropout == 1:
+            raise UserError(
+                f"model.caption_dropout={caption_dropout} empties every caption, so that prompts "
+                "have no effect: set a number below 1"
+            )
         check_number("model.image_dropout", image_dropout, 0, 1)
         if variance_clip is not None:
             check_number("model.variance_clip", variance_clip, 0, exclusive=True)

@@ -67,6 +67,8 @@ class Transformer(nn.Module):
         super().__init__()
         for name, number in {"dim": dim, "depth": depth, "heads": heads}.items():
             check_whole(f"model.network.{name}", number)
+        if dim % heads:  # before rotary positions report the width of a head
+            raise ValueError(f"dim={dim} is not a multiple of heads={heads}: change one of them")
         patterns = layer_patterns(pattern, depth)
         self.stream = stream
         self.learned_positions = positions == "learned"

@@ -152,8 +152,11 @@ def check(settings: Mapping[str, Any]) -> None:
             raise UserError(message)
         rule = RULES.get(key)
         if rule is not None and not rule.accepts(value):
+            is_integral = isinstance(value, float) and value.is_integer()
+            integer = f" (write {int(value)})" if is_integral and rule.accepts(int(value)) else ""
             raise UserError(
-                f"trainer.{key}={format_value(value)} is not possible: set {rule.description}"
+                f"trainer.{key}={format_value(value)} is not possible: set "
+                f"{rule.description}{integer}"
             )
     if (settings.get("min_steps") or 0) > settings["max_steps"]:
         raise UserError(
