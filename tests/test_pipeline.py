@@ -147,6 +147,14 @@ def test_captions_are_a_list_of_strings(model, captions):
         model.complete(captions)
 
 
+@pytest.mark.parametrize("sampling", [3, 0, {"temperature": 1}])
+def test_a_sampling_of_another_type_is_refused(model, sampling):
+    with pytest.raises(UserError, match="is not a Sampling: write it like"):
+        model(CAPTIONS, sampling=sampling)
+    with pytest.raises(UserError, match="is not a Sampling: write it like"):
+        model.complete(CAPTIONS, sampling=sampling)
+
+
 def test_guidance_and_likelihood_ranker_need_a_prior_that_has_seen_empty_captions(model):
     def remake(caption_dropout):
         parts = (model.prior, model.image_tokenizer, model.tokenizer)
@@ -210,9 +218,11 @@ def test_one_warning_shows_where_a_caption_is_cut(model, caplog):
         model([caption], sampling=Sampling(0))
     (message,) = caplog.messages
     assert message == (
-        "1 caption is longer than 8 text tokens and cut after 'a red circle a blue ring red': "
-        "'circle blue ring' has no effect"
+        "1 caption is longer than 8 text tokens and cut: it keeps 'a red circle a blue ring red' "
+        "and drops 'circle blue ring'"
     )
     assert model.truncation_warning(CAPTIONS) is None
     two = model.truncation_warning([*CAPTIONS, caption, caption])
-    assert two.startswith("2 captions are longer than 8 text tokens and cut, for example after")
+    assert two.startswith(
+        "2 captions are longer than 8 text tokens and cut: for example, one keeps"
+    )

@@ -320,7 +320,7 @@ class TextToImage:
         """
         check_whole("n", n)
         check_whole("batch_size", batch_size)
-        sampling = sampling or self.sampling
+        sampling = self._resolve_sampling(sampling)
         self.check_supports(sampling)
         text = self._encode_captions(captions)
         # Converts the weights here, not once per batch.
@@ -406,7 +406,7 @@ class TextToImage:
         An empty caption is a valid beginning.
         """
         text = self._encode_captions(captions)
-        sampling = sampling or self.sampling
+        sampling = self._resolve_sampling(sampling)
         return self.tokenizer.decode(complete(self.prior, text, sampling=sampling, seed=seed))
 
     def log_likelihood(self, captions: Sequence[str], images: Tensor) -> tuple[Tensor, Tensor]:
@@ -417,6 +417,16 @@ class TextToImage:
         """
         text = self._encode_captions(captions)
         return log_likelihood(self.prior, text, self.image_tokenizer.encode(images.to(self.device)))
+
+    def _resolve_sampling(self, sampling: Sampling | None) -> Sampling:
+        """Returns the sampling of a call, or the default for None."""
+        if sampling is None:
+            return self.sampling
+        if not isinstance(sampling, Sampling):
+            raise UserError(
+                f"sampling={sampling!r} is not a Sampling: write it like Sampling(temperature=0.5)"
+            )
+        return sampling
 
     def _encode_captions(self, captions: Sequence[str]) -> Tensor:
         """Returns the text tokens [C, T] of captions, on the prior's device."""
@@ -451,10 +461,10 @@ class TextToImage:
         kept, dropped = truncations[0]
         count = len(truncations)
         subject = "1 caption is" if count == 1 else f"{count} captions are"
-        example = "" if count == 1 else ", for example"
+        example = "it" if count == 1 else "for example, one"
         return (
-            f"{subject} longer than {self.tokenizer.length} text tokens and cut{example} after "
-            f"{_shorten(kept, from_end=True)!r}: {_shorten(dropped)!r} has no effect"
+            f"{subject} longer than {self.tokenizer.length} text tokens and cut: {example} keeps "
+            f"{_shorten(kept, from_end=True)!r} and drops {_shorten(dropped)!r}"
         )
 
     def _encode_top_rows(self, image_prompt: Image.Image | None, rows: int) -> Tensor | None:

@@ -560,6 +560,60 @@ CASES = {
         write_images,
         ["rows"],
     ),
+    "column without a file": (
+        "generate",
+        [RED, "caption_column=a"],
+        None,
+        ["caption_column=a needs a file: set prompts=FILE"],
+    ),
+    **{
+        f"{argument} without candidates": (
+            "generate",
+            [RED, argument],
+            None,
+            [f"{argument} ranks nothing: set best_of=N"],
+        )
+        for argument in ("ranker=likelihood", "ranker.run=/no")
+    },
+    **{
+        f"{argument} of a dVAE": (
+            "export",
+            ["out={cache}/m", "run={dvae}", argument],
+            None,
+            [f"{argument.partition('=')[0]}= needs a prior"],
+        )
+        for argument in ("n=2", "captions=2", RED)
+    },
+    "export of no caption": (
+        "export",
+        ["out={cache}/m", "captions=0"],
+        None,
+        ["captions=0 is not possible"],
+    ),
+    "export of captions of two kinds": (
+        "export",
+        ["out={cache}/m", RED, "captions=2"],
+        None,
+        ["prompt= and captions= are both set"],
+    ),
+    "sampling as an option": (
+        "export",
+        ["out={cache}/m", "sampling=paper"],
+        None,
+        ["sampling.temperature=1 sampling.guidance=1"],
+    ),
+    "data without a name": (
+        "eval",
+        ["metric=fid", "data.source.validation=20"],
+        None,
+        ["add data=NAME"],
+    ),
+    "too few images for a distance": (
+        "eval",
+        ["metric=fid", "images=1", "device=cpu"],
+        None,
+        ["error: images=1 is not possible"],
+    ),
     "negative temperature": ("generate", [RED, "temperature=-1"], None, ["temperature"]),
     "run of another stage": ("generate", [RED, "run={dvae}"], None, ["stage=dvae"]),
     "output folder that is a file": (

@@ -77,7 +77,10 @@ def test_image_prompt_is_continued(copied, tmp_path):
 def test_complete_lets_the_prior_write_the_caption(copied, tmp_path):
     settings = ["complete=true", "n=1", f"run={copied.prior}", "seed=2", f"out={tmp_path}"]
     stdout = run(copied, "generate", f"prompt={PROMPT}", *settings)
-    (picture,) = json.loads((tmp_path / "pictures.json").read_text())["pictures"]
+    record = json.loads((tmp_path / "pictures.json").read_text())
+    (picture,) = record["pictures"]
+    assert record["complete"] is True
+    assert picture["beginning"] == PROMPT
     assert picture["prompt"].startswith(PROMPT)
     assert picture["prompt"] in stdout
     model = TextToImage.from_run(copied.prior)
@@ -86,9 +89,18 @@ def test_complete_lets_the_prior_write_the_caption(copied, tmp_path):
 
 @pytest.mark.parametrize("kind", ["contrastive", "likelihood"])
 def test_best_of_keeps_the_best_candidates(copied, tmp_path, kind):
-    arguments = [f"prompt={PROMPT}", f"run={copied.prior}", "device=cpu", f"ranker={kind}"]
+    arguments = [f"prompt={PROMPT}", f"run={copied.prior}", "device=cpu"]
     best, everything = tmp_path / "best", tmp_path / "all"
-    run(copied, "generate", *arguments, "n=2", "best_of=6", "batch_size=4", f"out={best}")
+    run(
+        copied,
+        "generate",
+        *arguments,
+        f"ranker={kind}",
+        "n=2",
+        "best_of=6",
+        "batch_size=4",
+        f"out={best}",
+    )
     run(copied, "generate", *arguments, "n=6", f"out={everything}")
     record = json.loads((best / "pictures.json").read_text())
     assert record["best_of"] == 6

@@ -86,7 +86,7 @@ def test_message_of_a_constructor_names_its_key():
     source = {"_target_": "tilewright.data.ShapesSource", "root": "x", "train": 0}
     with pytest.raises(HydraException) as caught:
         instantiate({"source": source})
-    expected = "source: data.source.train=0 is not possible: set 1 or more rows"
+    expected = "data.source.train=0 is not possible: set 1 or more rows"
     assert one_line(caught.value) == expected
 
 

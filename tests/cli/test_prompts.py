@@ -45,8 +45,8 @@ def test_lines_in_any_encoding_are_read(tmp_path, caplog, encoding):
 def test_rows_keep_their_number_and_ids(tmp_path, caplog, name, text):
     (prompt,) = read_prompts(write(tmp_path, name, text))
     assert prompt.caption == "a red ring"
-    place = {key: int(value) for key, value in prompt.place.items()}
-    assert place == {"row": 1, "image_id": 7}
+    origin = {key: int(value) for key, value in prompt.origin.items()}
+    assert origin == {"row": 1, "image_id": 7}
     assert "such as row 2" in caplog.text
 
 
@@ -103,7 +103,7 @@ def test_captions_of_all_grids_share_one_warning_of_their_cut(copied, monkeypatc
     file = write(tmp_path, "captions.txt", "\n".join(f"{i} {'very ' * 200}" for i in range(5)))
     monkeypatch.setattr(generate, "GRID_CAPTIONS", 2)
     stdout = run(copied, "generate", f"prompts={file}", "n=1", f"out={tmp_path / 'out'}")
-    assert stdout.count("has no effect") == 1
+    assert stdout.count(" and drops ") == 1
     assert "5 captions are longer" in stdout
 
 

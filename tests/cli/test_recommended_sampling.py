@@ -86,7 +86,7 @@ def test_a_model_carries_the_sampling_that_its_export_recommends(copied, tmp_pat
     run(copied, "export", f"out={other}", "sampling.temperature=0.7", *arguments)
     assert runs.load_sampling(same) == SHAPES
     assert TextToImage.from_pretrained(other).sampling == Sampling(0.7, guidance=1.5)
-    assert "temperature=0.7 top_k=None" in (other / "README.md").read_text()
+    assert "temperature=0.7 top_k=null" in (other / "README.md").read_text()
     assert used(copied, tmp_path, f"run={other}") == Sampling(0.7, guidance=1.5)
     again = tmp_path / "again"
     run(copied, "export", f"run={other}", f"out={again}", "sampling.top_k=3", *arguments)

@@ -63,6 +63,13 @@ def test_guidance_is_possible_after_caption_dropout(home):
         run(home, "generate", RED, f"run={prior}", "guidance=2", "n=1", f"out={home.folder}/out")
 
 
+def test_paper_sampling_takes_auto_and_an_empty_caption_is_announced(home):
+    out = home.folder / "out"
+    arguments = ["prompt=", "sampling=paper", "temperature=auto", "n=1", f"out={out}"]
+    assert "1 of 1 captions without text" in run(home, "generate", *arguments)
+    assert (out / "000-000.png").is_file()
+
+
 def test_a_sweep_over_settings_keeps_all_results(home):
     sweep = ["metric=kid", "seed=0,1", "images=3,4"]
     run(home, "eval", *sweep)

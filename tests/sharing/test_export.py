@@ -287,3 +287,10 @@ def test_the_truncation_of_a_tokenizer_file_is_ignored(model):
     file.write_text(json.dumps({**json.loads(file.read_text()), "truncation": truncation}))
     tokens = TextToImage.from_pretrained(model).tokenizer.encode(PROMPTS)
     assert (tokens >= 0).sum() > len(PROMPTS)
+
+
+def test_a_path_that_does_not_exist_is_not_explained_by_the_hub():
+    with pytest.raises(UserError) as caught:
+        TextToImage.from_pretrained("/tmp/nope/nope/nope")
+    assert "is neither a folder nor a name on the Hub" in str(caught.value)
+    assert "repo_type" not in str(caught.value)

@@ -45,6 +45,14 @@ def check_stage(config: DictConfig, run: Path) -> None:
     """Checks that the stage of the run has the settings of the command line."""
     stage = runs.load_config(run).stage
     check_whole("images", config.images, 0)
+    check_whole("captions", config.captions)
+    check_whole("n", config.n)
+    typed = {runs.override_key(override) for override in settings.overrides()}
+    unused = [key for key in ("prompt", "captions", "n") if key in typed]
+    if unused and stage != "prior":
+        raise UserError(f"{unused[0]}= needs a prior, and {run} is of stage={stage}: leave it out")
+    if {"prompt", "captions"} <= typed and config.prompt is not None:
+        raise UserError("prompt= and captions= are both set: leave one of them out")
     if config.images and stage != "dvae":
         raise UserError(f"images= needs a dVAE, and {run} is of stage={stage}: leave it out")
     changed = [key for key, value in config.sampling.items() if value != "auto"]

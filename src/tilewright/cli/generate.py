@@ -1,6 +1,7 @@
 """Generates images for captions: `python src/generate.py prompt="a large red circle"`."""
 
 import json
+import logging
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,8 @@ if TYPE_CHECKING:  # torch is loaded after the settings have been checked
     from tilewright.prior import Sampling
     from tilewright.reranking import Ranker
 
+
+log = logging.getLogger(__name__)
 
 GRID_CAPTIONS = 64  # captions per grid, which are generated and saved together
 
@@ -55,12 +58,22 @@ def parse_prompts(config: DictConfig) -> list[Prompt]:
         raise UserError("prompt= and prompts= are both set: leave one of them out")
     if config.prompts is not None:
         return read_prompts(str(runs.follow_latest(config.prompts)), config.caption_column)
+    if config.caption_column is not None:
+        raise UserError(
+            f"caption_column={config.caption_column} needs a file: set prompts=FILE, or leave it "
+            "out"
+        )
     if config.prompt is None:
         raise UserError(
             'prompt= is missing: prompt="a large red circle on the left", or prompts=FILE for a '
             "file of captions"
         )
     captions: Any = OmegaConf.to_container(config.prompt, resolve=True)
+    empty = sum(not caption.strip() for caption in captions)
+    if empty and not config.complete:
+        log.warning(
+            "%d of %d captions without text: their images show anything", empty, len(captions)
+        )
     return list(map(Prompt, captions))
 
 
@@ -73,6 +86,9 @@ def resolve(config: DictConfig) -> Path:
         raise UserError(
             f"rows={config.rows} needs an image: set image_prompt=PATH, or leave rows out"
         )
+    ranker = [text for text in settings.overrides() if re.match(r"\+*ranker[.=]", text)]
+    if config.best_of is None and ranker:
+        raise UserError(f"{ranker[0]} ranks nothing: set best_of=N, or leave it out")
     settings.check_complete(config)
     run = runs.find(Path(config.paths.logs), "prior", config.run)
     if config.best_of is not None:
@@ -115,7 +131,10 @@ def complete(config: DictConfig, pipeline: Pipeline, prompts: list[Prompt]) -> l
     )
     print("\n".join(captions))
     pairs = zip(prompts, captions, strict=True)
-    return [replace(prompt, caption=caption) for prompt, caption in pairs]
+    return [
+        replace(prompt, caption=caption, origin={"beginning": prompt.caption, **prompt.origin})
+        for prompt, caption in pairs
+    ]
 
 
 def generate(
@@ -145,7 +164,7 @@ def generate(
         for index, row in enumerate(images.records(captions)):
             for rank, record in enumerate(row):
                 path = out / f"{start + index:0{digits}}-{rank:03}.png"
-                record = {**record, **part[index].place}
+                record = {**record, **part[index].origin}
                 viz.save_png(images.images[index, rank], path, {**names, **record})
                 records.append({"file": path.name, **record})
         grid_image = viz.captioned_grid(captions, images.images)
@@ -189,8 +208,8 @@ def sample(
 
 
 def _optional_settings(config: DictConfig, by_name: bool = False) -> dict[str, Any]:
-    """Returns the settings of the files and the ranker that are in use."""
-    used: dict[str, Any] = {}
+    """Returns the settings of the completion, the files and the ranker that are in use."""
+    used: dict[str, Any] = {"complete": True} if config.complete else {}
     if config.prompts is not None:
         used |= {"prompts": Path(config.prompts).name if by_name else config.prompts}
     if config.image_prompt is not None:

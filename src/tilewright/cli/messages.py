@@ -93,7 +93,13 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, UserError):
         # A dataloader worker puts its traceback in front of the message.
         return _join(str(error).rpartition("UserError: ")[2])
-    for explain in (_unreadable_override, _misspelled_key, _constructor_error, _several_values):
+    for explain in (
+        _unreadable_override,
+        _sampling_option,
+        _misspelled_key,
+        _constructor_error,
+        _several_values,
+    ):
         message = explain(error)
         if message is not None:
             return message
@@ -127,6 +133,16 @@ def _unreadable_override(error: BaseException) -> str | None:
     )
 
 
+def _sampling_option(error: BaseException) -> str | None:
+    """Explains sampling=NAME for a command whose sampling is a mapping: train and export."""
+    if not str(error).startswith("Could not override 'sampling'"):
+        return None
+    return (
+        "sampling= does not take an option here: set its keys, for the paper's "
+        "sampling.temperature=1 sampling.guidance=1"
+    )
+
+
 def _misspelled_key(error: BaseException) -> str | None:
     """Explains an override of a key that does not exist.
 
@@ -135,6 +151,8 @@ def _misspelled_key(error: BaseException) -> str | None:
     cause = error.__cause__
     if not isinstance(cause, ConfigAttributeError | ConfigKeyError):
         return None
+    if cause.full_key == "data":
+        return "data has no keys before a dataset is named: add data=NAME, or leave data.KEY out"
     parent, _, name = str(cause.full_key).rpartition(".")
     refusal = trainer_settings.refusal(name) if parent == "trainer" else None
     if refusal is not None:
@@ -157,8 +175,11 @@ def _constructor_error(error: BaseException) -> str | None:
         return missing_module(key[1], package)
     if key and error.__cause__ is not None:
         reason = one_line(error.__cause__)
-        names_key = re.match(r"\w+(\.\w+)+=", reason)
-        return reason if names_key else f"{key[1]}: {reason}"
+        named = re.match(r"(\w+(\.\w+)*)=", reason)
+        if named is None:
+            return f"{key[1]}: {reason}"
+        is_full = "." in named[1] or any(word.startswith(named[0]) for word in sys.argv)
+        return reason if is_full else f"{key[1]}.{reason}"
     if isinstance(error.__cause__, UserError):
         return one_line(error.__cause__)
     return None

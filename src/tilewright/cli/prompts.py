@@ -21,15 +21,16 @@ STDIN = "-"
 
 @dataclass(frozen=True)
 class Prompt:
-    """A caption, and its place in a file.
+    """A caption, and its origin.
 
     Args:
         caption: the text.
-        place: index of its line or row, from 1, and the id columns of its row.
+        origin: keys of its images' records: in a file, the index of its line or row, from 1, and
+            the id columns of its row; of a completed caption, the beginning that was typed.
     """
 
     caption: str
-    place: dict[str, Any] = field(default_factory=dict)
+    origin: dict[str, Any] = field(default_factory=dict)
 
 
 def read_prompts(path: str, column: str | None = None) -> list[Prompt]:
@@ -50,11 +51,11 @@ def read_prompts(path: str, column: str | None = None) -> list[Prompt]:
     values = _read_rows(Path(path), column) if is_table else _read_lines(path, name)
     prompts: list[Prompt] = []
     defects = DefectCounts()
-    for value, place in values:
+    for value, origin in values:
         texts, reasons = find_captions(value)
-        unit, number = next(iter(place.items()))
+        unit, number = next(iter(origin.items()))
         defects.add(f"{unit} {number}", reasons)
-        prompts += [Prompt(text, place) for text in texts]
+        prompts += [Prompt(text, origin) for text in texts]
     if not prompts:
         raise UserError(f"{name} has no captions: write one per line, or one per row")
     if defects:

@@ -19,6 +19,8 @@ from tilewright.training.schedules import PEAK
 
 # Keys that name a run or a sweep. They do not describe the training.
 RUN_NAMES = {"resume", "run_name", "run", "sweep"}
+# Keys with the value `auto`, also where an option such as sampling=paper sets a number.
+AUTO_KEYS = {"temperature", "top_k", "top_p", "guidance", "compile"}
 
 
 def choices() -> dict[str, str]:
@@ -89,6 +91,8 @@ def _is_required(defaults: DictConfig, key: str) -> bool:
 
 def _check_kind(key: str, default: Any, value: Any) -> None:
     """Checks that a value is a number, a flag, a list or a mapping if its default is one."""
+    if value == "auto" and key in AUTO_KEYS:
+        return
     is_number = isinstance(default, int | float) and not isinstance(default, bool)
     if value is None and not (is_number and "." not in key):
         return
@@ -99,7 +103,7 @@ def _check_kind(key: str, default: Any, value: Any) -> None:
             raise UserError(
                 f"{key}={format_value(value)} is not {kind}: set one, such as {key}={default}"
             )
-    elif isinstance(default, bool) and key != "compile":  # which is also `auto`
+    elif isinstance(default, bool):
         check_flag(key, value)
     elif isinstance(default, DictConfig) and not isinstance(value, DictConfig):
         names = list(_leaves(default)) or ["KEY"]

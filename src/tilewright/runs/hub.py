@@ -23,9 +23,14 @@ def model_folder(model: str | Path, revision: str | None = None) -> Path:
     if folder.is_dir():
         return folder
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
 
     try:
         return Path(snapshot_download(str(model), revision=revision, allow_patterns=FILES))
+    except HFValidationError:
+        raise UserError(
+            f"{model} is neither a folder nor a name on the Hub: name one, such as someone/name"
+        ) from None
     except Exception as error:  # the Hub, its cache and HTTP raise errors of many classes
         raise UserError(
             f"{model} is not a folder, and cannot be downloaded from the Hub: {first_line(error)}"

@@ -10,6 +10,7 @@ from huggingface_hub import ModelCardData
 from omegaconf import DictConfig, OmegaConf
 
 from tilewright import runs
+from tilewright.checks import format_value
 from tilewright.runs import environment, listing
 
 PAPER = "[Ramesh et al. 2021](https://arxiv.org/abs/2102.12092)"
@@ -127,7 +128,8 @@ def _samples(samples: Samples | None) -> list[str]:
     explanation = "Each row of originals is above the row of their reconstructions."
     if samples.captions:
         call = f"model(captions, n={samples.n}, seed={samples.seed})"
-        explanation = f"{samples.n} images per caption, not selected. `{call}` reproduces them."
+        images = "1 image" if samples.n == 1 else f"{samples.n} images"
+        explanation = f"{images} per caption, not selected. `{call}` reproduces them."
     return [f"![Samples]({samples.file})", explanation]
 
 
@@ -142,11 +144,10 @@ def _usage(folder: Path, stage: str, name: str, samples: Samples | None) -> str:
     if (folder / runs.RANKER).is_dir():
         text += "The model includes a ranker. `best_of=64` keeps the best of 64 images.\n\n"
     if stage == "prior":
-        sampling = runs.load_sampling(folder)
-        text += (
-            f"Samples are drawn with temperature={sampling.temperature} top_k={sampling.top_k} "
-            f"top_p={sampling.top_p} guidance={sampling.guidance} unless you set `sampling=`.\n\n"
-        )
+        sampling = vars(runs.load_sampling(folder))
+        keys = ("temperature", "top_k", "top_p", "guidance")
+        values = " ".join(f"{key}={format_value(sampling[key])}" for key in keys)
+        text += f"Samples are drawn with {values} unless you set `sampling=`.\n\n"
     return text + "All files are safetensors and JSON. Loading them runs no code."
 
 
