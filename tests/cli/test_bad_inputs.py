@@ -608,12 +608,6 @@ CASES = {
         None,
         ["add data=NAME"],
     ),
-    "too few images for a distance": (
-        "eval",
-        ["metric=fid", "images=1", "device=cpu"],
-        None,
-        ["error: images=1 is not possible"],
-    ),
     "negative temperature": ("generate", [RED, "temperature=-1"], None, ["temperature"]),
     "run of another stage": ("generate", [RED, "run={dvae}"], None, ["stage=dvae"]),
     "output folder that is a file": (

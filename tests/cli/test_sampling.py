@@ -88,6 +88,12 @@ def test_records_of_another_requested_number_of_images_stay(home):
     assert max(row["images"] for row in rows) < 998
 
 
+def test_a_refused_number_of_images_is_named_as_typed(home):
+    for key in ("images", "metric.images"):
+        line = fail(home, "eval", "metric=fid", f"{key}=1")
+        assert line.startswith(f"error: {key}=1 is not possible")
+
+
 def test_a_failed_evaluation_leaves_the_last_result(home, monkeypatch):
     run(home, "eval", "metric=kid", "images=3")
     folder = home.prior / "eval" / "kid"
