@@ -24,6 +24,12 @@ def test_dvae_batches_have_images(make):
     assert sorted(flatten(map(row_indices, trained))) == list(range(8))
 
 
+@pytest.mark.parametrize(("size", "warned"), [(8, False), (9, True)])
+def test_a_batch_larger_than_the_training_split_is_a_warning(make, caplog, size, warned):
+    make(batch_size=size).train_dataloader()
+    assert (f"batch_size={size} is more than the 8 rows" in caplog.text) == warned
+
+
 def test_prior_batches_have_text_and_image_tokens(make, tokenizer):
     data = make(tokenizer=tokenizer, image_tokenizer=Levels())
     for loader in (data.train_dataloader(), data.val_dataloader()):

@@ -373,6 +373,13 @@ class CaptionedImages(pl.LightningDataModule):
             return {"batch_size": self.batch_size // processes}
         sampler: TrainingBatches | EvaluationBatches
         if training:
+            if self.batch_size > len(dataset):
+                log.warning(
+                    "data.batch_size=%d is more than the %d rows of the training split, so each "
+                    "batch repeats rows: lower it",
+                    self.batch_size,
+                    len(dataset),
+                )
             sampler = TrainingBatches(
                 len(dataset),
                 self.batch_size,
