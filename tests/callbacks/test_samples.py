@@ -6,6 +6,7 @@ import pytest
 
 from helpers import tiny
 from tilewright.callbacks import Samples
+from tilewright.checks import format_value
 from tilewright.errors import UserError
 from tilewright.prior import Sampling
 
@@ -26,5 +27,6 @@ def test_guidance_of_a_prior_without_caption_dropout_is_refused_at_the_start(
 @pytest.mark.parametrize("key", ["count", "candidates"])
 @pytest.mark.parametrize("value", [0, -1, 1.5, True])
 def test_impossible_numbers_are_refused(key, value):
-    with pytest.raises(UserError, match=rf"^callbacks\.samples\.{key}={value} is not possible"):
+    setting = rf"callbacks\.samples\.{key}={format_value(value)}"
+    with pytest.raises(UserError, match=f"^{setting} is not possible"):
         Samples(**{key: value})

@@ -706,7 +706,10 @@ def no_network(tmp_path_factory, monkeypatch):
 
 
 def files_of(folder):
-    paths = {str(path.relative_to(folder)) for path in folder.rglob("*")}
+    """Returns the paths below a folder, except the empty locks of evaluations."""
+    paths = {
+        str(path.relative_to(folder)) for path in folder.rglob("*") if path.name != ".eval.lock"
+    }
     return {path for path in paths if not path.startswith("multirun")}  # Hydra's files of a sweep
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tilewright.checks import format_value
 from tilewright.errors import UserError
 from tilewright.metrics.extractors import Extractor
 from tilewright.metrics.scores import classifier_score, clip_score, load_clip_metric
@@ -71,7 +72,7 @@ def test_parts_of_one_image_are_refused(count: int, splits: int) -> None:
 
 @pytest.mark.parametrize("splits", [0, -1, 1.5, True])
 def test_impossible_splits_are_refused(splits: float) -> None:
-    with pytest.raises(UserError, match=f"^splits={splits} is not possible"):
+    with pytest.raises(UserError, match=f"^splits={format_value(splits)} is not possible"):
         classifier_score(np.ones((10, 4)), extractor(), splits)  # type: ignore[arg-type]
 
 

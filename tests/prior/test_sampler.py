@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
+from tilewright.checks import format_value
 from tilewright.errors import UserError
 from tilewright.prior import Sampling, Stream, Transformer, sample, sample_rows
 from tilewright.prior.patterns import cache_slots
@@ -269,14 +270,16 @@ IMPOSSIBLE = {
 )
 def test_settings_out_of_range_are_rejected(key, value):
     _, possible = IMPOSSIBLE[key]
-    message = f"{key}={value} is not possible: set {possible}"
+    message = f"{key}={format_value(value)} is not possible: set {possible}"
     with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
         Sampling(**{key: value})
 
 
 @pytest.mark.parametrize("seed", [-1, 1.5, 2**32, 99999999999999999999, math.nan, True, "a"])
 def test_seed_out_of_range_is_rejected(network, seed):
-    with pytest.raises(UserError, match=f"seed={seed} is not possible: .* from 0 to 4294967295"):
+    with pytest.raises(
+        UserError, match=f"seed={format_value(seed)} is not possible: .* 4294967295"
+    ):
         sample(network, TEXT, seed=seed)
 
 
