@@ -1,6 +1,7 @@
 """Fixtures and settings for the tests of several folders."""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,12 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT))
+
+
+@pytest.fixture(autouse=True)
+def _default_log_level():
+    """Restores the level of the log, which Hydra changes for a command in the same process."""
+    logging.getLogger().setLevel(logging.WARNING)
 
 
 @pytest.fixture(scope="session")

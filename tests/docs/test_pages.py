@@ -146,7 +146,8 @@ TEXTS = [" ".join(words) for commands in GROUPS.values() for words in commands]
 
 @pytest.fixture
 def home(home, clip, monkeypatch):
-    """Project with a CLIP, in which the playground page is built but not served."""
+    """Project with a CLIP and captions, in which the playground page is built but not served."""
+    (home / "captions.txt").write_text("a small red circle\na large blue ring\n")
     (home / "clip").symlink_to(clip)
     serving = pytest.importorskip("tilewright.playground.server")
     monkeypatch.setattr(serving, "serve", lambda page, host, port: page.get_config_file())

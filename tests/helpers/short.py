@@ -58,6 +58,8 @@ def short_settings(name, arguments):
     """Returns the settings that make a command short, and the overrides that remove keys."""
     own = settings_of(arguments)
     short, removed = _short_training(own) if name == "train" else (COMMANDS.get(name, {}), [])
+    if name == "export" and "/dvae/" in own.get("run", ""):
+        short = {}  # only a prior's card has samples
     if own.get("data", "shapes") != "shapes" or own.get("experiment", "").endswith("_emoji"):
         short = {key: value for key, value in short.items() if key not in SHAPES}
     return short, removed
