@@ -44,7 +44,9 @@ def test_a_run_resumes_with_another_number_of_processes(first, second, trained, 
     uninterrupted = logged_metrics(trained("prior", steps=20, noise=False))
     expected = {key: value for key, value in uninterrupted.items() if 9 <= key[0] < 16}
     assert {step for step, name in expected if name == "train/loss"} == set(range(9, 16))
-    assert_close(expected, logged_metrics(tmp_path))
+    # The stretch also ends with a validation, which the uninterrupted training does not have.
+    resumed = {key: value for key, value in logged_metrics(tmp_path).items() if key in expected}
+    assert_close(expected, resumed)
 
 
 def test_processes_share_an_epoch_and_draw_different_noise(tmp_path):
@@ -114,7 +116,7 @@ def test_a_batch_that_cannot_be_divided_is_a_user_error():
 
 SMALL = [
     "stage=dvae",
-    "run_name='a, b=c'",
+    "run_name=a, b=c",
     "trainer=ddp",
     "trainer.accelerator=cpu",
     "trainer.devices=2",
