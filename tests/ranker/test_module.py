@@ -68,7 +68,7 @@ def test_a_scale_above_its_bound_returns_to_it_and_can_fall():
 
 def training_loss(module, images):
     module.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
-    module.log = lambda *_: None
+    module.log = lambda *_, **__: None
     return module.training_step(
         {"text_tokens": torch.tensor([[0, -1], [1, -1]]), "image": images}, 0
     )

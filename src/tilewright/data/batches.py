@@ -137,13 +137,14 @@ class BatchLoader(DataLoader):
 
 
 def mark_updates(batches: Iterable[dict], count: int, start: int = 0) -> Iterator[dict]:
-    """Yields batches with the text tokens of their update.
+    """Yields batches with the number of rows and the text tokens of their update.
 
-    Each batch has the text tokens of all batches of its update as `update_text`, and its index
-    among them as `update_index`. A loss can then be a mean over the text tokens of the update.
+    Each batch has the `rows` of all batches of its update as `update_rows`, their text tokens as
+    `update_text`, and its index among them as `update_index`. A loss can then be a mean over all
+    rows or text tokens of the update.
 
     Args:
-        batches: batches with text tokens.
+        batches: batches, with or without text tokens.
         count: batches per update.
         start: index of the first batch in the training. Lightning ends an update at multiples of
             `count`, so the first update of a run that resumes with another `count` may be shorter.
@@ -151,6 +152,8 @@ def mark_updates(batches: Iterable[dict], count: int, start: int = 0) -> Iterato
     batches, length = iter(batches), count - start % count
     while update := list(islice(batches, length)):
         length = count
-        text = [batch["text_tokens"][: batch["rows"]] for batch in update]
+        shared: dict[str, list] = {"update_rows": [batch["rows"] for batch in update]}
+        if "text_tokens" in update[0]:
+            shared["update_text"] = [batch["text_tokens"][: batch["rows"]] for batch in update]
         for index, batch in enumerate(update):
-            yield {**batch, "update_text": text, "update_index": index}
+            yield {**batch, **shared, "update_index": index}

@@ -49,7 +49,7 @@ class CaptionedImages(pl.LightningDataModule):
     - `rows`: number of rows that count. It is B, or 0 if the only row is padding, because every
       process needs a batch.
     - `text_tokens`: int64 [B, T], with a tokenizer.
-    - `update_text`, `update_index`: see `mark_updates`; with an image tokenizer and accumulation.
+    - `update_rows`, `update_text`, `update_index`: see `mark_updates`; with accumulation.
     - `image_tokens`: int64 [B, h, w], with an image tokenizer. They come from the token cache,
       which is filled once. With streaming data or `augmented_tokens`, each batch is encoded on the
       device.
@@ -304,7 +304,7 @@ class CaptionedImages(pl.LightningDataModule):
         """
         dataset = self.dataset(split, training)
         batches_per_update = 1
-        if training and self.trainer is not None and self.image_tokenizer is not None:
+        if training and self.trainer is not None:
             batches_per_update = self.trainer.accumulate_grad_batches
         # Workers read the next update while this one is computed.
         prefetch_factor = max(2, math.ceil(batches_per_update / max(self.num_workers, 1)))

@@ -8,7 +8,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
-from tilewright.distributed.collectives import num_processes, process_rank
+from tilewright.distributed.collectives import gather_sizes, num_processes, process_rank
 from tilewright.ranker.networks import DualEncoder, contrastive_loss, make_cutmix_negatives
 from tilewright.training.optimizers import (
     after_every_update,
@@ -84,11 +84,13 @@ class RankerModule(StageModule):
         else:
             parts.append(self.network.encode_images(images))
         if num_processes() > 1:  # the other processes' images are negatives too
-            counts = self.row_counts(batch).tolist()
+            counts = gather_sizes(num_rows(batch), self.device).tolist()
+            counts[-1] += sum(counts) == 0  # a loss needs a row, even if its weight is 0
             parts = [self._gather_rows(part, counts) for part in parts]
         text, images, *negatives_and_mask = parts
         loss = contrastive_loss(text, images, self.network.scale, *negatives_and_mask)
-        self.log("train/loss", loss.detach())
+        loss = loss * self.row_weight(batch)
+        self.log("train/loss", loss.detach(), sync_dist=True)
         self.log("train/scale", self.network.scale.detach())
         return loss
 

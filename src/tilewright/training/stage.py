@@ -1,10 +1,11 @@
 """Base class of the stages' LightningModules."""
 
 import pytorch_lightning as pl
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from tilewright.distributed.collectives import gather_sizes, num_processes, process_rank
+from tilewright.distributed.collectives import num_processes, sum_over_processes
 from tilewright.distributed.fsdp import shard_module
 from tilewright.training.loggers import drop_repeated_logs
 
@@ -26,25 +27,18 @@ class StageModule(pl.LightningModule):
         # Lightning counts steps for loggers by itself, and wrongly after some resumes.
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
 
-    def row_counts(self, batch: dict) -> Tensor:
-        """Returns the number of rows that count in the batch of each process, [P].
-
-        Call it in a training step, in all processes. If no row counts in any process, the row of
-        the last process counts, as in a training on one process.
-        """
-        counts = gather_sizes(num_rows(batch), self.device)
-        counts[-1] += counts.sum() == 0
-        return counts
-
     def row_weight(self, batch: dict) -> Tensor | float:
-        """Returns the weight of this process's mean over rows.
+        """Returns the weight of the mean over a batch's rows. Padding has the weight 0.
 
-        The weighted means, averaged over the processes, are the mean over the rows of all.
+        The weighted means, averaged over the update's batches and over the processes, are the mean
+        over all rows of the update. Call it in a training step, in all processes.
         """
+        rows = batch.get("update_rows", [num_rows(batch)])
+        share = num_rows(batch) * len(rows) * num_processes()
         if num_processes() == 1:
-            return 1.0
-        counts = self.row_counts(batch)
-        return counts[process_rank()] * len(counts) / counts.sum()
+            return share / max(sum(rows), 1)
+        total = sum_over_processes(torch.tensor(sum(rows), device=self.device))
+        return share / total.clamp(min=1)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         # Callbacks may scale the schedule's value, so log what the optimizer uses.
