@@ -1,6 +1,5 @@
 """Text-to-image pipeline: captions in, images out."""
 
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from tilewright.data.image_tokenizer import ImageTokenizer
 from tilewright.data.images import to_rgb, to_tensor
 from tilewright.data.tokenizer import BytePairTokenizer
 from tilewright.data.transforms import CenterCrop
+from tilewright.data.truncation import warn_of_truncation
 from tilewright.errors import UserError
 from tilewright.prior import (
     Prior,
@@ -31,11 +31,6 @@ from tilewright.prior import (
 from tilewright.reranking import ContrastiveRanker, Ranker, resolve_best_of
 from tilewright.runs import hub
 from tilewright.viz.images import to_pil
-
-log = logging.getLogger(__name__)
-
-SHOWN_LETTERS = 40  # shown letters of a caption before its cut, and after it
-_logged: set[tuple[str, str]] = set()  # parts of the cut captions that a warning has named
 
 
 @dataclass(frozen=True)
@@ -435,37 +430,8 @@ class TextToImage:
             raise UserError(
                 f"captions={captions!r} is not a list of captions: write it like ['a red circle']"
             )
-        self.warn_of_truncation(captions)
+        warn_of_truncation(self.tokenizer, captions)
         return self.tokenizer.encode(captions).to(self.device)
-
-    def warn_of_truncation(self, captions: Sequence[str]) -> None:
-        """Logs one line about captions that the prior reads only in part, each of them once."""
-        new = [
-            truncation for truncation in self._truncations(captions) if truncation not in _logged
-        ]
-        if new:
-            log.warning(self._describe(new))
-        _logged.update(new)
-
-    def truncation_warning(self, captions: Sequence[str]) -> str | None:
-        """Returns a line about captions that the prior reads only in part, or None without any."""
-        truncations = self._truncations(captions)
-        return self._describe(truncations) if truncations else None
-
-    def _truncations(self, captions: Sequence[str]) -> list[tuple[str, str]]:
-        """Returns the two parts of each caption that is cut."""
-        parts = map(self.tokenizer.split_at_length, captions)
-        return [(kept, dropped.strip()) for kept, dropped in parts if dropped.strip()]
-
-    def _describe(self, truncations: list[tuple[str, str]]) -> str:
-        kept, dropped = truncations[0]
-        count = len(truncations)
-        subject = "1 caption is" if count == 1 else f"{count} captions are"
-        example = "it" if count == 1 else "for example, one"
-        return (
-            f"{subject} longer than {self.tokenizer.length} text tokens and cut: {example} keeps "
-            f"{_shorten(kept, from_end=True)!r} and drops {_shorten(dropped)!r}"
-        )
 
     def _encode_top_rows(self, image_prompt: Image.Image | None, rows: int) -> Tensor | None:
         """Encodes an image and returns its top `rows` of image tokens, [1, rows, w]."""
@@ -476,13 +442,6 @@ class TextToImage:
         check_whole("rows", rows, 1, self.image_tokenizer.grid - 1)
         image = to_tensor(CenterCrop(self.image_tokenizer.image_size)(to_rgb(image_prompt)))
         return self.image_tokenizer.encode(image[None].to(self.device))[:, :rows]
-
-
-def _shorten(text: str, from_end: bool = False) -> str:
-    """Returns at most `SHOWN_LETTERS` letters from the beginning or from the end of a text."""
-    if len(text) <= SHOWN_LETTERS:
-        return text
-    return f"…{text[-SHOWN_LETTERS:]}" if from_end else f"{text[:SHOWN_LETTERS]}…"
 
 
 def _batch_slices(captions: int, n: int, batch_size: int) -> Iterator[tuple[slice, slice]]:

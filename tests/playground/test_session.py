@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tilewright.data.truncation import truncation_warning
 from tilewright.errors import UserError
 from tilewright.pipeline import TextToImage
 from tilewright.playground.rendering import render_snapshot
@@ -167,7 +168,8 @@ def test_best_of_without_a_ranker_is_an_error(model):
 def test_caption_that_is_cut_is_shown(playground, model):
     caption = " ".join(["picture"] * (model.tokenizer.length + 2))
     snapshots = list(playground.generate(Request(caption, n=1)))
-    assert {snapshot.warning for snapshot in snapshots} == {model.truncation_warning([caption])}
+    expected = truncation_warning(model.tokenizer, [caption])
+    assert {snapshot.warning for snapshot in snapshots} == {expected}
     assert "longer than" in snapshots[0].warning
     assert " and drops " in render_snapshot(snapshots[-1])
     assert " and drops " not in render_snapshot(replace(snapshots[-1], warning=None))

@@ -144,13 +144,15 @@ def generate(
 
     The PNG files hold their settings as text, with names instead of paths, which are private.
     """
+    from tilewright.data.truncation import warn_of_truncation
     from tilewright.viz import images as viz
 
     common = {"seed": config.seed, "sampling": vars(pipeline.sampling)}
     paths = {"run": str(run), **common, **_optional_settings(config)}
     names = {"run": run.name, **common, **_optional_settings(config, by_name=True)}
     pictures: list[dict[str, Any]] = []
-    pipeline.model.warn_of_truncation([prompt.caption for prompt in prompts])  # not once per grid
+    all_captions = [prompt.caption for prompt in prompts]
+    warn_of_truncation(pipeline.model.tokenizer, all_captions)  # not once per grid
     starts = range(0, len(prompts), GRID_CAPTIONS)
     digits = max(3, len(str(len(prompts) - 1)))
     grids = [f"grid-{start:0{digits}}.png" for start in starts] if len(starts) > 1 else ["grid.png"]

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from tilewright.checks import check_whole
+from tilewright.data.truncation import truncation_warning
 from tilewright.errors import UserError
 from tilewright.pipeline import TextToImage
 from tilewright.prior import Sampling, Weights
@@ -125,7 +126,7 @@ class Playground:
         sampling = self._sampling(request)
         image_prompt = self._image_prompt(request)
 
-        warning = self.model.truncation_warning([caption])
+        warning = truncation_warning(self.model.tokenizer, [caption])
 
         start = next_preview = time.monotonic()
         for tokens in self.model.sample_tokens_by_row(
