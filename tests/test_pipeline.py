@@ -194,6 +194,11 @@ def test_scores_do_not_depend_on_the_batch_size(model):
     assert sum(small_batches.batch_sizes) == 30
 
 
+def test_a_path_as_an_image_prompt_is_an_error(model):
+    with pytest.raises(UserError, match=r"image_prompt='photo\.png' is not a PIL image"):
+        model(CAPTIONS, image_prompt="photo.png", rows=1)
+
+
 def test_complete_continues_a_caption(model):
     (caption,) = model.complete(["a red"], sampling=Sampling(temperature=0))
     assert caption.startswith("a red")

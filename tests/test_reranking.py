@@ -79,11 +79,18 @@ def test_the_likelihood_is_that_of_the_decoded_image_encoded_again(
     )
 
 
-def test_a_ranker_of_another_image_size_is_an_error(model):
+def test_a_ranker_of_another_image_size_is_an_error_before_sampling(model, monkeypatch):
     network = DualEncoder(text_vocab=300, text_length=8, image_size=32, grid=4, dim=16, heads=2)
     ranker = ContrastiveRanker(network, model.tokenizer)
+    monkeypatch.delattr(TextToImage, "sample_tokens")
     with pytest.raises(UserError, match="32 pixels a side, but the prior generates 16"):
         model.generate(CAPTIONS, 1, best_of=2, ranker=ranker)
+
+
+def test_something_else_than_a_ranker_is_an_error(model):
+    for ranker in (5, "likelihood"):
+        with pytest.raises(UserError, match=f"^ranker={ranker!r} is not a ranker"):
+            model(CAPTIONS, best_of=2, ranker=ranker)
 
 
 def test_likelihood_scores_are_log_likelihood_ratios(model):

@@ -166,8 +166,18 @@ class TextToImage:
         Guidance and the likelihood ranker need a prior that was trained with empty captions.
 
         Raises:
-            UserError: the prior was trained without empty captions, and they are needed.
+            UserError: the prior was trained without empty captions, and they are needed. Or the
+                ranker is not one, or reads images of another size.
         """
+        if ranker is not None and not callable(ranker):
+            raise UserError(f"ranker={ranker!r} is not a ranker: use one of tilewright.reranking")
+        size = getattr(ranker, "image_size", None)
+        if size not in {None, self.image_tokenizer.image_size}:
+            raise UserError(
+                f"the ranker reads images of {size} pixels a side, but the prior generates "
+                f"{self.image_tokenizer.image_size}: train a ranker on the same data, "
+                "python src/train.py stage=ranker"
+            )
         if self.caption_dropout != 0:
             return
         if sampling is not None and sampling.guidance != 1:
@@ -439,6 +449,10 @@ class TextToImage:
             if rows != 0:
                 raise UserError(f"rows={rows} needs an image: set image_prompt, or leave rows out")
             return None
+        if not isinstance(image_prompt, Image.Image):
+            raise UserError(
+                f"image_prompt={image_prompt!r} is not a PIL image: open it with PIL.Image.open"
+            )
         check_whole("rows", rows, 1, self.image_tokenizer.grid - 1)
         image = to_tensor(CenterCrop(self.image_tokenizer.image_size)(to_rgb(image_prompt)))
         return self.image_tokenizer.encode(image[None].to(self.device))[:, :rows]

@@ -102,15 +102,14 @@ class ContrastiveRanker:
             )
         return cls(network, tokenizer, likelihood_weight)
 
+    @property
+    def image_size(self) -> int:
+        """Side of the images that the network reads, in pixels. `TextToImage` checks it."""
+        return self.network.image_size
+
     @torch.inference_mode()
     def __call__(self, model: TextToImageModel, captions: Sequence[str], tokens: Tensor) -> Tensor:
         images = model.decode(tokens)
-        if images.shape[-1] != self.network.image_size:
-            raise UserError(
-                f"the ranker reads images of {self.network.image_size} pixels a side, but the "
-                f"prior generates {images.shape[-1]}: train a ranker on the same data, "
-                "python src/train.py stage=ranker"
-            )
         flat_images = images.flatten(0, 1)
         scores = cosine_similarities(
             self.encode_captions(captions), self.encode_images(flat_images)

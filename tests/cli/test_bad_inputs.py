@@ -213,6 +213,12 @@ CASES = {
         None,
         ["trust=yes is not possible: set true or false"],
     ),
+    "converted model in the place of a run": (
+        "convert",
+        ["encoder=a", "decoder=b", "out={dvae}", "trust=true"],
+        None,
+        ["exists: name another folder"],
+    ),
     "batch size 0": ("train", [*DVAE, "data.batch_size=0"], None, ["data.batch_size=0"]),
     "negative workers": ("train", [*DVAE, "data.num_workers=-1"], None, ["num_workers=-1"]),
     "negative crops": ("train", [*DVAE, "data.crops_per_image=-1"], None, ["crops_per_image=-1"]),

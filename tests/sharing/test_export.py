@@ -120,6 +120,11 @@ def test_the_code_on_the_card_runs(exported, monkeypatch):
     assert request["allow_patterns"] == ["*.json", "*.safetensors"]  # no pickles
 
 
+def test_a_revision_of_a_folder_is_an_error(exported):
+    with pytest.raises(UserError, match="revision=v2 names a version on the Hub"):
+        TextToImage.from_pretrained(exported, revision="v2")
+
+
 def test_an_unknown_model_is_a_one_line_error(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for name in ("someone/nothing", "no/such/folder", "../nowhere"):
@@ -134,6 +139,15 @@ def test_best_of_uses_the_included_ranker(logs, exported):
     without_ranker = TextToImage.from_run(logs / "prior" / "untrained")
     with pytest.raises(UserError, match="needs a ranker"):
         generate(without_ranker, best_of=6)
+
+
+def test_a_ranker_of_another_image_size_is_not_exported(logs, tmp_path, monkeypatch):
+    larger = {**untrained.NETWORKS["ranker"], "image_size": 32}
+    monkeypatch.setitem(untrained.NETWORKS, "ranker", larger)
+    ranker = untrained.write_run(tmp_path / "logs", "ranker", logs.parent / "images")
+    with pytest.raises(UserError, match="ranker reads images of 32 pixels"):
+        export(logs / "prior" / "untrained", tmp_path / "out", ranker=ranker, name="x", captions=1)
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_exported_model_can_be_exported_again(exported, tmp_path):

@@ -20,8 +20,9 @@ def main(config: DictConfig) -> None:
 
 
 def check(config: DictConfig) -> None:
-    """Checks that the user trusts the files."""
+    """Checks that the user trusts the files, and that no folder is overwritten."""
     settings.check_complete(config)
+    settings.check_absent("out", Path(config.out))
     if not config.trust:
         raise UserError(
             f"{config.encoder} and {config.decoder} are pickles, which run code when they are "

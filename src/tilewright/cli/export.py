@@ -16,8 +16,7 @@ def main(config: DictConfig) -> None:
     """Exports a run as a model."""
     settings.check_complete(config)
     out = Path(config.out)
-    if out.exists():
-        raise UserError(f"out={out} exists: name another folder, or remove it")
+    settings.check_absent("out", out)
     run = runs.find(Path(config.paths.logs), "prior" if config.run is None else None, config.run)
     ranker = find_ranker(config, run)
     check_stage(config, run)

@@ -159,6 +159,16 @@ def check_folder(folder: Path, advice: str) -> None:
         raise UserError(f"{existing} is a file in the place of a folder: {advice}")
 
 
+def check_absent(key: str, folder: Path) -> None:
+    """Checks that a folder does not exist yet.
+
+    Raises:
+        UserError: it exists.
+    """
+    if folder.exists():
+        raise UserError(f"{key}={folder} exists: name another folder, or remove it")
+
+
 def check_complete(config: DictConfig) -> None:
     """Checks that every key has a value and that every interpolation resolves.
 

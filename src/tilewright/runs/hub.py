@@ -17,10 +17,15 @@ def model_folder(model: str | Path, revision: str | None = None) -> Path:
         revision: branch, tag or commit on the Hub.
 
     Raises:
-        UserError: neither exists.
+        UserError: neither exists, or a folder is given with a revision.
     """
     folder = follow_latest(model)
     if folder.is_dir():
+        if revision is not None:
+            raise UserError(
+                f"revision={revision} names a version on the Hub, and {model} is a folder: leave "
+                "revision out, or rename the folder"
+            )
         return folder
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError

@@ -97,7 +97,9 @@ def _load_data(run: Path) -> CaptionedImages | None:
 
 def _write_samples(folder: Path, captions: list[str], n: int, seed: int) -> Samples:
     """Writes a grid of images that the exported prior generates."""
-    generated = TextToImage.from_run(folder).generate(captions, n, seed=seed)
+    model = TextToImage.from_run(folder)
+    model.check_supports(ranker=model.ranker)
+    generated = model.generate(captions, n, seed=seed)
     metadata = {"captions": captions, "n": n, "seed": seed}
     save_png(captioned_grid(captions, generated.images), folder / SAMPLES, metadata)
     return Samples(SAMPLES, captions, n, seed)
