@@ -42,9 +42,20 @@ def test_resume_from_a_checkpoint_that_does_not_fit_keeps_the_configuration(copi
     config, last = copied.dvae / "config.yaml", copied.dvae / "checkpoints" / "last.ckpt"
     before = config.read_text()
     torch.save({**torch.load(last, weights_only=True), "state_dict": {}}, last)
-    with pytest.raises(RuntimeError, match="Missing key"):
-        command("train", ["stage=dvae", "resume=true", "trainer.max_steps=9"], copied)
+    line = fail(copied, "train", "stage=dvae", "resume=true", "trainer.max_steps=9")
+    assert "does not fit the network of this version (Missing key" in line
     assert config.read_text() == before
+
+
+def test_a_prior_that_was_saved_without_the_hidden_token_is_not_resumed(copied):
+    last = copied.prior / "checkpoints" / "last.ckpt"
+    checkpoint, name = torch.load(last, weights_only=True), "network.image_embedding.weight"
+    for state in ("state_dict", "current_model_state"):
+        checkpoint[state][name] = checkpoint[state][name][:-1].clone()
+    torch.save(checkpoint, last)
+    line = fail(copied, "train", "stage=prior", "resume=true", "trainer.max_steps=9")
+    assert f"size mismatch for {name}" in line
+    assert line.endswith("start a new run from its weights with init=PATH")
 
 
 @pytest.mark.slow

@@ -107,6 +107,7 @@ def make(stage, folder, noise=True, source=None, workers=0, batch_size=4):
             muon=stage == "muon",
             variance_clip=VARIANCE_CLIP if stage == "clipped" else None,
             caption_dropout=0.3 if noise else 0.0,
+            image_dropout=0.3 if noise else 0.0,
         )
         callbacks = []
     data = CaptionedImages(

@@ -234,6 +234,31 @@ def test_dropped_image_tokens_are_predicted_but_not_visible(parts):
     assert not torch.equal(network(text, changed, mask)[1], before)
 
 
+@torch.no_grad()
+def test_dropped_image_tokens_keep_their_learned_position():
+    network = make_network("full")
+    text, image = make_batch()
+    mask = torch.ones_like(image, dtype=torch.bool)
+    before = network(text, image, mask)[1]
+    network.row_position.weight[2] = network.row_position.weight[0]
+    changes = (network(text, image, mask)[1] - before).abs().amax(dim=2)[0] > 1e-4
+    assert changes.tolist() == [False] * 9 + [True] * 7  # row 2 begins with token 8
+
+
+@pytest.mark.parametrize("parts", [{}, MODERN])
+def test_image_dropout_hardly_changes_the_gradient_norm_at_initialization(parts):
+    torch.manual_seed(0)
+    network = Transformer(STREAM, dim=64, depth=4, heads=4, **parts)
+    text, image = make_batch(16)
+    norms = []
+    for fraction in (0.0, 0.6):
+        mask = torch.rand(image.shape) < fraction
+        network.zero_grad()
+        network.stream.loss(*network(text, image, mask), text, image)["loss"].backward()
+        norms.append(torch.nn.utils.get_total_norm([p.grad for p in network.parameters()]))
+    assert norms[1] < 1.5 * norms[0]
+
+
 @pytest.mark.parametrize("name", ["dim", "depth", "heads"])
 @pytest.mark.parametrize("number", [0, -1, 1.5])
 def test_an_impossible_size_is_refused(name, number):

@@ -80,6 +80,16 @@ class Stream:
         return self.text_vocab + self.text_length + 1
 
     @property
+    def hidden_token(self) -> int:
+        """Id of the hidden token in the image embedding, which replaces dropped image tokens."""
+        return self.image_vocab
+
+    @property
+    def image_embeddings(self) -> int:
+        """Size of the image embedding: image tokens, hidden token."""
+        return self.image_vocab + 1
+
+    @property
     def text_classes(self) -> int:
         """Number of classes of a text prediction: BPE tokens and padding tokens."""
         return self.text_vocab + self.text_length

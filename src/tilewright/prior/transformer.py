@@ -74,7 +74,7 @@ class Transformer(nn.Module):
         self.learned_positions = positions == "learned"
         self.checkpointing = checkpointing
         self.text_embedding = nn.Embedding(stream.text_embeddings, dim)
-        self.image_embedding = nn.Embedding(stream.image_vocab, dim)
+        self.image_embedding = nn.Embedding(stream.image_embeddings, dim)
         if self.learned_positions:
             self.text_position = nn.Embedding(stream.first_image_position, dim)
             self.row_position = nn.Embedding(stream.grid, dim)
@@ -125,11 +125,10 @@ class Transformer(nn.Module):
         Returns:
             Logits [B, T, text_classes] of the text tokens and [B, N, K] of the image tokens.
         """
-        image_states = self.embed_image(image.flatten(1)[:, :-1])
+        tokens = image
         if image_dropout_mask is not None:
-            dropped = image_dropout_mask.flatten(1)[:, :-1, None]
-            image_states = image_states.masked_fill(dropped, 0.0)
-        x = torch.cat([self.embed_text(text), image_states], dim=1)
+            tokens = image.masked_fill(image_dropout_mask, self.stream.hidden_token)
+        x = torch.cat([self.embed_text(text), self.embed_image(tokens.flatten(1)[:, :-1])], dim=1)
         for block, mask in zip(self.blocks, self.masks(x), strict=True):
             if self.checkpointing and self.training:
                 x = checkpoint(block, x, mask, use_reentrant=False)

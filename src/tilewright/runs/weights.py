@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 import shutil
-import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from tilewright import files
-from tilewright.errors import UserError, first_line
+from tilewright.errors import UserError, first_line, mismatch
 from tilewright.runs import safe_build
 from tilewright.runs.folders import (
     DVAE,
@@ -185,13 +184,31 @@ def load_into(network: Any, weights: dict[str, Any], folder: Path) -> None:
         UserError: the weights do not fit the network.
     """
     try:
-        network.load_state_dict(weights)
+        network.load_state_dict(_with_hidden_token(network, weights))
     except RuntimeError as error:
-        _, _, reasons = str(error).partition("\n")  # the first line only names the class
         raise UserError(
             f"the weights in {folder} do not fit the network of its configuration: "
-            f"{textwrap.shorten(reasons, 200)}"
+            f"{mismatch(error)}"
         ) from error
+
+
+def _with_hidden_token(network: Any, weights: dict[str, Any]) -> dict[str, Any]:
+    """Adds the hidden token's initial embedding to weights of a prior that was saved without it.
+
+    Only a training with image dropout uses it.
+    """
+    import torch
+
+    from tilewright.prior import Transformer
+
+    name = "image_embedding.weight"
+    if not isinstance(network, Transformer) or name not in weights:
+        return weights
+    hidden = network.stream.hidden_token
+    if len(weights[name]) != hidden:
+        return weights
+    initial = network.image_embedding.weight.detach()[hidden:]
+    return {**weights, name: torch.cat([weights[name], initial])}
 
 
 def load_weights(folder: Path) -> dict[str, Any]:

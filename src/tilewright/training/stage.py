@@ -1,5 +1,8 @@
 """Base class of the stages' LightningModules."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
@@ -7,6 +10,7 @@ from torch.optim import Optimizer
 
 from tilewright.distributed.collectives import num_processes, sum_over_processes
 from tilewright.distributed.fsdp import shard_module
+from tilewright.errors import UserError, mismatch
 from tilewright.training.loggers import drop_repeated_logs
 
 
@@ -19,6 +23,22 @@ class StageModule(pl.LightningModule):
 
     def configure_model(self) -> None:
         shard_module(self.trainer, self)
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Loads the weights of a checkpoint.
+
+        Raises:
+            UserError: the weights do not fit the network.
+        """
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            raise UserError(
+                f"the checkpoint does not fit the network of this version ({mismatch(error)}): "
+                "start a new run from its weights with init=PATH"
+            ) from error
 
     def on_train_start(self) -> None:
         drop_repeated_logs(self.trainer)
