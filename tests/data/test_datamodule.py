@@ -128,6 +128,29 @@ def test_batch_of_broken_images_repeats_the_next_usable_row_without_counting_it(
     assert data.skip_counts.total == 4
 
 
+@pytest.mark.parametrize("tokens", [False, True])
+def test_rows_without_an_image_are_skipped(make, tokens):
+    data = make(TinySource(missing={2, 5}), image_tokenizer=Levels() if tokens else None)
+    validated = batches(data, data.val_dataloader())
+    assert sorted(flatten(map(row_indices, validated))) == [0, 1, 3, 4, 6, 7]
+    assert data.skip_counts.reasons == {"no image": 2}
+
+
+@pytest.mark.parametrize("crops", [0, 1, 3])
+def test_the_row_that_replaces_a_batch_of_broken_images_has_its_own_tokens(make, crops):
+    data = make(
+        TinySource(broken={1, 2, 5}),
+        batch_size=1,
+        image_tokenizer=Levels(),
+        train_transform=None,
+        crops_per_image=crops,
+    )
+    trained = batches(data, data.train_dataloader(), 8)
+    assert sum(batch["rows"] for batch in trained) == 5
+    for batch in trained:
+        assert (batch["image_tokens"][:, 0, 0] // 10).tolist() == row_indices(batch)
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("tokens", [False, True])
 def test_data_without_a_usable_row_is_an_error(make, streaming, tokens):

@@ -23,14 +23,17 @@ class TinySource:
 
     Args:
         broken: rows whose image is not a PNG file.
+        missing: rows without an image.
     """
 
-    def __init__(self, rows=8, broken=(), streaming=False):
-        self.rows, self.broken, self.streaming = rows, broken, streaming
+    def __init__(self, rows=8, broken=(), missing=(), streaming=False):
+        self.rows, self.broken, self.missing, self.streaming = rows, broken, missing, streaming
 
     def load(self):
         images = [
             {"bytes": b"not an image" if i in self.broken else png(10 * i), "path": None}
+            if i not in self.missing
+            else None
             for i in range(self.rows)
         ]
         captions = [[f"plain {i}", f"gray {i}"] for i in range(self.rows)]

@@ -73,8 +73,7 @@ class RowReader:
             with temporary_seed(*seed):
                 return self._row(image, caption, tokens)
         except SkipRow as skip:
-            path = image.get("path") if isinstance(image, Mapping) else None
-            return SkipReason(skip.reason, path or "")
+            return SkipReason(skip.reason, image_path(image))
 
     def read_image(self, image: Any) -> Tensor:
         """Decodes and transforms an encoded image to floats in [0, 1], [3, H, W].
@@ -105,6 +104,12 @@ class RowReader:
             raise SkipRow(reason)
         row["image_tokens"] = torch.from_numpy(tokens.astype("int64"))
         return row
+
+
+def image_path(image: Any) -> str:
+    """Returns the path in an encoded image, or "" if it has none."""
+    path = image.get("path") if isinstance(image, Mapping) else None
+    return path or ""
 
 
 def collate(rows: list[dict | str]) -> dict[str, Any]:

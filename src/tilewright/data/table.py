@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 
 from tilewright.data.batches import SeededIndex
-from tilewright.data.row_reader import RowReader
+from tilewright.data.row_reader import RowReader, image_path
 from tilewright.data.seeding import derive_seed
 from tilewright.data.skipping import SkipReason, no_usable_rows
 from tilewright.data.token_cache import TokenCache
@@ -52,7 +52,7 @@ class TableDataset(torch.utils.data.Dataset):
             for item, image, caption in zip(seeded, images, columns["caption"], strict=True)
         ]
         return [
-            SkipReason(row, self.images[item.row]["image"]["path"] or "")
+            SkipReason(row, image_path(self.images[item.row]["image"]))
             if self.caches and isinstance(row, SkipReason)
             else row
             for item, row in zip(seeded, rows, strict=True)
@@ -70,7 +70,8 @@ class TableDataset(torch.utils.data.Dataset):
         item = _with_seed(index)
         reasons: Counter[str] = Counter()
         for distance in range(1, len(self) + 1):
-            row = self[item._replace(row=(item.row + distance) % len(self))]
+            following = (item.row + distance) % len(self)
+            row = self[SeededIndex(following, item.seed and (*item.seed[:2], following))]
             if not isinstance(row, str):
                 return row
             reasons[row] += 1
