@@ -138,7 +138,7 @@ def prior_step(
     stream = network.stream
     text = torch.randint(stream.text_vocab, (batch_size, stream.text_length), device=device)
     image = torch.randint(stream.image_vocab, (batch_size, stream.grid, stream.grid), device=device)
-    batch = {"text_tokens": text, "image_tokens": image}
+    batch = {"text": text, "image_tokens": image}
     return training_step(settings, PriorModule(network, Constant(1e-4)), batch, clip=4.0)
 
 

@@ -202,7 +202,7 @@ def train_briefly(
     network = build(model, "cpu", "model.network.pattern=full", "model.network.checkpointing=false")
     stream = network.stream
     batch = {
-        "text_tokens": torch.zeros(images, stream.text_length, dtype=torch.long),
+        "text": torch.zeros(images, stream.text_length, dtype=torch.long),
         "image_tokens": torch.zeros(images, stream.grid, stream.grid, dtype=torch.long),
     }
     trainer = Trainer(

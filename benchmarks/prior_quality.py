@@ -258,7 +258,7 @@ def train_peer(
     clock.run()
     while len(progress.moments) < len(like.moments):
         for batch in data.train_dataloader():
-            text, image = (batch[name].to(like.device) for name in ("text_tokens", "image_tokens"))
+            text, image = (batch[name].to(like.device) for name in ("text", "image_tokens"))
             with torch.autocast(like.device.type, torch.bfloat16, enabled=recipe.bf16):
                 loss = prior.loss(text, image)
             loss.backward()

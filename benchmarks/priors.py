@@ -78,7 +78,7 @@ def of_network(network: Transformer) -> Prior:
     module.log_dict = lambda *_, **__: None  # no trainer to log to
 
     def loss(text: Tensor, image: Tensor) -> Tensor:
-        return module.training_step({"text_tokens": text, "image_tokens": image}, 0)
+        return module.training_step({"text": text, "image_tokens": image}, 0)
 
     def optimizer() -> Optimizer:
         return module.configure_optimizers()["optimizer"]

@@ -20,9 +20,10 @@ from tilewright.data.transforms import CenterCrop
 from tilewright.data.truncation import warn_of_truncation
 from tilewright.errors import UserError
 from tilewright.prior import (
+    BaseStream,
     Prior,
     Sampling,
-    Stream,
+    TokenStream,
     complete,
     log_likelihood,
     sample_rows,
@@ -479,12 +480,14 @@ def check_compatible(
         UserError: the vocabularies or the grids do not match.
     """
     stream = getattr(prior, "stream", None)
-    if not isinstance(stream, Stream):
+    if not isinstance(stream, BaseStream):
         raise UserError(
             f"{type(prior).__name__} has no stream and is not a prior: use a network of "
             "tilewright.prior"
         )
-    if tokenizer.length != stream.text_length or tokenizer.vocab_size > stream.text_vocab:
+    if isinstance(stream, TokenStream) and (
+        tokenizer.length != stream.text_length or tokenizer.vocab_size > stream.text_vocab
+    ):
         raise UserError(
             f"the prior reads {stream.text_length} text tokens from a vocabulary of "
             f"{stream.text_vocab}, but the tokenizer makes {tokenizer.length} from "

@@ -176,7 +176,7 @@ class LikelihoodRanker:
             return log_likelihood(model.prior, text, tokens.flatten(0, 1))[1]
 
         text = model.tokenizer.encode(captions).to(tokens.device)
-        empty = model.prior.stream.empty_captions(len(text), tokens.device)
+        empty = model.prior.stream.without_caption(text)
         return (image_log_p(text) - image_log_p(empty)).view(tokens.shape[:2])
 
 

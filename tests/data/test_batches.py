@@ -36,7 +36,7 @@ def test_training_batches_do_not_depend_on_the_global_generator(make, tokenizer,
         return batches(data, data.train_dataloader(), 4)
 
     first, repeated, reseeded = train(1), train(1, workers), train(2)
-    for key in ("image", "text_tokens"):
+    for key in ("image", "text"):
         values, same, different = (
             [batch[key] for batch in training] for training in (first, repeated, reseeded)
         )
@@ -123,7 +123,7 @@ def test_training_resumed_with_other_batch_sizes_continues_with_the_next_row(mak
 
 
 def test_updates_of_a_run_that_resumes_with_another_accumulation_end_at_its_multiples():
-    loader = [{"text_tokens": torch.tensor([[index]]), "rows": 1} for index in range(10, 18)]
+    loader = [{"text": torch.tensor([[index]]), "rows": 1} for index in range(10, 18)]
     batches = list(mark_updates(loader, 4, start=10))
     assert [batch["update_index"] for batch in batches] == [0, 1, 0, 1, 2, 3, 0, 1]
     assert [int(text) for text in batches[2]["update_text"]] == [12, 13, 14, 15]
@@ -136,7 +136,7 @@ def test_overfitting_repeats_the_first_batches_exactly(make, tokenizer):
     for index, batch in enumerate(batches(data, data.train_dataloader(), 6)):
         # Each image has two captions. The same one is chosen each time.
         assert batch["caption"] == first[index % 2]["caption"]
-        for name in ("image", "text_tokens"):  # BPE dropout is the same each time
+        for name in ("image", "text"):  # BPE dropout is the same each time
             torch.testing.assert_close(batch[name], first[index % 2][name], rtol=0, atol=0)
 
 

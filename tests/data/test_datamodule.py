@@ -34,12 +34,12 @@ def test_prior_batches_have_text_and_image_tokens(make, tokenizer):
     data = make(tokenizer=tokenizer, image_tokenizer=Levels())
     for loader in (data.train_dataloader(), data.val_dataloader()):
         for batch in batches(data, loader, 2):
-            assert set(batch) == {"rows", "caption", "text_tokens", "image_tokens"}
-            assert batch["text_tokens"].shape == (4, 12)
+            assert set(batch) == {"rows", "caption", "text", "image_tokens"}
+            assert batch["text"].shape == (4, 12)
             assert batch["image_tokens"].shape == (4, 2, 2)
             assert batch["image_tokens"].dtype == torch.long
             assert (batch["image_tokens"][:, 0, 0] // 10).tolist() == row_indices(batch)
-            assert tokenizer.decode(batch["text_tokens"]) == batch["caption"]
+            assert tokenizer.decode(batch["text"]) == batch["caption"]
 
 
 def test_training_uses_random_captions_and_validation_the_first(make):
@@ -55,7 +55,7 @@ def test_bpe_dropout_is_used_in_training_only(make, tokenizer):
 
     def segmentations(split, training):
         dataset = data.dataset(split, training)
-        return {tuple(dataset[0]["text_tokens"].tolist()) for _ in range(20)}
+        return {tuple(dataset[0]["text"].tolist()) for _ in range(20)}
 
     assert len(segmentations("train", True)) > 2  # more than the two captions
     assert len(segmentations("validation", False)) == 1
@@ -176,7 +176,7 @@ def test_streaming_batches_match_those_of_tables(make, tokenizer):
         both = batches(data, loader, 2)
         assert sorted(flatten(map(row_indices, both))) == list(range(8))
         for batch in both:
-            assert set(batch) == {"rows", "caption", "text_tokens", "image_tokens"}
+            assert set(batch) == {"rows", "caption", "text", "image_tokens"}
             assert (batch["image_tokens"][:, 0, 0] // 10).tolist() == row_indices(batch)
 
 

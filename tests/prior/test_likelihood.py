@@ -2,9 +2,19 @@
 
 from itertools import product
 
+import pytest
 import torch
 
-from tilewright.prior import Sampling, Stream, Transformer, complete, log_likelihood
+from tilewright.errors import UserError
+from tilewright.prior import (
+    CaptionStream,
+    PlainStream,
+    Sampling,
+    Stream,
+    Transformer,
+    complete,
+    log_likelihood,
+)
 
 STREAM = Stream(text_length=2, text_vocab=2, grid=2, image_vocab=2)
 
@@ -84,3 +94,30 @@ def test_next_text_equals_the_logits_of_the_whole_stream():
     for position in range(6):
         actual = network.next_text(text[:, :position])
         torch.testing.assert_close(actual, expected[:, position], rtol=1e-5, atol=1e-5)
+
+
+def test_a_plain_stream_completes_captions_that_have_a_word():
+    network = make_network(PlainStream(6, text_vocab=9, grid=2, image_vocab=2, padding_token=7))
+    text = torch.full((40, 6), -1)
+    text[:, 0] = torch.arange(40) % 7
+    completed = complete(network, text, seed=1)
+    assert torch.equal(completed[:, 0], text[:, 0])
+    assert (completed != 7).all()
+    lengths = (completed >= 0).sum(dim=1)
+    assert lengths.min() < 6
+    assert len(lengths.unique()) > 2
+    log_text, _ = log_likelihood(network, completed, torch.zeros(40, 2, 2).long())
+    assert (log_text < 0).all()
+    text[3] = -1
+    with pytest.raises(UserError, match="no start token and cannot complete an empty caption"):
+        complete(network, text)
+
+
+def test_caption_features_have_no_likelihood_and_no_completion():
+    network = make_network(CaptionStream(text_length=2, features=3, grid=2, image_vocab=2))
+    text, images = torch.rand(1, 2, 4), all_images()
+    log_text, log_image = log_likelihood(network, text.expand(16, -1, -1), images)
+    assert log_text.isnan().all()
+    torch.testing.assert_close(log_image.exp().sum(), torch.tensor(1.0))
+    with pytest.raises(UserError, match="cannot complete captions"):
+        complete(network, text)

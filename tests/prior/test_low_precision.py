@@ -37,9 +37,10 @@ def make_batch(size):
 
 @pytest.mark.parametrize("weights", TOLERANCES)
 @pytest.mark.parametrize("shape", [(5, 48), (1, 48), (2, 3, 48)], ids=str)
-def test_converted_layer_is_close_to_the_original(weights, shape):
+@pytest.mark.parametrize("bias", [True, False])
+def test_converted_layer_is_close_to_the_original(weights, shape, bias):
     torch.manual_seed(0)
-    layer, x = nn.Linear(48, 24), torch.randn(shape)
+    layer, x = nn.Linear(48, 24, bias), torch.randn(shape)
     with torch.no_grad():
         layer.weight[3] = 0  # a row whose scale would be zero
         converted = {"bfloat16": BFloat16Linear, "int8": Int8Linear}[weights](layer)

@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from tilewright.errors import UserError
-from tilewright.prior import PriorModule, Stream, Transformer
+from tilewright.prior import CaptionStream, PriorModule, Stream, Transformer
 from tilewright.training.schedules import Constant, WarmUp
 
 STREAM = Stream(text_length=4, text_vocab=6, grid=3, image_vocab=8)
@@ -24,11 +24,11 @@ def make_batch(size=3):
     text = torch.randint(6, (size, 4), generator=generator)
     text[0, 2:] = -1
     image = torch.randint(8, (size, 3, 3), generator=generator)
-    return {"text_tokens": text, "image_tokens": image}
+    return {"text": text, "image_tokens": image}
 
 
-def make_loader(num_batches):
-    return DataLoader([make_batch()] * num_batches, batch_size=None)
+def make_loader(num_batches, batch=None):
+    return DataLoader([batch or make_batch()] * num_batches, batch_size=None)
 
 
 class Recorder(pl.Callback):
@@ -44,7 +44,7 @@ class Recorder(pl.Callback):
         self.metrics.append({k: v.item() for k, v in trainer.callback_metrics.items()})
 
 
-def fit(module, steps, **settings):
+def fit(module, steps, batch=None, **settings):
     recorder = Recorder()
     trainer = pl.Trainer(
         max_steps=steps,
@@ -57,7 +57,7 @@ def fit(module, steps, **settings):
         callbacks=[recorder],
         **settings,
     )
-    trainer.fit(module, make_loader(steps), make_loader(1))
+    trainer.fit(module, make_loader(steps, batch), make_loader(1, batch))
     return recorder, trainer
 
 
@@ -78,7 +78,7 @@ def test_learning_rate_warms_up_in_both_parameter_groups_and_validation_is_logge
     for step, rates in enumerate(recorder.rates):
         assert rates == pytest.approx([rate(step)] * 2)
     with torch.no_grad():
-        terms = module.eval().terms(make_batch()["text_tokens"], make_batch()["image_tokens"])
+        terms = module.eval().terms(make_batch()["text"], make_batch()["image_tokens"])
     for name, value in terms.items():
         logged = trainer.callback_metrics[f"validation/{name}"].item()
         assert logged == pytest.approx(value.item(), rel=1e-5)
@@ -100,9 +100,9 @@ def network_inputs(monkeypatch, module, batch, step="training_step"):
 
 def captions_before_and_after_dropout(monkeypatch, caption_dropout, size=3):
     batch = make_batch(size)
-    before = batch["text_tokens"].clone()
+    before = batch["text"].clone()
     text, _, _ = network_inputs(monkeypatch, make_module(caption_dropout=caption_dropout), batch)
-    assert torch.equal(batch["text_tokens"], before)
+    assert torch.equal(batch["text"], before)
     return before, text
 
 
@@ -123,6 +123,29 @@ def test_caption_dropout_empties_its_fraction_of_captions(monkeypatch):
     assert is_empty.float().mean().item() == pytest.approx(0.3, abs=0.05)
 
 
+def test_caption_dropout_of_features_keeps_their_padding():
+    stream = CaptionStream(text_length=4, features=2, grid=3, image_vocab=8)
+    network = Transformer(stream, dim=8, depth=1, heads=2)
+    module = PriorModule(network, Constant(1e-3), caption_dropout=0.3)
+    text = torch.cat([torch.rand(1000, 4, 2) + 1, torch.ones(1000, 4, 1)], dim=2)
+    dropped = module._drop_captions(text)
+    is_empty = (dropped[..., :2] == 0).all(dim=(1, 2))
+    assert torch.equal(dropped[~is_empty], text[~is_empty])
+    assert (dropped[..., 2] == 1).all()
+    assert is_empty.float().mean().item() == pytest.approx(0.3, abs=0.05)
+
+
+def test_features_are_trained_and_validated_on_the_image_alone():
+    stream = CaptionStream(text_length=4, features=2, grid=3, image_vocab=8)
+    module = PriorModule(Transformer(stream, dim=8, depth=1, heads=2), Constant(1e-2))
+    text = torch.cat([torch.rand(4, 4, 2), torch.ones(4, 4, 1)], dim=2)
+    batch = {"text": text, "image_tokens": torch.randint(8, (4, 3, 3))}
+    metrics = fit(module, 2, batch)[1].callback_metrics
+    assert {"train/loss", "train/image", "validation/loss"} <= metrics.keys()
+    assert not {"train/text", "validation/text"} & metrics.keys()
+    assert metrics["validation/loss"].isfinite()
+
+
 def test_image_dropout_has_a_random_fraction_per_image(monkeypatch):
     torch.manual_seed(0)
     module = make_module(image_dropout=0.6)
@@ -140,7 +163,7 @@ def test_default_has_no_image_dropout(monkeypatch):
 def test_validation_has_no_dropout(monkeypatch):
     module = make_module(caption_dropout=0.999, image_dropout=1.0)
     text, image, mask = network_inputs(monkeypatch, module, make_batch(), "validation_step")
-    assert torch.equal(text, make_batch()["text_tokens"])
+    assert torch.equal(text, make_batch()["text"])
     assert torch.equal(image, make_batch()["image_tokens"])
     assert mask is None
 

@@ -51,7 +51,7 @@ class GrayTokenizer:
 
 def test_prior_module_trains_it(network):
     image = torch.randint(8, (2, 3, 3), generator=torch.Generator().manual_seed(0))
-    batch = {"text_tokens": TEXT, "image_tokens": image}
+    batch = {"text": TEXT, "image_tokens": image}
     module = PriorModule(network, Constant(1e-2), caption_dropout=0.1, image_dropout=0.1)
     with torch.no_grad():
         before = module.terms(TEXT, image)["loss"]
@@ -76,7 +76,7 @@ def test_greedy_samples_equal_the_most_likely_tokens_of_the_forward_pass(network
     assert torch.equal(tokens[:, 0], tokens[:, 1])
     image = tokens[:, 0]
     conditional = network(TEXT, image)[1]
-    empty = network(STREAM.empty_captions(2), image)[1]
+    empty = network(STREAM.without_caption(TEXT), image)[1]
     logits = empty + guidance * (conditional - empty)
     assert torch.equal(logits.argmax(dim=-1), image.flatten(1))
 

@@ -227,7 +227,7 @@ def test_guidance_of_one_is_no_guidance_and_zero_ignores_the_caption(network):
     nearly = sample(network, TEXT, 2, sampling=Sampling(guidance=1 + 1e-6))
     assert torch.equal(nearly, unguided)
     assert torch.equal(sample(network, TEXT, 2, sampling=Sampling(guidance=1.0)), unguided)
-    empty = sample(network, STREAM.empty_captions(3), 2)
+    empty = sample(network, STREAM.without_caption(TEXT), 2)
     assert torch.equal(sample(network, TEXT, 2, sampling=Sampling(guidance=0.0)), empty)
     assert not torch.equal(empty, unguided)
 

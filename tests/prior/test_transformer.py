@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tilewright.errors import UserError
-from tilewright.prior import Stream, Transformer
+from tilewright.prior import CaptionStream, PlainStream, Sampling, Stream, Transformer, sample
 from tilewright.prior.patterns import PATTERNS, dense_mask
 from tilewright.training.compiling import should_compile
 
@@ -12,9 +12,9 @@ STREAM = Stream(text_length=3, text_vocab=5, grid=4, image_vocab=6)
 MODERN = {"norm": "rms", "mlp": "swiglu", "positions": "rotary", "qk_norm": True}
 
 
-def make_network(pattern="paper", depth=3, **parts):
+def make_network(pattern="paper", depth=3, stream=STREAM, **parts):
     torch.manual_seed(0)
-    network = Transformer(STREAM, dim=16, depth=depth, heads=2, pattern=pattern, **parts).eval()
+    network = Transformer(stream, dim=16, depth=depth, heads=2, pattern=pattern, **parts).eval()
     with torch.no_grad():  # larger weights, so that logits are not nearly zero
         for parameter in network.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
@@ -265,3 +265,73 @@ def test_an_impossible_size_is_refused(name, number):
     sizes = {"dim": 8, "depth": 1, "heads": 1, name: number}
     with pytest.raises(UserError, match=rf"model\.network\.{name}={number} is not possible"):
         Transformer(STREAM, **sizes)
+
+
+PLAIN = PlainStream(text_length=3, text_vocab=5, grid=4, image_vocab=6)
+FEATURES = CaptionStream(text_length=3, features=4, grid=4, image_vocab=6)
+TEXTS = {
+    PLAIN: torch.tensor([[1, 4, -1], [2, 0, 3], [-1, -1, -1]]),
+    # A caption with one token on the right, one with three, and one without a caption.
+    FEATURES: torch.cat(
+        [
+            torch.tensor([[0.0, 0, 1], [1, 1, 1], [0, 0, 0]])[..., None]
+            * torch.randn(3, 3, 4, generator=torch.Generator().manual_seed(0)),
+            torch.tensor([[0.0, 0, 1], [1, 1, 1], [0, 1, 1]])[..., None],
+        ],
+        dim=-1,
+    ),
+}
+
+
+@pytest.mark.parametrize("stream", TEXTS, ids=lambda stream: type(stream).__name__)
+@pytest.mark.parametrize("parts", [{}, MODERN], ids=["paper", "modern"])
+@torch.no_grad()
+def test_other_streams_have_causal_predictions_and_equal_cached_steps(stream, parts):
+    network = make_network("paper", stream=stream, **parts)
+    text, image = TEXTS[stream], torch.randint(6, (3, 4, 4))
+    text_logits, expected = network(text, image)
+    assert text_logits.shape == (3, stream.predicted_text, stream.text_classes)
+    logits, caches = network.prefill(text, 1)
+    for index in range(16):
+        if index > 0:
+            logits = network.step(image.flatten(1)[:, index - 1], index - 1, caches)
+        torch.testing.assert_close(logits, expected[:, index], rtol=1e-5, atol=1e-5)
+        changed = image.clone()
+        changed.flatten(1)[:, index] = (image.flatten(1)[:, index] + 1) % 6
+        _, after = network(text, changed)
+        torch.testing.assert_close(after[:, : index + 1], expected[:, : index + 1])
+    greedy = sample(network, text, 2, sampling=Sampling(temperature=0, guidance=2.0))[:, 0]
+    empty = network(stream.without_caption(text), greedy)[1]
+    guided = empty + 2 * (network(text, greedy)[1] - empty)
+    assert torch.equal(guided.argmax(dim=-1), greedy.flatten(1))
+
+
+@torch.no_grad()
+def test_a_plain_stream_predicts_each_text_token_but_the_first():
+    network = make_network(stream=PLAIN)
+    text, image = TEXTS[PLAIN], torch.randint(6, (3, 4, 4))
+    logits, _ = network(text, image)
+    for position in (1, 2):
+        actual = network.next_text(text[:, :position])
+        torch.testing.assert_close(actual, logits[:, position - 1], rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_padding_and_a_missing_caption_have_their_own_states():
+    network, text = make_network(stream=FEATURES), TEXTS[FEATURES]
+    states = network.embed_text(text) - network.text_position.weight
+    padding, empty = network.text_embedding.special.weight
+    torch.testing.assert_close(states[0, :2], padding.expand(2, -1))
+    torch.testing.assert_close(states[2], empty.expand(3, -1))
+    torch.testing.assert_close(states[1], network.text_embedding.projection(text[1, :, :4]))
+    without = network.embed_text(FEATURES.without_caption(text)) - network.text_position.weight
+    torch.testing.assert_close(without, empty.expand(3, 3, -1))
+
+
+def test_caption_dropout_trains_the_state_of_a_missing_caption():
+    network, text = make_network(stream=FEATURES), TEXTS[FEATURES]
+    image = torch.randint(6, (3, 4, 4))
+    FEATURES.loss(*network(text, image), text, image)["loss"].backward()
+    gradients = {name: p.grad for name, p in network.named_parameters()}
+    assert not [name for name, gradient in gradients.items() if gradient is None]
+    assert gradients["text_embedding.special.weight"].abs().sum(dim=1).min() > 0

@@ -16,7 +16,7 @@ COLORS = torch.eye(3)[:, :, None, None].expand(3, 3, 16, 16)
 def test_training_matches_captions_with_their_images():
     network = make_network()
     module = RankerModule(network, learning_rate=Constant(1e-3))
-    batch = {"text_tokens": torch.tensor([[0, -1], [1, -1], [2, -1]]), "image": COLORS}
+    batch = {"text": torch.tensor([[0, -1], [1, -1], [2, -1]]), "image": COLORS}
     trainer = pl.Trainer(
         accelerator="cpu",
         max_steps=100,
@@ -28,7 +28,7 @@ def test_training_matches_captions_with_their_images():
     trainer.fit(module, DataLoader([batch] * 100, batch_size=None))
     network.eval()
     with torch.no_grad():
-        similarity = network.encode_text(batch["text_tokens"]) @ network.encode_images(COLORS).T
+        similarity = network.encode_text(batch["text"]) @ network.encode_images(COLORS).T
     assert similarity.argmax(dim=1).tolist() == [0, 1, 2]
     assert float(trainer.callback_metrics["train/loss"]) < 0.3  # ln 3 without training
 
@@ -69,9 +69,7 @@ def test_a_scale_above_its_bound_returns_to_it_and_can_fall():
 def training_loss(module, images):
     module.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
     module.log = lambda *_, **__: None
-    return module.training_step(
-        {"text_tokens": torch.tensor([[0, -1], [1, -1]]), "image": images}, 0
-    )
+    return module.training_step({"text": torch.tensor([[0, -1], [1, -1]]), "image": images}, 0)
 
 
 def test_a_cutmix_negative_that_equals_its_image_does_not_count(monkeypatch):

@@ -29,9 +29,9 @@ def test_an_update_of_two_batches_with_skipped_rows_equals_one_of_a_large_batch(
 def test_a_ranker_weighs_batches_by_their_rows(rows, weight, tmp_path):
     module, _, _ = tiny.make("ranker", tmp_path, noise=False)
     module.log = lambda *_, **__: None
-    batch = {"text_tokens": torch.tensor([[1, 2], [3, -1]]), "image": torch.rand(2, 3, 16, 16)}
+    batch = {"text": torch.tensor([[1, 2], [3, -1]]), "image": torch.rand(2, 3, 16, 16)}
     network = module.network
-    text, images = network.encode_text(batch["text_tokens"]), network.encode_images(batch["image"])
+    text, images = network.encode_text(batch["text"]), network.encode_images(batch["image"])
     expected = weight * contrastive_loss(text, images, network.scale)
     actual = module.training_step(batch | {"rows": 2, "update_rows": rows}, 0)
     torch.testing.assert_close(actual, expected)

@@ -153,7 +153,7 @@ def mark_updates(batches: Iterable[dict], count: int, start: int = 0) -> Iterato
     while update := list(islice(batches, length)):
         length = count
         shared: dict[str, list] = {"update_rows": [batch["rows"] for batch in update]}
-        if "text_tokens" in update[0]:
-            shared["update_text"] = [batch["text_tokens"][: batch["rows"]] for batch in update]
+        if "text" in update[0]:
+            shared["update_text"] = [batch["text"][: batch["rows"]] for batch in update]
         for index, batch in enumerate(update):
             yield {**batch, **shared, "update_index": index}

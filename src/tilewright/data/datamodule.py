@@ -48,7 +48,7 @@ class CaptionedImages(pl.LightningDataModule):
     - `image`: float [B, 3, H, W] in [0, 1]. Missing if there are image tokens.
     - `rows`: number of rows that count. It is B, or 0 if the only row is padding, because every
       process needs a batch.
-    - `text_tokens`: int64 [B, T], with a tokenizer.
+    - `text`: text of the stream, with a tokenizer: text tokens, int64 [B, T].
     - `update_rows`, `update_text`, `update_index`: see `mark_updates`; with accumulation.
     - `image_tokens`: int64 [B, h, w], with an image tokenizer. They come from the token cache,
       which is filled once. With streaming data or `augmented_tokens`, each batch is encoded on the

@@ -64,8 +64,7 @@ class RowReader:
 
         Returns:
             A dictionary with `caption`, and either `image_tokens` or `pixels` (bytes, [H, W, 3]).
-            With a tokenizer, also `text_tokens` and `truncated`. If the row cannot be used, the
-            reason.
+            With a tokenizer, also `text` and `truncated`. If the row cannot be used, the reason.
         """
         try:
             if seed is None:
@@ -95,7 +94,7 @@ class RowReader:
         row: dict[str, Any] = {"caption": chosen}
         if self.tokenizer is not None:
             truncated_before = self.tokenizer.truncated
-            row["text_tokens"] = self.tokenizer.encode([chosen], dropout=self.training)[0]
+            row["text"] = self.tokenizer.encode([chosen], dropout=self.training)[0]
             row["truncated"] = self.tokenizer.truncated > truncated_before
         if tokens is None:
             row["pixels"] = self._pixels(image)

@@ -1,3 +1,4 @@
+from .decoder import Decoder as Decoder
 from .likelihood import complete as complete
 from .likelihood import log_likelihood as log_likelihood
 from .low_precision import Weights as Weights
@@ -7,5 +8,9 @@ from .protocol import Prior as Prior
 from .sampler import Sampling as Sampling
 from .sampler import sample as sample
 from .sampler import sample_rows as sample_rows
+from .stream import BaseStream as BaseStream
+from .stream import CaptionStream as CaptionStream
+from .stream import PlainStream as PlainStream
 from .stream import Stream as Stream
+from .stream import TokenStream as TokenStream
 from .transformer import Transformer as Transformer

@@ -17,7 +17,7 @@ from tilewright.prior.kv_cache import LayerCache
 from tilewright.prior.norms import RMSNorm
 from tilewright.prior.patterns import attention_predicate, dense_mask
 from tilewright.prior.rotary import Rotary
-from tilewright.prior.stream import Stream
+from tilewright.prior.stream import BaseStream
 from tilewright.prior.window_attention import window_attention
 from tilewright.prior.window_tiling import WindowTiling, window_tiling
 from tilewright.training.compiling import raise_recompile_limit
@@ -33,7 +33,9 @@ Mask = BlockMask | WindowTiling | Tensor | None
 
 
 @lru_cache(maxsize=64)
-def attention_mask(pattern: str, stream: Stream, device: torch.device, dtype: torch.dtype) -> Mask:
+def attention_mask(
+    pattern: str, stream: BaseStream, device: torch.device, dtype: torch.dtype
+) -> Mask:
     """Returns the mask of a pattern for `attend`, in the form that is fastest on the device.
 
     Args:
@@ -63,7 +65,7 @@ def attention_mask(pattern: str, stream: Stream, device: torch.device, dtype: to
 
 
 @torch.inference_mode(False)  # masks are cached, and training cannot use an inference tensor
-def _block_mask(pattern: str, stream: Stream, device: torch.device) -> BlockMask:
+def _block_mask(pattern: str, stream: BaseStream, device: torch.device) -> BlockMask:
     predicate = attention_predicate(pattern, stream)
     return create_block_mask(
         lambda _batch, _head, query, key: predicate(query, key),
@@ -73,6 +75,20 @@ def _block_mask(pattern: str, stream: Stream, device: torch.device) -> BlockMask
         stream.length,
         device=device,
     )
+
+
+def hide_padding(visible: Tensor, text: Tensor) -> Tensor:
+    """Returns booleans [B, 1, n, n], True for visible keys, with a mask for each row of a batch.
+
+    A hidden key remains visible to its own query, because a softmax needs a key.
+
+    Args:
+        visible: booleans [n, n], True for visible keys.
+        text: booleans [B, T], False for text to hide. Positions after it are visible.
+    """
+    positions = len(visible)
+    keys = F.pad(text, (0, positions - text.shape[1]), value=True)[:, None, None, :]
+    return visible & keys | torch.eye(positions, dtype=torch.bool, device=visible.device)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
@@ -113,6 +129,7 @@ class SelfAttention(nn.Module):
         stream: token layout.
         rotary: rotates queries and keys by position. None if the states hold their positions.
         qk_norm: normalize queries and keys, which bounds the scores in long trainings.
+        bias: add biases.
 
     Raises:
         ValueError: dim is not a multiple of heads.
@@ -123,9 +140,10 @@ class SelfAttention(nn.Module):
         dim: int,
         heads: int,
         pattern: str,
-        stream: Stream,
+        stream: BaseStream,
         rotary: Rotary | None = None,
         qk_norm: bool = False,
+        bias: bool = True,
     ):
         super().__init__()
         if dim % heads:
@@ -133,8 +151,8 @@ class SelfAttention(nn.Module):
         self.heads = heads
         self.pattern = pattern
         self.stream = stream
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.out = nn.Linear(dim, dim)
+        self.qkv = nn.Linear(dim, 3 * dim, bias)
+        self.out = nn.Linear(dim, dim, bias)
         self.rotary = rotary
         self.q_norm = RMSNorm(dim // heads) if qk_norm else nn.Identity()
         self.k_norm = RMSNorm(dim // heads) if qk_norm else nn.Identity()
@@ -149,17 +167,18 @@ class SelfAttention(nn.Module):
         y = attend(*self._project_sequence(x), mask)
         return self.out(y.transpose(1, 2).flatten(2))
 
-    def prefill(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Computes the outputs of start and text tokens, which are causal in every pattern.
+    def prefill(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Computes the outputs of the text's positions, which are causal in every pattern.
 
         Args:
-            x: states [C, 1 + n, dim].
+            x: states [C, P, dim].
+            mask: booleans [C, 1, P, P], True for visible keys. None is causal.
 
         Returns:
-            Outputs [C, 1 + n, dim], and keys and values [C, H, 1 + n, D] for the cache.
+            Outputs [C, P, dim], and keys and values [C, H, P, D] for the cache.
         """
         q, k, v = self._project_sequence(x)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         return self.out(y.transpose(1, 2).flatten(2)), k, v
 
     def step(self, x: Tensor, index: int | Tensor, cache: LayerCache) -> Tensor:

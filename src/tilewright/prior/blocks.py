@@ -1,21 +1,28 @@
 """Transformer blocks, with the paper's parts or their modern replacements."""
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tilewright.prior.attention import Mask, SelfAttention
 from tilewright.prior.kv_cache import LayerCache
-from tilewright.prior.norms import NORMS
 
 
 class SwiGLU(nn.Module):
-    """Gated network (Shazeer 2020) with about as many parameters as a GELU network of width 4."""
+    """Gated network (Shazeer 2020).
 
-    def __init__(self, dim: int):
+    Args:
+        dim: width of the states.
+        hidden: width between the layers. None has about as many parameters as a GELU network.
+        bias: add biases.
+    """
+
+    def __init__(self, dim: int, hidden: int | None = None, bias: bool = True):
         super().__init__()
-        hidden = round(dim * 8 / 3 / 8) * 8
-        self.gate_and_up = nn.Linear(dim, 2 * hidden)
-        self.down = nn.Linear(hidden, dim)
+        hidden = hidden or round(dim * 8 / 3 / 8) * 8
+        self.gate_and_up = nn.Linear(dim, 2 * hidden, bias)
+        self.down = nn.Linear(hidden, dim, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_and_up(x).chunk(2, dim=-1)
@@ -23,12 +30,17 @@ class SwiGLU(nn.Module):
 
 
 class GELUNetwork(nn.Module):
-    """The paper's feed-forward network: four times wider than the states, with a GELU."""
+    """The paper's feed-forward network: four times wider than the states, with a GELU.
 
-    def __init__(self, dim: int):
+    Args:
+        dim: width of the states.
+        bias: add biases.
+    """
+
+    def __init__(self, dim: int, bias: bool = True):
         super().__init__()
-        self.up = nn.Linear(dim, 4 * dim)
-        self.down = nn.Linear(4 * dim, dim)
+        self.up = nn.Linear(dim, 4 * dim, bias)
+        self.down = nn.Linear(4 * dim, dim, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(F.gelu(self.up(x)))
@@ -44,17 +56,17 @@ class Block(nn.Module):
     compute the same function; a subclass overrides all three or none.
 
     Args:
-        dim: width of the states.
-        norm: a name in `NORMS`.
-        mlp: a name in `MLPS`.
+        attention: attention layer.
+        mlp: feed-forward network, whose last layer is `down`.
+        norm: builds a norm.
     """
 
-    def __init__(self, dim: int, norm: str, mlp: str, attention: SelfAttention):
+    def __init__(self, attention: SelfAttention, mlp: nn.Module, norm: Callable[[], nn.Module]):
         super().__init__()
-        self.norm_attention = NORMS[norm](dim)
+        self.norm_attention = norm()
         self.attention = attention
-        self.norm_mlp = NORMS[norm](dim)
-        self.mlp = MLPS[mlp](dim)
+        self.norm_mlp = norm()
+        self.mlp = mlp
 
     @property
     def last_layers(self) -> tuple[nn.Module, nn.Module]:
@@ -66,13 +78,16 @@ class Block(nn.Module):
         x = x + self.attention(self.norm_attention(x), mask)
         return x + self.mlp(self.norm_mlp(x))
 
-    def prefill(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Computes the states of start and text tokens [C, 1 + n, dim], and their keys and values.
+    def prefill(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Computes the states of the text's positions [C, P, dim], and their keys and values.
+
+        Args:
+            mask: booleans [C, 1, P, P], True for visible keys. None is causal.
 
         Returns:
-            States [C, 1 + n, dim], keys and values [C, H, 1 + n, D].
+            States [C, P, dim], keys and values [C, H, P, D].
         """
-        y, k, v = self.attention.prefill(self.norm_attention(x))
+        y, k, v = self.attention.prefill(self.norm_attention(x), mask)
         x = x + y
         return x + self.mlp(self.norm_mlp(x)), k, v
 

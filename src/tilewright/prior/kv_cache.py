@@ -3,9 +3,11 @@
 C captions are sampled with n candidates each. The keys and values of the text are computed once per
 caption. Those of the image are stored per candidate, in as few slots as the pattern allows.
 
-    n > 1   text             [2, C * H, 1 + T, D]      one copy for all candidates of a caption
+    n > 1   text             [2, C * H, P, D]      one copy for all candidates of a caption
             image            [2, C, H, n, slots, D]
-    n = 1   text and image   [2, C, H, 1, 1 + T + slots, D]
+    n = 1   text and image   [2, C, H, 1, P + slots, D]
+
+P is the number of positions before the image: the text, and the start token if there is one.
 
 `EagerLayerCache` takes the image token's index as an int and reads slices where it can.
 `CompiledLayerCache` takes it as a tensor [1], so that one compiled step serves every index.
@@ -25,12 +27,20 @@ class LayerCache(ABC):
     """Memory of the cache, and the interface of a decode step.
 
     Args:
-        text_k, text_v: keys and values of start token and text, each [C, H, 1 + T, D].
+        text_k, text_v: keys and values of start token and text, each [C, H, P, D].
         candidates: n, images per caption.
         slots: slots that each image token writes and reads.
+        visible_text: booleans [C, P], False for text to hide. None hides nothing.
     """
 
-    def __init__(self, text_k: Tensor, text_v: Tensor, candidates: int, slots: CacheSlots):
+    def __init__(
+        self,
+        text_k: Tensor,
+        text_v: Tensor,
+        candidates: int,
+        slots: CacheSlots,
+        visible_text: Tensor | None = None,
+    ):
         captions, heads, text_length, width = text_k.shape
         self.candidates = candidates
         self.slots = slots
@@ -43,6 +53,7 @@ class LayerCache(ABC):
         # No tensor here is a view of another: a compiled step would copy every tensor that shares
         # memory with one that it writes.
         self._kv = text_k.new_zeros(2, captions, heads, candidates, length, width)
+        self._text_mask = visible_text
         self._shared_text_kv: Tensor | None = None
         if self.is_joint:
             self._kv[:, :, :, 0, :text_length] = text_kv
@@ -72,10 +83,16 @@ class LayerCache(ABC):
         return sum(t.nbytes for t in (self._kv, self._shared_text_kv) if t is not None)
 
     def _text_kv(self) -> Tensor:
-        """Returns keys and values of the text, [2, C * H, 1 + T, D]."""
+        """Returns keys and values of the text, [2, C * H, P, D]."""
         if self._shared_text_kv is not None:
             return self._shared_text_kv
         return self._kv[..., : self.text_length, :].flatten(1, 3)
+
+    def _joint_mask(self, image_keys: int) -> Tensor | None:
+        """Returns the text mask with visible image keys, [C, P + image_keys], or None."""
+        if self._text_mask is None:
+            return None
+        return F.pad(self._text_mask, (0, image_keys), value=True)
 
     def _image_kv(self, slots: slice | Tensor) -> Tensor:
         """Returns keys and values of image tokens, [2, C * H * n, R, D]."""
@@ -95,8 +112,9 @@ class EagerLayerCache(LayerCache):
             slots = slots.to(q.device)
         elif self.is_joint and (slots.start, slots.step) == (0, 1):
             end = self.first_slot + slots.stop
-            return attend_jointly(q, self._kv[..., :end, :].flatten(1, 3))
-        return attend_separately(q, self._text_kv(), self._image_kv(slots))
+            mask = self._joint_mask(slots.stop)
+            return attend_jointly(q, self._kv[..., :end, :].flatten(1, 3), mask)
+        return attend_separately(q, self._text_kv(), self._image_kv(slots), self._text_mask)
 
 
 class CompiledLayerCache(LayerCache):
@@ -105,8 +123,15 @@ class CompiledLayerCache(LayerCache):
     All steps have the same shapes: a step reads R slots, and a mask hides the unused ones.
     """
 
-    def __init__(self, text_k: Tensor, text_v: Tensor, candidates: int, slots: CacheSlots):
-        super().__init__(text_k, text_v, candidates, slots)
+    def __init__(
+        self,
+        text_k: Tensor,
+        text_v: Tensor,
+        candidates: int,
+        slots: CacheSlots,
+        visible_text: Tensor | None = None,
+    ):
+        super().__init__(text_k, text_v, candidates, slots, visible_text)
         device = text_k.device
         self._write_slots = self.first_slot + torch.tensor(slots.write, device=device)
         self._read_slots, self._read_mask = (table.to(device) for table in slots.read_table)
@@ -118,12 +143,15 @@ class CompiledLayerCache(LayerCache):
     def attend(self, index: Tensor, q: Tensor) -> Tensor:
         mask = self._read_mask.index_select(0, index)  # [1, R]
         if self._read_slots.shape[1] < self.slots.count:
-            slots = self._read_slots.index_select(0, index).squeeze(0)
-            return attend_separately(q, self._text_kv(), self._image_kv(slots), mask)
-        if self.is_joint:
+            slots: Tensor | slice = self._read_slots.index_select(0, index).squeeze(0)
+        elif self.is_joint:
             mask = F.pad(mask, (self.text_length, 0), value=True)
+            text_mask = self._joint_mask(self.slots.count)
+            mask = mask if text_mask is None else mask & text_mask
             return attend_jointly(q, self._kv.flatten(1, 3), mask)
-        return attend_separately(q, self._text_kv(), self._image_kv(slice(None)), mask)
+        else:
+            slots = slice(None)
+        return attend_separately(q, self._text_kv(), self._image_kv(slots), self._text_mask, mask)
 
 
 def attend_jointly(q: Tensor, kv: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -132,17 +160,19 @@ def attend_jointly(q: Tensor, kv: Tensor, mask: Tensor | None = None) -> Tensor:
     Args:
         q: queries [C, H, 1, D].
         kv: keys and values [2, C * H, R, D].
-        mask: booleans [1, R], False for keys to hide. None hides nothing.
+        mask: booleans [C, R] or [1, R], False for keys to hide. None hides nothing.
     """
     k, v = kv
-    scores = torch.bmm(q.reshape(-1, 1, q.shape[-1]), k.mT)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
+    scores = _hide(torch.bmm(q.reshape(-1, 1, q.shape[-1]), k.mT), mask, len(q))
     return torch.bmm(_attention_weights(scores, q), v).view(q.shape)
 
 
 def attend_separately(
-    q: Tensor, text_kv: Tensor, image_kv: Tensor, mask: Tensor | None = None
+    q: Tensor,
+    text_kv: Tensor,
+    image_kv: Tensor,
+    text_mask: Tensor | None = None,
+    image_mask: Tensor | None = None,
 ) -> Tensor:
     """Returns the attention of n candidates to one copy of the text and to their own image keys.
 
@@ -150,22 +180,30 @@ def attend_separately(
 
     Args:
         q: queries [C, H, n, D].
-        text_kv: keys and values [2, C * H, 1 + T, D].
+        text_kv: keys and values [2, C * H, P, D].
         image_kv: keys and values [2, C * H * n, R, D].
-        mask: booleans [1, R], False for image keys to hide. None hides nothing.
+        text_mask: booleans [C, P], False for text keys to hide. None hides nothing.
+        image_mask: booleans [1, R], False for image keys to hide. None hides nothing.
     """
     (text_k, text_v), (image_k, image_v) = text_kv, image_kv
     text_length, width = text_k.shape[1:]
     image_q = q.reshape(-1, 1, width)  # [C * H * n, 1, D]
     text_q = image_q.view(len(text_k), -1, width)  # [C * H, n, D]
-    text_scores, image_scores = torch.bmm(text_q, text_k.mT), torch.bmm(image_q, image_k.mT)
-    if mask is not None:
-        image_scores = image_scores.masked_fill(~mask, -torch.inf)
+    text_scores = _hide(torch.bmm(text_q, text_k.mT), text_mask, len(q))
+    image_scores = _hide(torch.bmm(image_q, image_k.mT), image_mask, len(q))
     scores = torch.cat([text_scores.view(len(image_q), 1, -1), image_scores], dim=-1)
     weights = _attention_weights(scores, q)
     text_weights = weights[..., :text_length].view(*text_q.shape[:2], -1)
     text_out = torch.bmm(text_weights, text_v).view_as(image_q)
     return torch.baddbmm(text_out, weights[..., text_length:], image_v).view(q.shape)
+
+
+def _hide(scores: Tensor, mask: Tensor | None, captions: int) -> Tensor:
+    """Hides keys of scores [C * rows, queries, R], by a mask [C, R] or [1, R], or None."""
+    if mask is None:
+        return scores
+    rows = scores.view(captions, -1, scores.shape[-1])
+    return rows.masked_fill(~mask[:, None], -torch.inf).view_as(scores)
 
 
 def _attention_weights(scores: Tensor, q: Tensor) -> Tensor:

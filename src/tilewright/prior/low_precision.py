@@ -18,12 +18,13 @@ class BFloat16Linear(nn.Module):
     """Linear layer that multiplies in bf16, for fp32 states."""
 
     weight: Tensor
-    bias: Tensor
+    bias: Tensor | None
 
     def __init__(self, layer: nn.Linear):
         super().__init__()
         self.register_buffer("weight", layer.weight.detach().bfloat16())
-        self.register_buffer("bias", layer.bias.detach().bfloat16())
+        bias = None if layer.bias is None else layer.bias.detach().bfloat16()
+        self.register_buffer("bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.linear(x.bfloat16(), self.weight, self.bias)
@@ -40,7 +41,7 @@ class Int8Linear(nn.Module):
 
     weight: Tensor
     scale: Tensor
-    bias: Tensor
+    bias: Tensor | None
 
     def __init__(self, layer: nn.Linear):
         super().__init__()
@@ -48,7 +49,8 @@ class Int8Linear(nn.Module):
         scale = weight.abs().amax(dim=1).clamp(min=torch.finfo(weight.dtype).tiny) / 127
         self.register_buffer("weight", (weight / scale[:, None]).round().to(torch.int8))
         self.register_buffer("scale", scale / 127)
-        self.register_buffer("bias", layer.bias.detach().clone())
+        bias = None if layer.bias is None else layer.bias.detach().clone()
+        self.register_buffer("bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.flatten(0, -2)
@@ -56,7 +58,10 @@ class Int8Linear(nn.Module):
         largest = rows.abs().amax(dim=1, keepdim=True).clamp_(min=1e-30)
         rounded = torch.mul(rows, 127 / largest).round_().to(torch.int8)
         y = torch._int_mm(rounded, self.weight.t()).float()
-        return y.mul_(self.scale).mul_(largest).add_(self.bias).view(*x.shape[:-1], -1)
+        y.mul_(self.scale).mul_(largest)
+        if self.bias is not None:
+            y.add_(self.bias)
+        return y.view(*x.shape[:-1], -1)
 
 
 def with_low_precision_weights(network: Prior, weights: Weights) -> Prior:

@@ -94,13 +94,13 @@ class PriorModule(StageModule):
         row_weight: Tensor | float = 1.0,
         num_text_targets: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Computes the cross-entropies `text` and `image` in nats per token, and `loss`.
+        """Computes the stream's `weighted_loss`, such as `text` and `image` in nats and `loss`.
 
         Their averages over the processes are the means over all tokens of the global batch. The
         processes may have different numbers of rows or text tokens.
 
         Args:
-            text: text tokens [B, T], negative after the caption's end.
+            text: text of the stream, such as text tokens [B, T].
             image: image tokens [B, h, w].
             image_dropout_mask: booleans [B, h, w], True for image tokens to drop from the input.
             row_weight: `StageModule.row_weight`.
@@ -120,11 +120,12 @@ class PriorModule(StageModule):
         return sum_over_processes(count).clamp(min=1) / num_processes()
 
     def _drop_captions(self, text: Tensor) -> Tensor:
-        """Empties a fraction `caption_dropout` of the captions [B, T] at random."""
+        """Drops a fraction `caption_dropout` of the captions at random."""
         if self.caption_dropout == 0:
             return text
-        is_dropped = torch.rand(len(text), 1, device=text.device) < self.caption_dropout
-        return torch.where(is_dropped, torch.full_like(text, -1), text)
+        is_dropped = torch.rand(len(text), device=text.device) < self.caption_dropout
+        is_dropped = is_dropped.view(-1, *[1] * (text.dim() - 1))
+        return torch.where(is_dropped, self.network.stream.without_caption(text), text)
 
     def _begin_update(self, update_text: list[Tensor]) -> None:
         """Drops captions of all batches of an update, and counts the text tokens that remain."""
@@ -134,7 +135,7 @@ class PriorModule(StageModule):
         self._num_text_targets = mean / len(update_text)
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
-        text, image = batch["text_tokens"], batch["image_tokens"]
+        text, image = batch["text"], batch["image_tokens"]
         num_text_targets = None
         if "update_text" in batch:
             if batch["update_index"] == 0:
@@ -154,7 +155,7 @@ class PriorModule(StageModule):
         return terms["loss"]
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
-        text, image = batch["text_tokens"], batch["image_tokens"]
+        text, image = batch["text"], batch["image_tokens"]
         stream = self.network.stream
         text_logits, image_logits = self.network(text, image)
         text_nats, image_nats = stream.token_nats(text_logits, image_logits, text, image)

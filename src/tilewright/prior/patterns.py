@@ -11,7 +11,7 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-from tilewright.prior.stream import Stream
+from tilewright.prior.stream import BaseStream
 
 # `predicate(query, key, side)` on image-token indices. Only called where key <= query.
 # FlexAttention evaluates it for each pair; terms of one index only cost nothing extra.
@@ -74,7 +74,7 @@ def layer_patterns(pattern: str, depth: int) -> list[str]:
     return patterns
 
 
-def attention_predicate(pattern: str, stream: Stream) -> Callable[[Tensor, Tensor], Tensor]:
+def attention_predicate(pattern: str, stream: BaseStream) -> Callable[[Tensor, Tensor], Tensor]:
     """Returns `predicate(query, key)` on stream positions.
 
     Text is causal, and an image token attends to the whole text in every pattern.
@@ -88,7 +88,7 @@ def attention_predicate(pattern: str, stream: Stream) -> Callable[[Tensor, Tenso
 
 
 @lru_cache(maxsize=64)
-def dense_mask(pattern: str, stream: Stream) -> Tensor:
+def dense_mask(pattern: str, stream: BaseStream) -> Tensor:
     """Returns booleans [L, L], True where the query (row) attends to the key (column)."""
     positions = torch.arange(stream.length)
     return attention_predicate(pattern, stream)(positions[:, None], positions[None, :])
@@ -137,7 +137,7 @@ class CacheSlots:
 
 
 @lru_cache(maxsize=64)
-def cache_slots(pattern: str, stream: Stream) -> CacheSlots:
+def cache_slots(pattern: str, stream: BaseStream) -> CacheSlots:
     """Returns the smallest cache for a pattern.
 
     A row layer needs side + 1 slots and a convolutional layer about five rows. A column layer

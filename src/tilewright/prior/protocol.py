@@ -5,17 +5,18 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from tilewright.prior.stream import Stream
+from tilewright.prior.stream import BaseStream
 
 
 class Prior(Protocol):
     """Autoregressive network over the stream, an `nn.Module`. `Transformer` implements it.
 
     `PriorModule`, `sample`, `complete`, `log_likelihood`, `TextToImage`, low-precision weights and
-    FSDP use a network only through these members. Text tokens are negative after the caption's end.
+    FSDP use a network only through these members. `text` is the text of the stream: text tokens
+    [B, T], which are negative after the caption's end, or features [B, T, D + 1].
     """
 
-    stream: Stream
+    stream: BaseStream
     """Token layout."""
 
     block_types: tuple[type[nn.Module], ...]
@@ -27,13 +28,13 @@ class Prior(Protocol):
         """Computes the logits of the whole stream (`forward`).
 
         Args:
-            text: text tokens [B, T].
+            text: text of the stream.
             image: image tokens [B, h, w].
             image_dropout_mask: booleans [B, h, w], True for image tokens that are predicted but
                 not visible as inputs. None drops nothing.
 
         Returns:
-            Logits [B, T, text_classes] of the text tokens and [B, N, K] of the image tokens.
+            Logits [B, T', text_classes] of the text tokens and [B, N, K] of the image tokens.
         """
         ...
 
@@ -43,7 +44,7 @@ class Prior(Protocol):
         """Reads captions and returns the logits of image token 0 and the state for `step`.
 
         Args:
-            text: text tokens [C, T].
+            text: text of the stream, for C captions.
             candidates: n, images per caption.
             compiled_steps: True if `step` will be compiled, with the index as a tensor.
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from tilewright.prior.stream import Stream
+from tilewright.prior.stream import BaseStream
 
 
 class Rotary(nn.Module):
@@ -24,7 +24,7 @@ class Rotary(nn.Module):
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, stream: Stream, width: int, base: float = 100.0):
+    def __init__(self, stream: BaseStream, width: int, base: float = 100.0):
         super().__init__()
         if width % 4:
             raise ValueError(

@@ -82,7 +82,7 @@ def sample(
     candidate_offset: int = 0,
     image_prompt_tokens: Tensor | None = None,
 ) -> Tensor:
-    """Samples image tokens [C, n, h, w] for captions [C, T].
+    """Samples image tokens [C, n, h, w] for C captions.
 
     The arguments are those of `sample_rows`.
     """
@@ -118,7 +118,7 @@ def sample_rows(
 
     Args:
         network: trained prior.
-        text: text tokens [C, T], negative after the caption's end.
+        text: text of the stream, such as text tokens [C, T].
         candidates: n, images per caption.
         sampling: sampling settings; None uses the defaults.
         seed: seed of the noise.
@@ -154,7 +154,7 @@ def sample_rows(
 
     network = with_low_precision_weights(network, sampling.weights)
     if sampling.guidance != 1:  # guidance samples the same images with empty captions, too
-        text = torch.cat([text, stream.empty_captions(captions, text.device)])
+        text = torch.cat([text, stream.without_caption(text)])
     step: Callable[[Tensor, int], Tensor]
     if sampling.compile:
         prefill = compile_function(type(network).prefill, text.device.type)

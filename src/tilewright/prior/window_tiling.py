@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tilewright.prior.patterns import dense_mask
-from tilewright.prior.stream import Stream
+from tilewright.prior.stream import BaseStream
 
 BLOCK_SIZE = 64  # queries; smaller products are slow, larger blocks read more hidden keys
 HIDDEN = -1e30  # finite, so that a query without a visible key in its window has a finite sum
@@ -88,7 +88,7 @@ class WindowTiling:
 
 
 @lru_cache(maxsize=64)
-def window_tiling(pattern: str, stream: Stream, block_size: int = BLOCK_SIZE) -> WindowTiling:
+def window_tiling(pattern: str, stream: BaseStream, block_size: int = BLOCK_SIZE) -> WindowTiling:
     """Returns the tiling of a pattern, derived from its dense mask.
 
     Args:

@@ -75,7 +75,7 @@ class RankerModule(StageModule):
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         images = batch["image"]
-        parts = [self.network.encode_text(batch["text_tokens"])]
+        parts = [self.network.encode_text(batch["text"])]
         if self.cutmix_negatives:
             negatives = make_cutmix_negatives(images)
             both = self.network.encode_images(torch.cat([images, negatives]))
@@ -105,7 +105,7 @@ class RankerModule(StageModule):
     def validation_step(self, batch: dict, batch_idx: int) -> dict[str, Tensor]:
         """Returns the vectors, which the callback `RetrievalCallback` reads."""
         rows = slice(num_rows(batch))
-        text = self.network.encode_text(batch["text_tokens"])[rows]
+        text = self.network.encode_text(batch["text"])[rows]
         images = self.network.encode_images(batch["image"])[rows]
         self.texts.update(text)
         self.images.update(images)
