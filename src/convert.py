@@ -1,4 +1,4 @@
-"""Converts the dVAE that OpenAI released: `python src/convert.py encoder=… decoder=… out=…`."""
+"""Converts a checkpoint of another project: `python src/convert.py family=NAME … out=FOLDER`."""
 
 from tilewright.cli.convert import main
 

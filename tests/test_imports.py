@@ -10,6 +10,7 @@ SRC = Path(__file__).parents[1] / "src"
 LAYERS = (
     {"errors", "program"},
     {"checks", "configs", "files", "hardware", "text_files"},
+    {"conversion", "weight_files"},
     {"distributed"},
     {"training"},
     {"data", "dvae", "prior", "ranker"},

@@ -6,6 +6,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from tilewright.errors import UserError
+
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
@@ -61,3 +63,21 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     with atomic_file(path) as temporary:
         data = content.encode() if isinstance(content, str) else content
         temporary.write_bytes(data)
+
+
+def check_not_linked(path: Path) -> None:
+    """Checks that a path in a stranger's folder is not a symbolic link, which may lead to any file.
+
+    The Hugging Face Hub's cache links to its own files.
+
+    Raises:
+        UserError: the path is a link.
+    """
+    if path.is_symlink() and not _is_in_hub_cache(path):
+        raise UserError(f"{path} is a symbolic link: replace it with a copy of its target")
+
+
+def _is_in_hub_cache(link: Path) -> bool:
+    """Returns True for a link below `snapshots/` to a file in `blobs/` beside that folder."""
+    blobs = [path.parent / "blobs" for path in link.absolute().parents if path.name == "snapshots"]
+    return any(not path.is_symlink() and link.resolve().parent == path.resolve() for path in blobs)

@@ -16,7 +16,7 @@ HELP = {
     "generate": ["prompt=", "image_prompt=", "top_k=", "guidance="],
     "encode": ["processes=", "data: "],
     "export": ["with_ranker=", "license="],
-    "convert": ["trust=true"],
+    "convert": ["trust=true", "family: ", "openai_dvae"],
     "demo": ["best_of=", "port="],
     "runs": ["compare="],
 }

@@ -16,6 +16,7 @@ from helpers.command import SMALL, fail
 DVAE = ["stage=dvae", "trainer=cpu"]
 PRIOR = ["stage=prior", "trainer=cpu"]
 RED = "prompt=a red circle"
+OPENAI = ["family=openai_dvae", "family.encoder=a", "family.decoder=b"]
 
 
 @pytest.fixture
@@ -209,13 +210,13 @@ CASES = {
     "no folder for a model": ("export", ["out=null"], None, ["out has no value"]),
     "word as trust": (
         "convert",
-        ["encoder=a", "decoder=b", "out={cache}/m", "trust=yes"],
+        [*OPENAI, "out={cache}/m", "trust=yes"],
         None,
         ["trust=yes is not possible: set true or false"],
     ),
     "converted model in the place of a run": (
         "convert",
-        ["encoder=a", "decoder=b", "out={dvae}", "trust=true"],
+        [*OPENAI, "out={dvae}", "trust=true"],
         None,
         ["exists: name another folder"],
     ),

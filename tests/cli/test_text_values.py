@@ -20,7 +20,17 @@ from tilewright.runs import environment
 
 # Keys whose value is a word of a list, a number, or a mapping. Hydra reads it by its grammar.
 OTHER_KEYS = (
-    *("*_target_", "data._convert_", "*stage", "data", "metric", "compile", "device", "weights"),
+    *(
+        "*_target_",
+        "data._convert_",
+        "*stage",
+        "data",
+        "metric",
+        "family",
+        "compile",
+        "device",
+        "weights",
+    ),
     *("host", "resize", "metric.resize", "*monitor", "callbacks.best", "*tokenizer"),
     *("best_of", "top_k", "top_p", "temperature", "guidance", "likelihood.min_log_scale"),
     *(

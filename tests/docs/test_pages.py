@@ -116,7 +116,8 @@ STANDS_FOR = {
 # Commands that the examples of a help text assume.
 BEFORE = {
     "convert": [
-        "src/convert.py encoder=encoder.pkl decoder=decoder.pkl out=models/openai_dvae trust=true"
+        "src/convert.py family=openai_dvae family.encoder=encoder.pkl family.decoder=decoder.pkl "
+        "out=models/openai_dvae trust=true"
     ],
     "eval": ["src/train.py stage=dvae data=emoji", "src/train.py stage=prior data=emoji"],
     "runs": ["src/train.py stage=dvae data=emoji"],

@@ -12,7 +12,7 @@ COMMANDS = {
     "generate": "generate images for captions",
     "encode": "encode a dataset to image tokens, ahead of training a prior",
     "export": "turn a run into a model to share",
-    "convert": "convert the dVAE that OpenAI released",
+    "convert": "convert a checkpoint that another project published",
     "demo": "serve a page that generates images in the browser",
     "runs": "list trained runs, or compare some",
 }

@@ -21,6 +21,7 @@ from tilewright.errors import UserError
 from tilewright.hardware import check_accelerator, resolve_precision
 from tilewright.runs import environment, finetuning
 from tilewright.training import trainer_settings
+from tilewright.weight_files import limit_parameters
 
 if TYPE_CHECKING:  # torch is loaded after the settings have been checked
     import pytorch_lightning as pl
@@ -223,7 +224,7 @@ def build_model(config: DictConfig, trainer: "pl.Trainer", checkpoint: Path | No
     limit: contextlib.AbstractContextManager = contextlib.nullcontext()
     if checkpoint is None and config.get("init"):
         weights = runs.load_weights(Path(config.init))
-        limit = runs.limit_parameters(weights, Path(config.init))
+        limit = limit_parameters(weights, Path(config.init))
     with network_device(trainer), limit:
         network = instantiate(config.model.network)
     model = instantiate(config.model, network=network)

@@ -195,23 +195,15 @@ def _check_plain(value: Any, file: Path) -> None:
 
 
 def _check_links(folder: Path) -> None:
-    """Checks that a folder contains no symbolic link, which could lead to any file.
-
-    `checkpoints` may be a link, and the Hugging Face Hub's cache links to its own files.
+    """Checks that a folder contains no symbolic link. `checkpoints` may be one.
 
     Raises:
         UserError: the folder contains a link.
     """
     for pattern in ("*", "eval/*", "eval/*/results.json"):
         for path in folder.glob(pattern):
-            if path.is_symlink() and path.name != "checkpoints" and not _is_in_hub_cache(path):
-                raise UserError(f"{path} is a symbolic link: replace it with a copy of its target")
-
-
-def _is_in_hub_cache(link: Path) -> bool:
-    """Returns True for a link below `snapshots/` to a file in `blobs/` beside that folder."""
-    blobs = [path.parent / "blobs" for path in link.absolute().parents if path.name == "snapshots"]
-    return any(not path.is_symlink() and link.resolve().parent == path.resolve() for path in blobs)
+            if path.name != "checkpoints":
+                files.check_not_linked(path)
 
 
 @contextlib.contextmanager

@@ -1,16 +1,16 @@
 """Networks, tokenizers and data of runs and models: loading and saving them."""
 
-import contextlib
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from tilewright import files
+from tilewright import configs, files
+from tilewright.conversion import Conversion
 from tilewright.errors import UserError, first_line, mismatch
 from tilewright.runs import safe_build
 from tilewright.runs.folders import (
@@ -24,6 +24,7 @@ from tilewright.runs.folders import (
     load_config,
 )
 from tilewright.training.checkpoint_steps import read_steps
+from tilewright.weight_files import limit_parameters
 
 MODEL_KEYS = ("network", "caption_dropout")  # settings of a run's `model` that a model keeps
 SAMPLING = "tilewright.prior.Sampling"
@@ -145,38 +146,6 @@ def load_sampling(folder: str | Path) -> Any:
     return safe_build.build(settings, "tilewright.prior", where)
 
 
-@contextlib.contextmanager
-def limit_parameters(weights: dict[str, Any], folder: Path) -> Iterator[None]:
-    """Limits the networks that are built in the block to about the size of their weights.
-
-    Otherwise, a few bytes of a stranger's configuration could describe a network that fills the
-    memory. `load_into` reports smaller differences.
-
-    Raises:
-        UserError: a network has far more parameters than the weights.
-    """
-    from torch.nn.modules.module import register_module_parameter_registration_hook
-
-    numbers = 2 * sum(value.numel() for value in weights.values()) + 2**20
-    tensors = 2 * len(weights) + 1000
-
-    def count(module: Any, name: str, parameter: Any) -> None:
-        nonlocal numbers, tensors
-        numbers -= 0 if parameter is None else parameter.numel()
-        tensors -= 1
-        if min(numbers, tensors) < 0:
-            raise UserError(
-                f"the weights in {folder} do not fit the network of its configuration, which is "
-                "far larger: use the configuration that was saved with them"
-            )
-
-    handle = register_module_parameter_registration_hook(count)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 def load_into(network: Any, weights: dict[str, Any], folder: Path) -> None:
     """Loads the weights of a run or model into a network, in place.
 
@@ -293,6 +262,29 @@ def save_network(folder: Path, config: DictConfig, weights: dict[str, Any], step
     with files.atomic_file(folder / WEIGHTS) as temporary:
         save_file(contiguous, temporary, metadata={"format": "pt"})
         temporary.chmod(0o644)  # safetensors makes the file private
+
+
+def save_conversion(folder: Path, conversion: Conversion, name: str) -> None:
+    """Saves a converted checkpoint as a model.
+
+    Args:
+        name: name of its family.
+    """
+    model: dict[str, Any] = {"network": conversion.network}
+    if conversion.caption_dropout is not None:
+        model["caption_dropout"] = conversion.caption_dropout
+    config = {
+        "stage": conversion.stage,
+        "choices": {"model": name},
+        "model": model,
+        "tokenizer": conversion.tokenizer,
+        "sampling": conversion.sampling and {"_target_": SAMPLING, **conversion.sampling},
+    }
+    save_network(folder, OmegaConf.create(configs.escape(config)), conversion.weights)
+    if conversion.tokenizer_json is not None:
+        files.write_atomically(folder / TOKENIZER, conversion.tokenizer_json)
+    if conversion.dvae is not None:
+        save_conversion(folder / DVAE, conversion.dvae, name)
 
 
 def copy_dvae(prior_run: Path, dvae_run: Path) -> None:

@@ -4,14 +4,48 @@ The release is two files, `encoder.pkl` and `decoder.pkl`: pickled modules of th
 Opening a pickle can run any code, so the caller must trust the files.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from tilewright.conversion import Conversion
 from tilewright.dvae.networks import DiscreteVAE
 from tilewright.errors import UserError, first_line
+
+
+@dataclass(frozen=True)
+class OpenAI:
+    """Family of the dVAE that OpenAI released.
+
+    Args:
+        encoder, decoder: paths of the two pickles.
+        image_size: side of the images in pixels, a multiple of 8.
+    """
+
+    encoder: str
+    decoder: str
+    image_size: int = 256
+
+    def convert(self, trust: bool) -> Conversion:
+        """Converts the two files. Opening them runs any code that they contain.
+
+        Raises:
+            UserError: the user does not trust the files, or they are not of one release.
+        """
+        if not trust:
+            raise UserError(
+                f"{self.encoder} and {self.decoder} are pickles, which run code when they are "
+                "opened: set trust=true if you trust their source"
+            )
+        encoder = load_pickled_module(self.encoder, "Encoder")
+        decoder = load_pickled_module(self.decoder, "Decoder")
+        network = convert_modules(encoder, decoder, self.image_size)
+        sizes = network_arguments(encoder, decoder, self.image_size)
+        settings = {"_target_": "tilewright.dvae.DiscreteVAE", **sizes}
+        return Conversion("dvae", settings, network.state_dict())
 
 
 def network_arguments(encoder: Any, decoder: Any, image_size: int) -> dict[str, Any]:

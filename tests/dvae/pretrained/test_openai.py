@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from tilewright import runs
-from tilewright.dvae import released
+from tilewright.dvae.pretrained import openai
 from tilewright.errors import UserError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +30,12 @@ def pickles(modules, tmp_path_factory):
     return folder
 
 
-def convert(folder, *arguments):
+def convert(folder, out, *arguments):
     return subprocess.run(
         [
-            *(sys.executable, "src/convert.py", f"encoder={folder}/encoder.pkl"),
-            *(f"decoder={folder}/decoder.pkl", f"out={folder}/out", *arguments),
+            *(sys.executable, "src/convert.py", "family=openai_dvae", f"out={out}"),
+            *(f"family.encoder={folder}/encoder.pkl", f"family.decoder={folder}/decoder.pkl"),
+            *arguments,
         ],
         cwd=ROOT,
         capture_output=True,
@@ -42,10 +43,10 @@ def convert(folder, *arguments):
     )
 
 
-def test_convert_writes_a_frozen_dvae_that_loads(modules, pickles):
-    outcome = convert(pickles, "image_size=64", "trust=true")
+def test_convert_writes_a_frozen_dvae_that_loads(modules, pickles, tmp_path):
+    outcome = convert(pickles, tmp_path / "out", "family.image_size=64", "trust=true")
     assert outcome.returncode == 0, outcome.stderr
-    run = runs.find(pickles, "dvae", str(pickles / "out"))
+    run = runs.find(tmp_path, "dvae", str(tmp_path / "out"))
     network = runs.load_network(run)
     assert (network.image_size, network.grid, network.num_tokens) == (64, 8, 512)
     assert not any(parameter.requires_grad for parameter in network.parameters())
@@ -55,8 +56,8 @@ def test_convert_writes_a_frozen_dvae_that_loads(modules, pickles):
     assert torch.equal(network.encode(images), expected)
 
 
-def test_a_pickle_is_not_loaded_without_trust(pickles):
-    outcome = convert(pickles)
+def test_a_pickle_is_not_loaded_without_trust(pickles, tmp_path):
+    outcome = convert(pickles, tmp_path / "out")
     assert outcome.returncode == 1
     assert outcome.stderr.startswith("error: ")
     assert "trust=true" in outcome.stderr
@@ -65,16 +66,16 @@ def test_a_pickle_is_not_loaded_without_trust(pickles):
 
 def test_files_with_other_contents_are_refused(pickles, tmp_path):
     with pytest.raises(UserError, match="does not exist"):
-        released.load_pickled_module(tmp_path / "nothing.pkl", "Encoder")
+        openai.load_pickled_module(tmp_path / "nothing.pkl", "Encoder")
     (tmp_path / "text.pkl").write_text("hello")
     with pytest.raises(UserError, match="is not a pickled module") as caught:
-        released.load_pickled_module(tmp_path / "text.pkl", "Encoder")
+        openai.load_pickled_module(tmp_path / "text.pkl", "Encoder")
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="contains Decoder instead of Encoder"):
-        released.load_pickled_module(pickles / "decoder.pkl", "Encoder")
+        openai.load_pickled_module(pickles / "decoder.pkl", "Encoder")
 
 
 def test_modules_that_do_not_belong_together_are_refused(modules):
     other = dall_e.Decoder(n_hid=64, vocab_size=1024, n_blk_per_group=1, n_init=16)
     with pytest.raises(UserError, match="do not belong to the same dVAE"):
-        released.convert_modules(modules[0], other, 64)
+        openai.convert_modules(modules[0], other, 64)
