@@ -80,3 +80,9 @@ def test_keys_of_health_can_be_set_for_every_model(model, clip):
         changed = composed(stage_of(model), f"model={model}", f"{key}=1")
         assert OmegaConf.select(changed, key) == 1
     assert "model.learning_rate." in advice
+
+
+def test_a_collapsing_codebook_needs_a_higher_peak_of_beta():
+    module = instantiate(composed("dvae", "model=dvae_paper").model, network=None)
+    module.network = SimpleNamespace(quantizer=GumbelSoftmax(8))
+    assert health._codebook_advice(module).startswith("raise model.beta.end=6.6, or ")

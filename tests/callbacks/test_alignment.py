@@ -49,6 +49,15 @@ def measurement(monkeypatch, tmp_path):
     return data.requests, logged
 
 
+def test_every_process_logs_the_shares_that_the_first_one_measures(monkeypatch):
+    logged = {}
+    module = SimpleNamespace(log_dict=lambda metrics, **_: logged.update(metrics))
+    monkeypatch.setattr(alignment, "gathered_weights", lambda *_: torch.no_grad())
+    monkeypatch.setattr(alignment, "gather_objects", lambda own: [{"alignment/x": 0.5}, own])
+    AlignmentCallback().measure(SimpleNamespace(is_global_zero=False), module)
+    assert logged == {"alignment/x": 0.5}
+
+
 def test_it_logs_a_share_per_split_and_category(measurement):
     requests, logged = measurement
     assert requests == [("validation", 20), ("zeroshot", 20)]

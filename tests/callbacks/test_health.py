@@ -28,12 +28,12 @@ class Model(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.0)
 
 
-def train(module, health):
+def train(module, health, log_every_n_steps=1):
     trainer = pl.Trainer(
         max_steps=4,
         val_check_interval=2,
         callbacks=[health],
-        log_every_n_steps=1,
+        log_every_n_steps=log_every_n_steps,
         accelerator="cpu",
         num_sanity_val_steps=0,
         logger=False,
@@ -52,6 +52,11 @@ def test_a_healthy_training_logs_the_gradient_norm_without_warnings(caplog):
     assert trainer.callback_metrics["train/gradient_norm"] == 3
     assert trainer.global_step == 4
     assert "At update" not in caplog.text
+
+
+def test_the_gradient_norm_is_that_of_the_update_that_loggers_write():
+    trainer = train(Model([1.0, 2.0, 3.0, 4.0]), TrainingHealth(), log_every_n_steps=2)
+    assert trainer.logged_metrics["train/gradient_norm"] == 4
 
 
 @pytest.mark.parametrize(("stop", "steps"), [(False, 4), (True, 2)])

@@ -88,6 +88,11 @@ def test_a_value_that_is_not_finite_is_not_a_plateau(value):
     assert learning_rates([1.0, value, value, value, value, 1.0, 1.0])[-1] == pytest.approx(0.8)
 
 
+def test_a_metric_that_rises_has_no_plateau():
+    with pytest.raises(UserError, match=r"monitor=validation/psnr is best at its maximum"):
+        HalveOnPlateau("validation/psnr")
+
+
 def test_a_metric_that_is_not_measured_is_one_line():
     with pytest.raises(UserError, match=r"monitor=other .*: set one of validation/loss"):
         learning_rates([1.0], monitor="other")

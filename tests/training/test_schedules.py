@@ -13,6 +13,7 @@ from tilewright.training.schedules import (
     WarmUp,
     check_schedule,
     find_key,
+    find_peak,
 )
 
 
@@ -100,6 +101,19 @@ def test_a_value_does_not_depend_on_earlier_calls(schedule):
 )
 def test_a_number_of_a_schedule_is_found_by_its_key(schedule, names, key):
     assert find_key(schedule, names) == key
+
+
+@pytest.mark.parametrize(
+    ("schedule", "key"),
+    [
+        (Constant(0.1), "value"),
+        (Cosine(10.0, 1.0, 5), "start"),
+        (WarmUp(5, Cosine(0.0, 6.6, 5000)), "then.end"),
+        (lambda step: 0.1, None),
+    ],
+)
+def test_the_peak_of_a_schedule_is_its_highest_value(schedule, key):
+    assert find_peak(schedule) == key
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import pytorch_lightning as pl
 from tilewright.callbacks.periodic import PeriodicMeasurement
 from tilewright.checks import check_whole
 from tilewright.data.sources.capabilities import require_checker
+from tilewright.distributed.collectives import gather_objects
 from tilewright.distributed.fsdp import gathered_weights
 from tilewright.metrics.alignment import alignment_by_category
 from tilewright.pipeline import TextToImage
@@ -43,7 +44,8 @@ class AlignmentCallback(PeriodicMeasurement):
         with gathered_weights(trainer, pl_module):
             if trainer.is_global_zero:
                 metrics = self._check_samples(trainer, pl_module)
-        pl_module.log_dict(metrics, rank_zero_only=True)
+        # In all processes, because each of them may monitor a share.
+        pl_module.log_dict(gather_objects(metrics)[0], rank_zero_only=True)
 
     def _check_samples(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule

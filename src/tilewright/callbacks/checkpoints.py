@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from tilewright import runs
-from tilewright.callbacks.monitoring import check_monitor, monitored_value
+from tilewright.callbacks.monitoring import check_direction, check_monitor, monitored_value
 from tilewright.distributed import launch
 from tilewright.training.trainer import is_accumulating
 
@@ -33,6 +33,7 @@ class UpdateBoundaryCheckpoint(ModelCheckpoint):
         super().__init__(*arguments, **named_arguments)
         if self.monitor is not None:
             check_monitor(self.monitor)
+            check_direction("callbacks.best.mode", self.monitor, self.mode)
 
     @property
     def run(self) -> Path:

@@ -2,7 +2,6 @@
 
 import logging
 import operator
-from collections.abc import Collection
 from typing import Any
 
 import pytorch_lightning as pl
@@ -12,11 +11,9 @@ from torch.nn.utils import get_total_norm
 from tilewright.checks import check_flag, check_number, check_whole
 from tilewright.distributed.fsdp import full_tensor
 from tilewright.dvae.quantizers.base import GumbelSoftmax
-from tilewright.training.schedules import PEAK, find_key
+from tilewright.training.schedules import find_key, find_peak
 
 log = logging.getLogger(__name__)
-
-STEPS = {"steps"}  # field of a schedule: its length in updates
 
 
 class TrainingHealth(pl.Callback):
@@ -49,7 +46,8 @@ class TrainingHealth(pl.Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        if trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        # This update is not counted yet, but the loggers count it.
+        if (trainer.global_step + 1) % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
         pl_module.log("train/gradient_norm", full_tensor(get_total_norm(gradients)))
@@ -94,7 +92,7 @@ class TrainingHealth(pl.Callback):
 def _loss_advice(trainer: pl.Trainer, module: pl.LightningModule) -> str:
     clip = trainer.gradient_clip_val
     advice = [
-        f"lower {_setting(module, 'learning_rate', PEAK)}",
+        f"lower {_peak(module, 'learning_rate')}",
         f"lower trainer.gradient_clip_val={clip}" if clip else "set trainer.gradient_clip_val=1.0",
     ]
     if trainer.precision != "32-true":
@@ -105,15 +103,24 @@ def _loss_advice(trainer: pl.Trainer, module: pl.LightningModule) -> str:
 def _codebook_advice(module: pl.LightningModule) -> str:
     quantizer = getattr(getattr(module, "network", None), "quantizer", None)
     if isinstance(quantizer, GumbelSoftmax):
-        beta, steps = _setting(module, "beta", PEAK), _setting(module, "beta", STEPS)
-        return f"raise {beta} and {steps}, or {_setting(module, 'temperature', STEPS)}"
+        advice = f"raise {_peak(module, 'beta')}"
+        if not str(find_peak(module.beta)).endswith("end"):  # otherwise, more steps would lower it
+            advice += f" and {_steps(module, 'beta')}"
+        return f"{advice}, or {_steps(module, 'temperature')}"
     return "start a new run with a smaller model.network.num_tokens"
 
 
-def _setting(module: pl.LightningModule, schedule: str, names: Collection[str]) -> str:
-    """Returns the key and value of a field of a schedule, such as `model.beta.start=10.0`."""
-    value: Any = getattr(module, schedule, None)
-    key = find_key(value, names)
+def _peak(module: pl.LightningModule, name: str) -> str:
+    """Returns the key and the highest value of a schedule, such as `model.beta.start=10.0`."""
+    return _setting(module, name, find_peak(getattr(module, name, None)))
+
+
+def _steps(module: pl.LightningModule, name: str) -> str:
+    """Returns the key and the length of a schedule, such as `model.beta.steps=2400`."""
+    return _setting(module, name, find_key(getattr(module, name, None), {"steps"}))
+
+
+def _setting(module: pl.LightningModule, name: str, key: str | None) -> str:
     if key is None:
-        return f"model.{schedule}"
-    return f"model.{schedule}.{key}={operator.attrgetter(key)(value)}"
+        return f"model.{name}"
+    return f"model.{name}.{key}={operator.attrgetter(key)(getattr(module, name))}"

@@ -4,6 +4,9 @@ import pytorch_lightning as pl
 
 from tilewright.errors import UserError
 
+# Beginnings of the names of metrics whose highest value is the best. Others of `validation/` fall.
+RISING = ("alignment/", "codebook/", "retrieval/", "validation/psnr", "validation/ssim")
+
 
 def monitored_value(trainer: pl.Trainer, name: str) -> float:
     """Returns the value of a metric at the current validation.
@@ -33,6 +36,24 @@ def check_monitor(name: str) -> None:
             f"monitor={name} is not measured at validations: set a metric of the validation split, "
             "such as validation/loss"
         )
+
+
+def check_direction(key: str, name: str, mode: str) -> None:
+    """Checks that a metric is compared in its direction.
+
+    Args:
+        key: key of the direction, for the message.
+        name: name of the metric.
+        mode: "min" or "max", the best value.
+
+    Raises:
+        UserError: the best value of the metric is the other one.
+    """
+    rises = name.startswith(RISING)
+    if rises and mode == "min":
+        raise UserError(f"monitor={name} is best at its maximum: set {key}=max")
+    if name.startswith("validation/") and not rises and mode == "max":
+        raise UserError(f"monitor={name} is best at its minimum: set {key}=min")
 
 
 def _is_of_training(name: str) -> bool:

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from tilewright.callbacks.monitoring import check_monitor, monitored_value
+from tilewright.callbacks.monitoring import RISING, check_monitor, monitored_value
 from tilewright.checks import check_number, check_whole
+from tilewright.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,11 @@ class HalveOnPlateau(pl.Callback):
         grace_updates: int = 0,
     ):
         check_monitor(monitor)
+        if monitor.startswith(RISING):
+            raise UserError(
+                f"callbacks.plateau.monitor={monitor} is best at its maximum, and a plateau is the "
+                "end of a fall: set callbacks.plateau.monitor=validation/loss"
+            )
         check_whole("callbacks.plateau.patience", patience)
         check_whole("callbacks.plateau.max_halvings", max_halvings, 0)
         check_number("callbacks.plateau.min_delta", min_delta, 0)

@@ -15,7 +15,7 @@ from tilewright.checks import MAX_SEED, check_flag, check_whole, format_value
 from tilewright.cli import text_values
 from tilewright.configs import escape
 from tilewright.errors import UserError
-from tilewright.training.schedules import PEAK
+from tilewright.training.schedules import FIRST_VALUE
 
 # Keys that name a run or a sweep. They do not describe the training.
 RUN_NAMES = {"resume", "run_name", "run", "sweep"}
@@ -107,10 +107,10 @@ def _check_kind(key: str, default: Any, value: Any) -> None:
         check_flag(key, value)
     elif isinstance(default, DictConfig) and not isinstance(value, DictConfig):
         names = list(_leaves(default)) or ["KEY"]
-        peaks = [name for name in names if name.rpartition(".")[2] in PEAK]
+        first = [name for name in names if name.rpartition(".")[2] in FIRST_VALUE]
         raise UserError(
             f"{key}={value} does not fit, because {key} has keys: set one, "
-            f"{key}.{(peaks or names)[0]}=…"
+            f"{key}.{(first or names)[0]}=…"
         )
     elif isinstance(default, ListConfig) and isinstance(value, str):
         raise UserError(f"{key}={value} is not a list: write {key}=[{value}]")

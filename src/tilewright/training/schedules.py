@@ -12,9 +12,8 @@ from typing import Any
 from tilewright.checks import check_number, check_whole
 from tilewright.errors import UserError
 
-# Fields of the value that a schedule starts from, and of all its values.
-PEAK = {"start", "value"}
-VALUES = {*PEAK, "end"}
+FIRST_VALUE = {"start", "value"}  # fields of the value that a schedule starts from
+VALUES = {*FIRST_VALUE, "end"}  # fields of all values
 
 Schedule = Callable[[int], float]
 
@@ -25,6 +24,15 @@ def find_key(schedule: Any, names: Collection[str]) -> str | None:
     Returns None if the schedule has none, or is not one of this module.
     """
     return next((key for key, _ in _numbers(schedule) if key.rpartition(".")[2] in names), None)
+
+
+def find_peak(schedule: Any) -> str | None:
+    """Returns the key of the highest value of a schedule, such as `then.start`.
+
+    Returns None if the schedule is not one of this module.
+    """
+    values = {k: number for k, number in _numbers(schedule) if k.rpartition(".")[2] in VALUES}
+    return max(values, key=lambda key: values[key], default=None)
 
 
 def _numbers(schedule: Any) -> Iterator[tuple[str, Any]]:
