@@ -45,6 +45,14 @@ def has_trainer_gpu(accelerator: str) -> bool:
     return accelerator != "cpu" and torch.accelerator.is_available()
 
 
+def trainer_device(accelerator: str) -> str:
+    """Returns the type of the device of a trainer with this accelerator, such as "cuda"."""
+    import torch
+
+    device = torch.accelerator.current_accelerator() if has_trainer_gpu(accelerator) else None
+    return "cpu" if device is None else device.type
+
+
 def check_accelerator(accelerator: str) -> None:
     """Checks that this machine has the accelerator of a trainer.
 
@@ -65,7 +73,7 @@ def resolve_precision(requested: str | int, accelerator: str = "auto") -> str:
         accelerator: Lightning's accelerator, such as "cpu". "auto" is a GPU if there is one.
 
     Raises:
-        UserError: the precision is unknown, or cannot train on this accelerator.
+        UserError: the precision is unknown, or cannot train.
     """
     import torch
 
@@ -88,6 +96,4 @@ def resolve_precision(requested: str | int, accelerator: str = "auto") -> str:
     if precision not in PRECISION_ALIASES.values():
         names = ", ".join(PRECISION_ALIASES.values())
         raise UserError(f"{refusal}: set auto or one of {names}")
-    if precision == "16-mixed" and not on_gpu:
-        raise UserError(f"{refusal} on a CPU: set bf16-mixed, 32-true or auto")
     return precision

@@ -146,3 +146,16 @@ def test_block_mask_from_inference_mode_is_usable_in_training():
 def test_width_that_is_not_a_multiple_of_heads_is_rejected():
     with pytest.raises(ValueError, match="dim=10 is not a multiple of heads=4"):
         SelfAttention(10, 4, "row", STREAM)
+
+
+@pytest.mark.parametrize(("capability", "has_blocks"), [((7, 5), False), ((8, 0), True)])
+def test_older_gpus_get_a_dense_mask(capability, has_blocks, monkeypatch, fresh_masks):
+    class OnDevice:
+        def to(self, device):
+            return f"dense mask on {device}"
+
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
+    monkeypatch.setattr(attention, "_block_mask", lambda *_: "block mask")
+    monkeypatch.setattr(attention, "dense_mask", lambda *_: OnDevice())
+    mask = attention_mask("row", STREAM, torch.device("cuda"), torch.float16)
+    assert mask == ("block mask" if has_blocks else "dense mask on cuda")

@@ -34,7 +34,8 @@ def settings(**changes):
 def test_every_argument_of_lightnings_trainer_is_a_key_or_is_refused():
     arguments = inspect.signature(pl.Trainer.__init__).parameters.keys() - {"self"}
     keys = settings().keys()
-    assert arguments == keys - {"_target_"} | trainer_settings.REFUSED.keys()
+    own = {"_target_", "gradient_scaling"}
+    assert arguments == keys - own | trainer_settings.REFUSED.keys()
     assert not keys & trainer_settings.REFUSED.keys()
     assert keys == trainer_settings.RULES.keys() | CHECKED_ELSEWHERE
 
@@ -83,6 +84,12 @@ def test_an_impossible_value_is_one_line_with_the_possible_ones(key, values):
         assert "\n" not in message
 
 
+def test_a_scale_per_block_without_fp16_is_refused():
+    values = {**settings(), "gradient_scaling": "per_block", "precision": "bf16-mixed"}
+    with pytest.raises(UserError, match=r"no effect with trainer\.precision=bf16-mixed"):
+        trainer_settings.check(values)
+
+
 def test_more_minimum_than_maximum_updates_are_refused():
     with pytest.raises(UserError, match=r"min_steps=9 is larger than trainer\.max_steps=8"):
         trainer_settings.check(settings(max_steps=8, min_steps=9))
@@ -107,7 +114,8 @@ def test_lightning_receives_every_key(tmp_path):
         "benchmark": "true",
         "default_root_dir": str(tmp_path),
         "profiler": PROFILER,
-        "precision": "bf16-mixed",
+        "precision": "16-mixed",
+        "gradient_scaling": "per_block",
         "devices": 2,
         "num_nodes": 1,
         "strategy": "ddp",
@@ -132,7 +140,8 @@ def test_lightning_receives_every_key(tmp_path):
     assert trainer._detect_anomaly
     assert trainer.default_root_dir == str(tmp_path)
     assert type(trainer.profiler).__name__ == "SimpleProfiler"
-    assert (trainer.precision, trainer.num_devices, trainer.num_nodes) == ("bf16-mixed", 2, 1)
+    assert (trainer.precision, trainer.num_devices, trainer.num_nodes) == ("16-mixed", 2, 1)
+    assert type(trainer.precision_plugin.scaler).__name__ == "BlockScaler"
     assert type(trainer.strategy).__name__ == "DDPStrategy"
     assert type(trainer.strategy.checkpoint_io).__name__ == "AtomicCheckpointIO"
 

@@ -18,7 +18,7 @@ from tilewright.cli.resume import resumed_config
 from tilewright.configs import escape, instantiate
 from tilewright.distributed import launch
 from tilewright.errors import UserError
-from tilewright.hardware import check_accelerator, resolve_precision
+from tilewright.hardware import check_accelerator, has_trainer_gpu, resolve_precision
 from tilewright.runs import environment, finetuning
 from tilewright.training import trainer_settings
 from tilewright.weight_files import limit_parameters
@@ -182,6 +182,11 @@ def build_trainer(config: DictConfig) -> "pl.Trainer":
         logging.getLogger(name).setLevel(logging.WARNING)  # they advertise features
     check_accelerator(config.trainer.accelerator)  # before slow imports of callbacks
     precision = resolve_precision(config.trainer.precision, config.trainer.accelerator)
+    if precision == "16-mixed" and not has_trainer_gpu(config.trainer.accelerator):
+        log.warning(
+            "trainer.precision=16-mixed computes in fp16 on the CPU, which is slow and for tests: "
+            "use bf16-mixed or 32-true to train"
+        )
     pl.seed_everything(config.seed, workers=True, verbose=False)
     callbacks = _build_each(config.callbacks)
     if not any(isinstance(callback, Checkpoint) for callback in callbacks):

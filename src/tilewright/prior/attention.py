@@ -29,6 +29,9 @@ MAX_WINDOW_SHARE = 0.6
 # In bf16, plain matrix products are fastest for streams up to this length.
 MAX_LENGTH_FOR_PRODUCTS = 512
 
+# FlexAttention compiles with Triton, which older GPUs (V100, T4) do not fully support.
+FLEX_CAPABILITY = (8, 0)
+
 Mask = BlockMask | WindowTiling | Tensor | None
 
 
@@ -44,13 +47,13 @@ def attention_mask(
     Returns:
         One of
 
-        - a block mask, on CUDA only;
+        - a block mask, on CUDA with a compute capability of `FLEX_CAPABILITY`;
         - a window tiling, on a CPU;
         - booleans [L, L], True for visible keys;
         - in bf16, a bias [L, L] to add to the scores;
         - None for a plain causal mask.
     """
-    if device.type == "cuda":
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= FLEX_CAPABILITY:
         return _block_mask(pattern, stream, device)
     if dtype == torch.bfloat16 and stream.length <= MAX_LENGTH_FOR_PRODUCTS:
         hidden = ~dense_mask(pattern, stream)

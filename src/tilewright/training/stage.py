@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from tilewright.distributed.collectives import num_processes, sum_over_processes
 from tilewright.distributed.fsdp import shard_module
 from tilewright.errors import UserError, mismatch
+from tilewright.training.gradient_scaling import Float16Precision
 from tilewright.training.loggers import drop_repeated_logs
 
 
@@ -63,6 +64,10 @@ class StageModule(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         # Callbacks may scale the schedule's value, so log what the optimizer uses.
         self.log("schedule/learning_rate", optimizer.param_groups[0]["lr"])
+        precision = self.trainer.precision_plugin
+        if isinstance(precision, Float16Precision):
+            self.log("schedule/gradient_scale", precision.gradient_scale)
+            self.log("schedule/skipped_updates", float(precision.skipped_updates))
 
 
 def num_rows(batch: dict) -> int:

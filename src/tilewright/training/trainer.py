@@ -6,6 +6,9 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, Checkpoint
 
+from tilewright.hardware import trainer_device
+from tilewright.training.gradient_scaling import Float16Precision, Scaling
+
 
 class AroundValidation(Callback):
     """Base class of callbacks that act before and after all others in every validation.
@@ -63,13 +66,19 @@ class Trainer(pl.Trainer):
     because checkpoints hold no gradients.
 
     Args:
+        gradient_scaling: gradient scales of `precision="16-mixed"` (`Float16Precision`).
         arguments: arguments of Lightning's `Trainer`.
     """
 
     _callbacks: list[Callback]
     _stop_requested = False
 
-    def __init__(self, **arguments: Any):
+    def __init__(self, gradient_scaling: Scaling = "global", **arguments: Any):
+        if arguments.get("precision") == "16-mixed":
+            del arguments["precision"]
+            device = trainer_device(arguments.get("accelerator", "auto"))
+            plugin = Float16Precision(device, gradient_scaling)
+            arguments["plugins"] = [*(arguments.get("plugins") or ()), plugin]
         without_epochs = {
             "max_epochs": -1,
             "min_epochs": 0,  # by default, Lightning waits for the end of the endless epoch

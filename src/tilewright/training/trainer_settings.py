@@ -38,6 +38,7 @@ REFUSED = {
 # Values with which a refused key changes nothing.
 UNCHANGED = {"max_epochs": -1, "use_distributed_sampler": False}
 
+GRADIENT_SCALINGS = ("global", "per_block")
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
 DURATION = re.compile(r"(\d+):(\d\d):(\d\d):(\d\d)")
 
@@ -97,6 +98,9 @@ RULES = {
     "accumulate_grad_batches": _count(1, "batches"),
     "gradient_clip_val": _optional(Rule(_is_positive, "a positive number")),
     "gradient_clip_algorithm": Rule(lambda value: value in ("norm", "value"), "norm or value"),
+    "gradient_scaling": Rule(
+        lambda value: value in GRADIENT_SCALINGS, " or ".join(GRADIENT_SCALINGS)
+    ),
     "val_check_interval": _count(1, "batches"),
     "limit_val_batches": _optional(
         Rule(
@@ -158,6 +162,12 @@ def check(settings: Mapping[str, Any]) -> None:
                 f"trainer.{key}={format_value(value)} is not possible: set "
                 f"{rule.description}{integer}"
             )
+    precision = str(settings.get("precision"))
+    if settings.get("gradient_scaling") == "per_block" and precision not in ("16", "16-mixed"):
+        raise UserError(
+            f"trainer.gradient_scaling=per_block has no effect with trainer.precision={precision}: "
+            "set trainer.precision=16-mixed, or leave it out"
+        )
     if (settings.get("min_steps") or 0) > settings["max_steps"]:
         raise UserError(
             f"trainer.min_steps={settings['min_steps']} is larger than "
