@@ -45,7 +45,7 @@ def tensors_of_last_checkpoint(folder):
 
 
 @pytest.mark.parametrize(
-    "stage", ["dvae", "fsq", "prior", "muon", "clipped", "recurrent", "ranker"]
+    "stage", ["dvae", "fsq", "prior", "muon", "clipped", "recurrent", "ranker", "lora"]
 )
 @pytest.mark.parametrize(
     ("processes", "strategy"),
@@ -112,7 +112,7 @@ def resumed_alone(tmp_path_factory):
     return get
 
 
-@pytest.mark.parametrize("stage", ["dvae", "prior"])  # the prior's optimizer has two groups
+@pytest.mark.parametrize("stage", ["dvae", "prior", "lora"])  # the latter two have two groups
 @pytest.mark.parametrize(
     ("first", "second"),
     [

@@ -26,7 +26,7 @@ from tilewright.prior import Stream, Transformer
 from tilewright.prior.module import PriorModule
 from tilewright.ranker import DualEncoder
 from tilewright.ranker.module import RankerModule
-from tilewright.training import AtomicCheckpointIO, Constant, Cosine, Trainer
+from tilewright.training import AtomicCheckpointIO, Constant, Cosine, LowRankAdapters, Trainer
 
 STEPS = 40  # updates
 SIZE = 16  # pixels of an image's side
@@ -60,7 +60,8 @@ def make(stage, folder, noise=True, source=None, workers=0, batch_size=4):
     Args:
         stage: "dvae", "prior", "ranker" or a variant. "vq" and "fsq" are dVAEs with these
             quantizers. "muon" is a prior trained with Muon. "clipped" clips Adam's variances at
-            `VARIANCE_CLIP`. "recurrent" is a network that is not a Transformer.
+            `VARIANCE_CLIP`. "lora" is a prior with low-rank adapters. "recurrent" is a network that
+            is not a Transformer.
         folder: folder of the token cache.
         noise: use dropout, relaxation noise and CutMix negatives, which differ between processes.
         source: data source. None uses `RandomImages`.
@@ -101,6 +102,8 @@ def make(stage, folder, noise=True, source=None, workers=0, batch_size=4):
             prior = RecurrentPrior(stream)
         else:
             prior = Transformer(stream, dim=16, depth=2, heads=2, positions="rotary")
+        if stage == "lora":
+            LowRankAdapters(rank=2, dropout=0.3 if noise else 0.0).add_to(prior)
         module = PriorModule(
             prior,
             Cosine(1e-2, 1e-3, STEPS),

@@ -11,10 +11,12 @@ from tilewright.errors import UserError
 from tilewright.prior import Stream, Transformer
 from tilewright.training.optimizers import (
     MuonAdamW,
+    check_adam_bits,
     check_optimizer,
     clip_variance,
     fused_adamw,
     scheduled,
+    transformer_optimizer,
     weight_decay_groups,
 )
 from tilewright.training.schedules import Constant, Cosine, WarmUp
@@ -186,6 +188,80 @@ def test_muon_resumes_to_the_same_bits():
     descend(second, optimizer, 3)
     for name, value in uninterrupted.state_dict().items():
         assert torch.equal(value, second.state_dict()[name]), name
+
+
+def make_eight_bit(weight_decay=0.1):
+    """Returns a layer large enough for moments of 8 bits, and its optimizer."""
+    pytest.importorskip("bitsandbytes")
+    torch.manual_seed(0)
+    module = nn.Linear(64, 128)
+    optimizer = transformer_optimizer(module, weight_decay, (0.9, 0.96), 1e-8, False, adam_bits=8)
+    scheduled(optimizer, Constant(1e-2))
+    return module, optimizer
+
+
+def descend_linear(module, optimizer, steps):
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        module.weight.grad = torch.randn(128, 64, generator=generator)
+        module.bias.grad = torch.randn(128, generator=generator)
+        optimizer.step()
+
+
+def test_adam_with_eight_bits_follows_adam_with_32():
+    module, optimizer = make_eight_bit()
+    assert optimizer.state_dict()["param_groups"][0]["weight_decay"] == 0.1
+    descend_linear(module, optimizer, 10)
+    assert optimizer.state[module.weight]["state1"].dtype == torch.uint8
+    other, _ = make_eight_bit()
+    exact = fused_adamw(weight_decay_groups(other, 0.1), 0.1, (0.9, 0.96), 1e-8, lr=1e-2)
+    descend_linear(other, exact, 10)
+    moved = (make_eight_bit()[0].weight - other.weight).abs().mean()
+    assert (module.weight - other.weight).abs().mean() < 0.05 * moved
+    torch.testing.assert_close(module.bias, other.bias)  # a small tensor keeps 32 bits
+
+
+def test_adam_with_eight_bits_resumes_to_the_same_bits_with_new_settings():
+    uninterrupted, optimizer = make_eight_bit()
+    descend_linear(uninterrupted, optimizer, 2)
+    descend_linear(uninterrupted, optimizer, 3)
+
+    first, optimizer = make_eight_bit()
+    descend_linear(first, optimizer, 2)
+    file = io.BytesIO()
+    torch.save({"module": first.state_dict(), "optimizer": optimizer.state_dict()}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    second, optimizer = make_eight_bit()
+    second.load_state_dict(saved["module"])
+    optimizer.load_state_dict(saved["optimizer"])
+    descend_linear(second, optimizer, 3)
+    assert torch.equal(uninterrupted.weight, second.weight)
+    assert torch.equal(uninterrupted.bias, second.bias)
+
+    _, optimizer = make_eight_bit(weight_decay=0.2)
+    optimizer.load_state_dict(saved["optimizer"])
+    assert optimizer.param_groups[0]["weight_decay"] == 0.2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((16, False), r"adam_bits=16 is not possible: set 32 or 8"),
+        ((8, True), r"set model\.muon=false"),
+        ((8, False, 5.0), r"variance_clip=5\.0 .* set model\.variance_clip=null"),
+    ],
+)
+def test_impossible_settings_of_eight_bits_are_refused(arguments, message):
+    with pytest.raises(UserError, match=message):
+        check_adam_bits(*arguments)
+
+
+def test_missing_bitsandbytes_is_a_user_error(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'tilewright\[adam8bit\]'"):
+        check_adam_bits(8, False)
+    check_adam_bits(32, True)
 
 
 def test_the_learning_rates_of_muon_and_adamw_are_set_by_the_groups():

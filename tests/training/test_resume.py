@@ -26,7 +26,9 @@ def training(stage):
     return lambda folder: tiny.train(stage, folder, **accumulate)
 
 
-@pytest.mark.parametrize("stage", [pytest.param("dvae", marks=pytest.mark.slow), "prior", "muon"])
+@pytest.mark.parametrize(
+    "stage", [pytest.param("dvae", marks=pytest.mark.slow), "prior", "muon", "lora"]
+)
 def test_a_killed_training_ends_with_the_same_bits(stage, tmp_path):
     train = training(stage)
     duration = killing.train_uninterrupted(train, tmp_path / "uninterrupted")

@@ -1,11 +1,12 @@
 """Exponential moving average of the weights."""
 
+import copy
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import WeightAveraging
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from tilewright.checks import check_number, check_whole
@@ -47,6 +48,8 @@ class AveragedWeights(AroundValidation, WeightAveraging):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Copies the module, then shards both: FSDP2 refuses to copy a sharded module.
 
+        Frozen weights are shared, not copied.
+
         Raises:
             UserError: the trainer does not restore the weights after a validation.
         """
@@ -56,8 +59,10 @@ class AveragedWeights(AroundValidation, WeightAveraging):
                 "tilewright.training.Trainer"
             )
         if stage == "fit":
-            self._average_model = AveragedModel(pl_module, use_buffers=False, **self._kwargs)
-            shard_module(trainer, self._average_model.module)  # type: ignore[arg-type]
+            frozen = {id(p): p for p in pl_module.parameters() if not p.requires_grad}
+            self._average_model = AveragedModel(nn.Module(), use_buffers=False, **self._kwargs)
+            self._average_model.module = copy.deepcopy(pl_module, frozen)
+            shard_module(trainer, self._average_model.module)
             self._average_model.to(trainer.strategy.root_device)
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:

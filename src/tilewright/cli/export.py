@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from tilewright import runs
-from tilewright.checks import check_whole
+from tilewright.checks import check_flag, check_whole
 from tilewright.cli import app, settings
 from tilewright.errors import UserError
 
@@ -20,10 +20,14 @@ def main(config: DictConfig) -> None:
     run = runs.find(Path(config.paths.logs), "prior" if config.run is None else None, config.run)
     ranker = find_ranker(config, run)
     check_stage(config, run)
+    check_adapter(config, run)
     save(config, run, ranker, out)
     if config.images:
         print(f"The card shows {config.images} of your validation images")
     print(f"The model is in {out}, its card is {out / 'README.md'}")
+    if config.adapter and config.base is None:
+        folder = runs.load_config(out).base.path
+        print(f"Its base is {folder}, on this machine only: before you share it, set base=NAME")
 
 
 def find_ranker(config: DictConfig, run: Path) -> Path | None:
@@ -61,6 +65,15 @@ def check_stage(config: DictConfig, run: Path) -> None:
         )
 
 
+def check_adapter(config: DictConfig, run: Path) -> None:
+    """Checks that the run has adapters if they are to be exported alone."""
+    check_flag("adapter", config.adapter)
+    if config.base is not None and not config.adapter:
+        raise UserError(f"base={config.base} is for adapter=true: set that too, or leave it out")
+    if config.adapter and not runs.load_config(run).get("base"):
+        raise UserError(f"{run} was trained without lora= and has no adapters: leave adapter out")
+
+
 def save(config: DictConfig, run: Path, ranker: Path | None, out: Path) -> None:
     """Writes the model's folder."""
     from tilewright.sharing.export import export
@@ -70,6 +83,8 @@ def save(config: DictConfig, run: Path, ranker: Path | None, out: Path) -> None:
         run,
         out,
         ranker=ranker,
+        adapter=config.adapter,
+        base=config.base,
         name=config.name or out.name,
         license=config.license,
         sampling={key: value for key, value in config.sampling.items() if value != "auto"},

@@ -44,7 +44,7 @@ EXCHANGEABLE = {"trainer", "logger"}
 # Options that only observe a training. They last until the next resume.
 DIAGNOSTICS = {"debug=anomaly", "debug=profile"}
 # Keys that training fills in.
-FILLED_IN = ("run", "run_name", "dvae", "image_tokens")
+FILLED_IN = ("run", "run_name", "dvae", "image_tokens", "base")
 # Settings of one trainer that do not apply to another one.
 HARDWARE = re.compile(r"trainer\.(accelerator|devices|num_nodes|strategy)\b")
 

@@ -92,7 +92,10 @@ def resumed_run(config: DictConfig) -> tuple[DictConfig, Path]:
             f"run_name={config.run_name} cannot rename {run}, which resume= continues: leave "
             "run_name out, or start a new run from its weights with init="
         )
-    config = resumed_config(runs.relocate(runs.load_config(run), run))
+    saved = runs.load_config(run)
+    config = resumed_config(runs.relocate(saved, run))
+    if saved.get("base"):
+        config.base.path = escape(str(runs.base_folder(run, saved)))
     if config.stage == "prior":
         check_guidance(config)
     check_trainer(config)
@@ -125,6 +128,9 @@ def new_run(config: DictConfig) -> DictConfig:
             path = None if config.init is True else config.init
             source = runs.find(logs, config.stage, path)
             finetuning.adopt(config, source, map(runs.override_key, config.overrides))
+        check_adapters(config)
+        if config.lora:
+            config.base = {"path": config.init, "digest": None}
         if config.stage == "prior":
             dvae = runs.find(logs, "dvae", config.dvae, data=settings.training_data(config))
             network = runs.load_config(dvae).model.network
@@ -137,6 +143,26 @@ def new_run(config: DictConfig) -> DictConfig:
         settings.check_complete(config)
         launch.check_launch(config)
     return config
+
+
+def check_adapters(config: DictConfig) -> None:
+    """Checks that low-rank adapters have a network to adapt.
+
+    Raises:
+        UserError: the stage has no linear layers, or no trained weights.
+    """
+    if not config.lora:
+        return
+    if "_target_" not in config.lora:
+        raise UserError(f"lora.{min(config.lora)}= needs lora=default: set that, too")
+    name = f"lora={settings.choices().get('lora')}"
+    if config.stage == "dvae":
+        raise UserError(f"{name} adapts linear layers, and a dVAE has convolutions: leave it out")
+    if not config.init:
+        raise UserError(
+            f"{name} adapts a trained network, and init= names none: set init=PATH, or leave "
+            f"{name} out"
+        )
 
 
 def check_guidance(config: DictConfig) -> None:
@@ -221,15 +247,18 @@ def build_data(config: DictConfig, trainer: "pl.Trainer") -> Any:
 
 
 def build_model(config: DictConfig, trainer: "pl.Trainer", checkpoint: Path | None) -> Any:
-    """Builds the stage's module, with the weights of `init=` if the run is new."""
+    """Builds the stage's module, with the weights that the training starts from.
+
+    They are those of `init=` if the run is new, and those of the base under adapters.
+    """
     from tilewright.distributed.fsdp import network_device
     from tilewright.training.compiling import should_compile
 
-    weights: dict[str, Any] | None = None
+    check_adam_device(config, trainer)
+    weights, source = load_initial_weights(config, checkpoint)
     limit: contextlib.AbstractContextManager = contextlib.nullcontext()
-    if checkpoint is None and config.get("init"):
-        weights = runs.load_weights(Path(config.init))
-        limit = limit_parameters(weights, Path(config.init))
+    if weights is not None:
+        limit = limit_parameters(weights, source)
     with network_device(trainer), limit:
         network = instantiate(config.model.network)
     model = instantiate(config.model, network=network)
@@ -239,10 +268,51 @@ def build_model(config: DictConfig, trainer: "pl.Trainer", checkpoint: Path | No
                 "init= cannot load weights into a network on the meta device: set "
                 "trainer.strategy.on_meta=false"
             )
-        runs.load_into(network, weights, Path(config.init))
+        runs.load_into(network, weights, source)
+    if config.get("lora"):
+        instantiate(config.lora).add_to(network)
     if should_compile(config.compile, trainer.strategy.root_device.type):
         model.network.compile()
     return model
+
+
+def check_adam_device(config: DictConfig, trainer: "pl.Trainer") -> None:
+    """Checks that AdamW with 8 bits supports the device and the strategy.
+
+    Raises:
+        UserError: it does not.
+    """
+    from tilewright.distributed.fsdp import FullyShardedStrategy
+
+    if OmegaConf.select(config, "model.adam_bits", default=32) == 32:
+        return
+    device = trainer.strategy.root_device.type
+    if isinstance(trainer.strategy, FullyShardedStrategy):
+        reason = "does not work with the sharded weights of trainer=fsdp: choose another trainer"
+    elif device not in ("cuda", "cpu"):
+        reason = f"needs a GPU of NVIDIA or a CPU, not {device}: choose another trainer"
+    else:
+        return
+    raise UserError(f"model.adam_bits={config.model.adam_bits} {reason}, or leave it out")
+
+
+def load_initial_weights(
+    config: DictConfig, checkpoint: Path | None
+) -> tuple[dict[str, Any] | None, Path]:
+    """Loads the weights that a checkpoint does not hold, and returns them with their folder.
+
+    A new run with adapters records a digest of their base.
+    """
+    from tilewright.data.image_tokenizer import weights_digest
+
+    if config.get("base"):
+        weights = runs.load_base(Path(config.run), config)
+        config.base.digest = config.base.digest or weights_digest(weights)
+        return weights, Path(config.base.path)
+    source = Path(config.get("init") or "")
+    return (
+        runs.load_weights(source) if checkpoint is None and config.get("init") else None
+    ), source
 
 
 @contextlib.contextmanager

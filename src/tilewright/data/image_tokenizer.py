@@ -1,6 +1,7 @@
 """Protocol of image tokenizers, which convert images to image tokens and back."""
 
 import hashlib
+from collections.abc import Mapping
 from itertools import chain
 from typing import Protocol
 
@@ -33,12 +34,14 @@ class ImageTokenizer(Protocol):
         ...
 
 
-def weights_digest(module: torch.nn.Module) -> str:
+def weights_digest(weights: torch.nn.Module | Mapping[str, Tensor]) -> str:
     """Returns a short hash of a module's state dict."""
+    state = weights.state_dict() if isinstance(weights, torch.nn.Module) else weights
     digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
+    for name, value in sorted(state.items()):
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        # As bytes, because NumPy has no bf16.
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
 
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from tilewright.errors import UserError
 from tilewright.prior.protocol import Prior
+from tilewright.training.adapters import without_adapters
 
 Weights = Literal["float32", "bfloat16", "int8"]
 WEIGHTS: tuple[str, ...] = get_args(Weights)
@@ -84,7 +85,7 @@ def with_low_precision_weights(network: Prior, weights: Weights) -> Prior:
     if weights == "int8" and device != "cpu":
         raise UserError(f"weights=int8 needs a CPU, not {device}: set weights=bfloat16")
     layer_type = BFloat16Linear if weights == "bfloat16" else Int8Linear
-    network = copy.deepcopy(network)
+    network = without_adapters(copy.deepcopy(network))
     for name, layer in list(network.named_modules()):
         if type(layer) is nn.Linear:
             network.set_submodule(name, layer_type(layer))

@@ -11,6 +11,7 @@ from tilewright.errors import UserError
 from tilewright.prior.protocol import Prior
 from tilewright.prior.sampler import Sampling
 from tilewright.training.optimizers import (
+    check_adam_bits,
     check_optimizer,
     clip_variance,
     scheduled,
@@ -32,6 +33,7 @@ class PriorModule(StageModule):
         variance_clip: upper bound of AdamW's running variance (5 in the paper). None sets no bound.
         muon: Muon updates the matrices and AdamW the rest. False uses AdamW for all, as in the
             paper.
+        adam_bits: 8 keeps AdamW's moments in 8 bits, with bitsandbytes. 32 is exact.
         caption_dropout: fraction of captions that are emptied in training, which guidance needs. 0
             in the paper.
         image_dropout: largest fraction of an image's input tokens to drop in training. The fraction
@@ -40,7 +42,8 @@ class PriorModule(StageModule):
         sampling: recommended sampling, which the callbacks that sample use. None is the paper's.
 
     Raises:
-        UserError: a number is not possible, or both muon and variance_clip are set.
+        UserError: a number is not possible, settings of the optimizer exclude each other, or
+            bitsandbytes is missing.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class PriorModule(StageModule):
         eps: float = 1e-8,
         variance_clip: float | None = None,
         muon: bool = False,
+        adam_bits: int = 32,
         caption_dropout: float = 0.1,
         image_dropout: float = 0.0,
         sampling: Sampling | None = None,
@@ -72,6 +76,7 @@ class PriorModule(StageModule):
                 f"model.variance_clip={variance_clip} bounds AdamW's variance, and Muon has none: "
                 "set model.variance_clip=null or model.muon=false"
             )
+        check_adam_bits(adam_bits, muon, variance_clip)
         self.network = network
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
@@ -79,6 +84,7 @@ class PriorModule(StageModule):
         self.eps = eps
         self.variance_clip = variance_clip
         self.muon = muon
+        self.adam_bits = adam_bits
         self.caption_dropout = caption_dropout
         self.image_dropout = image_dropout
         self.sampling = sampling or Sampling()
@@ -171,7 +177,9 @@ class PriorModule(StageModule):
         self.image_nats.reset()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = transformer_optimizer(self, self.weight_decay, self.betas, self.eps, self.muon)
+        optimizer = transformer_optimizer(
+            self, self.weight_decay, self.betas, self.eps, self.muon, self.adam_bits
+        )
         if self.variance_clip is not None:
             clip_variance(optimizer, self.variance_clip)
         return scheduled(optimizer, self.learning_rate)

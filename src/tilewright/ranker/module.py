@@ -12,6 +12,7 @@ from tilewright.distributed.collectives import gather_sizes, num_processes, proc
 from tilewright.ranker.networks import DualEncoder, contrastive_loss, make_cutmix_negatives
 from tilewright.training.optimizers import (
     after_every_update,
+    check_adam_bits,
     check_optimizer,
     scheduled,
     transformer_optimizer,
@@ -46,6 +47,7 @@ class RankerModule(StageModule):
             equals the image; False trains as CLIP does.
         weight_decay, betas, eps: see `torch.optim.AdamW`; only matrices decay.
         muon: updates the matrices with Muon and the other parameters with AdamW.
+        adam_bits: 8 keeps AdamW's moments in 8 bits, with bitsandbytes.
     """
 
     def __init__(
@@ -57,9 +59,11 @@ class RankerModule(StageModule):
         betas: tuple[float, float] = (0.9, 0.98),
         eps: float = 1e-6,
         muon: bool = False,
+        adam_bits: int = 32,
     ):
         super().__init__()
         check_optimizer(learning_rate, weight_decay, betas, eps)
+        check_adam_bits(adam_bits, muon)
         self.network = network
         self.learning_rate = learning_rate
         self.cutmix_negatives = cutmix_negatives
@@ -67,6 +71,7 @@ class RankerModule(StageModule):
         self.betas = (betas[0], betas[1])
         self.eps = eps
         self.muon = muon
+        self.adam_bits = adam_bits
         # Vectors of the whole validation, so that its loss does not depend on the batch size.
         self.texts = AllRows()
         self.images = AllRows()
@@ -122,7 +127,7 @@ class RankerModule(StageModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = transformer_optimizer(
-            self.network, self.weight_decay, self.betas, self.eps, self.muon
+            self.network, self.weight_decay, self.betas, self.eps, self.muon, self.adam_bits
         )
         after_every_update(optimizer, self.network.bound_scale)
         return scheduled(optimizer, self.learning_rate)

@@ -1,6 +1,8 @@
 """Runs and models on disk: finding, loading, saving, listing and comparing them."""
 
+from tilewright.runs.bases import base_folder, image_size, name_base, part
 from tilewright.runs.folders import (
+    ADAPTER,
     CONFIG,
     DVAE,
     LATEST,
@@ -16,7 +18,7 @@ from tilewright.runs.folders import (
     find_resumable,
     follow_latest,
     has_checkpoint,
-    image_size,
+    is_model,
     load_config,
     lock,
     override_key,
@@ -28,6 +30,7 @@ from tilewright.runs.training_data import TrainingData
 from tilewright.runs.weights import (
     check_unfinished,
     copy_dvae,
+    load_base,
     load_checkpoint,
     load_data,
     load_into,
@@ -42,6 +45,7 @@ from tilewright.runs.weights import (
 )
 
 __all__ = [
+    "ADAPTER",
     "CONFIG",
     "DVAE",
     "LATEST",
@@ -51,6 +55,7 @@ __all__ = [
     "TOKENIZER",
     "WEIGHTS",
     "TrainingData",
+    "base_folder",
     "check_name",
     "check_unfinished",
     "checkpoint",
@@ -61,6 +66,8 @@ __all__ = [
     "follow_latest",
     "has_checkpoint",
     "image_size",
+    "is_model",
+    "load_base",
     "load_checkpoint",
     "load_config",
     "load_data",
@@ -70,7 +77,9 @@ __all__ = [
     "load_tokenizer",
     "load_weights",
     "lock",
+    "name_base",
     "override_key",
+    "part",
     "relocate",
     "save_conversion",
     "save_model",

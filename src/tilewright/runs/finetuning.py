@@ -49,7 +49,7 @@ def adopt(config: DictConfig, source: Path, keys: Iterable[str]) -> None:
         if "likelihood" in saved.model.network:
             config.likelihood = saved.model.network.likelihood
         if saved.stage == "prior":
-            config.dvae = escape(str(source / runs.DVAE))
+            config.dvae = escape(str(runs.part(source, runs.DVAE)))
             if saved.get("sampling"):
                 _adopt_sampling(config, source, keys)
         for key, value in changes.items():

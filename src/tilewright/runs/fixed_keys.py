@@ -13,6 +13,8 @@ FIXED_BY_WEIGHTS = (
 FIXED_BY_TRAINING = (
     "model._target_",
     "model.muon",
+    "model.adam_bits",
+    "lora.",
     "seed",
     "data._target_",
     "data.seed",
@@ -25,6 +27,7 @@ FIXED_BY_TRAINING = (
 CHANGEABLE = (
     "tokenizer.dropout",
     "model.network.checkpointing",
+    "lora.dropout",
     "data.source.path",  # a folder may move
     "data.source.root",
 )

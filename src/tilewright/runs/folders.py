@@ -7,8 +7,9 @@ generates images wherever it is copied to. `<logs>/<stage>/latest` is a text fil
 the newest run, which paths may go through (`follow_latest`).
 
 A model is a run without its training state: `config.json` and `model.safetensors` replace
-`config.yaml` and `checkpoints/`. Either may come from a stranger: nothing in it is unpickled, and
-`safe_build` restricts what its configuration may build.
+`config.yaml` and `checkpoints/`. An adapter that is exported alone has `adapter_model.safetensors`
+instead. All may come from a stranger: nothing in them is unpickled, and `safe_build` restricts what
+a configuration may build.
 
 This module imports nothing heavy: the command line finds runs before it loads torch.
 """
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 CONFIG = "config.yaml"
 MODEL_CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+ADAPTER = "adapter_model.safetensors"  # in place of WEIGHTS, as PEFT names it
 TOKENIZER = "tokenizer.json"
 DVAE = "dvae"
 RANKER = "ranker"
@@ -267,7 +269,7 @@ def checkpoint(run: Path, kind: str = "best") -> Path:
     for name in (kind, "best", "last"):
         if (folder / f"{name}.ckpt").is_file():
             return folder / f"{name}.ckpt"
-    if (run / WEIGHTS).is_file():
+    if is_model(run):
         raise UserError(
             f"{run} is a model, which cannot be resumed: start a run from its weights with "
             f"init={run}"
@@ -278,6 +280,11 @@ def checkpoint(run: Path, kind: str = "best") -> Path:
         f"{run} has no checkpoint yet: wait for its first one, or start it again with run_name="
         f"{run.name} if its process has ended"
     )
+
+
+def is_model(folder: Path) -> bool:
+    """Returns True for a folder with weights, or with an adapter, in place of checkpoints."""
+    return (folder / WEIGHTS).is_file() or (folder / ADAPTER).is_file()
 
 
 def has_checkpoint(run: Path) -> bool:
@@ -333,7 +340,7 @@ def _find_by_path(logs: Path, stage: str | None, run: Path) -> Path:
     trained = load_config(run).stage
     if stage not in {None, trained}:
         raise UserError(f"{run} is a run of stage={trained}: name one of stage={stage}")
-    if not (run / WEIGHTS).is_file():
+    if not is_model(run):
         checkpoint(run)  # raises if the run has none
     return run.resolve()
 
@@ -366,9 +373,3 @@ def find_resumable(logs: Path, stage: str, path: str | None = None) -> tuple[Pat
     if not file.is_file():
         raise UserError(f"there is no checkpoint {path}: name one under RUN/checkpoints/")
     return find(logs, stage, str(file.parents[1])), file
-
-
-def image_size(folder: Path) -> int:
-    """Returns the side, in pixels, of the images that a run's network generates or reads."""
-    config = load_config(folder / DVAE if load_config(folder).stage == "prior" else folder)
-    return config.model.network.image_size

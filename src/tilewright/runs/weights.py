@@ -9,11 +9,14 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from tilewright import configs, files
+from tilewright import files
+from tilewright.configs import escape
 from tilewright.conversion import Conversion
 from tilewright.errors import UserError, first_line, mismatch
 from tilewright.runs import safe_build
+from tilewright.runs.bases import base_folder
 from tilewright.runs.folders import (
+    ADAPTER,
     DVAE,
     FORMAT,
     MODEL_CONFIG,
@@ -21,6 +24,7 @@ from tilewright.runs.folders import (
     WEIGHTS,
     checkpoint,
     follow_latest,
+    is_model,
     load_config,
 )
 from tilewright.training.checkpoint_steps import read_steps
@@ -28,6 +32,7 @@ from tilewright.weight_files import limit_parameters
 
 MODEL_KEYS = ("network", "caption_dropout")  # settings of a run's `model` that a model keeps
 SAMPLING = "tilewright.prior.Sampling"
+ADAPTERS = "tilewright.training.LowRankAdapters"
 
 
 def load_checkpoint(file: Path) -> dict[str, Any]:
@@ -56,7 +61,7 @@ def trained_steps(folder: Path, kind: str = "best") -> int:
     Raises:
         UserError: the run has no checkpoint.
     """
-    if (folder / WEIGHTS).is_file():
+    if is_model(folder):
         return load_config(folder).get("steps", 0)
     return read_steps(checkpoint(folder, kind))
 
@@ -111,6 +116,8 @@ def load_tokenizer(folder: str | Path) -> Any:
 def load_network(run: str | Path, device: str = "cpu") -> Any:
     """Loads the network of a run or model with its averaged weights, frozen, in eval mode.
 
+    Adapters are merged, so the network has plain layers.
+
     Raises:
         UserError: the run or its checkpoint does not exist, is broken, or does not match the
             config.
@@ -139,11 +146,20 @@ def load_sampling(folder: str | Path) -> Any:
     settings = load_config(follow_latest(folder)).get("sampling")
     if settings is None:
         return Sampling()
-    where = f"sampling in {folder}"
-    target = safe_build.check(settings, "tilewright.prior", where)["_target_"]
-    if target != SAMPLING:
-        raise UserError(f"{where} has _target_={target!r}: set it to {SAMPLING}")
-    return safe_build.build(settings, "tilewright.prior", where)
+    return _build_only(SAMPLING, settings, f"sampling in {folder}")
+
+
+def _build_only(kind: str, settings: Any, where: str) -> Any:
+    """Builds an object from settings that must name one class.
+
+    Raises:
+        UserError: they name another class, or a value is not possible.
+    """
+    package = kind.rpartition(".")[0]
+    target = safe_build.check(settings, package, where)["_target_"]
+    if target != kind:
+        raise UserError(f"{where} has _target_={target!r}: set it to {kind}")
+    return safe_build.build(settings, package, where)
 
 
 def load_into(network: Any, weights: dict[str, Any], folder: Path) -> None:
@@ -180,8 +196,63 @@ def _with_hidden_token(network: Any, weights: dict[str, Any]) -> dict[str, Any]:
     return {**weights, name: torch.cat([weights[name], initial])}
 
 
-def load_weights(folder: Path) -> dict[str, Any]:
+def load_weights(folder: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Loads a network's weights: a model's, else the averaged ones of a run's best checkpoint.
+
+    Adapters are merged with the weights of their base.
+
+    Args:
+        above: folders that lead here from base to base.
+
+    Raises:
+        UserError: the folder has no weights, or their file is broken. Or they are adapters whose
+            base is missing, has other weights, or is an adapter of themselves.
+    """
+    weights, config = load_own_weights(folder), load_config(folder)
+    if not config.get("base"):
+        return weights
+    from tilewright.training.adapters import merge_adapters
+
+    adapters = load_adapters(folder, config)
+    return merge_adapters(load_base(folder, config, above), weights, adapters.scale)
+
+
+def load_adapters(folder: Path, config: DictConfig) -> Any:
+    """Returns the `LowRankAdapters` of a run or an exported adapter.
+
+    Raises:
+        UserError: the settings are not possible.
+    """
+    return _build_only(ADAPTERS, config.get("lora"), f"lora in {folder}")
+
+
+def load_base(folder: Path, config: DictConfig, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Loads the weights of the base of adapters.
+
+    Args:
+        folder: folder of the run or adapter.
+        config: its configuration. A missing `base.digest` accepts any weights.
+        above: see `load_weights`.
+
+    Raises:
+        UserError: the base is missing or has other weights than in training.
+    """
+    from tilewright.data.image_tokenizer import weights_digest
+
+    base, above = base_folder(folder, config), (*above, folder.resolve())
+    if base in above:
+        raise UserError(f"{folder} has adapters of itself: set base.path to a run or model")
+    weights = load_weights(base, above)
+    if config.base.digest not in (None, weights_digest(weights)):
+        raise UserError(
+            f"{folder} has adapters of {base}, whose weights have changed since: set base.path to "
+            "a copy of the former weights"
+        )
+    return weights
+
+
+def load_own_weights(folder: Path) -> dict[str, Any]:
+    """Loads the weights that a run or model holds itself, which may be those of adapters.
 
     Raises:
         UserError: the folder has no weights, or their file is broken.
@@ -191,11 +262,12 @@ def load_weights(folder: Path) -> dict[str, Any]:
 
     from tilewright.distributed.sharded_checkpoint import load_stored_tensors
 
-    if (folder / WEIGHTS).is_file():
-        try:
-            return load_file(folder / WEIGHTS)
-        except SafetensorError as error:
-            raise UserError(f"{folder / WEIGHTS} cannot be read: {error}") from error
+    for name in (WEIGHTS, ADAPTER):
+        if (folder / name).is_file():
+            try:
+                return load_file(folder / name)
+            except SafetensorError as error:
+                raise UserError(f"{folder / name} cannot be read: {error}") from error
     state = load_checkpoint(checkpoint(folder))["state_dict"]
     prefix = "network."
     network = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
@@ -216,11 +288,14 @@ def load_data(settings: DictConfig) -> Any:
     return safe_build.build(plain, "tilewright.data", "the run's data")
 
 
-def save_model(folder: Path, run: Path, sampling: Mapping[str, Any] | None = None) -> None:
+def save_model(
+    folder: Path, run: Path, sampling: Mapping[str, Any] | None = None, adapter: bool = False
+) -> None:
     """Saves the network of a run as a model: settings, averaged weights, tokenizer.
 
     Args:
         sampling: changes to the recommended sampling.
+        adapter: True saves the adapters of the run alone, with the place of their base.
     """
     config = load_config(run)
     if sampling:
@@ -228,7 +303,16 @@ def save_model(folder: Path, run: Path, sampling: Mapping[str, Any] | None = Non
         names = ("temperature", "top_k", "top_p", "guidance")  # the rest depends on the machine
         values = {name: getattr(recommended, name) for name in names}
         config.sampling = {"_target_": SAMPLING, **values}
-    save_network(folder, config, load_weights(run), trained_steps(run))
+    if adapter:
+        from tilewright.training.adapters import save_adapters
+
+        config.base.path = escape(str(base_folder(run, config)))
+        _save_config(folder, config, trained_steps(run), ("lora", "base"))
+        save_adapters(
+            folder / ADAPTER, load_own_weights(run), load_adapters(run, config), config.base.path
+        )
+    else:
+        save_network(folder, config, load_weights(run), trained_steps(run))
     if config.get("tokenizer"):
         shutil.copyfile(run / TOKENIZER, folder / TOKENIZER)
 
@@ -244,6 +328,17 @@ def save_network(folder: Path, config: DictConfig, weights: dict[str, Any], step
     """
     from safetensors.torch import save_file
 
+    _save_config(folder, config, steps)
+    contiguous = {name: value.contiguous() for name, value in weights.items()}
+    with files.atomic_file(folder / WEIGHTS) as temporary:
+        save_file(contiguous, temporary, metadata={"format": "pt"})
+        temporary.chmod(0o644)  # safetensors makes the file private
+
+
+def _save_config(
+    folder: Path, config: DictConfig, steps: int, more_keys: tuple[str, ...] = ()
+) -> None:
+    """Writes the part of a run's configuration that a model keeps."""
     folder.mkdir(parents=True, exist_ok=True)
     saved: dict[str, Any] = {
         "format": FORMAT,
@@ -253,15 +348,11 @@ def save_network(folder: Path, config: DictConfig, weights: dict[str, Any], step
         # Without caption dropout, a prior refuses guidance.
         "model": {key: config.model[key] for key in MODEL_KEYS if key in config.model},
     }
-    for key in ("tokenizer", "sampling"):
+    for key in ("tokenizer", "sampling", *more_keys):
         if config.get(key):
             saved[key] = config[key]
     plain = OmegaConf.to_container(OmegaConf.create(saved), resolve=True)
-    files.write_atomically(folder / MODEL_CONFIG, json.dumps(plain, indent=2) + "\n")
-    contiguous = {name: value.contiguous() for name, value in weights.items()}
-    with files.atomic_file(folder / WEIGHTS) as temporary:
-        save_file(contiguous, temporary, metadata={"format": "pt"})
-        temporary.chmod(0o644)  # safetensors makes the file private
+    files.write_atomically(folder / MODEL_CONFIG, json.dumps(escape(plain), indent=2) + "\n")
 
 
 def save_conversion(folder: Path, conversion: Conversion, name: str) -> None:
@@ -280,7 +371,7 @@ def save_conversion(folder: Path, conversion: Conversion, name: str) -> None:
         "tokenizer": conversion.tokenizer,
         "sampling": conversion.sampling and {"_target_": SAMPLING, **conversion.sampling},
     }
-    save_network(folder, OmegaConf.create(configs.escape(config)), conversion.weights)
+    save_network(folder, OmegaConf.create(escape(config)), conversion.weights)
     if conversion.tokenizer_json is not None:
         files.write_atomically(folder / TOKENIZER, conversion.tokenizer_json)
     if conversion.dvae is not None:

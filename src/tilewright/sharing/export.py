@@ -23,6 +23,8 @@ def export(
     out: Path,
     *,
     ranker: Path | None = None,
+    adapter: bool = False,
+    base: str | None = None,
     name: str,
     license: str = "unknown",
     sampling: Mapping[str, Any] | None = None,
@@ -40,6 +42,9 @@ def export(
         out: folder of the model; it must not exist yet.
         ranker: run of stage=ranker to include with a prior; None keeps the one of an exported
             model.
+        adapter: True exports the run's low-rank adapters alone. Loading them takes everything else
+            from their base.
+        base: name of the base on the Hub, for an adapter. None names its folder on this machine.
         name: name of the model, for its card.
         license: license of the model, by its identifier on the Hub.
         sampling: arguments of `Sampling` that differ from the run's recommendation.
@@ -54,7 +59,7 @@ def export(
     """
     stage = runs.load_config(run).stage
     with atomic_folder(out) as folder:
-        _copy_networks(stage, folder, run, ranker, sampling or {})
+        _copy_networks(stage, folder, run, ranker, sampling or {}, adapter)
         samples: Samples | None = None
         if stage == "prior":
             samples = _write_samples(folder, _resolve_captions(run, captions), n, seed)
@@ -62,17 +67,26 @@ def export(
             samples = _write_reconstructions(folder, run, images)
         else:
             ContrastiveRanker.from_run(folder)
-        (folder / "README.md").write_text(model_card(folder, run, name, license, samples))
+        card = model_card(folder, run, name, license, samples, base)
+        (folder / "README.md").write_text(card)
+        if base is not None:  # last, because loading the adapter would download the base
+            runs.name_base(folder, base)
 
 
 def _copy_networks(
-    stage: str, folder: Path, run: Path, ranker: Path | None, sampling: Mapping[str, Any]
+    stage: str,
+    folder: Path,
+    run: Path,
+    ranker: Path | None,
+    sampling: Mapping[str, Any],
+    adapter: bool,
 ) -> None:
     """Copies the run's network, and with a prior its recommended sampling, dVAE and ranker."""
-    runs.save_model(folder, run, sampling)
+    runs.save_model(folder, run, sampling, adapter)
     if stage != "prior":
         return
-    runs.save_model(folder / runs.DVAE, run / runs.DVAE)
+    if not adapter:
+        runs.save_model(folder / runs.DVAE, runs.part(run, runs.DVAE))
     if ranker is None and (run / runs.RANKER).is_dir():
         ranker = run / runs.RANKER
     if ranker is not None:

@@ -57,7 +57,14 @@ class Samples:
     seed: int = 0
 
 
-def model_card(folder: Path, run: Path, name: str, license: str, samples: Samples | None) -> str:
+def model_card(
+    folder: Path,
+    run: Path,
+    name: str,
+    license: str,
+    samples: Samples | None,
+    base: str | None = None,
+) -> str:
     """Returns the text of an exported model's README.md.
 
     Args:
@@ -66,12 +73,14 @@ def model_card(folder: Path, run: Path, name: str, license: str, samples: Sample
         name: name of the model, such as `someone/name`.
         license: identifier of the license on the Hub.
         samples: image for the card.
+        base: name of an adapter's base on the Hub.
     """
     config = runs.load_config(folder)
     sections = [
-        _front_matter(config.stage, license),
+        _front_matter(config.stage, license, base),
         f"# {name.rpartition('/')[2]}",
         _description(folder, config),
+        *_adapters(config, base),
         *_samples(samples),
         _usage(folder, config.stage, name, samples),
         f"## Training\n{_training(config, run)}",
@@ -80,10 +89,11 @@ def model_card(folder: Path, run: Path, name: str, license: str, samples: Sample
     return "\n\n".join(sections) + "\n"
 
 
-def _front_matter(stage: str, license: str) -> str:
+def _front_matter(stage: str, license: str, base: str | None) -> str:
     data = ModelCardData(
         library_name="tilewright",
         license=license,
+        base_model=base,
         pipeline_tag="text-to-image" if stage == "prior" else None,
         tags=TAGS[stage],
     )
@@ -112,9 +122,17 @@ def _description(folder: Path, config: DictConfig) -> str:
         f"A DALL-E ({PAPER}) that generates images of {pixels} from captions. Its prior has "
         f"{parameters}. It reads up to {stream.text_length} text tokens and generates a grid of "
         f"{stream.grid}x{stream.grid} image tokens from a codebook of {stream.image_vocab}. Its "
-        f"dVAE, with {_count_parameters(folder / runs.DVAE)}, decodes them to pixels. Trained with "
-        "Tilewright."
+        f"dVAE, with {_count_parameters(runs.part(folder, runs.DVAE))}, decodes them to pixels. "
+        "Trained with Tilewright."
     )
+
+
+def _adapters(config: DictConfig, base: str | None) -> list[str]:
+    """Names the base of an adapter, without its folder, which is private."""
+    if not config.get("base"):
+        return []
+    name = base or Path(config.base.path).name
+    return [f"The files hold low-rank adapters. Loading them takes all other weights from {name}."]
 
 
 def _count_parameters(folder: Path) -> str:

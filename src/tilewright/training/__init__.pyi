@@ -1,3 +1,4 @@
+from .adapters import LowRankAdapters as LowRankAdapters
 from .checkpoint_io import AtomicCheckpointIO as AtomicCheckpointIO
 from .loggers import AppendingCSVLogger as AppendingCSVLogger
 from .loggers import StepTensorBoardLogger as StepTensorBoardLogger

@@ -1,5 +1,7 @@
 """Optimizers of the stages."""
 
+import importlib.util
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -61,6 +63,33 @@ def check_optimizer(learning_rate: Any, weight_decay: Any, betas: Sequence[Any],
         raise UserError(f"model.betas={list(betas)} is not possible: set two numbers below 1")
 
 
+def check_adam_bits(adam_bits: Any, muon: bool, variance_clip: float | None = None) -> None:
+    """Checks `model.adam_bits`, the size of AdamW's moments.
+
+    Raises:
+        UserError: the size is not possible, does not fit the other settings, or needs a package
+            that is not installed.
+    """
+    if adam_bits not in (32, 8):
+        raise UserError(f"model.adam_bits={adam_bits} is not possible: set 32 or 8")
+    if adam_bits == 32:
+        return
+    if muon:
+        raise UserError(
+            "model.adam_bits=8 is for AdamW, and Muon updates the matrices: set model.muon=false"
+        )
+    if variance_clip is not None:
+        raise UserError(
+            f"model.variance_clip={variance_clip} cannot bound a variance of 8 bits: set "
+            "model.variance_clip=null or model.adam_bits=32"
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            "model.adam_bits=8 needs bitsandbytes: pip install 'tilewright[adam8bit]', or set "
+            "model.adam_bits=32"
+        )
+
+
 def keep_settings(optimizer: Optimizer) -> None:
     """Makes an optimizer keep its settings, such as weight decay, when it loads a state.
 
@@ -80,7 +109,7 @@ def keep_settings(optimizer: Optimizer) -> None:
 
 
 def weight_decay_groups(module: nn.Module, weight_decay: float) -> tuple[dict, dict]:
-    """Returns two parameter groups: matrices of linear layers, which decay, and all others.
+    """Returns two groups of trained parameters: matrices of linear layers, which decay, and others.
 
     Embeddings, gains and biases do not decay. In other implementations, decaying them made samples
     brown while the loss still fell.
@@ -90,7 +119,8 @@ def weight_decay_groups(module: nn.Module, weight_decay: float) -> tuple[dict, d
     for layer in module.modules():
         for name, parameter in layer.named_parameters(recurse=False):
             is_matrix = isinstance(layer, nn.Linear) and name == "weight"
-            (matrices if is_matrix else others).append(parameter)
+            if parameter.requires_grad:
+                (matrices if is_matrix else others).append(parameter)
     return (
         {"params": matrices, "weight_decay": weight_decay},
         {"params": others, "weight_decay": 0.0},
@@ -165,15 +195,28 @@ class MuonAdamW(Optimizer):
 
 
 def transformer_optimizer(
-    module: nn.Module, weight_decay: float, betas: tuple[float, float], eps: float, muon: bool
+    module: nn.Module,
+    weight_decay: float,
+    betas: tuple[float, float],
+    eps: float,
+    muon: bool,
+    adam_bits: int = 32,
 ) -> Optimizer:
     """Creates a transformer's optimizer with lr=1: AdamW, or Muon for its matrices.
 
     Only matrices of linear layers decay.
+
+    Args:
+        adam_bits: 8 for AdamW's moments in 8 bits.
     """
     matrices, others = weight_decay_groups(module, weight_decay)
     if muon:
         return MuonAdamW(matrices, others, betas=betas, eps=eps)
+    if adam_bits == 8:
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports missing kernels
+        from tilewright.training.adam8bit import EightBitAdamW
+
+        return EightBitAdamW([matrices, others], 1.0, betas, eps, weight_decay)
     return fused_adamw([matrices, others], weight_decay, betas, eps)
 
 
