@@ -2,6 +2,7 @@
 
 import contextlib
 from io import BytesIO
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -9,7 +10,14 @@ import torch
 from PIL import Image
 
 from tilewright.data import images
-from tilewright.data.images import UnreadableImage, decode_image, to_tensor
+from tilewright.data.images import (
+    NO_FILE,
+    NOT_OPENED,
+    UnreadableImage,
+    decode_image,
+    read_size,
+    to_tensor,
+)
 
 
 def encode(image, form="PNG", **options):
@@ -90,6 +98,48 @@ def test_sixteen_bits_are_scaled_and_not_clipped(form):
 def test_float_pixels_are_scaled():
     image = decode_image(encode(Image.fromarray(np.array([[0.0, 0.2, 1.0]], np.float32)), "TIFF"))
     assert [image.getpixel((x, 0))[0] for x in range(3)] == [0, 51, 255]
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_the_size_in_a_header_is_that_of_the_decoded_image(form, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    record = encode(Image.fromarray(noise()), form, exif=exif)
+    assert read_size(record) == decode_image(record).size
+
+
+@pytest.mark.parametrize(("form", "mode"), [("QOI", "RGB"), ("QOI", "RGBA"), ("XBM", "1")])
+def test_formats_without_a_layout_of_samples_are_read(form, mode):
+    original = Image.fromarray(noise()).convert(mode)
+    image = decode_image(encode(original, form))
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(original.convert("RGB")))
+
+
+def test_a_raised_number_of_pixels_is_above_the_limit_of_pillow(monkeypatch):
+    monkeypatch.setattr(images, "MAX_PIXELS", 100)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    record = encode(Image.fromarray(noise()))  # 384 pixels
+    with pytest.raises(UnreadableImage, match="too many pixels"):
+        decode_image(record, max_pixels=100)
+    assert decode_image(record, max_pixels=400).size == (16, 24)
+    with pytest.raises(UnreadableImage, match="too many pixels"):
+        decode_image(record, max_pixels=100)
+
+
+def test_images_inside_an_archive_are_read_by_their_address(tmp_path):
+    archive = tmp_path / "images.zip"
+    with ZipFile(archive, "w") as file:
+        file.writestr("a/1.png", encode(Image.fromarray(noise()))["bytes"])
+    image = decode_image({"bytes": None, "path": f"zip://a/1.png::{archive}"})
+    np.testing.assert_array_equal(np.asarray(image), noise())
+    for address, reason in (
+        (f"zip://a/2.png::{archive}", NO_FILE),
+        (f"zip://a/1.png::{tmp_path}/other.zip", NO_FILE),
+        ("unknown://images/1.png", NOT_OPENED),
+    ):
+        with pytest.raises(UnreadableImage, match=reason):
+            decode_image({"bytes": None, "path": address})
 
 
 def test_animation_gives_its_first_frame():

@@ -44,9 +44,12 @@ def reduce_gray(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
 
 
 def layout(image: Image.Image) -> str:
-    """Returns Pillow's name for the layout of the samples in an image that is not loaded yet."""
+    """Returns Pillow's name for the layout of the samples in an image that is not loaded yet.
+
+    Returns "" for formats with one layout.
+    """
     tiles = getattr(image, "tile", [])
-    arguments = tiles[0].args if tiles else ""
+    arguments = (tiles[0].args if tiles else None) or ("",)
     return str(arguments if isinstance(arguments, str) else arguments[0])
 
 

@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from datasets.utils.file_utils import xopen
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from tilewright.data import bit_depth
 from tilewright.data.skipping import SkipRow
 
 WHITE = (255, 255, 255)
+SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 MAX_PIXELS = 89_478_485  # Pillow's own limit, above which it warns
 
 # Formats that Pillow opens, but that are not read here.
@@ -87,13 +89,17 @@ def decode_image(record: Mapping[str, Any] | None, max_pixels: int = MAX_PIXELS)
 
 
 def read_size(record: Mapping[str, Any] | None, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Returns the width and the height of an encoded image, read from its header.
+    """Returns the width and the height of an encoded image after its rotation, from its header.
 
     Raises:
         UnreadableImage: the image is missing, has no valid header, or is too large.
     """
     with _open(record, max_pixels) as image:
-        return image.size
+        width, height = image.size
+        # Without these entries, Pillow would decode a PNG to search for them.
+        is_tagged = not {"exif", "xmp"}.isdisjoint(image.info)
+        is_sideways = is_tagged and image.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS
+        return (height, width) if is_sideways else (width, height)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -135,8 +141,9 @@ def _open(record: Mapping[str, Any] | None, max_pixels: int) -> Iterator[Image.I
     data, path = record.get("bytes"), record.get("path")
     if not data and (data is not None or not path):
         raise UnreadableImage(NO_IMAGE, "neither bytes nor a path")
-    file: Any = path if data is None else BytesIO(data)
     try:
+        file: Any = BytesIO(data) if data else _open_path(str(path))
+        Image.MAX_IMAGE_PIXELS = max(max_pixels, MAX_PIXELS)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pixels, which are checked below, and about tags
             with Image.open(file, formats=FORMATS) as image:
@@ -151,6 +158,24 @@ def _open(record: Mapping[str, Any] | None, max_pixels: int) -> Iterator[Image.I
         if reason == NOT_AN_IMAGE and _is_heif(file):
             reason = HEIF
         raise UnreadableImage(reason, f"{path or 'image'}: {error}") from error
+
+
+def is_remote(path: str) -> bool:
+    """Returns True for an address on another machine. `zip://1.png::/a.zip` is on this one."""
+    return "://" in path.rpartition("::")[2]
+
+
+def _open_path(path: str) -> str | BytesIO:
+    """Returns a path, or the content of an address such as `zip://1.png::/a.zip` or `hf://…`."""
+    if "://" not in path:
+        return path
+    try:
+        with xopen(path, "rb") as content:
+            return BytesIO(content.read())
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # classes of each protocol
+        raise UnreadableImage(NOT_OPENED, f"{path}: {error}") from error
 
 
 def _reason(error: Exception) -> str:

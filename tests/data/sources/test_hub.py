@@ -1,11 +1,14 @@
 """HubSource: splits, columns, streaming and mistakes."""
 
 import base64
+import json
+from zipfile import ZipFile
 
 import pytest
 from datasets import Dataset, DatasetDict, Image, List, Value
 
 from helpers.numbered_images import assert_load_fails, numbered_rows, numbers_by_split, png
+from tilewright.data.images import decode_image
 from tilewright.data.sources import HubSource, ParquetSource
 
 
@@ -175,3 +178,23 @@ def test_files_with_other_columns_are_an_error(tmp_path, streaming):
     numbered_rows(range(9)).to_parquet(tmp_path / "a.parquet")
     numbered_rows(range(9)).rename_column("caption", "text").to_parquet(tmp_path / "b.parquet")
     assert_load_fails(HubSource(str(tmp_path), streaming=streaming), "cannot be loaded")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_images_in_a_zip_archive_are_read_and_copies_are_in_one_split(tmp_path, streaming):
+    with ZipFile(tmp_path / "train.zip", "w") as archive:
+        for number in range(60):
+            archive.writestr(f"{number}.png", png(number % 30))  # two copies of each image
+        rows = [{"file_name": f"{n}.png", "caption": f"number {n % 30}"} for n in range(60)]
+        archive.writestr("metadata.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    source = HubSource(str(tmp_path), streaming=streaming, validation_fraction=0.3)
+    numbers = {}
+    for split, rows in source.load().items():
+        records = list(rows.cast_column("image", Image(decode=False)))
+        numbers[split] = {int(record["caption"].removeprefix("number ")) for record in records}
+        assert len(records) == 2 * len(numbers[split])
+        for record in records:
+            red = int(record["caption"].removeprefix("number "))
+            assert decode_image(record["image"]).getpixel((0, 0)) == (red, 0, 7)
+    assert numbers["train"] | numbers["validation"] == set(range(30))
+    assert not numbers["train"] & numbers["validation"]

@@ -11,13 +11,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import takewhile
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from datasets import Dataset, Image, IterableDataset
+from datasets.utils.file_utils import xopen
 
 from tilewright.data.fingerprints import fingerprint_files
+from tilewright.data.images import is_remote
 from tilewright.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -180,14 +181,17 @@ def hold_out_validation(
 
 
 def image_identity(record: Mapping[str, Any] | None) -> bytes:
-    """Returns the bytes of an encoded image, or its path if the bytes are missing."""
+    """Returns the bytes of an encoded image, or its path if it is missing or on another machine."""
     record = record or {}
     if record.get("bytes") is not None:
         return record["bytes"]
     path = record.get("path") or ""
+    if is_remote(path):
+        return path.encode()
     try:
-        return Path(path).read_bytes()
-    except OSError:  # an address or a missing file, which is reported when the row is read
+        with xopen(path, "rb") as file:
+            return file.read()
+    except Exception:  # also errors of archives; they are reported when the row is read
         return path.encode()
 
 
