@@ -46,6 +46,15 @@ def test_a_moved_or_copied_run_keeps_its_best_checkpoint(run, move, tmp_path):
     assert best.best_model_path == str(tmp_path / "other" / "place" / "checkpoints" / "best.ckpt")
 
 
+def test_a_run_whose_checkpoints_folder_is_a_link_becomes_the_latest(run, tmp_path):
+    (run / "config.yaml").touch()
+    shutil.move(run / "checkpoints", tmp_path / "disk")
+    (run / "checkpoints").symlink_to(tmp_path / "disk")
+    best = train(run, 21)
+    assert best.run == run
+    assert (tmp_path / "latest").read_text() == "run\n"
+
+
 def test_without_the_best_checkpoint_the_next_validation_writes_it(run):
     (run / "checkpoints" / "best.ckpt").unlink()
     train(run, 21)

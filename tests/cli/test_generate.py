@@ -55,6 +55,14 @@ def test_images_of_an_earlier_command_are_removed(copied, tmp_path):
     assert outside.read_bytes() == b"mine"
 
 
+def test_jobs_of_a_sweep_have_their_own_folders(copied, tmp_path):
+    arguments = [f"prompt={PROMPT}", f"run={copied.prior}", "n=1", "-m"]
+    run(copied, "generate", *arguments, "seed=0,1", f"out={tmp_path}/out")
+    run(copied, "generate", *arguments, "seed=2")
+    for folder, seed in (("out_0", 0), ("out_1", 1), (copied.prior / "samples_0", 2)):
+        assert json.loads((tmp_path / folder / "pictures.json").read_text())["seed"] == seed
+
+
 def test_image_prompt_is_continued(copied, tmp_path):
     photo, out = tmp_path / "photo.png", tmp_path / "out"
     Image.new("RGB", (50, 40), "red").save(photo)

@@ -58,6 +58,11 @@ def test_a_prior_that_was_saved_without_the_hidden_token_is_not_resumed(copied):
     assert line.endswith("start a new run from its weights with init=PATH")
 
 
+def test_a_requeued_job_without_a_name_does_not_start_over(trained, monkeypatch):
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert "without run_name=NAME it would start a new run" in fail(trained, "train", "stage=dvae")
+
+
 @pytest.mark.slow
 def test_training_continues_when_nobody_reads_its_output(home):
     command = [sys.executable, str(ROOT / "src" / "train.py"), "stage=dvae", *SMALL, NO_FRECHET]

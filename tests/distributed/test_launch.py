@@ -154,6 +154,14 @@ def test_the_command_creates_one_folder_and_torchrun_resumes_in_it(tmp_path):
     assert config.trainer.max_steps == config.model.learning_rate.then.steps == 4
 
 
+def test_a_launcher_of_several_processes_needs_a_trainer_of_several(monkeypatch):
+    config = OmegaConf.create({"trainer": {"strategy": "auto", "num_nodes": 1, "devices": 1}})
+    launch.check_launch(config)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="started 2 processes, and the trainer has one"):
+        launch.check_launch(config)
+
+
 def test_several_nodes_without_a_launcher_are_refused_instead_of_waiting(monkeypatch):
     for name in ("MASTER_ADDR", "NODE_RANK"):
         monkeypatch.delenv(name, raising=False)

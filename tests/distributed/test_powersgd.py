@@ -10,6 +10,13 @@ from helpers.multiprocess import logged_metrics, train
 from tilewright.distributed import PowerSGDStrategy
 from tilewright.distributed.powersgd import block_parameters
 from tilewright.distributed.sharded_checkpoint import read_checkpoint
+from tilewright.errors import UserError
+
+
+@pytest.mark.parametrize(("name", "value"), [("rank", 0), ("warmup_updates", 1)])
+def test_impossible_settings_are_user_errors(name, value):
+    with pytest.raises(UserError, match=rf"trainer\.strategy\.{name}={value} is not possible"):
+        PowerSGDStrategy(**{name: value})
 
 
 def weights(folder):

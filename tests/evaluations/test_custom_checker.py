@@ -100,7 +100,8 @@ def evaluate(monkeypatch, tmp_path):
     for module in (generation, best_of):
         monkeypatch.setattr(module.TextToImage, "from_run", lambda run, device: WhiteModel())
     monkeypatch.setattr(reconstruction.runs, "load_network", lambda run, device: WhiteVAE())
-    generation.generate_images.cache_clear()
+    monkeypatch.setattr(generation.runs, "trained_steps", lambda run: 7)
+    generation._generate.cache_clear()
 
     def evaluate(evaluation, source):
         data = make_data(source, tmp_path)

@@ -58,7 +58,8 @@ def measure(monkeypatch, tmp_path):
     extractor = Extractor("means", 6, 16, "0123", device, channel_means, classes=lambda x: x / 20)
     monkeypatch.setattr(generation.TextToImage, "from_run", lambda run, device: Model())
     monkeypatch.setattr(features, "load_extractor", lambda *_: extractor)
-    generation.generate_images.cache_clear()
+    monkeypatch.setattr(generation.runs, "trained_steps", lambda run: 7)
+    generation._generate.cache_clear()
 
     def run(evaluation, seed=0):
         folder = tmp_path / "eval"
@@ -141,7 +142,7 @@ def test_a_repeated_evaluation_writes_the_same_file(measure, tmp_path):
     """The images are generated and the features are computed again."""
 
     def record(name, seed):
-        generation.generate_images.cache_clear()
+        generation._generate.cache_clear()
         measured = []
         for evaluation in (
             FrechetInceptionDistance(blur=[0, 2]),

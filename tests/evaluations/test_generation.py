@@ -29,7 +29,8 @@ def calls(monkeypatch):
             return SimpleNamespace(images=images)
 
     monkeypatch.setattr(generation.TextToImage, "from_run", lambda run, device: Model())
-    generate_images.cache_clear()
+    monkeypatch.setattr(generation.runs, "trained_steps", lambda run: 7)
+    generation._generate.cache_clear()
     return calls
 
 
@@ -60,6 +61,14 @@ def test_any_other_argument_generates_new_images(calls, change):
     arguments |= {"sampling": Sampling(), "seed": 1, "device": "cpu"}
     generate_images(*arguments.values())
     generate_images(*(arguments | change).values())
+    assert len(calls) == 2
+
+
+def test_new_weights_of_a_run_generate_new_images(calls, monkeypatch):
+    arguments = (Path("run"), Data(), "validation", 3, Sampling(), 1, "cpu")
+    generate_images(*arguments)
+    monkeypatch.setattr(generation.runs, "trained_steps", lambda run: 8)  # it is still training
+    generate_images(*arguments)
     assert len(calls) == 2
 
 

@@ -70,7 +70,8 @@ def measure(monkeypatch, tmp_path):
         return np.stack([np.cos(gray), np.sin(gray), red], axis=1)
 
     monkeypatch.setattr(features, "folder_features", folder_features)
-    generation.generate_images.cache_clear()
+    monkeypatch.setattr(generation.runs, "trained_steps", lambda run: 7)
+    generation._generate.cache_clear()
 
     def measure(among, styles=STYLES, splits=tuple(SPLITS)):
         data = Data(EmojiSource("", styles=styles), tmp_path)

@@ -47,9 +47,9 @@ def test_values_that_are_not_finite_give_valid_json(tmp_path, caplog, value):
 
 
 def test_earlier_records_stay_unless_a_new_one_has_the_same_settings(tmp_path):
-    def written(value, interval, seed=0, **settings):
+    def written(value, interval, seed=0, run="/a", **settings):
         result = Result("share", value, "validation", 9, {"interval": interval, **settings})
-        path = write_results([result], tmp_path, run="/a", seed=seed)
+        path = write_results([result], tmp_path, run=run, seed=seed)
         return [row["value"] for row in json.loads(path.read_text())]
 
     assert written(0.1, [0, 0.2]) == [0.1]
@@ -57,6 +57,7 @@ def test_earlier_records_stay_unless_a_new_one_has_the_same_settings(tmp_path):
     assert written(0.3, [0, 0.4], top_k=4) == [0.1, 0.2, 0.3]
     assert written(0.4, [0, 0.5]) == [0.2, 0.3, 0.4]  # the first setting again
     assert written(0.4, [0, 0.5]) == [0.2, 0.3, 0.4]
+    assert written(0.5, [0, 0.6], run="/moved") == [0.2, 0.3, 0.5]
 
 
 def test_broken_records_are_replaced_with_a_warning(tmp_path, caplog):

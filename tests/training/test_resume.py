@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 import torch
 
 from helpers import killing, tiny
-from tilewright.callbacks import UpdateBoundaryCheckpoint
+from tilewright.callbacks import LastCheckpoint, UpdateBoundaryCheckpoint
 from tilewright.errors import UserError
 
 KILLS = int(os.environ.get("KILLS", "3"))
@@ -52,6 +52,23 @@ def test_a_validation_within_an_update_delays_the_best_checkpoint(tmp_path):
     assert torch.load(last, weights_only=True)["global_step"] == 4
     tiny.train("dvae", tmp_path / "resumed", **arguments)
     assert killing.differences(tmp_path / "uninterrupted", tmp_path / "resumed") == []
+
+
+class FirstWeights(pl.Callback):
+    """Records the weights that a training starts from."""
+
+    def on_train_start(self, trainer, pl_module):
+        self.weights = {name: value.clone() for name, value in pl_module.state_dict().items()}
+
+
+def test_a_run_that_no_longer_averages_continues_from_its_trained_weights(tmp_path):
+    tiny.train("prior", tmp_path, steps=9)
+    saved = torch.load(tmp_path / killing.LAST, weights_only=True)
+    first = FirstWeights()
+    callbacks = [first, LastCheckpoint(str(tmp_path / "checkpoints"))]
+    tiny.train("prior", tmp_path, steps=10, callbacks=callbacks)
+    for name, value in saved["current_model_state"].items():
+        torch.testing.assert_close(first.weights[name], value, rtol=0, atol=0)
 
 
 def test_a_training_resumes_after_a_full_disk(tmp_path):

@@ -25,20 +25,21 @@ class UpdateBoundaryCheckpoint(ModelCheckpoint):
     checkpoint is missing, the next validation counts as the best.
 
     Each checkpoint makes its run the `latest`, because a run without a checkpoint cannot be used.
+
+    Args:
+        dirpath: folder of the checkpoint, inside the run's folder.
+        arguments, named_arguments: further arguments of `ModelCheckpoint`.
     """
 
     _pending = False
 
-    def __init__(self, *arguments: Any, **named_arguments: Any):
-        super().__init__(*arguments, **named_arguments)
+    def __init__(self, dirpath: str | Path, *arguments: Any, **named_arguments: Any):
+        super().__init__(dirpath, *arguments, **named_arguments)
+        # Lightning resolves links, but the folder of a run's checkpoints may be one.
+        self.run = Path(dirpath).absolute().parent
         if self.monitor is not None:
             check_monitor(self.monitor)
             check_direction("callbacks.best.mode", self.monitor, self.mode)
-
-    @property
-    def run(self) -> Path:
-        """Folder of the run, which contains the folder of the checkpoints."""
-        return Path(str(self.dirpath)).parent
 
     def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
         super()._save_checkpoint(trainer, filepath)
@@ -96,7 +97,7 @@ class LastCheckpoint(UpdateBoundaryCheckpoint):
 
     def __init__(self, dirpath: str):
         super().__init__(
-            dirpath=dirpath,
+            dirpath,
             filename="last",
             save_on_train_epoch_end=False,
             enable_version_counter=False,

@@ -27,8 +27,9 @@ def main(config: DictConfig) -> None:
     settings.check_folder(results_folder(run), "move or delete it")
     # The images replace the earlier ones only if the evaluation succeeds.
     with folders.temporary_folder(run) as images:
+        steps = runs.trained_steps(run)  # before a training replaces the weights
         measured = measure(config, run, data, images)
-        save(config, run, measured, data_record, images)
+        save(config, run, measured, {"steps": steps, **data_record}, images)
 
 
 def find_run(config: DictConfig) -> Path:
@@ -104,24 +105,22 @@ def build_data(yaml: str) -> Any:
 
 
 def save(
-    config: DictConfig, run: Path, measured: list["Result"], data: dict[str, Any], images: Path
+    config: DictConfig, run: Path, measured: list["Result"], source: dict[str, Any], images: Path
 ) -> None:
     """Saves the results in the run and in its TensorBoard log, and prints a table.
 
     Args:
-        data: keys of the data for the records.
+        source: keys of the weights and of the data for the records.
         images: folder of the evaluation's images. It is emptied.
     """
     from tilewright.evaluations import results
 
-    steps = runs.trained_steps(run)
     requested = config.metric.get("images", config.metric.get("captions"))
     common = {
         "run": str(run),
-        "steps": steps,
         "seed": config.seed,
         "requested_images": requested,  # `images` of a record counts those that were measured
-        **data,
+        **source,
     }
     if "ranker" in config.metric:
         common |= {
@@ -133,7 +132,7 @@ def save(
     with folders.lock(run):
         results.replace_images(images, folder)
         results.write_results(measured, folder, **common)
-    results.log_results(measured, run, steps)
-    title = f"{folder.name} of {run.parent.name}/{run.name} on {data['data']}"
+    results.log_results(measured, run, source["steps"])
+    title = f"{folder.name} of {run.parent.name}/{run.name} on {source['data']}"
     results.print_results(measured, title)
     print(f"Metrics and images are in {folder}")

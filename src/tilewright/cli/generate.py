@@ -98,8 +98,12 @@ def resolve(config: DictConfig) -> Path:
 
 
 def output_folder(config: DictConfig, run: Path) -> Path:
-    """Returns the folder for the images, after checking that no file is in its place."""
+    """Returns the folder for the images, after checking that no file is in its place.
+
+    Each job of a sweep has its own folder.
+    """
     out = runs.follow_latest(config.out) if config.out else run / "samples"
+    out = out.with_name(settings.job_name(out.name))
     settings.check_folder(out, "name another one with out=")
     return out
 

@@ -20,6 +20,7 @@ from tilewright.training import trainer_settings
 # errno values that mean the destination is not writable.
 NOT_WRITABLE = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR,
+    errno.ENAMETOOLONG,
 }  # fmt: skip
 
 

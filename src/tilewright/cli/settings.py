@@ -1,5 +1,6 @@
 """Settings of this command line: chosen options, overrides, names, and missing values."""
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,7 +46,12 @@ def overrides() -> list[str]:
 
 def is_typed(key: str) -> bool:
     """Returns True if this command line sets a key."""
-    return key in map(runs.override_key, _arguments())
+    return key in typed_keys()
+
+
+def typed_keys() -> list[str]:
+    """Returns the keys and groups that this command line sets."""
+    return list(map(runs.override_key, _arguments()))
 
 
 def _arguments() -> list[str]:
@@ -78,9 +84,23 @@ def check_values(config: DictConfig, config_name: str) -> None:
             raise UserError(f"{key} has no value: set it on the command line, {key}=…")
         if value == "" and text_values.needs_text(key):
             raise UserError(f"{key}= is empty: set a value, or leave {key} out")
+        if isinstance(value, str) and text_values.is_new_folder(key):
+            _check_local(key, value)
         if not key.startswith("trainer.") and text_values.reserved_words(key) is None:
             _check_kind(key, default, value)
     check_whole("seed", config.seed, 0, MAX_SEED)
+
+
+def _check_local(key: str, path: str) -> None:
+    """Checks that a folder to write to is not one that only a shell or a library understands.
+
+    Raises:
+        UserError: the path begins with ~ or is an address.
+    """
+    if path.startswith("~"):
+        raise UserError(f"{key}={path} begins with ~, which is taken literally: write $HOME or ./~")
+    if re.match(r"\w+://", path):
+        raise UserError(f"{key}={path} is an address: set a folder of this machine")
 
 
 def _is_required(defaults: DictConfig, key: str) -> bool:
@@ -129,7 +149,7 @@ def _leaves(config: DictConfig) -> Iterator[str]:
 
 
 def job_name(name: str) -> str:
-    """Returns the run's name. A job of a sweep has its index appended."""
+    """Returns the name of a run or folder. A job of a sweep has its index appended."""
     return f"{name}_{HydraConfig.get().job.num}" if is_sweep() else name
 
 

@@ -77,6 +77,8 @@ TEXT_KEYS: dict[str, tuple[str, ...]] = {
 }
 # Text keys with a meaning for empty text, such as a caption.
 MAY_BE_EMPTY = ("prompt", "logger.*.name", "logger.*.version")
+# Folders that commands write to.
+NEW_FOLDERS = ("paths.*", "data.cache", "out", "callbacks.*.dirpath", "logger.*.save_dir")
 # Keys whose value is a list: repeating them adds to it. Repeating any other key is a sweep.
 LISTS = {"generate": ("prompt",), "export": ("prompt",), "runs": ("compare",)}
 
@@ -97,6 +99,11 @@ def needs_text(key: str) -> bool:
     """Returns True if the value of a key is text that cannot be empty."""
     is_optional = any(fnmatchcase(key, pattern) for pattern in MAY_BE_EMPTY)
     return reserved_words(key) is not None and not is_optional
+
+
+def is_new_folder(key: str) -> bool:
+    """Returns True if the value of a key is a folder that a command writes to."""
+    return any(fnmatchcase(key, pattern) for pattern in NEW_FOLDERS)
 
 
 def to_hydra(arguments: Sequence[str], command: str) -> list[str]:

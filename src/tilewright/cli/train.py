@@ -55,10 +55,16 @@ def final_config(config: DictConfig) -> tuple[DictConfig, Path | None]:
     """
     if launch.is_child(config):
         return runs.load_config(Path(config.run)), Path(config.resume) if config.resume else None
+    check_not_filled_in()
     if OmegaConf.is_missing(config, "stage"):
         raise UserError("stage= is missing: choose stage=dvae, then stage=prior, then stage=ranker")
     if config.resume:
         return resumed_run(config)
+    if launch.is_requeued() and not settings.is_typed("run_name"):
+        raise UserError(
+            "SLURM has queued this job again, and without run_name=NAME it would start a new run: "
+            "continue the first one with resume=PATH, and set run_name=NAME for new jobs"
+        )
     config = new_run(config)
     run = Path(config.run)
     if launch.is_requeued() and runs.has_checkpoint(run):  # the same command then resumes
@@ -67,6 +73,24 @@ def final_config(config: DictConfig) -> tuple[DictConfig, Path | None]:
     if launch.is_first():
         check_new(run)
     return config, None
+
+
+def check_not_filled_in() -> None:
+    """Checks that the command line sets no key that training fills in.
+
+    Raises:
+        UserError: it sets one.
+    """
+    advice = {
+        "run": "name a new run with run_name=NAME, or continue one with resume=PATH",
+        "image_tokens": "choose a dVAE with dvae=PATH",
+        "choices": "choose an option with GROUP=OPTION",
+        "overrides": "set the keys themselves",
+    }
+    for key in settings.typed_keys():
+        branch = key.partition(".")[0]
+        if branch in advice:
+            raise UserError(f"{key}= is filled in by training: {advice[branch]}")
 
 
 def check_new(run: Path) -> None:

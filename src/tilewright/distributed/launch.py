@@ -47,14 +47,20 @@ def check_launch(config: DictConfig) -> None:
 
     Raises:
         UserError: the job is part of a sweep, or a launcher's processes have no common run name.
+            Or the trainer has one process, and a launcher has started several.
     """
-    if config.trainer.strategy == "auto" and config.trainer.num_nodes == 1:
+    if not _starts_several(config.trainer):
+        if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+            raise UserError(
+                f"the launcher has started {os.environ['WORLD_SIZE']} processes, and the trainer "
+                "has one: set trainer=ddp or trainer=fsdp"
+            )
         return
     job = HydraConfig.get()
     if job.mode is not None and job.mode.name == "MULTIRUN":
         raise UserError(
-            "a sweep trains each run in one process: leave out trainer.strategy, trainer.num_nodes "
-            "and a trainer= that starts several"
+            "a sweep trains each run in one process: leave out trainer.strategy, trainer.devices, "
+            "trainer.num_nodes and a trainer= that starts several"
         )
     processes = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
     has_name = any(text.startswith("run_name=") for text in job.overrides.task)
@@ -62,6 +68,13 @@ def check_launch(config: DictConfig) -> None:
         raise UserError(
             "the processes of a launcher or of several nodes need one run name: set run_name=NAME"
         )
+
+
+def _starts_several(trainer: DictConfig) -> bool:
+    """Returns True if a trainer may have several processes."""
+    devices = trainer.devices
+    has_one_device = devices == 1 or (OmegaConf.is_list(devices) and len(devices) == 1)
+    return trainer.strategy != "auto" or trainer.num_nodes > 1 or not has_one_device
 
 
 def is_under_slurm() -> bool:

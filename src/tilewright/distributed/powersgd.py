@@ -14,6 +14,8 @@ from torch import Tensor, distributed, nn
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from tilewright.checks import check_whole
+
 
 class PowerSGDStrategy(DDPStrategy):
     """DDP that exchanges the gradients of the blocks' matrices in low rank.
@@ -25,9 +27,14 @@ class PowerSGDStrategy(DDPStrategy):
         warmup_updates: updates before the first compressed one, at least 2. Early gradients change
             quickly, so that the errors of earlier updates do not help.
         kwargs: arguments of `DDPStrategy`.
+
+    Raises:
+        UserError: a number is not possible.
     """
 
     def __init__(self, rank: int = 32, warmup_updates: int = 1000, **kwargs: Any):
+        check_whole("trainer.strategy.rank", rank)
+        check_whole("trainer.strategy.warmup_updates", warmup_updates, 2)
         super().__init__(**kwargs)
         self.rank = rank
         self.warmup_updates = warmup_updates

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tilewright import runs
 from tilewright.data import CaptionedImages
 from tilewright.pipeline import TextToImage
 from tilewright.prior import Sampling
@@ -27,7 +28,6 @@ class RealAndGenerated:
         save_png(captioned_grid(self.captions[:count], pairs), path)
 
 
-@functools.lru_cache(maxsize=2)  # the metrics of one command share the images
 def generate_images(
     run: Path,
     data: CaptionedImages,
@@ -42,6 +42,21 @@ def generate_images(
     Raises:
         UserError: the data does not have the split, or the run is not a prior.
     """
+    steps = runs.trained_steps(run)  # a training may replace the weights between two metrics
+    return _generate(run, data, split, count, sampling, seed, device, steps)
+
+
+@functools.lru_cache(maxsize=2)  # the metrics of one command share the images
+def _generate(
+    run: Path,
+    data: CaptionedImages,
+    split: str,
+    count: int,
+    sampling: Sampling,
+    seed: int,
+    device: str,
+    steps: int,
+) -> RealAndGenerated:
     real, captions = zip(*data.examples(split, count), strict=True)
     model = TextToImage.from_run(run, device)
     generated = model.generate(captions, sampling=sampling, seed=seed).images.squeeze(1).cpu()

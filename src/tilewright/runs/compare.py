@@ -166,7 +166,7 @@ def _settings_that_differ(results: list[dict[str, Any]]) -> set[tuple[str, str]]
     seen: dict[tuple[str, str], set[str]] = {}
     for row in results:
         for key, value in row.items():
-            if key != "value" and not isinstance(value, list):
+            if key not in {"value", "run"} and not isinstance(value, list):
                 seen.setdefault((_value_name(row), key), set()).add(str(value))
     return {pair for pair, values in seen.items() if len(values) > 1}
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -40,6 +41,17 @@ class StageModule(pl.LightningModule):
                 f"the checkpoint does not fit the network of this version ({mismatch(error)}): "
                 "start a new run from its weights with init=PATH"
             ) from error
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Continues from the trained weights if the run no longer averages them.
+
+        `state_dict` of a checkpoint holds the average.
+        """
+        if self._trainer is None or "current_model_state" not in checkpoint:
+            return
+        callbacks: Any = self.trainer.callbacks  # type: ignore[attr-defined]
+        if not any(isinstance(callback, WeightAveraging) for callback in callbacks):
+            checkpoint["state_dict"] = checkpoint["current_model_state"]
 
     def on_train_start(self) -> None:
         drop_repeated_logs(self.trainer)
