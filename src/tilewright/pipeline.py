@@ -15,7 +15,7 @@ from tilewright import runs
 from tilewright.checks import check_whole
 from tilewright.data.image_tokenizer import ImageTokenizer
 from tilewright.data.images import to_rgb, to_tensor
-from tilewright.data.tokenizer import BytePairTokenizer
+from tilewright.data.text_tokenizer import TextTokenizer
 from tilewright.data.transforms import CenterCrop
 from tilewright.data.truncation import warn_of_truncation
 from tilewright.errors import UserError
@@ -84,7 +84,7 @@ class TextToImage:
         self,
         prior: Prior,
         image_tokenizer: ImageTokenizer,
-        tokenizer: BytePairTokenizer,
+        tokenizer: TextTokenizer,
         ranker: Ranker | None = None,
         sampling: Sampling | None = None,
         caption_dropout: float | None = None,
@@ -472,7 +472,7 @@ def _batch_slices(captions: int, n: int, batch_size: int) -> Iterator[tuple[slic
 
 
 def check_compatible(
-    prior: Prior, image_tokenizer: ImageTokenizer, tokenizer: BytePairTokenizer
+    prior: Prior, image_tokenizer: ImageTokenizer, tokenizer: TextTokenizer
 ) -> None:
     """Checks that a prior's stream matches the vocabularies of both tokenizers.
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from tilewright import runs
 from tilewright.checks import check_number, check_whole
-from tilewright.data.tokenizer import BytePairTokenizer
+from tilewright.data.text_tokenizer import TextTokenizer
 from tilewright.errors import UserError
 from tilewright.metrics.clip import load_clip
 from tilewright.prior import Prior, log_likelihood
@@ -24,7 +24,7 @@ class TextToImageModel(Protocol):
     """The part of `TextToImage` that rankers use."""
 
     prior: Prior
-    tokenizer: BytePairTokenizer
+    tokenizer: TextTokenizer
 
     def decode(self, tokens: Tensor) -> Tensor: ...
 
@@ -68,7 +68,7 @@ class ContrastiveRanker:
     def __init__(
         self,
         network: DualEncoder,
-        tokenizer: BytePairTokenizer,
+        tokenizer: TextTokenizer,
         likelihood_weight: float = LIKELIHOOD_WEIGHT,
     ):
         check_number("likelihood_weight", likelihood_weight, 0)

@@ -197,11 +197,20 @@ def check_complete(config: DictConfig) -> None:
     """
     if "image_size" in (config.get("data") or {}):
         check_whole("data.image_size", config.data.image_size)  # other settings derive from it
+    check_no_missing(config)
+    OmegaConf.to_container(config, resolve=True)
+
+
+def check_no_missing(config: DictConfig, branch: str = "") -> None:
+    """Checks that every mandatory key of a configuration, or of a branch of it, has a value.
+
+    Raises:
+        UserError: a mandatory key has no value.
+    """
     missing = OmegaConf.missing_keys(config)
     if missing:
-        key = min(missing)
+        key = f"{branch}{min(missing)}"
         raise UserError(f"{key} has no value: set it on the command line, {key}=…")
-    OmegaConf.to_container(config, resolve=True)
 
 
 def fill_in_sampling(config: DictConfig, run: Path) -> None:

@@ -65,6 +65,7 @@ TEXT_KEYS: dict[str, tuple[str, ...]] = {
     # data
     "data.cache": (),
     "data.image_tokenizer.run": NULL,
+    "tokenizer.path": NULL,
     "data.source.path": (),
     "data.source.root": (),
     "data.source.name": (),

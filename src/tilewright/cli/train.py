@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # torch is loaded after the settings have been checked
 
 log = logging.getLogger(__name__)
 
+TOKENIZER_SIZES = ("vocab_size",)  # settings of a text tokenizer that may be null
 TOKENIZER_CAPTIONS = 1_000_000  # enough for any vocabulary; a streaming dataset may never end
 
 
@@ -161,6 +162,8 @@ def new_run(config: DictConfig) -> DictConfig:
             config.dvae = escape(str(dvae))
             config.image_tokens = {"grid": network.grid, "vocab": network.num_tokens}
             check_guidance(config)
+        if config.tokenizer is not None:
+            fill_in_tokenizer(config.tokenizer)
         runs.check_name(config.run_name)
         config.run = escape(str(logs / config.stage / settings.job_name(config.run_name)))
         check_trainer(config)  # before schedules compute with trainer.max_steps
@@ -187,6 +190,22 @@ def check_adapters(config: DictConfig) -> None:
             f"{name} adapts a trained network, and init= names none: set init=PATH, or leave "
             f"{name} out"
         )
+
+
+def fill_in_tokenizer(config: DictConfig) -> None:
+    """Fills in the sizes of a pretrained tokenizer, which the network depends on.
+
+    Raises:
+        UserError: there is no such tokenizer, or it cannot be used.
+    """
+    unknown = [key for key in TOKENIZER_SIZES if key in config and config[key] is None]
+    if not unknown:
+        return
+    settings.check_no_missing(config, "tokenizer.")
+    tokenizer = instantiate(config)
+    tokenizer.train(())
+    for key in unknown:
+        config[key] = getattr(tokenizer, key)
 
 
 def check_guidance(config: DictConfig) -> None:

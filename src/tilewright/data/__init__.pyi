@@ -5,6 +5,7 @@ from .filters import CaptionLength as CaptionLength
 from .filters import English as English
 from .filters import Filter as Filter
 from .image_tokenizer import ImageTokenizer as ImageTokenizer
+from .pretrained_tokenizer import PretrainedTokenizer as PretrainedTokenizer
 from .sources import CaptionChecker as CaptionChecker
 from .sources import CaptionStyles as CaptionStyles
 from .sources import EmojiSource as EmojiSource
@@ -14,6 +15,7 @@ from .sources import ParquetSource as ParquetSource
 from .sources import ShapesSource as ShapesSource
 from .sources import Source as Source
 from .sources import WebDatasetSource as WebDatasetSource
+from .text_tokenizer import TextTokenizer as TextTokenizer
 from .tokenizer import BytePairTokenizer as BytePairTokenizer
 from .transforms import CenterCrop as CenterCrop
 from .transforms import RandomApply as RandomApply

@@ -28,8 +28,8 @@ from tilewright.data.split_preparation import prepare_splits, rows_of_first_batc
 from tilewright.data.streaming import StreamingDataset, equalize_batches, read_sample
 from tilewright.data.streaming_position import ReaderGroup, StreamingProgress
 from tilewright.data.table import TableDataset
+from tilewright.data.text_tokenizer import TextTokenizer
 from tilewright.data.token_cache import TokenCache
-from tilewright.data.tokenizer import BytePairTokenizer
 from tilewright.data.worker_signals import ignore_stop_signals
 from tilewright.distributed.collectives import gather_objects, num_processes
 from tilewright.errors import UserError
@@ -93,7 +93,7 @@ class CaptionedImages(pl.LightningDataModule):
         batch_size: int,
         train_transform: Transform | None,
         eval_transform: Transform,
-        tokenizer: BytePairTokenizer | None = None,
+        tokenizer: TextTokenizer | None = None,
         image_tokenizer: ImageTokenizer | None = None,
         augmented_tokens: bool = False,
         crops_per_image: int = 0,

@@ -12,8 +12,8 @@ from tilewright.data.filters import Filter, check_image_size, usable_captions
 from tilewright.data.images import MAX_PIXELS, decode_image, to_bytes, to_floats
 from tilewright.data.seeding import temporary_seed
 from tilewright.data.skipping import SkipReason, SkipRow
+from tilewright.data.text_tokenizer import TextTokenizer
 from tilewright.data.token_cache import unreadable_reason
-from tilewright.data.tokenizer import BytePairTokenizer
 
 Transform = Callable[[Image.Image], Image.Image]
 
@@ -36,7 +36,7 @@ class RowReader:
     def __init__(
         self,
         transform: Transform,
-        tokenizer: BytePairTokenizer | None,
+        tokenizer: TextTokenizer | None,
         training: bool,
         filters: Sequence[Filter] = (),
         max_pixels: int = MAX_PIXELS,

@@ -12,11 +12,11 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor
 
 from tilewright.checks import check_number, check_whole
-from tilewright.errors import UserError, first_line
-from tilewright.files import write_atomically
+from tilewright.data.json_tokenizer import JsonTokenizer
+from tilewright.errors import UserError
 
 
-class BytePairTokenizer:
+class BytePairTokenizer(JsonTokenizer):
     """Byte-level BPE over lowercased captions. Decoding restores the lowercased text in any script.
 
     A new tokenizer has no merges: call `train` with captions, or `load` a saved one.
@@ -34,12 +34,9 @@ class BytePairTokenizer:
 
     def __init__(self, vocab_size: int = 16384, length: int = 256, dropout: float = 0.1):
         check_whole("tokenizer.vocab_size", vocab_size, 256)  # one token per byte
-        check_whole("tokenizer.length", length)
         check_number("tokenizer.dropout", dropout, 0, 1)
-        self.vocab_size = vocab_size
-        self.length = length
+        super().__init__(vocab_size, length)
         self.dropout = dropout
-        self.truncated = 0
         self._tokenizer = Tokenizer(models.BPE())
         self._tokenizer.normalizer = normalizers.Lowercase()
         self._tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -55,38 +52,13 @@ class BytePairTokenizer:
         self._tokenizer.train_from_iterator(captions, trainer)
         self.__dict__.pop("_merge_table", None)
 
-    def save(self, path: str | Path) -> None:
-        """Writes a `tokenizer.json` that Hugging Face tools can open."""
-        write_atomically(Path(path), self._tokenizer.to_str(pretty=True))
-
-    def load(self, path: str | Path) -> None:
-        """Loads a saved `tokenizer.json`.
-
-        Raises:
-            UserError: the file cannot be read, is not a byte-level BPE of lowercased captions, or
-                has more than `vocab_size` tokens.
-        """
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exceptions
-            raise UserError(
-                f"{path} cannot be read as a tokenizer ({first_line(error)}): give a tokenizer.json"
-            ) from error
+    def _use(self, tokenizer: Tokenizer, path: str | Path) -> None:
         is_bpe = isinstance(tokenizer.model, models.BPE)
         if not is_bpe or tokenizer.normalizer is None or tokenizer.pre_tokenizer is None:
             raise UserError(
                 f"{path} is not a byte-level BPE of lowercased captions: give one that is"
             )
-        tokens = 1 + max(tokenizer.get_vocab().values(), default=-1)  # ids may have gaps
-        if tokens > self.vocab_size:
-            raise UserError(
-                f"{path} has {tokens} tokens, more than tokenizer.vocab_size={self.vocab_size}: "
-                f"set tokenizer.vocab_size={tokens}"
-            )
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        tokenizer.model.dropout = None  # may be set in files of other projects
-        self._tokenizer = tokenizer
+        super()._use(tokenizer, path)
         self.__dict__.pop("_merge_table", None)
 
     def encode(self, captions: Sequence[str], dropout: bool = False) -> Tensor:
@@ -100,22 +72,13 @@ class BytePairTokenizer:
         else:
             encoded = [encoding.ids for encoding in self._tokenizer.encode_batch(list(captions))]
         self.truncated += sum(len(ids) > self.length for ids in encoded)
-        padding = [-1] * self.length
-        return torch.tensor([(ids + padding)[: self.length] for ids in encoded])
+        return self._pad(encoded)
 
     def split_at_length(self, caption: str) -> tuple[str, str]:
         """Returns the part of a caption that `length` tokens cover, and the rest."""
         offsets = self._tokenizer.encode(caption).offsets
         cut = offsets[self.length][0] if len(offsets) > self.length else len(caption)
         return caption[:cut], caption[cut:]
-
-    def decode(self, tokens: Tensor) -> list[str]:
-        """Converts text tokens [B, T] to captions. Values that are not BPE tokens are ignored."""
-        size = self._tokenizer.get_vocab_size()
-        return [
-            self._tokenizer.decode([token for token in row if 0 <= token < size])
-            for row in tokens.tolist()
-        ]
 
     def _encode_with_dropout(self, caption: str) -> list[int]:
         """Returns the ids of a caption, with merges skipped at random.
