@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 
-from tilewright.data.tokenizer import BytePairTokenizer
+from tilewright.data.text_tokenizer import TextTokenizer
 
 log = logging.getLogger(__name__)
 
@@ -11,7 +11,7 @@ SHOWN_LETTERS = 40  # shown letters of a caption before its cut, and after it
 _logged: set[tuple[str, str]] = set()  # parts of the cut captions that a warning has named
 
 
-def warn_of_truncation(tokenizer: BytePairTokenizer, captions: Sequence[str]) -> None:
+def warn_of_truncation(tokenizer: TextTokenizer, captions: Sequence[str]) -> None:
     """Logs one line about captions of which a prior reads only a part, each of them once."""
     cut = _cut_captions(tokenizer, captions)
     new = [parts for parts in cut if parts not in _logged]
@@ -20,19 +20,19 @@ def warn_of_truncation(tokenizer: BytePairTokenizer, captions: Sequence[str]) ->
     _logged.update(new)
 
 
-def truncation_warning(tokenizer: BytePairTokenizer, captions: Sequence[str]) -> str | None:
+def truncation_warning(tokenizer: TextTokenizer, captions: Sequence[str]) -> str | None:
     """Returns a line about captions of which a prior reads only a part, or None without any."""
     cut = _cut_captions(tokenizer, captions)
     return _describe(tokenizer, cut) if cut else None
 
 
-def _cut_captions(tokenizer: BytePairTokenizer, captions: Sequence[str]) -> list[tuple[str, str]]:
+def _cut_captions(tokenizer: TextTokenizer, captions: Sequence[str]) -> list[tuple[str, str]]:
     """Returns the two parts of each caption that is cut."""
     parts = map(tokenizer.split_at_length, captions)
     return [(kept, dropped.strip()) for kept, dropped in parts if dropped.strip()]
 
 
-def _describe(tokenizer: BytePairTokenizer, cut: list[tuple[str, str]]) -> str:
+def _describe(tokenizer: TextTokenizer, cut: list[tuple[str, str]]) -> str:
     kept, dropped = cut[0]
     count = len(cut)
     subject = "1 caption is" if count == 1 else f"{count} captions are"
