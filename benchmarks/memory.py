@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import resource
 import socket
+import sys
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
@@ -235,10 +236,11 @@ def measure_peak(model: str, processes: int, images: int) -> float:
     ]
     for process in ranks:
         process.start()
-    values = [peaks.get() for _ in ranks]
     for process in ranks:
         process.join()
-    return max(values)
+    if any(process.exitcode for process in ranks):
+        sys.exit(f"error: the training of {model} on {processes} processes failed")
+    return max(peaks.get() for _ in ranks)
 
 
 def compare_with_training(models: list[str], images: int) -> list[dict[str, Any]]:

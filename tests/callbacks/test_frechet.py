@@ -132,15 +132,16 @@ def test_processes_share_the_images_and_agree(monkeypatch):
 
     gathered, barrier, sizes = {}, threading.Barrier(2, timeout=60), []
 
-    def all_gather_object(shares, own):
-        rank = int(threading.current_thread().name)
-        gathered[rank] = own
-        sizes.append(len(own))
+    def gather_objects(own):
+        gathered[threading.current_thread().name] = own
+        if not isinstance(own, str):
+            sizes.append(len(own))
         barrier.wait()
-        shares[:] = [gathered[0], gathered[1]]
+        shares = [gathered["0"], gathered["1"]]
         barrier.wait()
+        return shares
 
-    monkeypatch.setattr(torch.distributed, "all_gather_object", all_gather_object)
+    monkeypatch.setattr(frechet, "gather_objects", gather_objects)
     modules = [Module(), Module()]
     threads = []
     for rank, module in enumerate(modules):
@@ -159,3 +160,17 @@ def test_processes_share_the_images_and_agree(monkeypatch):
         assert module.logged["validation/fd_means"] == pytest.approx(
             alone.logged["validation/fd_means"], rel=1e-5
         )
+
+
+@pytest.mark.usefixtures("_cheap_features")
+def test_processes_use_one_network_if_a_node_has_no_weights_of_inception(monkeypatch):
+    def gather_objects(own):  # the other process has found the weights
+        return [own, "inception"] if isinstance(own, str) else [own]
+
+    network = lambda images: 2 * images.mean(dim=(2, 3))  # noqa: E731
+    offline = Extractor("offline", 3, 8, "0", torch.device("cpu"), network, torch.nn.Identity())
+    monkeypatch.setattr(frechet, "gather_objects", gather_objects)
+    monkeypatch.setattr(frechet, "load_efficientnet_lite0", lambda _: offline)
+    module = Module()
+    frechet.FrechetDistance().measure(trainer_with(torch.rand(4, 3, 16, 16)), module)
+    assert set(module.logged) == {"validation/fd_offline"}

@@ -11,9 +11,15 @@ from torch import Tensor
 
 from tilewright.callbacks.periodic import PeriodicMeasurement
 from tilewright.checks import check_whole
+from tilewright.distributed.collectives import gather_objects
 from tilewright.distributed.fsdp import gathered_weights
 from tilewright.metrics.distances import frechet_distance
-from tilewright.metrics.extractors import Extractor, check_weights_exist, load_extractor
+from tilewright.metrics.extractors import (
+    Extractor,
+    check_weights_exist,
+    load_efficientnet_lite0,
+    load_extractor,
+)
 from tilewright.metrics.features import UndefinedMetric, folder_features, save_images
 from tilewright.pipeline import TextToImage
 
@@ -79,15 +85,22 @@ class FrechetDistance(PeriodicMeasurement):
             examples: real images [3, H, W] and their captions.
         """
         if self._extractor is None:
-            self._extractor = load_extractor(pl_module.device, self.inception_weights)
+            self._extractor = self._load_extractor(pl_module.device)
         share = examples[trainer.global_rank :: trainer.world_size]
         real, captions = zip(*share, strict=True)
         if self._real_features is None:
-            self._real_features = self._features(torch.stack(real), trainer.world_size)
+            self._real_features = self._features(torch.stack(real))
         with gathered_weights(trainer, pl_module):
             images = self._generate(trainer, pl_module, torch.stack(real), captions)
-        features = self._features(images, trainer.world_size)
+        features = self._features(images)
         return self._extractor.metric_name("fid"), frechet_distance(self._real_features, features)
+
+    def _load_extractor(self, device: torch.device) -> Extractor:
+        """Loads the feature network, which is the same in all processes."""
+        extractor = load_extractor(device, self.inception_weights)
+        if len(set(gather_objects(extractor.name))) > 1:  # a node has no weights of Inception
+            return load_efficientnet_lite0(device)
+        return extractor
 
     def _generate(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, real: Tensor, captions: Any
@@ -101,14 +114,10 @@ class FrechetDistance(PeriodicMeasurement):
         model = TextToImage.from_trainer(trainer, pl_module)
         return model.generate(captions, seed=trainer.global_rank).images.squeeze(1)
 
-    def _features(self, images: Tensor, processes: int) -> np.ndarray:
+    def _features(self, images: Tensor) -> np.ndarray:
         """Returns the features [N, D] of the images of all processes."""
         assert self._extractor is not None
         with tempfile.TemporaryDirectory() as folder:
             save_images([images], folder)
             features = folder_features(folder, self._extractor)
-        if processes == 1:
-            return features
-        shares: list[Any] = [None] * processes
-        torch.distributed.all_gather_object(shares, features)
-        return np.concatenate(shares)
+        return np.concatenate(gather_objects(features))
