@@ -26,7 +26,7 @@ def make_batch():
     text = torch.randint(6, (3, 4), generator=generator)
     text[0, 2:] = -1
     image = torch.randint(8, (3, 3, 3), generator=generator)
-    return {"text_tokens": text, "image_tokens": image}
+    return {"text": text, "image_tokens": image}
 
 
 def gradients(network, factor=1.0, scaler=None, fp16=False):
@@ -35,8 +35,8 @@ def gradients(network, factor=1.0, scaler=None, fp16=False):
     optimizer = torch.optim.SGD(network.parameters())
     network.zero_grad()
     with torch.autocast("cpu", torch.half, enabled=fp16):
-        logits = network(batch["text_tokens"], batch["image_tokens"])
-        loss = STREAM.loss(*logits, batch["text_tokens"], batch["image_tokens"])["loss"]
+        logits = network(batch["text"], batch["image_tokens"])
+        loss = STREAM.loss(*logits, batch["text"], batch["image_tokens"])["loss"]
     (factor * loss).backward()
     if scaler is not None:
         scaler.unscale_(optimizer)
