@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tilewright.prior import Stream
-from tilewright.prior.rotary import Rotary
+from tilewright.prior.rotary import Rotary, stream_angles
 
 STREAM = Stream(text_length=5, text_vocab=5, grid=4, image_vocab=5)
 FIRST = STREAM.first_image_position
@@ -16,7 +16,7 @@ def scores(width=8):
     query, key = torch.randn(2, 1, 1, 1, width, dtype=torch.float64).expand(
         -1, -1, -1, STREAM.length, -1
     )
-    rotary = Rotary(STREAM, width).double()
+    rotary = Rotary(stream_angles(STREAM, width)).double()
     return (rotary(query) @ rotary(key).transpose(-1, -2))[0, 0]
 
 
@@ -38,16 +38,16 @@ def test_image_scores_depend_on_the_offset_in_rows_and_columns():
 
 def test_rotation_keeps_the_norm():
     x = torch.randn(1, 1, STREAM.length, 8)
-    torch.testing.assert_close(Rotary(STREAM, 8)(x).norm(dim=-1), x.norm(dim=-1))
+    torch.testing.assert_close(Rotary(stream_angles(STREAM, 8))(x).norm(dim=-1), x.norm(dim=-1))
 
 
 def test_part_of_the_stream_is_rotated_like_the_whole():
     x = torch.randn(1, 2, STREAM.length, 8)
-    rotary = Rotary(STREAM, 8)
+    rotary = Rotary(stream_angles(STREAM, 8))
     torch.testing.assert_close(rotary(x[:, :, 7:9], slice(7, 9)), rotary(x)[:, :, 7:9])
     torch.testing.assert_close(rotary(x[:, :, 7], 7), rotary(x)[:, :, 7])
 
 
 def test_width_that_is_not_a_multiple_of_four_is_rejected():
     with pytest.raises(ValueError, match="multiple of 4 channels, got 6"):
-        Rotary(STREAM, 6)
+        stream_angles(STREAM, 6)

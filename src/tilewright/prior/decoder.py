@@ -94,7 +94,9 @@ class Decoder(nn.Module, ABC):
         return self._text_logits(text_states), self.image_head(image_states)
 
     def _text_logits(self, states: Tensor) -> Tensor:
-        return states[..., :0] if self.text_head is None else self.text_head(states)
+        if self.text_head is None:
+            return states.new_empty(*states.shape[:-1], 0)
+        return self.text_head(states)
 
     @torch.compiler.disable  # a graph would rebuild the masks in every update
     def masks(self, x: Tensor, text: Tensor) -> list[Mask]:
@@ -180,3 +182,13 @@ class Decoder(nn.Module, ABC):
         for block in self.blocks:
             x, _, _ = block.prefill(x)
         return self._text_logits(self.norm(x[:, -1]))
+
+
+def add_hidden_token(embedding: Tensor) -> Tensor:
+    """Returns the image embedding [K + 1, dim] of a network that was trained without image dropout.
+
+    The hidden token's row is random, with the standard deviation of the others.
+    """
+    generator = torch.Generator().manual_seed(0)
+    row = torch.randn(1, embedding.shape[1], generator=generator, device="cpu").to(embedding)
+    return torch.cat([embedding, row * embedding.std()])

@@ -12,7 +12,7 @@ from tilewright.prior.blocks import MLPS
 from tilewright.prior.decoder import Decoder
 from tilewright.prior.norms import NORMS
 from tilewright.prior.patterns import layer_patterns
-from tilewright.prior.rotary import Rotary
+from tilewright.prior.rotary import Rotary, stream_angles
 from tilewright.prior.stream import CaptionStream, TokenStream
 from tilewright.training.precision import Float32Linear
 
@@ -104,7 +104,9 @@ class Transformer(Decoder):
             raster = torch.arange(stream.image_length, device="cpu")
             self.register_buffer("rows", raster // stream.grid, persistent=False)
             self.register_buffer("columns", raster % stream.grid, persistent=False)
-        rotary = None if self.learned_positions else Rotary(stream, dim // heads)
+        rotary = None
+        if not self.learned_positions:
+            rotary = Rotary(stream_angles(stream, dim // heads))
         (block_type,) = self.block_types
         self.blocks = nn.ModuleList(  # type: ignore[assignment]
             block_type(
