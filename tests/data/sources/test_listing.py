@@ -122,6 +122,12 @@ def test_folders_that_cannot_be_read_are_counted(tmp_path, caplog, monkeypatch):
     assert "Permission denied" in caplog.text
 
 
+def test_a_link_to_an_impossible_name_is_a_broken_link(tmp_path):
+    touch(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to("x" * 300)
+    assert names(list_files(tmp_path)) == ["a.png", "b.png"]
+
+
 def write_source(kind, folder, number):
     folder.mkdir(parents=True, exist_ok=True)
     if kind == "folder":

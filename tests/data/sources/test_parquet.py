@@ -81,6 +81,14 @@ def test_pattern_and_split_names_of_files(tmp_path):
     assert numbers_by_split(ParquetSource(pattern).load()) == {"train": {1, 2}, "validation": {3}}
 
 
+def test_a_name_with_signs_of_patterns_is_a_name(tmp_path):
+    file = tmp_path / "set [2024]" / "a.parquet"
+    file.parent.mkdir()
+    numbered_rows([1, 2]).to_parquet(file)
+    numbers = numbers_by_split(ParquetSource(str(file)).load())
+    assert numbers["train"] | numbers["validation"] == {1, 2}
+
+
 def test_split_names_of_folders(tmp_path):
     for name, n in (("train", 1), ("validation", 2)):
         (tmp_path / name).mkdir()

@@ -3,9 +3,14 @@
 import numpy as np
 import pytest
 
-from helpers.numbered_images import assert_load_fails, write_folder
+from helpers.numbered_images import assert_load_fails, numbered_rows, write_folder
 from tilewright.data.sources import FolderSource
-from tilewright.data.sources.splits import group_by_split, hash_position, validation_limit
+from tilewright.data.sources.splits import (
+    group_by_split,
+    hash_position,
+    resolve_splits,
+    validation_limit,
+)
 from tilewright.errors import UserError
 
 
@@ -36,6 +41,25 @@ def test_limit_is_the_fraction_if_no_split_is_empty():
 def test_limit_needs_two_different_images():
     with pytest.raises(UserError, match=r"^set has 1 different"):
         validation_limit([0.3, 0.3], 0.05, "set")
+
+
+def test_splits_that_are_not_used_are_counted(caplog):
+    numbers = {"train": [1, 2], "validation": [], "val": [3], "restval": [4, 5, 6], "test": [7]}
+    splits = {name: numbered_rows(n or [0]).select(range(len(n))) for name, n in numbers.items()}
+    resolved = resolve_splits(splits, hold_out, "set", "hint")
+    assert {name: len(rows) for name, rows in resolved.items()} == {
+        "train": 2, "validation": 1, "test": 1,
+    }  # fmt: skip
+    assert "splits of set that are not used: 'validation' (0 rows), 'restval' (3" in caplog.text
+
+
+def test_a_dataset_without_rows_is_an_error():
+    with pytest.raises(UserError, match="set has no rows"):
+        resolve_splits({"train": numbered_rows([0]).select([])}, hold_out, "set", "hint")
+
+
+def hold_out(rows):
+    raise AssertionError("there is a split for validation")
 
 
 @pytest.mark.parametrize("fraction", [0, 1, -1, 5])

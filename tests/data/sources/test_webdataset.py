@@ -127,11 +127,24 @@ def test_compressed_shards_are_read(tmp_path):
         ("a.tar", ["a.tar"]),
         ("{000..002}.tar", ["000.tar", "001.tar", "002.tar"]),
         ("{8..11}", ["8", "9", "10", "11"]),
+        ("{02..00}", ["02", "01", "00"]),
         ("s3://b/{x,y}-{1..2}", ["s3://b/x-1", "s3://b/x-2", "s3://b/y-1", "s3://b/y-2"]),
     ],
 )
 def test_braces_are_expanded(pattern, paths):
     assert expand_braces(pattern) == paths
+
+
+def test_a_name_with_signs_of_patterns_is_a_name(tmp_path):
+    file = tmp_path / "set [2024]" / "a*.tar"
+    file.parent.mkdir()
+    shard(file, pairs(range(2)))
+    assert WebDatasetSource(str(file)).files() == [str(file)]
+
+
+def test_an_empty_list_of_patterns_is_an_error():
+    with pytest.raises(UserError, match=r"data\.source\.path=\[\] names no tar file"):
+        WebDatasetSource([]).load()
 
 
 def test_patterns_and_lists_of_patterns(tmp_path):

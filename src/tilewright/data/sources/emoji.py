@@ -20,8 +20,9 @@ from datasets import Image as ImageFeature
 from PIL import Image, ImageOps
 from rich.progress import track
 
+from tilewright.checks import check_whole
 from tilewright.data.sources.emoji_names import TONES, codepoints, concept, phrase
-from tilewright.data.sources.splits import hash_position, validation_limit
+from tilewright.data.sources.splits import hash_position, require_fraction, validation_limit
 from tilewright.errors import UserError
 from tilewright.files import atomic_folder
 
@@ -90,6 +91,10 @@ class EmojiSource:
                 raise UserError(f"{style!r} is not an emoji style: use {', '.join(STYLES)}")
         if not styles:
             raise UserError(f"data.source.styles is empty: use any of {', '.join(STYLES)}")
+        check_whole("data.source.image_size", image_size)
+        require_fraction(validation_fraction)
+        if zeroshot_fraction:
+            require_fraction(zeroshot_fraction, "zeroshot_fraction")
         self.root = root
         self.image_size = image_size
         self.styles = tuple(dict.fromkeys(styles))

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from string import digits as DIGITS
 from typing import Any
 
 from datasets import Dataset, DatasetDict, Features, Image, List, Value
@@ -31,7 +32,8 @@ class FolderSource:
     - A file beside each image: `1.txt`, `1.png.txt`, `1.caption`, or `1.json` with a caption field.
 
     The folders `train`, `validation` and `test` directly below are the splits, if they exist.
-    Images without a caption are skipped, and one warning counts them.
+    Digits at the end do not count, as in `val2017`. Images without a caption are
+    skipped, and one warning counts them.
 
     Args:
         caption_column: column of the captions in the metadata. None uses `caption` or `text`.
@@ -60,7 +62,7 @@ class FolderSource:
             listing, images, self.caption_column, self.captions_per_file, self.encoding
         )
         for image, texts in captions.items():
-            top = image.relative_to(root).parts[0].lower()
+            top = image.relative_to(root).parts[0].lower().rstrip(DIGITS)
             splits[NAME_TO_SPLIT.get(top, "train")][image] = texts
         if missing := len(images) - len(captions):
             log.warning(

@@ -95,15 +95,23 @@ def _sidecars_by_image(listing: Listing, images: Sequence[Path]) -> dict[Path, l
     """Returns the files beside each image that may hold its captions, in order of preference."""
     files = [file for file in listing.files if file.suffix.lower() in SUFFIXES]
     exact = {str(file): file for file in files}
-    similar = {similar_name(str(file)): file for file in files}
-    sidecars: dict[Path, list[Path]] = {}
-    for image in images:
-        names = [
+    names = {
+        image: [
             str(stem) + suffix for suffix in SUFFIXES for stem in (image, image.with_suffix(""))
         ]
-        matches = (exact.get(name) or similar.get(similar_name(name)) for name in names)
-        sidecars[image] = [file for file in matches if file is not None]
-    return sidecars
+        for image in images
+    }
+    own = {name for candidates in names.values() for name in candidates}
+    # A file with the exact name of an image is not that of an image in another case.
+    similar = {similar_name(name): file for name, file in exact.items() if name not in own}
+    return {
+        image: [
+            file
+            for name in candidates
+            if (file := exact.get(name) or similar.get(similar_name(name))) is not None
+        ]
+        for image, candidates in names.items()
+    }
 
 
 def _read_texts(files: Sequence[Path], encoding: str | None) -> tuple[dict[Path, str], list[Path]]:

@@ -83,7 +83,8 @@ def list_files(root: Path) -> Listing:
                 misnamed.append(entry.path)
                 continue
             hides = hidden or is_hidden(entry.name)
-            if path.is_dir() if is_link else entry.is_dir():
+            # Unlike Path.is_dir, this never raises, for example for a link to a closed folder.
+            if os.path.isdir(path) if is_link else entry.is_dir():  # noqa: PTH112
                 if not (is_link and Path(real).is_relative_to(path.resolve())):
                     heapq.heappush(queue, (hides, is_link, path))
             elif is_link or entry.is_file():  # a broken link is counted when its image is read

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from glob import glob
+from glob import escape, glob
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,8 @@ class ParquetSource:
         path = Path(self.path).expanduser()
         if path.is_dir():
             files = list_files(path.absolute()).select({".parquet"})
+        elif path.is_file():  # its name may have signs of patterns
+            files = [path.absolute()]
         else:
             files = sorted(Path(file).absolute() for file in glob(str(path), recursive=True))  # noqa: PTH207
         if not files:
@@ -125,7 +127,7 @@ class ParquetSource:
         rows = load_dataset(
             "parquet",
             hashlib.sha256(states.encode()).hexdigest()[:16],  # a changed file is read again
-            data_files=[str(file) for file in files],
+            data_files=[escape(str(file)) for file in files],  # they are read as patterns
             # With a missing column, all are loaded, so that the error can list them.
             columns=sorted(columns) if len(columns) == 2 else None,
             split="train",

@@ -72,23 +72,28 @@ def resolve_splits(
     """Renames the splits of a dataset to this project's names, and adds a validation split.
 
     Without a validation split, `test` becomes the validation split. Without both, `hold_out`
-    divides the training split. A single split is the training split, whatever its name. One line of
-    the log has the sizes, and where the validation split comes from.
+    divides the training split. A single split is the training split, whatever its name. A split
+    without rows does not count. One line of the log has the sizes, and where the validation split
+    comes from. A warning names the splits that are not used.
 
     Args:
         hold_out: divides rows into (train, validation).
         description, hint: beginning and end of the error message.
 
     Raises:
-        UserError: there is no training split.
+        UserError: there is no training split, or no row.
     """
-    resolved = {
-        split: next(splits[name] for name in names if name in splits)
+    filled = [name for name, rows in splits.items() if not _is_empty(rows)]
+    if not filled:
+        raise UserError(f"{description} has no rows: add some")
+    chosen = {
+        split: next(name for name in names if name in filled)
         for split, names in SPLIT_NAMES.items()
-        if any(name in splits for name in names)
+        if any(name in filled for name in names)
     }
-    if len(splits) == 1:
-        resolved = {"train": next(iter(splits.values()))}
+    if len(filled) == 1:
+        chosen = {"train": filled[0]}
+    resolved = {split: splits[name] for split, name in chosen.items()}
     if "train" not in resolved:
         raise UserError(f"{description} has no training split, only {', '.join(splits)}: {hint}")
     origin = "its split 'validation'"
@@ -102,7 +107,14 @@ def resolve_splits(
         "%s: %s for training, %s for validation (%s)",
         description, _size(resolved["train"]), _size(resolved["validation"]), origin,
     )  # fmt: skip
+    unused = [f"{n!r} ({_size(splits[n])})" for n in splits if n not in chosen.values()]
+    if unused:
+        log.warning("splits of %s that are not used: %s", description, ", ".join(unused))
     return resolved
+
+
+def _is_empty(rows: Any) -> bool:
+    return not isinstance(rows, IterableDataset) and not len(rows)
 
 
 def _size(rows: Any) -> str:
@@ -195,13 +207,11 @@ def image_identity(record: Mapping[str, Any] | None) -> bytes:
         return path.encode()
 
 
-def require_fraction(fraction: float) -> None:
-    """Raises a UserError unless `fraction` is between 0 and 1."""
+def require_fraction(fraction: float, name: str = "validation_fraction") -> None:
+    """Raises a UserError unless a setting of the source is between 0 and 1."""
     if not 0 < fraction < 1:
         raise UserError(
-            f"data.source.validation_fraction={fraction} is not between 0 and 1: set it to "
-            "0.05, for "
-            "example"
+            f"data.source.{name}={fraction} is not between 0 and 1: set it to 0.05, for example"
         )
 
 

@@ -130,6 +130,8 @@ class WebDatasetSource:
             if path.is_dir():
                 files_below = list_files(path).select(TAR_SUFFIXES)
                 matches = [str(file) for file in files_below if TAR_NAME.search(file.name)]
+            elif path.is_file():  # its name may have signs of patterns
+                matches = [str(path)]
             else:
                 matches = sorted(glob(str(path), recursive=True))  # noqa: PTH207
             if not matches:
@@ -137,6 +139,8 @@ class WebDatasetSource:
                     f"{pattern!r} matches no tar file: give a file, a folder or a pattern"
                 )
             files += matches
+        if not files:
+            raise UserError(f"data.source.path={self.path} names no tar file: give one or a folder")
         return files
 
     def _choose_format(self, shard: str) -> PairFormat:
@@ -339,7 +343,9 @@ def expand_braces(pattern: str) -> list[str]:
     numbers = re.fullmatch(r"(\d+)\.\.(\d+)", braces[1])
     if numbers:
         width = len(numbers[1]) if numbers[1].startswith("0") else 0
-        choices = [f"{n:0{width}}" for n in range(int(numbers[1]), int(numbers[2]) + 1)]
+        first, last = int(numbers[1]), int(numbers[2])
+        step = 1 if first <= last else -1
+        choices = [f"{n:0{width}}" for n in range(first, last + step, step)]
     else:
         choices = braces[1].split(",")
     before, after = pattern[: braces.start()], pattern[braces.end() :]
