@@ -78,6 +78,7 @@ def make(tmp_path):
             global_rank=rank,
             world_size=processes,
             training=True,
+            accumulate_grad_batches=1,
             fit_loop=SimpleNamespace(total_batch_idx=batches - 1),
             strategy=SimpleNamespace(root_device=torch.device("cpu")),
         )
@@ -168,6 +169,15 @@ def test_readers_share_the_rows_without_repeating_any(make, form, processes, wor
 def test_validation_has_each_row_once(make, workers):
     seen = [c for batch in make(workers=workers).val_dataloader() for c in batch["caption"]]
     assert sorted(seen) == usable_captions("generator")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_validation_without_a_row_is_an_error(make, workers):
+    data = make(workers=workers)
+    data.setup()
+    data._splits["validation"] = data._splits["validation"].filter(lambda row: False)
+    with pytest.raises(UserError, match="no row of the streaming split"):
+        list(data.val_dataloader())
 
 
 def train_group(make, count, state, batches=0, processes=1, **arguments):

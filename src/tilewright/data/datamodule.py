@@ -31,7 +31,7 @@ from tilewright.data.table import TableDataset
 from tilewright.data.text_tokenizer import TextTokenizer
 from tilewright.data.token_cache import TokenCache
 from tilewright.data.worker_signals import ignore_stop_signals
-from tilewright.distributed.collectives import gather_objects, num_processes
+from tilewright.distributed.collectives import gather_objects
 from tilewright.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -309,7 +309,7 @@ class CaptionedImages(pl.LightningDataModule):
         # Workers read the next update while this one is computed.
         prefetch_factor = max(2, math.ceil(batches_per_update / max(self.num_workers, 1)))
         postprocess: Callable[[Iterator], Iterator] = iter
-        if isinstance(dataset, StreamingDataset) and not training and num_processes() > 1:
+        if isinstance(dataset, StreamingDataset) and not training:
             postprocess = equalize_batches
         elif batches_per_update > 1:
             postprocess = partial(mark_updates, count=batches_per_update, start=self._batches_read)

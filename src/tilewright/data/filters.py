@@ -188,6 +188,8 @@ def filter_table(name: str, rows: Dataset, filters: Sequence[Filter]) -> Dataset
     Raises:
         UserError: no row is left.
     """
+    if not len(rows):
+        return rows
     encoded = rows.cast_column("image", Image(decode=False))
     reasons = encoded.map(
         _drop_reasons,

@@ -152,18 +152,26 @@ def equalize_batches(batches: Iterable[dict]) -> Iterator[dict]:
 
     Args:
         batches: batches of this process, of which there may be none.
+
+    Raises:
+        UserError: no process has a batch.
     """
     padding: dict | None = None
     for batch in chain(batches, repeat(None)):
         if padding is None:  # in all processes, or in none
             rows = gather_objects(None if batch is None else _one_row(batch))
             padding = next((row for row in rows if row is not None), None)
-            is_last = padding is None
+            is_last = False
+            if padding is None:
+                raise UserError(
+                    "no row of the streaming split can be used: fix the data, or raise "
+                    "data.source.validation_fraction if it has no row"
+                )
         else:
             is_last = all(gather_objects(batch is None))
         if is_last:
             return
-        yield batch or dict(padding)  # type: ignore[arg-type]
+        yield batch or dict(padding)
 
 
 def _one_row(batch: dict) -> dict:
