@@ -6,11 +6,12 @@ import os
 
 import pytest
 import torch
-from datasets import Dataset, DatasetDict, Image
+from datasets import Dataset, DatasetDict, Features, Image
 from PIL import Image as PILImage
 
 from helpers.gray import SIZE, Levels, Noise, TinySource, batches, row_indices
 from tilewright.data import images
+from tilewright.data.fingerprints import fingerprint_files
 from tilewright.data.sources import ParquetSource
 from tilewright.data.sources.folder import FolderSource
 
@@ -87,6 +88,43 @@ def test_a_changed_image_file_is_encoded_again(make, form, tmp_path, monkeypatch
     assert len(list((tmp_path / "image_tokens").iterdir())) == folders  # nothing was encoded
     replace_image(files[3], (SIZE, SIZE), 200)
     assert tokens() == [0, 1, 2, 4, 5, 6, 7, 200]
+
+
+def test_an_image_file_after_a_thousand_embedded_images_counts(tmp_path):
+    file = tmp_path / "last.png"
+    PILImage.new("L", (SIZE, SIZE), 70).save(file)
+    embedded, separate = {"bytes": b"1", "path": "1.png"}, {"bytes": None, "path": str(file)}
+
+    def fingerprint(*records):
+        features = Features({"image": Image(decode=False)})
+        return fingerprint_files(
+            Dataset.from_dict({"image": [embedded] * 1000 + [*records]}, features)
+        )
+
+    before = fingerprint(separate)
+    assert fingerprint(None) == ""
+    replace_image(file, (SIZE, SIZE), 71)
+    assert fingerprint(separate) != before != ""
+
+
+class Plain:
+    """Transform without a repr."""
+
+    def __init__(self, level):
+        self.level = level
+
+    def __call__(self, image):
+        return PILImage.new("RGB", image.size, (self.level,) * 3)
+
+
+def test_tokens_of_a_transform_without_a_repr_depend_on_its_attributes(make):
+    def encoded(level):
+        tokenizer = Levels()
+        data = make(image_tokenizer=tokenizer, eval_transform=Plain(level))
+        data.encode("train", quiet=True)
+        return tokenizer.encoded
+
+    assert [encoded(level) for level in (3, 3, 4)] == [8, 0, 8]
 
 
 def test_heic_images_are_encoded_once_pillow_heif_is_installed(make, monkeypatch):

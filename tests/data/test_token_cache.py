@@ -2,8 +2,10 @@
 
 import multiprocessing
 import os
+import resource
 import signal
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ import torch
 from tilewright.data import token_cache
 from tilewright.data.image_tokenizer import weights_digest
 from tilewright.data.images import REASONS
-from tilewright.data.token_cache import encode_rows, unreadable_reason
+from tilewright.data.token_cache import TokenCache, encode_rows, unreadable_reason
 from tilewright.errors import UserError
 
 
@@ -216,6 +218,21 @@ def test_a_truncated_shard_is_an_error(tmp_path, length):
     file.write_bytes(file.read_bytes()[:length])
     with pytest.raises(UserError, match=r"00000\.npy cannot be read: delete it"):
         encode_rows(50, Reader(), Brightness(), tmp_path)[3]
+
+
+def test_a_cache_may_have_more_shards_than_a_process_may_open_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(token_cache, "SHARD", 1)
+    shards = token_cache.OPEN_SHARDS + 50
+    for shard in range(shards):
+        tokens = np.full((1, 2, 2), shard, np.uint16)
+        np.save(token_cache.shard_file(tmp_path, shard), tokens)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = len(list(Path("/proc/self/fd").iterdir())) + token_cache.OPEN_SHARDS + 20
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, limits[1]))
+    try:
+        assert levels(TokenCache(tmp_path, shards)) == list(range(shards))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from datasets.fingerprint import Hasher
 from torch import Tensor
 
 from tilewright.data import bit_depth, images
@@ -41,7 +42,7 @@ def encode_split(
     """
     assert isinstance(image_tokenizer, torch.nn.Module)
     parts = [type(image_tokenizer).__qualname__, weights_digest(image_tokenizer)]
-    parts += [table._fingerprint, repr(transform), str(max_pixels)]
+    parts += [table._fingerprint, Hasher.hash(transform), str(max_pixels)]
     parts.append(fingerprint_code(images, bit_depth, transform))
     parts.append(str("HEIF" in images.FORMATS))  # without it, HEIC images have no tokens
     if crop_seed is not None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from datasets import Dataset
 
 
@@ -15,16 +16,19 @@ def fingerprint_files(table: Dataset) -> str:
 
     The bytes are not hashed, because reading them takes as long as encoding the images.
     """
-    digest, has_files = hashlib.sha256(), False
+    # Without a copy, and before the rows are selected, which would read the bytes.
+    if not any(len(_paths(chunk)) for chunk in table.data.column("image").chunks):
+        return ""
+    digest = hashlib.sha256()
     for batch in table.select_columns("image").with_format("arrow").iter(1000):
-        images = batch.column("image").combine_chunks()
-        paths = images.field("path").filter(images.field("bytes").is_null()).drop_null()
-        if not len(paths) and not has_files:  # do not read a table that holds the bytes
-            return ""
-        has_files = True
-        for path in paths.to_pylist():
+        for path in _paths(batch.column("image").combine_chunks()).to_pylist():
             digest.update(f"{path}\0{file_state(path)}\0".encode())
     return digest.hexdigest()
+
+
+def _paths(images: pa.StructArray) -> pa.Array:
+    """Returns the paths of the images that are separate files."""
+    return images.field("path").filter(images.field("bytes").is_null()).drop_null()
 
 
 def file_state(path: str | Path) -> tuple[int, int, int] | None:

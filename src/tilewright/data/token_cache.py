@@ -9,7 +9,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from tilewright.errors import UserError
 from tilewright.files import atomic_file
 
 SHARD = 8192  # rows of a file
+OPEN_SHARDS = 256  # mapped files of a process, which may often open 1,024
 SAVE_EVERY = 30.0  # seconds between two saves of an incomplete shard
 
 ReadImages = Callable[[range], list[Tensor | str]]
@@ -40,7 +41,6 @@ class TokenCache:
     def __init__(self, folder: Path, rows: int):
         self.folder = folder
         self.rows = rows
-        self._shards: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
         return self.rows
@@ -49,9 +49,7 @@ class TokenCache:
         if not 0 <= row < self.rows:
             raise IndexError(row)
         shard, offset = divmod(row, SHARD)
-        if shard not in self._shards:
-            self._shards[shard] = self._open(shard)
-        return self._shards[shard][offset]
+        return self._open(shard)[offset]
 
     def __reduce__(self) -> Any:  # another process maps the files itself
         return TokenCache, (self.folder, self.rows)
@@ -67,12 +65,17 @@ class TokenCache:
     def _open(self, shard: int) -> np.ndarray:
         path = shard_file(self.folder, shard)
         try:
-            tokens = np.load(path, mmap_mode="r")
+            tokens = _map_shard(path)
         except (OSError, ValueError, EOFError) as error:
             raise UserError(f"{path} cannot be read: delete it to encode it again") from error
         if len(tokens) != min(SHARD, self.rows - shard * SHARD):
             raise UserError(f"{path} belongs to other data: delete it to encode it again")
         return tokens
+
+
+@lru_cache(maxsize=OPEN_SHARDS)
+def _map_shard(path: Path) -> np.ndarray:
+    return np.load(path, mmap_mode="r")
 
 
 def token_dtype(num_tokens: int) -> np.dtype:
