@@ -33,9 +33,9 @@ def resolve(config: DictConfig) -> None:
 def encode(config: DictConfig) -> None:
     """Encodes each split, and prints the folder of its image tokens."""
     from tilewright.data.encode_parallel import encode_in_parallel
+    from tilewright.data.skipping import format_counts
 
     plain: Any = OmegaConf.to_container(config, resolve=True)
-    for split, cache in encode_in_parallel(plain):
-        skipped = cache.unreadable().total()
-        note = f", {skipped} of them unreadable" if skipped else ""
+    for split, cache, unreadable in encode_in_parallel(plain):
+        note = f", not encoded: {format_counts(unreadable)}" if unreadable else ""
         print(f"Image tokens of {split} ({len(cache)} images{note}) are in {cache.folder}")

@@ -1,19 +1,24 @@
 """Encoding of splits to image tokens by several processes."""
 
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from datasets import Dataset
 
 from tilewright.configs import instantiate
+from tilewright.data.row_reader import image_path
+from tilewright.data.skipping import SkipReason
 from tilewright.data.token_cache import TokenCache
 from tilewright.errors import UserError
 from tilewright.hardware import available_cpus
 
 
-def encode_in_parallel(config: dict[str, Any]) -> Iterator[tuple[str, TokenCache]]:
-    """Encodes splits, and yields the name of each split with its token cache.
+def encode_in_parallel(
+    config: dict[str, Any],
+) -> Iterator[tuple[str, TokenCache, Mapping[str, int]]]:
+    """Encodes splits, and yields their names, token caches and unreadable images by reason.
 
     Each process takes the next free shard, so the others finish the work of a process that ends
     early.
@@ -38,7 +43,7 @@ def encode_in_parallel(config: dict[str, Any]) -> Iterator[tuple[str, TokenCache
     try:
         for split in config["splits"]:
             for cache in data.encode(split, training=split == "train"):
-                yield split, cache
+                yield split, cache, _count_unreadable(cache, data.table(split))
     except BaseException:
         for helper in helpers:
             helper.kill()
@@ -46,6 +51,15 @@ def encode_in_parallel(config: dict[str, Any]) -> Iterator[tuple[str, TokenCache
     finally:
         for helper in helpers:
             helper.join()
+
+
+def _count_unreadable(cache: TokenCache, table: Dataset) -> Mapping[str, int]:
+    """Returns the numbers of unreadable images by reason, with an example of each."""
+    counts: dict[str, int] = {}
+    for reason, rows in cache.unreadable().items():
+        path = image_path(table[rows[0]]["image"])
+        counts[SkipReason(reason, path)] = len(rows)
+    return counts
 
 
 def _encode_quietly(config: dict[str, Any], rank: int) -> None:

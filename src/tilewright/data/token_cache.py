@@ -7,7 +7,6 @@ next shard that no other process is encoding.
 
 import contextlib
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from pathlib import Path
@@ -54,13 +53,13 @@ class TokenCache:
     def __reduce__(self) -> Any:  # another process maps the files itself
         return TokenCache, (self.folder, self.rows)
 
-    def unreadable(self) -> Counter[str]:
-        """Returns the number of rows without tokens, by reason."""
+    def unreadable(self) -> dict[str, list[int]]:
+        """Returns the rows without tokens, by reason."""
         first = np.concatenate(
             [self._open(shard)[:, 0, 0] for shard in range(-(-self.rows // SHARD))]
         )
-        counts = {r: int((first == _unreadable_token(r, first.dtype)).sum()) for r in REASONS}
-        return Counter({reason: count for reason, count in counts.items() if count})
+        rows = {r: np.flatnonzero(first == _unreadable_token(r, first.dtype)) for r in REASONS}
+        return {reason: indices.tolist() for reason, indices in rows.items() if len(indices)}
 
     def _open(self, shard: int) -> np.ndarray:
         path = shard_file(self.folder, shard)
