@@ -79,7 +79,8 @@ class LlamaGenTransformer(Decoder):
         features, _, is_empty = self.stream.split(text)
         learned = self.no_caption.weight
         features = torch.where(is_empty[:, None, None], learned, features.to(learned.dtype))
-        return self.text_out(F.gelu(self.text_in(features), approximate="tanh"))
+        hidden = F.gelu(self.text_in(features), approximate="tanh")
+        return self.text_out(hidden).to(learned.dtype)  # low-precision layers may return bf16
 
     def embed_image(self, image: Tensor, first_index: int | Tensor = 0) -> Tensor:
         return self.image_embedding(image)
@@ -163,6 +164,7 @@ class LlamaGen:
             "dim": dim,
             "depth": depth,
             "heads": heads,
+            "checkpointing": False,
         }
         tokenizer = {
             "_target_": "tilewright.data.CaptionEncoder",
@@ -170,6 +172,7 @@ class LlamaGen:
             "length": text_length,
             "padding_side": "left",
             "cleaning": "llamagen",
+            "width": features,
         }
         return Conversion(
             "prior",

@@ -118,6 +118,7 @@ class MinDALLE:
             "dim": sizes["embed_dim"],
             "depth": sizes["n_layers"],
             "heads": sizes["n_heads"],
+            "checkpointing": False,
         }
         return Conversion(
             "prior",
