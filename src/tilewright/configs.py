@@ -4,11 +4,14 @@ The user's text, such as a path, may contain `${`. `escape` it before it is writ
 configuration. Reading a key then returns the original text.
 """
 
+import json
 import re
 from collections.abc import Callable
 from typing import Any
 
 from omegaconf import OmegaConf
+
+NEXT_LINE = "\x85"
 
 
 def escape(value: Any) -> Any:
@@ -28,7 +31,11 @@ def is_interpolation(text: str) -> bool:
 
 def to_yaml(config: Any) -> str:
     """Returns the YAML of a configuration with every interpolation resolved."""
-    return OmegaConf.to_yaml(OmegaConf.create(escape(OmegaConf.to_container(config, resolve=True))))
+    plain = escape(OmegaConf.to_container(config, resolve=True))
+    text = json.dumps(plain, indent=2, ensure_ascii=False, default=str)
+    if NEXT_LINE in text:  # PyYAML would write it as a line break. JSON is YAML, too.
+        return text.replace(NEXT_LINE, "\\u0085") + "\n"
+    return OmegaConf.to_yaml(OmegaConf.create(plain))
 
 
 def instantiate(settings: Any, **arguments: Any) -> Any:

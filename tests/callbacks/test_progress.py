@@ -13,6 +13,7 @@ class Model(pl.LightningModule):
         self.weight = torch.nn.Parameter(torch.tensor(1.0))
 
     def training_step(self, batch, index):
+        self.log("train/loss", 0.5)
         return self.weight
 
     def validation_step(self, batch, index):
@@ -44,6 +45,13 @@ def test_the_bar_counts_all_batches_of_the_run(capsys):
     assert "Training" in output
     assert "4/4" in output
     assert "Epoch" not in output
+
+
+def test_a_log_file_has_lines_between_validations(capsys):
+    lines = output_with(ProgressLine(seconds=0), capsys).splitlines()
+    assert [line for line in lines if "train/loss" in line] == [
+        f"step      {step}/4  train/loss 0.5" for step in (1, 2, 3, 4)
+    ]
 
 
 def test_each_validation_prints_a_line(capsys):

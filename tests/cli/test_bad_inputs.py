@@ -692,6 +692,30 @@ CASES = {
         ["data.batch_size=32", "divided by 3"],
     ),
     # evaluation and encoding
+    "ranker of another metric": (
+        "eval",
+        ["metric=fid", "ranker.run={ranker}"],
+        None,
+        ["ranker.run= has no effect on metric=fid"],
+    ),
+    "resize of another metric": (
+        "eval",
+        ["metric=alignment,retrieval", "resize=legacy_pytorch"],
+        None,
+        ["resize= has no effect on metric=alignment,retrieval"],
+    ),
+    "setting of one metric among several": (
+        "eval",
+        ["metric=alignment,fid", "resize=legacy_pytorch", "images=0"],
+        None,
+        ["images=0 is not possible"],
+    ),
+    "data of a command without a dataset": (
+        "generate",
+        [RED, "data.source.path=x"],
+        None,
+        ["data is not a key"],
+    ),
     "no image to measure": (
         "eval",
         ["metric=fid", "images=0"],

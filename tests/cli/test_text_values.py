@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 import pytest
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -128,6 +128,7 @@ def test_repeated_key_is_a_sweep_over_any_text(names):
 
 @settings(deadline=None)
 @given(PRINTABLE | SIGNS.filter(lambda text: text != "???"))  # OmegaConf's missing value
+@example("a\x85b")
 def test_any_text_survives_saving_loading_and_building(text):
     config = OmegaConf.create(
         {"_target_": "builtins.dict", "b": "${a}!", "a": configs.escape(text)}

@@ -38,7 +38,7 @@ CALLBACKS = {
 REMOVED = {"dvae": ["~callbacks.frechet"], "prior": ["~callbacks.frechet"], "ranker": []}
 # Compilation takes a minute. tests/prior/test_compiled_step.py covers it.
 COMMANDS = {
-    "eval": {"images": 6, "device": "cpu", "compile": "false"},
+    "eval": {"images": 6, "device": "cpu"},
     "generate": {"device": "cpu", "compile": "false"},
     "encode": {"processes": 1, "device": "cpu", **SHAPES},
     "export": {"captions": 2, "n": 1},
@@ -58,6 +58,8 @@ def short_settings(name, arguments):
     """Returns the settings that make a command short, and the overrides that remove keys."""
     own = settings_of(arguments)
     short, removed = _short_training(own) if name == "train" else (COMMANDS.get(name, {}), [])
+    if name == "eval" and "compile" in own:
+        short = {**short, "compile": "false"}
     if name == "export" and "/dvae/" in own.get("run", ""):
         short = {}  # only a prior's card has samples
     if own.get("data", "shapes") != "shapes" or own.get("experiment", "").endswith("_emoji"):

@@ -1,9 +1,15 @@
 """Progress of a training: a bar for terminals and a line per validation."""
 
+import sys
+import time
+from typing import Any
+
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import RichProgressBar
 
 from tilewright import program
+from tilewright.checks import check_number
+from tilewright.training.trainer import is_accumulating
 
 
 class StepProgressBar(RichProgressBar):
@@ -23,15 +29,49 @@ class StepProgressBar(RichProgressBar):
 
 
 class ProgressLine(pl.Callback):
-    """Prints the number of updates and the metrics after each validation."""
+    """Prints the number of updates and the metrics after each validation.
+
+    Without a terminal, which would show a bar, it also prints a line between validations.
+
+    Args:
+        seconds: time between these lines.
+
+    Raises:
+        UserError: the time is not possible.
+    """
+
+    def __init__(self, seconds: float = 60):
+        check_number("callbacks.progress_line.seconds", seconds, 0)
+        self.seconds = seconds
+        self._printed = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._printed = time.monotonic()
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        waited = time.monotonic() - self._printed
+        if waited >= self.seconds and not is_accumulating(trainer) and not sys.stdout.isatty():
+            self._print(trainer, ("train/loss", "speed/"))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking:
             return
+        self._print(trainer, ("validation/", "codebook/", "speed/"))
+
+    def _print(self, trainer: pl.Trainer, names: tuple[str, ...]) -> None:
+        """Prints a line with the metrics whose names begin with one of `names`."""
+        self._printed = time.monotonic()
         metrics = {
             name.removeprefix("validation/"): float(value)
             for name, value in trainer.callback_metrics.items()
-            if name.startswith(("validation/", "codebook/", "speed/"))
+            if name.startswith(names)
         }
         line = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         try:

@@ -61,7 +61,8 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
             _configure_libraries()
             start = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
             typed[:] = sys.argv[1:]
-            with one_line_errors(), _adapted_help(config_name):
+            has_data = "data" in _groups(config_name)
+            with one_line_errors(has_data), _adapted_help(config_name):
                 _check_options(typed)
                 sys.argv[1:] = text_values.to_hydra(typed, config_name)
                 start(job)()

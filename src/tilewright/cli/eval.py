@@ -1,9 +1,12 @@
 """Measures trained runs: `python src/eval.py metric=fid`."""
 
 import functools
+import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tilewright import configs, runs
@@ -16,6 +19,13 @@ from tilewright.hardware import resolve_device
 
 if TYPE_CHECKING:  # torch is loaded after the settings have been checked
     from tilewright.evaluations.results import Result
+
+
+# General settings, of which a metric reads some.
+SHARED = {
+    *("images", "resize", "inception_weights", "ranker", "sampling", "temperature", "top_k"),
+    *("top_p", "guidance", "weights", "compile"),
+}
 
 
 @app.command("eval")
@@ -37,8 +47,34 @@ def find_run(config: DictConfig) -> Path:
     if OmegaConf.is_missing(config, "metric"):
         metrics = ", ".join(f"metric={name}" for name in settings.options("metric"))
         raise UserError(f"metric= is missing: choose one of {metrics}")
+    check_used()
     data = settings.training_data(config)
     return runs.find(Path(config.paths.logs), config.stage, config.run, data=data)
+
+
+def check_used() -> None:
+    """Checks that a metric of this command reads each general setting of the command line.
+
+    Raises:
+        UserError: none reads one of them.
+    """
+    (chosen,) = [word for word in sys.argv[1:] if word.startswith("metric=")] or [""]
+    names = chosen.removeprefix("metric=").split(",")
+    if not set(names) <= set(settings.options("metric")):
+        return  # such as glob(*)
+    composed = [hydra.compose("eval", [f"metric={name}"]) for name in names]
+    used = set().union(*(_references(config, "metric") for config in composed))
+    for key in settings.typed_keys():
+        branch = key.partition(".")[0]
+        if branch in SHARED and branch not in used:
+            raise UserError(f"{key}= has no effect on {chosen}: leave it out")
+
+
+def _references(config: DictConfig, key: str) -> set[str]:
+    """Returns the general settings that a setting is computed from."""
+    value: Any = OmegaConf.to_container(config)
+    names = set(re.findall(r"\$\{(\w+)", str(value[key])))
+    return names.union(*(_references(config, name) for name in names))
 
 
 def data_settings(config: DictConfig, run: Path) -> tuple[str, dict[str, Any]]:

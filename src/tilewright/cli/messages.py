@@ -25,16 +25,19 @@ NOT_WRITABLE = {
 
 
 @contextlib.contextmanager
-def one_line_errors() -> Iterator[None]:
+def one_line_errors(has_data: bool = False) -> Iterator[None]:
     """Ends the program with one line if the block fails by a mistake that the user can fix.
 
     Any `debug=` setting on the command line keeps the traceback instead, unless the mistake is that
     setting. Other errors pass.
+
+    Args:
+        has_data: True if the command has the config group `data`.
     """
     try:
         yield
     except (UserError, HydraException, OmegaConfBaseException) as error:
-        line = one_line(error)
+        line = one_line(error, has_data)
         if _is_debugging() and not _is_about_debugging(line):
             raise
         hint = _repeated_key_hint() if isinstance(error, UserError) else ""
@@ -85,7 +88,7 @@ def _is_about_debugging(line: str) -> bool:
     return any(f"debug{sign}{option}" in line for option in options for sign in "=/")
 
 
-def one_line(error: BaseException) -> str:
+def one_line(error: BaseException, has_data: bool = False) -> str:
     """Returns the message of a user error on one line.
 
     Hydra and OmegaConf wrap the error of a constructor. The constructor's message is the useful
@@ -94,6 +97,8 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, UserError):
         # A dataloader worker puts its traceback in front of the message.
         return _join(str(error).rpartition("UserError: ")[2])
+    if has_data and _is_missing_data(error):
+        return "data has no keys before a dataset is named: add data=NAME, or leave data.KEY out"
     for explain in (
         _unreadable_override,
         _sampling_option,
@@ -144,6 +149,11 @@ def _sampling_option(error: BaseException) -> str | None:
     )
 
 
+def _is_missing_data(error: BaseException) -> bool:
+    """Returns True for an override of a key of `data` without the option of a dataset."""
+    return getattr(error.__cause__, "full_key", None) == "data"
+
+
 def _misspelled_key(error: BaseException) -> str | None:
     """Explains an override of a key that does not exist.
 
@@ -152,8 +162,6 @@ def _misspelled_key(error: BaseException) -> str | None:
     cause = error.__cause__
     if not isinstance(cause, ConfigAttributeError | ConfigKeyError):
         return None
-    if cause.full_key == "data":
-        return "data has no keys before a dataset is named: add data=NAME, or leave data.KEY out"
     parent, _, name = str(cause.full_key).rpartition(".")
     refusal = trainer_settings.refusal(name) if parent == "trainer" else None
     if refusal is not None:

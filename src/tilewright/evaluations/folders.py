@@ -8,13 +8,33 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from tilewright.errors import UserError
+
 LOCK = ".eval.lock"
 PREFIX = ".eval-"
 
 
-def lock(run: Path) -> FileLock:
-    """Returns the lock of a run's results, which one process holds at a time."""
-    return FileLock(run / LOCK)
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Locks a folder, which one process holds at a time. The lock's file is removed at the end.
+
+    Raises:
+        UserError: the folder cannot be written or locked.
+    """
+    file_lock = FileLock(folder / LOCK)
+    try:
+        file_lock.acquire()
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written or locked ({error.strerror or error}): copy the run to a "
+            "file system that has locks"
+        ) from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            (folder / LOCK).unlink()  # a waiting process notices that, and locks a new file
+        file_lock.release()
 
 
 @contextlib.contextmanager
@@ -23,17 +43,22 @@ def temporary_folder(run: Path) -> Iterator[Path]:
 
     Folders of killed evaluations are removed, too: the operating system has released their locks.
     """
+    with contextlib.ExitStack() as in_use:
+        folder = _create_locked_folder(run, in_use)
+        images = folder / "images"
+        images.mkdir()
+        try:
+            yield images
+        finally:
+            shutil.rmtree(folder)
+
+
+def _create_locked_folder(run: Path, in_use: contextlib.ExitStack) -> Path:
+    """Returns a new folder, which is locked until `in_use` closes, and removes unlocked ones."""
     with lock(run):
         for folder in run.glob(f"{PREFIX}*/"):
             with contextlib.suppress(Timeout), FileLock(folder / LOCK, blocking=False):
                 shutil.rmtree(folder)
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=run))
-        in_use = FileLock(folder / LOCK)
-        in_use.acquire()
-    try:
-        images = folder / "images"
-        images.mkdir()
-        yield images
-    finally:
-        in_use.release()
-        shutil.rmtree(folder)
+        in_use.enter_context(lock(folder))
+        return folder
