@@ -45,7 +45,17 @@ def tensors_of_last_checkpoint(folder):
 
 
 @pytest.mark.parametrize(
-    "stage", ["dvae", "fsq", "prior", "muon", "clipped", "recurrent", "ranker", "lora"]
+    "stage",
+    [
+        "dvae",
+        "fsq",
+        "prior",
+        "muon",
+        "clipped",
+        "recurrent",
+        "ranker",
+        pytest.param("lora", marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize(
     ("processes", "strategy"),
@@ -112,7 +122,7 @@ def resumed_alone(tmp_path_factory):
     return get
 
 
-@pytest.mark.parametrize("stage", ["dvae", "prior", "lora"])  # the latter two have two groups
+@pytest.mark.parametrize("stage", ["dvae", "prior"])  # the prior's optimizer has two groups
 @pytest.mark.parametrize(
     ("first", "second"),
     [

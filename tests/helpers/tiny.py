@@ -103,7 +103,7 @@ def make(stage, folder, noise=True, source=None, workers=0, batch_size=4):
         else:
             prior = Transformer(stream, dim=16, depth=2, heads=2, positions="rotary")
         if stage == "lora":
-            LowRankAdapters(rank=2, dropout=0.3 if noise else 0.0).add_to(prior)
+            LowRankAdapters(rank=2, alpha=2, dropout=0.3 if noise else 0.0).add_to(prior)
         module = PriorModule(
             prior,
             Cosine(1e-2, 1e-3, STEPS),
