@@ -3,9 +3,13 @@
 Weights, gradients, Adam's moments and the average are in fp32, as in bf16-mixed. The activations of
 a block are counted on a narrow block of the same parts. PyTorch's allocator is not included.
 `measured=[prior_medium]` also trains that model on a CPU with dense attention, with one process and
-with two sharded ones. `docs/scale.md` has both tables.
+with two sharded ones, and with adapters. `docs/scale.md` has these tables.
+
+The table of fine-tuning counts converted priors on one GPU: how many images fit. It leaves out the
+frozen text encoder and image tokenizer, whose outputs are cached.
 
     python benchmarks/memory.py [models=[prior_1b]] [gpus=[1,8]] [images=4] [any setting=value]
+    python benchmarks/memory.py models=[] finetuned=[llamagen_256] rank=8
 """
 
 import multiprocessing
@@ -13,6 +17,7 @@ import os
 import resource
 import socket
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
@@ -29,8 +34,11 @@ from torch.utils.data import DataLoader
 from tilewright.callbacks.ema import AveragedWeights
 from tilewright.cli.app import CONF
 from tilewright.distributed.fsdp import FullyShardedStrategy
-from tilewright.prior import Stream, Transformer
+from tilewright.prior import CaptionStream, PlainStream, Stream, Transformer
+from tilewright.prior.decoder import Decoder
 from tilewright.prior.module import PriorModule
+from tilewright.prior.pretrained import LlamaGenTransformer, MinDALLETransformer
+from tilewright.training.adapters import LowRankAdapters, choose_layers
 from tilewright.training.schedules import Constant
 from tilewright.training.trainer import Trainer
 
@@ -47,11 +55,22 @@ DEFAULTS = {
     "gpus": [1, 8, 64],
     "images": 4,  # per GPU in one forward pass
     "precision": "bf16-mixed",  # or 32-true
+    "finetuned": ["llamagen_256", "llamagen_512", "mindalle"],
+    "rank": 16,  # of adapters
+    "sizes": [16, 24],  # GB of the GPU for fine-tuning
+    "reserve": 1.0,  # GB of it that kernels and PyTorch's allocator take
     "measured": [],  # models to train for comparison, in fp32 on this CPU
     "out": "logs/benchmarks/memory.json",
 }
 WORD = 4  # bytes of an fp32 value
 GIB = 2**30
+MOMENTS = {32: 2 * WORD, 8: 2 * (1 + WORD / 256)}  # bytes per value; 256 of 8 bits share a scale
+
+PUBLIC: dict[str, Callable[[], Decoder]] = {  # of public sizes
+    "llamagen_256": lambda: LlamaGenTransformer(CaptionStream(grid=16)),
+    "llamagen_512": lambda: LlamaGenTransformer(CaptionStream(grid=32)),
+    "mindalle": lambda: MinDALLETransformer(PlainStream(64, 16384, 16, 16384, padding_token=0)),
+}
 
 
 @dataclass(frozen=True)
@@ -87,13 +106,23 @@ def count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+def count_trained(network: Decoder, lora: LowRankAdapters | None) -> int:
+    """Returns the number of trained parameters: all, or those of adapters."""
+    if lora is None:
+        return count(network)
+    layers: list[Any] = [network.get_submodule(n) for n in choose_layers(network, lora.layers)]
+    return sum(lora.rank * (layer.in_features + layer.out_features) for layer in layers)
+
+
 def per_gpu(
-    network: Transformer,
+    network: Decoder,
     strategy: str,
     gpus: int,
     images: int,
     precision: str = "bf16-mixed",
     checkpointing: bool | None = None,
+    lora: LowRankAdapters | None = None,
+    adam_bits: int = 32,
 ) -> Memory:
     """Returns the peak memory of a GPU in a training step.
 
@@ -101,40 +130,87 @@ def per_gpu(
         strategy: "ddp" or "fsdp".
         images: images per GPU in one forward pass.
         checkpointing: keeps only the blocks' inputs; None is the network's own setting.
+        lora: adapters to train. They are counted for "ddp" only.
+        adam_bits: 8 for AdamW's moments in 8 bits.
     """
+    checkpointing = network.checkpointing if checkpointing is None else checkpointing
     half = precision == "bf16-mixed"
     total, block = count(network), count(network.blocks[0])
     outside = total - count(network.blocks)
+    trained = count_trained(network, lora)
     shards = gpus if strategy == "fsdp" else 1
     if strategy == "fsdp":  # two gathered blocks and a gradient, and all outside of blocks
         exchange = 2 * block * (WORD / 2 if half else WORD) + block * WORD + 2 * outside * WORD
         casts = outside * WORD / 2 if half else 0
     else:
-        exchange = total * WORD if gpus > 1 else 0
-        casts = total * WORD / 2 if half else 0
-    sharded = total * WORD / shards
+        exchange = trained * WORD if gpus > 1 else 0
+        # Autocast keeps the casts of trained weights. Each block keeps those of frozen ones.
+        frozen = block * (1 if checkpointing else len(network.blocks)) if lora else 0
+        casts = (trained + frozen) * WORD / 2 if half else 0
     return Memory(
-        weights=sharded,
-        gradients=sharded,
-        moments=2 * sharded,
-        average=sharded,
+        weights=(total + (trained if lora else 0)) * WORD / shards,
+        gradients=trained * WORD / shards,
+        moments=trained * MOMENTS[adam_bits] / shards,
+        average=trained * WORD / shards,
         exchange=exchange,
         casts=casts,
-        activations=images * activations(network, precision, checkpointing),
+        activations=images * activations(network, precision, checkpointing, lora),
     )
 
 
 def activations(
-    network: Transformer, precision: str = "bf16-mixed", checkpointing: bool | None = None
+    network: Decoder, precision: str, checkpointing: bool, lora: LowRankAdapters | None = None
 ) -> float:
     """Returns the bytes that the forward pass of one image keeps for the backward pass."""
-    stream, dim = network.stream, network.text_embedding.embedding_dim
-    checkpointing = network.checkpointing if checkpointing is None else checkpointing
-    of_block, of_logit = bytes_kept(parts_of(network), precision)
-    states = stream.length * dim
-    logits = stream.text_length * stream.text_classes + stream.image_length * stream.image_vocab
+    stream, kind = network.stream, kind_of(network, lora)
+    of_block, of_logit = bytes_kept(kind, precision)
+    states = stream.length * width(network)
+    logits = stream.predicted_text * stream.text_classes + stream.image_length * stream.image_vocab
     kept = states * WORD * len(network.blocks) + states * of_block if checkpointing else 0
     return (kept or states * of_block * len(network.blocks)) + logits * of_logit
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Parts of a network's blocks, on which the bytes that they keep depend."""
+
+    network: type[Decoder]
+    width: int
+    heads: int
+    parts: tuple[tuple[str, Any], ...]  # arguments of a Transformer
+    lora: LowRankAdapters | None
+
+    def build(self, depth: int) -> Decoder:
+        """Builds a network of a few blocks over a long text."""
+        sizes: dict[str, Any] = {"dim": self.width, "depth": depth, "heads": self.heads}
+        network: Decoder
+        if self.network is LlamaGenTransformer:
+            network = LlamaGenTransformer(CaptionStream(600, 64, 2, 16), **sizes)
+        elif self.network is MinDALLETransformer:
+            stream = PlainStream(600, 64, 2, 16, padding_token=0)
+            network = MinDALLETransformer(stream, **sizes)
+        else:
+            paper = Stream(text_length=600, text_vocab=64, grid=2, image_vocab=16)
+            network = Transformer(paper, pattern="full", **sizes, **dict(self.parts))
+        if self.lora is not None:
+            self.lora.add_to(network)
+        return network
+
+
+def kind_of(network: Decoder, lora: LowRankAdapters | None) -> Kind:
+    """Returns the kind of a network, narrow if nothing depends on its width.
+
+    A rank and LlamaGen's MLP do not grow in proportion to the width.
+    """
+    if isinstance(network, Transformer) and lora is None:
+        return Kind(Transformer, 64, 1, parts_of(network), None)
+    parts = parts_of(network) if isinstance(network, Transformer) else ()
+    return Kind(type(network), width(network), network.blocks[0].attention.heads, parts, lora)
+
+
+def width(network: Any) -> int:
+    """Returns the width of a network's states."""
+    return network.image_embedding.embedding_dim
 
 
 def parts_of(network: Transformer) -> tuple[tuple[str, Any], ...]:
@@ -149,25 +225,18 @@ def parts_of(network: Transformer) -> tuple[tuple[str, Any], ...]:
 
 
 @lru_cache
-def bytes_kept(parts: tuple[tuple[str, Any], ...], precision: str) -> tuple[float, float]:
+def bytes_kept(kind: Kind, precision: str) -> tuple[float, float]:
     """Returns the bytes kept for the backward pass, per value of a block's input and per logit.
 
     They are counted with dense attention, which keeps on a CPU what FlexAttention keeps on CUDA. A
     logit exists three times in the backward pass of the loss: the log-softmax and two gradients.
     """
-    stream = Stream(text_length=600, text_vocab=64, grid=2, image_vocab=16)
-    width = 64
-    totals = []
-    for depth in (1, 2):
-        network = Transformer(
-            stream, dim=width, depth=depth, heads=1, pattern="full", **dict(parts)
-        )
-        totals.append(saved_bytes(network, stream, precision))
-    of_block = (totals[1] - totals[0]) / (stream.length * width)
-    return of_block, 3 * WORD
+    networks = [kind.build(depth) for depth in (1, 2)]
+    one, two = (saved_bytes(network, precision) for network in networks)
+    return (two - one) / (networks[0].stream.length * kind.width), 3 * WORD
 
 
-def saved_bytes(network: Transformer, stream: Stream, precision: str) -> int:
+def saved_bytes(network: Decoder, precision: str) -> int:
     """Returns the bytes that autograd keeps in a forward pass, without weights and their casts."""
     sizes: dict[int, int] = {}
     weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
@@ -182,7 +251,11 @@ def saved_bytes(network: Transformer, stream: Stream, precision: str) -> int:
             kept.append(tensor)
         return tensor
 
-    text = torch.zeros(1, stream.text_length, dtype=torch.long)
+    stream = network.stream
+    if isinstance(stream, CaptionStream):
+        text = torch.ones(1, stream.text_length, stream.features + 1)
+    else:
+        text = torch.zeros(1, stream.text_length, dtype=torch.long)
     image = torch.zeros(1, stream.grid, stream.grid, dtype=torch.long)
     half = precision == "bf16-mixed"
     with (
@@ -194,13 +267,21 @@ def saved_bytes(network: Transformer, stream: Stream, precision: str) -> int:
 
 
 def train_briefly(
-    rank: int, processes: int, port: int, model: str, images: int, peaks: Any
+    rank: int,
+    processes: int,
+    port: int,
+    model: str,
+    images: int,
+    lora: LowRankAdapters | None,
+    peaks: Any,
 ) -> None:
     """Runs two updates in one of the processes, and puts its peak bytes into a queue."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank))
     torch.set_num_threads(1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     network = build(model, "cpu", "model.network.pattern=full", "model.network.checkpointing=false")
+    if lora is not None:
+        lora.add_to(network)
     stream = network.stream
     batch = {
         "text": torch.zeros(images, stream.text_length, dtype=torch.long),
@@ -223,7 +304,9 @@ def train_briefly(
     peaks.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 2**10)
 
 
-def measure_peak(model: str, processes: int, images: int) -> float:
+def measure_peak(
+    model: str, processes: int, images: int, lora: LowRankAdapters | None = None
+) -> float:
     """Returns the peak bytes of a process beyond those before it built the network."""
     with socket.socket() as free:
         free.bind(("", 0))
@@ -231,7 +314,9 @@ def measure_peak(model: str, processes: int, images: int) -> float:
     context = multiprocessing.get_context("spawn")
     peaks = context.Queue()
     ranks = [
-        context.Process(target=train_briefly, args=(rank, processes, port, model, images, peaks))
+        context.Process(
+            target=train_briefly, args=(rank, processes, port, model, images, lora, peaks)
+        )
         for rank in range(processes)
     ]
     for process in ranks:
@@ -243,23 +328,61 @@ def measure_peak(model: str, processes: int, images: int) -> float:
     return max(peaks.get() for _ in ranks)
 
 
-def compare_with_training(models: list[str], images: int) -> list[dict[str, Any]]:
+def compare_with_training(
+    models: list[str], images: int, adapters: LowRankAdapters
+) -> list[dict[str, Any]]:
     """Prints and returns counted and measured bytes on this CPU."""
+    trainings = (("ddp", 1, None), ("fsdp", 2, None), ("ddp", 1, adapters))
     results = []
     for model in models:
-        for strategy, processes in (("ddp", 1), ("fsdp", 2)):
-            memory = per_gpu(build(model), strategy, processes, images, "32-true", False)
-            measured = measure_peak(model, processes, images)
+        for strategy, processes, lora in trainings:
+            # First, because the peak of a process begins at that of its parent.
+            measured = measure_peak(model, processes, images, lora)
+            memory = per_gpu(build(model), strategy, processes, images, "32-true", False, lora)
             counted = {"model": model, "strategy": strategy, "processes": processes}
+            counted["trained"] = "all" if lora is None else "adapters"
             results.append({**counted, "counted": memory.total, "measured": measured})
     timing.print_table(
         f"GiB of a process, {images} images, 32-true, on a CPU",
-        ["model", "strategy", "processes", "counted", "measured"],
+        ["model", "strategy", "processes", "trained", "counted", "measured"],
         [
-            [*map(str, (f["model"], f["strategy"], f["processes"]))]
+            [*map(str, (f["model"], f["strategy"], f["processes"], f["trained"]))]
             + [f"{f[name] / GIB:.2f}" for name in ("counted", "measured")]
             for f in results
         ],
+    )
+    return results
+
+
+def count_fine_tuning(settings: Any) -> list[dict[str, Any]]:
+    """Prints and returns the number of images that fit one GPU in fine-tuning."""
+    adapters = LowRankAdapters(rank=settings.rank)
+    results, rows = [], []
+    for model in settings.finetuned:
+        with torch.device("meta"):
+            network = PUBLIC[model]()
+        for lora, bits in ((None, 32), (None, 8), (adapters, 32), (adapters, 8)):
+            row: dict[str, Any] = {"model": model, "rank": lora and lora.rank, "bits": bits}
+            row |= {"parameters": count(network), "trained": count_trained(network, lora)}
+            for checkpointing in (False, True):
+                memory = per_gpu(
+                    network, "ddp", 1, 1, settings.precision, checkpointing, lora, bits
+                )
+                fixed = memory.total - memory.activations
+                kind = "checkpointing" if checkpointing else "plain"
+                row[f"fixed_{kind}"], row[f"image_{kind}"] = fixed, memory.activations
+                for size in settings.sizes:
+                    free = (size - settings.reserve) * 1e9 - fixed
+                    row[f"{size}_{kind}"] = max(0, int(free // memory.activations))
+            results.append(row)
+            trained = "adapters" if lora else "all"
+            numbers = [f"{row['trained'] / 1e6:,.0f}", str(bits)]
+            fits = [f"{row[f'{n}_plain']} / {row[f'{n}_checkpointing']}" for n in settings.sizes]
+            rows.append([model, trained, *numbers, *fits])
+    timing.print_table(
+        f"Images per batch that fit, without / with checkpointing, {settings.precision}",
+        ["model", "trained", "million", "bits", *(f"{size} GB" for size in settings.sizes)],
+        rows,
     )
     return results
 
@@ -292,17 +415,21 @@ def main() -> None:
                     )
                     row.append(memory.total)
                 rows.append([model, strategy, str(gpus), *(f"{x / GIB:,.1f}" for x in row)])
-    timing.print_table(
-        f"GiB on each GPU, {settings.images} images, {settings.precision}",
-        ["model", "strategy", "GPUs", "no checkpointing", "checkpointing"],
-        rows,
-    )
-    checked = (
-        compare_with_training(list(settings.measured), settings.images) if settings.measured else []
-    )
+    if rows:
+        timing.print_table(
+            f"GiB on each GPU, {settings.images} images, {settings.precision}",
+            ["model", "strategy", "GPUs", "no checkpointing", "checkpointing"],
+            rows,
+        )
+    checked = []
+    if settings.measured:
+        adapters = LowRankAdapters(rank=settings.rank)
+        checked = compare_with_training(list(settings.measured), settings.images, adapters)
+    finetuned = count_fine_tuning(settings) if settings.finetuned else []
     timing.write(
         settings.out,
         results=results,
+        finetuned=finetuned,
         checked=checked,
         settings=OmegaConf.to_container(settings),
     )
