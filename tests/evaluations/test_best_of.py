@@ -41,7 +41,7 @@ def measure(monkeypatch, tmp_path):
     monkeypatch.setattr(features, "frechet_distance", lambda real, chosen: float(chosen.mean()))
     data = SimpleNamespace(
         checker=None,
-        available_splits=lambda splits: ["validation"],
+        splits=["validation"],
         cache=tmp_path / "codes",
         examples=lambda split, count: [(torch.zeros(3, 32, 32), caption) for caption in "ab"],
     )

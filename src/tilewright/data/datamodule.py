@@ -4,7 +4,7 @@ import contextlib
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -179,10 +179,6 @@ class CaptionedImages(pl.LightningDataModule):
     def caption_styles(self) -> CaptionStyles | None:
         """Caption styles of the source, or None if the source has none."""
         return getattr(self.source, "caption_styles", None)
-
-    def available_splits(self, names: Sequence[str]) -> list[str]:
-        """Returns those of the given splits, or parts such as validation[2000:3000], that exist."""
-        return [name for name in names if name.partition("[")[0] in self.splits]
 
     def captions(self, split: str = "train") -> Iterator[str]:
         """Yields all usable captions of a split, including all captions of the same image.

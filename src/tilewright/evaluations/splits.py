@@ -20,7 +20,7 @@ def available_splits(data: CaptionedImages, names: Sequence[str] | str) -> list[
         UserError: none of the splits exists.
     """
     names = [names] if isinstance(names, str) else list(names)
-    available = data.available_splits(names)
+    available = [name for name in names if name.partition("[")[0] in data.splits]
     missing = ", ".join(name for name in names if name not in available)
     if not available:
         raise UserError(
