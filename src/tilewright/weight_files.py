@@ -48,11 +48,14 @@ class Tensors:
     def __contains__(self, key: str) -> bool:
         return key in self._rest
 
-    def shape(self, key: str) -> tuple[int, ...]:
+    def shape(self, key: str, dims: int | None = None) -> tuple[int, ...]:
         """Returns the shape of a tensor without taking it.
 
+        Args:
+            dims: number of dimensions that the tensor must have.
+
         Raises:
-            UserError: the tensor is missing.
+            UserError: the tensor is missing or has other dimensions.
         """
         if key not in self._rest:
             example = f", but for example {min(self._rest)}" if self._rest else ""
@@ -60,7 +63,13 @@ class Tensors:
                 f"{self.source} has no tensor {key}{example}: choose the family of this file, or "
                 "give the complete file"
             )
-        return tuple(self._rest[key].shape)
+        shape = tuple(self._rest[key].shape)
+        if dims not in {None, len(shape)}:
+            raise UserError(
+                f"{self.source} has {key} of shape {list(shape)} instead of {dims} dimensions: "
+                "choose the family of this file"
+            )
+        return shape
 
     def take(self, key: str, shape: Sequence[int]) -> "Tensor":
         """Removes a tensor and returns it.
@@ -190,23 +199,44 @@ def _find_file(path: Path) -> Path:
     raise UserError(f"{path} has no {names}: give a folder with one, or the path of another file")
 
 
-def _read_index(path: Path, prefix: str) -> dict[str, "Tensor"]:
-    """Reads the shards that hold tensors with a prefix, and no others."""
+def names_in_folder(folder: Path, prefix: str = "") -> list[str]:
+    """Returns the names of the safetensors files that may hold tensors with a prefix.
+
+    Args:
+        folder: folder of transformers or diffusers, which may be without these files yet.
+        prefix: beginning of the names of the tensors.
+
+    Raises:
+        UserError: the index of the folder is broken.
+    """
+    for stem in FOLDER_STEMS:
+        if (folder / f"{stem}{INDEX}").is_file():
+            return sorted(set(_read_places(folder / f"{stem}{INDEX}", prefix).values()))
+    return [f"{stem}{SAFETENSORS}" for stem in FOLDER_STEMS]
+
+
+def _read_places(path: Path, prefix: str) -> dict[str, str]:
+    """Returns the shard of each tensor with a prefix."""
     places = read_json(path).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
         raise UserError(f"{path} has no weight_map of file names: download it again")
-    keys = {key for key in places if key.startswith(prefix)}
-    tensors: dict[str, Tensor] = {}
-    for name in sorted({places[key] for key in keys}):
+    for name in places.values():
         if Path(name).name != name or not name.endswith(SAFETENSORS):
             raise UserError(
                 f"{path} names the shard {name!r}, which is not a {SAFETENSORS} file beside it: "
                 "download it again"
             )
-        shard = path.parent / name
-        files.check_not_linked(shard)
-        tensors |= _read_safetensors(shard, prefix)
-    missing = sorted(key for key in keys if key.removeprefix(prefix) not in tensors)
+    return {key: name for key, name in places.items() if key.startswith(prefix)}
+
+
+def _read_index(path: Path, prefix: str) -> dict[str, "Tensor"]:
+    """Reads the shards that hold tensors with a prefix, and no others."""
+    places = _read_places(path, prefix)
+    tensors: dict[str, Tensor] = {}
+    for name in sorted(set(places.values())):
+        files.check_not_linked(path.parent / name)
+        tensors |= _read_safetensors(path.parent / name, prefix)
+    missing = sorted(key for key in places if key.removeprefix(prefix) not in tensors)
     if missing:
         raise UserError(
             f"{path.parent / places[missing[0]]} has no tensor {missing[0]}, although {path.name} "

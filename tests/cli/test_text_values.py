@@ -38,6 +38,8 @@ OTHER_KEYS = (
         "data.source.image_keys",
         "data.source.captions_per_file",
         "image_tokens.*",
+        "family.image_size",
+        "family.pixels",
     ),
     *("model.network.padding_mode", "model.network.pattern", "model.network.norm"),
     *("model.network.mlp", "model.network.positions", "sampling.*", "trainer.*"),

@@ -35,6 +35,7 @@ def world(tmp_path_factory):
     shutil.copyfile(images / "0.png", world / "top.png")
     write_shards(world / "my" / "shards")
     write_released_dvae(world)
+    write_public_tokenizers(world)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(world)
         patch.setattr(extractors, "_host_answers", lambda url, seconds: False)
@@ -66,6 +67,21 @@ def write_released_dvae(folder):
     sizes = {"n_hid": 8, "n_blk_per_group": 1, "vocab_size": 16}
     torch.save(dall_e.Encoder(**sizes), folder / "encoder.pkl")
     torch.save(dall_e.Decoder(**sizes, n_init=8), folder / "decoder.pkl")
+
+
+def write_public_tokenizers(folder):
+    """Writes tiny image tokenizers in the formats of other projects, under the names of theirs."""
+    diffusers = pytest.importorskip("diffusers")
+    pytest.importorskip("taming")
+    from parity import vq_references as references
+
+    kinds = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
+    network = diffusers.VQModel(
+        block_out_channels=(32,) * 5, **{key: (kind,) * 5 for key, kind in kinds.items()}
+    )
+    network.save_pretrained(folder / "amused" / "amused-256" / "vqvae")
+    references.LlamaGenVQ(256, ch_mult=(1,) * 5).write(folder / "vq_ds16_t2i.pt")
+    references.TamingVQGAN(256, [16], ch_mult=[1] * 5).write(folder)
 
 
 @pytest.fixture

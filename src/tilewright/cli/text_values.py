@@ -46,7 +46,6 @@ TEXT_KEYS: dict[str, tuple[str, ...]] = {
     "out": NULL,
     "image_prompt": NULL,
     "family.checkpoint": (),
-    "family.config": (),
     "family.encoder": (),
     "family.decoder": (),
     "family.path": (),

@@ -42,6 +42,7 @@ def encode_split(
     """
     assert isinstance(image_tokenizer, torch.nn.Module)
     parts = [type(image_tokenizer).__qualname__, weights_digest(image_tokenizer)]
+    parts += filter(None, [image_tokenizer.extra_repr()])
     parts += [table._fingerprint, Hasher.hash(transform), str(max_pixels)]
     parts.append(fingerprint_code(images, bit_depth, transform))
     parts.append(str("HEIF" in images.FORMATS))  # without it, HEIC images have no tokens

@@ -12,8 +12,8 @@ from torch import Tensor
 class ImageTokenizer(Protocol):
     """Encoder and decoder of image tokens, an `nn.Module`: a dVAE or a pretrained VQ model.
 
-    The token cache identifies it by its class name and its state dict. A setting that changes the
-    tokens must therefore be a parameter or a buffer.
+    The token cache identifies it by its class name, its state dict and its `extra_repr`. A setting
+    that changes the tokens must therefore be in one of them.
 
     Attributes:
         image_size: side of the images in pixels.

@@ -6,3 +6,4 @@ from .quantizers import FiniteScalarQuantizer as FiniteScalarQuantizer
 from .quantizers import GumbelSoftmax as GumbelSoftmax
 from .quantizers import Quantizer as Quantizer
 from .quantizers import VectorQuantizer as VectorQuantizer
+from .vqgan import VQGAN as VQGAN

@@ -5,6 +5,8 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from tilewright.dvae.networks import DiscreteVAE
+from tilewright.dvae.vqgan import VQGAN
+from tilewright.errors import UserError
 from tilewright.training.optimizers import check_optimizer, scheduled
 from tilewright.training.schedules import Schedule, check_schedule
 from tilewright.training.stage import StageModule, num_rows
@@ -34,6 +36,10 @@ class DiscreteVAEModule(StageModule):
         eps: float = 1e-8,
     ):
         super().__init__()
+        if isinstance(network, VQGAN):
+            raise UserError(
+                "a VQGAN is used as it is and cannot be trained: name it with dvae= in stage=prior"
+            )
         check_optimizer(learning_rate, weight_decay, betas, eps)
         check_schedule("model.temperature", temperature, exclusive=True)
         check_schedule("model.beta", beta)

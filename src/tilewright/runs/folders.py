@@ -8,8 +8,9 @@ the newest run, which paths may go through (`follow_latest`).
 
 A model is a run without its training state: `config.json` and `model.safetensors` replace
 `config.yaml` and `checkpoints/`. An adapter that is exported alone has `adapter_model.safetensors`
-instead. All may come from a stranger: nothing in them is unpickled, and `safe_build` restricts what
-a configuration may build.
+instead. A folder in which transformers or diffusers saved an image tokenizer is a model, too: it is
+converted each time it is read (`tilewright.dvae.pretrained`). All may come from a stranger: nothing
+in them is unpickled, and `safe_build` restricts what a configuration may build.
 
 This module imports nothing heavy: the command line finds runs before it loads torch.
 """
@@ -18,6 +19,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
@@ -29,8 +31,10 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import AliasToken, SafeLoader, YAMLError, scan
 
 from tilewright import configs, files, program
+from tilewright.dvae.pretrained import FolderFamily, recognize
 from tilewright.errors import UserError
 from tilewright.runs.training_data import TrainingData
+from tilewright.weight_files import read_json
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +48,7 @@ RANKER = "ranker"
 LATEST = "latest"
 LOCK = ".lock"
 STAGES = ("dvae", "prior", "ranker")
+HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)+")  # someone/name, possibly with a subfolder
 FORMAT = 2  # of config.yaml and config.json; Tilewright 0.1 wrote no number
 
 
@@ -153,6 +158,11 @@ def load_config(folder: Path) -> DictConfig:
     except (YAMLError, ValueError, OSError, RecursionError, OmegaConfBaseException) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{file} cannot be read: {reason}") from error
+    if family := public_family(folder):
+        network = {"_target_": "tilewright.dvae.VQGAN", **family.settings()}
+        choices = {"model": type(family).__name__}
+        public = {"stage": "dvae", "choices": choices, "model": {"network": network}}
+        return OmegaConf.create({"format": FORMAT, **public})
     if not isinstance(config, DictConfig) or config.get("stage") not in STAGES:
         raise UserError(
             f"{file} is not a run's configuration: its stage is not one of {', '.join(STAGES)}"
@@ -284,7 +294,18 @@ def checkpoint(run: Path, kind: str = "best") -> Path:
 
 def is_model(folder: Path) -> bool:
     """Returns True for a folder with weights, or with an adapter, in place of checkpoints."""
-    return (folder / WEIGHTS).is_file() or (folder / ADAPTER).is_file()
+    has_weights = (folder / WEIGHTS).is_file() or (folder / ADAPTER).is_file()
+    return has_weights or public_family(folder) is not None
+
+
+def public_family(folder: Path) -> FolderFamily | None:
+    """Returns the family of a folder of another project, or None for one of ours."""
+    if (folder / CONFIG).is_file() or not (folder / MODEL_CONFIG).is_file():
+        return None
+    try:
+        return recognize(folder, read_json(folder / MODEL_CONFIG))
+    except UserError:  # `load_config` reports it
+        return None
 
 
 def has_checkpoint(run: Path) -> bool:
@@ -311,7 +332,8 @@ def find(
     """
     if path is not None:
         run = _find_by_path(logs, stage, follow_latest(str(path)))  # a list in YAML is not a path
-        if data and (difference := data.difference(TrainingData.from_run(load_config(run)))):
+        trained = TrainingData.from_run(load_config(run))
+        if data and trained.name and (difference := data.difference(trained)):
             log.info("%s was trained on other data: %s", run, difference)
         return run
     assert stage is not None
@@ -335,6 +357,10 @@ def find(
 
 
 def _find_by_path(logs: Path, stage: str | None, run: Path) -> Path:
+    if stage == "dvae" and HUB_NAME.fullmatch(str(run)) and not Path(run.parts[0]).exists():
+        from tilewright.runs import hub
+
+        run = hub.image_tokenizer_folder(str(run))
     if not run.is_dir():
         raise UserError(f"there is no run {run}: name one under {logs / (stage or '')}/")
     trained = load_config(run).stage

@@ -1,9 +1,10 @@
 """Models by their name on the Hugging Face Hub."""
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from tilewright import weight_files
 from tilewright.errors import UserError, first_line
-from tilewright.runs.folders import follow_latest
+from tilewright.runs.folders import follow_latest, public_family
 
 # Files of a model. Others, such as pickles, are not downloaded.
 FILES = ["*.json", "*.safetensors"]
@@ -27,11 +28,41 @@ def model_folder(model: str | Path, revision: str | None = None) -> Path:
                 "revision out, or rename the folder"
             )
         return folder
+    return _download(str(model), FILES, revision)
+
+
+def image_tokenizer_folder(name: str) -> Path:
+    """Downloads an image tokenizer from the Hub, and returns its folder.
+
+    For one inside a larger model, only the files that hold it are downloaded.
+
+    Args:
+        name: `someone/name`, or a subfolder such as `someone/name/vqvae`.
+
+    Raises:
+        UserError: it cannot be downloaded, or is not an image tokenizer.
+    """
+    owner, model, *subfolders = name.split("/")
+    subfolder = "/".join(subfolders)
+
+    def download(patterns: list[str]) -> Path:
+        paths = [str(PurePosixPath(subfolder, pattern)) for pattern in patterns]
+        return _download(f"{owner}/{model}", paths) / subfolder
+
+    folder = download(["*.json"])
+    family = public_family(folder)
+    if family is None:
+        return download(FILES)
+    return download(["*.json", *weight_files.names_in_folder(folder, family.prefix)])
+
+
+def _download(model: str, patterns: list[str], revision: str | None = None) -> Path:
+    """Downloads some files of a repository, and returns the folder with them."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return Path(snapshot_download(str(model), revision=revision, allow_patterns=FILES))
+        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
     except HFValidationError:
         raise UserError(
             f"{model} is neither a folder nor a name on the Hub: name one, such as someone/name"

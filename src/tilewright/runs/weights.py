@@ -26,6 +26,7 @@ from tilewright.runs.folders import (
     follow_latest,
     is_model,
     load_config,
+    public_family,
 )
 from tilewright.training.checkpoint_steps import read_steps
 from tilewright.weight_files import limit_parameters
@@ -262,6 +263,8 @@ def load_own_weights(folder: Path) -> dict[str, Any]:
 
     from tilewright.distributed.sharded_checkpoint import load_stored_tensors
 
+    if family := public_family(folder):
+        return family.convert(trust=False).weights
     for name in (WEIGHTS, ADAPTER):
         if (folder / name).is_file():
             try:

@@ -1,0 +1,445 @@
+"""VQGAN (Esser et al. 2021), the network of most image tokenizers that others have trained.
+
+One class covers its relatives: LlamaGen, Janus, Chameleon, aMUSEd and MoVQ. They differ in widths,
+in the levels with attention, and in their codebooks.
+"""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tilewright.checks import check_whole
+from tilewright.errors import UserError
+
+SCORES = 2**26  # scores of codes that are in memory at once: 256 MiB
+EPSILON = 1e-6  # of every normalization
+
+Pixels = Literal["signed", "unit"]
+CodebookKind = Literal["nearest", "cosine", "gumbel"]
+
+
+class Codebook(nn.Module):
+    """Codebook whose tokens are the indices of the nearest codes.
+
+    Args:
+        num_tokens: K, the number of codes.
+        dim: D, their dimension.
+        is_cosine: scale latents and codes to length 1 before the comparison, and codes also for the
+            decoder.
+    """
+
+    def __init__(self, num_tokens: int, dim: int, is_cosine: bool):
+        super().__init__()
+        self.vectors = nn.Parameter(torch.empty(num_tokens, dim))
+        nn.init.normal_(self.vectors)
+        self.is_cosine = is_cosine
+
+    def tokens(self, latents: Tensor) -> Tensor:
+        """Returns the image tokens [B, h, w] of latents [B, D, h, w]."""
+        queries, vectors = self._scale(latents.movedim(1, -1)), self._scale(self.vectors)
+        offsets = vectors.square().sum(dim=1) / 2
+        # |latent - code|^2 / 2 without the term of the latent, which is the same for all codes.
+        parts = queries.flatten(0, -2).split(max(1, SCORES // len(vectors)))
+        indices = [torch.addmm(offsets, part, vectors.T, alpha=-1).argmin(1) for part in parts]
+        return torch.cat(indices).view(queries.shape[:-1])
+
+    def codes(self, tokens: Tensor) -> Tensor:
+        """Returns the codes [B, D, h, w] of image tokens [B, h, w]."""
+        return self._scale(self.vectors)[tokens].movedim(-1, 1)
+
+    def _scale(self, vectors: Tensor) -> Tensor:
+        return F.normalize(vectors, dim=-1) if self.is_cosine else vectors
+
+
+class LogitCodebook(Codebook):
+    """Codebook whose tokens are the indices of the largest logits, trained by Gumbel-softmax."""
+
+    def __init__(self, num_tokens: int, dim: int):
+        super().__init__(num_tokens, dim, is_cosine=False)
+        self.logits = nn.Conv2d(dim, num_tokens, 1)
+
+    def tokens(self, latents: Tensor) -> Tensor:
+        return self.logits(latents).argmax(dim=1)
+
+
+class Norm(nn.GroupNorm):
+    """Group normalization. A decoder gives it the codes, which it ignores."""
+
+    def __init__(self, width: int, groups: int):
+        super().__init__(groups, width, EPSILON)
+
+    def forward(self, x: Tensor, codes: Tensor | None = None) -> Tensor:
+        return super().forward(x)
+
+
+class SpatialNorm(nn.Module):
+    """Normalization whose scale and shift at each position depend on its code (MoVQ)."""
+
+    def __init__(self, width: int, groups: int, code_dim: int):
+        super().__init__()
+        self.norm = Norm(width, groups)
+        self.scale = nn.Conv2d(code_dim, width, 1)
+        self.shift = nn.Conv2d(code_dim, width, 1)
+
+    def forward(self, x: Tensor, codes: Tensor) -> Tensor:
+        codes = F.interpolate(codes, x.shape[-2:], mode="nearest")
+        return self.norm(x) * self.scale(codes) + self.shift(codes)
+
+
+class NormFactory:
+    """Normalizations of an encoder or a decoder, which depend on the width only."""
+
+    def __init__(self, groups: int, code_dim: int | None = None):
+        self.groups = groups
+        self.code_dim = code_dim
+
+    def __call__(self, width: int) -> nn.Module:
+        if self.code_dim is None:
+            return Norm(width, self.groups)
+        return SpatialNorm(width, self.groups, self.code_dim)
+
+
+class ResidualBlock(nn.Module):
+    """Two normalized convolutions on a shortcut: [B, n_in, H, W] to [B, n_out, H, W]."""
+
+    def __init__(self, n_in: int, n_out: int, norm: NormFactory):
+        super().__init__()
+        self.norm1 = norm(n_in)
+        self.conv1 = nn.Conv2d(n_in, n_out, 3, padding=1)
+        self.norm2 = norm(n_out)
+        self.conv2 = nn.Conv2d(n_out, n_out, 3, padding=1)
+        self.shortcut = nn.Identity() if n_in == n_out else nn.Conv2d(n_in, n_out, 1)
+
+    def forward(self, x: Tensor, codes: Tensor | None) -> Tensor:
+        hidden = self.conv1(F.silu(self.norm1(x, codes)))
+        hidden = self.conv2(F.silu(self.norm2(hidden, codes)))
+        return self.shortcut(x) + hidden
+
+
+class Attention(nn.Module):
+    """Attention with one head among all positions of [B, width, H, W]."""
+
+    def __init__(self, width: int, norm: NormFactory):
+        super().__init__()
+        self.norm = norm(width)
+        self.query, self.key, self.value, self.out = (nn.Conv2d(width, width, 1) for _ in range(4))
+
+    def forward(self, x: Tensor, codes: Tensor | None) -> Tensor:
+        normed = self.norm(x, codes)
+        query, key, value = (
+            layer(normed).flatten(2).transpose(1, 2)[:, None]
+            for layer in (self.query, self.key, self.value)
+        )
+        hidden = F.scaled_dot_product_attention(query, key, value)
+        return x + self.out(hidden[:, 0].transpose(1, 2).reshape(x.shape))
+
+
+class Downsample(nn.Module):
+    """Convolution that halves height and width. It pads at the right and the bottom only."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, stride=2)
+
+    def forward(self, x: Tensor, codes: Tensor | None) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbor upsampling to twice the height and width, and a convolution."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor, codes: Tensor | None) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """Blocks of one resolution, each followed by attention if the level has it.
+
+    Args:
+        n_in, n_out: widths of input and output.
+        blocks: number of residual blocks.
+        norm: builds the normalizations.
+        has_attention: use attention.
+        resize: the layer at the end.
+    """
+
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        blocks: int,
+        norm: NormFactory,
+        has_attention: bool,
+        resize: nn.Module | None,
+    ):
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            ResidualBlock(n_out if index else n_in, n_out, norm) for index in range(blocks)
+        )
+        self.attention = nn.ModuleList(
+            Attention(n_out, norm) for _ in range(blocks if has_attention else 0)
+        )
+        self.resize = resize
+
+    def forward(self, x: Tensor, codes: Tensor | None) -> Tensor:
+        for index, block in enumerate(self.blocks):
+            x = block(x, codes)
+            if len(self.attention):
+                x = self.attention[index](x, codes)
+        return x if self.resize is None else self.resize(x, codes)
+
+
+class Middle(nn.Module):
+    """Two residual blocks, and possibly attention between them, at the grid's resolution."""
+
+    def __init__(self, width: int, norm: NormFactory, has_attention: bool):
+        super().__init__()
+        self.block1 = ResidualBlock(width, width, norm)
+        self.attention = Attention(width, norm) if has_attention else None
+        self.block2 = ResidualBlock(width, width, norm)
+
+    def forward(self, x: Tensor, codes: Tensor | None) -> Tensor:
+        x = self.block1(x, codes)
+        if self.attention is not None:
+            x = self.attention(x, codes)
+        return self.block2(x, codes)
+
+
+class Encoder(nn.Module):
+    """Pixels [B, 3, H, W] to latents [B, channels, h, w]. See `VQGAN` for the arguments."""
+
+    def __init__(
+        self,
+        *,
+        channels: int,
+        stem_width: int,
+        widths: Sequence[int],
+        blocks: int,
+        attention: Sequence[int],
+        middle_attention: bool,
+        norm: NormFactory,
+    ):
+        super().__init__()
+        self.stem = nn.Conv2d(3, stem_width, 3, padding=1)
+        last = len(widths) - 1
+        self.levels = nn.ModuleList(
+            Level(
+                n_in,
+                n_out,
+                blocks,
+                norm,
+                level in attention,
+                None if level == last else Downsample(n_out),
+            )
+            for level, (n_in, n_out) in enumerate(itertools.pairwise([stem_width, *widths]))
+        )
+        self.middle = Middle(widths[-1], norm, middle_attention)
+        self.norm = norm(widths[-1])
+        self.head = nn.Conv2d(widths[-1], channels, 3, padding=1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = self.stem(pixels)
+        for level in self.levels:
+            x = level(x, None)
+        return self.head(F.silu(self.norm(self.middle(x, None), None)))
+
+
+class Decoder(nn.Module):
+    """Projected codes [B, channels, h, w] to pixels [B, 3, H, W]. See `VQGAN` for the arguments.
+
+    Its levels run from the coarsest to the finest.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: int,
+        widths: Sequence[int],
+        blocks: int,
+        attention: Sequence[int],
+        middle_attention: bool,
+        norm: NormFactory,
+    ):
+        super().__init__()
+        self.stem = nn.Conv2d(channels, widths[-1], 3, padding=1)
+        self.middle = Middle(widths[-1], norm, middle_attention)
+        reversed_widths = [widths[-1], *widths[::-1]]
+        levels = reversed(range(len(widths)))
+        self.levels = nn.ModuleList(
+            Level(
+                n_in,
+                n_out,
+                blocks + 1,
+                norm,
+                level in attention,
+                Upsample(n_out) if level else None,
+            )
+            for level, (n_in, n_out) in zip(
+                levels, itertools.pairwise(reversed_widths), strict=True
+            )
+        )
+        self.norm = norm(widths[0])
+        self.head = nn.Conv2d(widths[0], 3, 3, padding=1)
+
+    def forward(self, x: Tensor, codes: Tensor) -> Tensor:
+        x = self.middle(self.stem(x), codes)
+        for level in self.levels:
+            x = level(x, codes)
+        return self.head(F.silu(self.norm(x, codes)))
+
+
+class VQGAN(nn.Module):
+    """Image tokenizer with a convolutional encoder, a codebook and a convolutional decoder.
+
+    The defaults are those of taming-transformers with 16x16 pixels for each of 16384 tokens. It
+    is not trained here.
+
+    Args:
+        image_size: side of the images in pixels, any multiple of image_size / grid.
+        grid: side of the grid of image tokens.
+        num_tokens: K, the size of the codebook.
+        code_dim: dimension of the codes.
+        channels: channels of the encoder's output and of the decoder's input.
+        widths: widths of the levels, from the finest resolution to the grid's.
+        stem_width: width of the encoder's first convolution; None is that of the first level.
+        blocks: residual blocks per level of the encoder; the decoder has one more.
+        attention: indices of the levels with attention; 0 is the finest.
+        middle_attention: use attention between encoder and codebook, and between codebook and
+            decoder.
+        groups: groups of the normalizations.
+        codebook: choice of tokens: by the "nearest" code, the code of largest "cosine", or by
+            logits ("gumbel").
+        spatial_norm: the decoder's normalizations depend on the codes, as in MoVQ.
+        pixels: range that the networks see: "signed" is [-1, 1], "unit" is [0, 1].
+
+    Raises:
+        UserError: a number is not possible, or the numbers do not fit together.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int = 256,
+        grid: int = 16,
+        num_tokens: int = 16384,
+        code_dim: int = 256,
+        channels: int = 256,
+        widths: Sequence[int] = (128, 128, 256, 256, 512),
+        stem_width: int | None = None,
+        blocks: int = 2,
+        attention: Sequence[int] = (4,),
+        middle_attention: bool = True,
+        groups: int = 32,
+        codebook: CodebookKind = "nearest",
+        spatial_norm: bool = False,
+        pixels: Pixels = "signed",
+    ):
+        super().__init__()
+        widths = list(widths)
+        if not widths or not set(attention) <= set(range(len(widths))):
+            raise UserError(
+                f"model.network.widths={widths} with attention={list(attention)} is not possible: "
+                "set a width for each level, and attention to some of their indices from 0"
+            )
+        stem_width = widths[0] if stem_width is None else stem_width
+        sizes = {"image_size": image_size, "grid": grid, "num_tokens": num_tokens}
+        sizes |= {"code_dim": code_dim, "channels": channels, "blocks": blocks, "groups": groups}
+        sizes |= {f"widths.{level}": width for level, width in enumerate(widths)}
+        for name, size in {**sizes, "stem_width": stem_width}.items():
+            check_whole(f"model.network.{name}", size)
+        _check_option("codebook", codebook, get_args(CodebookKind))
+        _check_option("pixels", pixels, get_args(Pixels))
+        _check_widths([stem_width, *widths], groups)
+        factor = 2 ** (len(widths) - 1)
+        if image_size != grid * factor:
+            raise UserError(
+                f"model.network.image_size={image_size} is not {factor} times "
+                f"grid={grid}, as {len(widths)} levels need: set grid={image_size // factor} or "
+                "another image_size"
+            )
+        if spatial_norm and code_dim != channels:
+            raise UserError(
+                f"model.network.spatial_norm=true needs code_dim={code_dim} and "
+                f"channels={channels} to be equal: make them equal"
+            )
+        self.image_size = image_size
+        self.grid = grid
+        self.num_tokens = num_tokens
+        self.pixels = pixels
+        self.encoder = Encoder(
+            channels=channels,
+            stem_width=stem_width,
+            widths=widths,
+            blocks=blocks,
+            attention=attention,
+            middle_attention=middle_attention,
+            norm=NormFactory(groups),
+        )
+        self.decoder = Decoder(
+            channels=channels,
+            widths=widths,
+            blocks=blocks,
+            attention=attention,
+            middle_attention=middle_attention,
+            norm=NormFactory(groups, code_dim if spatial_norm else None),
+        )
+        self.to_latents = nn.Conv2d(channels, code_dim, 1)
+        self.from_codes = nn.Conv2d(code_dim, channels, 1)
+        self.codebook = (
+            LogitCodebook(num_tokens, code_dim)
+            if codebook == "gumbel"
+            else Codebook(num_tokens, code_dim, is_cosine=codebook == "cosine")
+        )
+        # Convolutions on CPUs and tensor cores are faster in channels_last.
+        self.to(memory_format=torch.channels_last)
+
+    def extra_repr(self) -> str:
+        """Returns the settings that change the tokens and are not in the weights."""
+        cosine = self.codebook.is_cosine
+        return f"pixels={self.pixels}, cosine={cosine}, groups={self.encoder.norm.num_groups}"
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Returns the image tokens [B, h, w] of images [B, 3, H, W] in [0, 1].
+
+        Raises:
+            ValueError: the images are not [B, 3, image_size, image_size].
+        """
+        side = self.image_size
+        if images.ndim != 4 or images.shape[1:] != (3, side, side):
+            raise ValueError(f"expected images [B, 3, {side}, {side}], got {list(images.shape)}")
+        with torch.autocast(images.device.type, enabled=False):  # tokens must not depend on it
+            pixels = 2 * images - 1 if self.pixels == "signed" else images
+            return self.codebook.tokens(self.to_latents(self.encoder(pixels)))
+
+    @torch.no_grad()
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Returns the images [B, 3, H, W] in [0, 1] of image tokens [B, h, w]."""
+        with torch.autocast(tokens.device.type, enabled=False):
+            codes = self.codebook.codes(tokens)
+            pixels = self.decoder(self.from_codes(codes), codes)
+        images = (pixels + 1) / 2 if self.pixels == "signed" else pixels
+        return images.clamp(0, 1).contiguous()
+
+
+def _check_option(name: str, value: str, options: tuple[str, ...]) -> None:
+    if value not in options:
+        raise UserError(
+            f"model.network.{name}={value} is not possible: set one of {', '.join(options)}"
+        )
+
+
+def _check_widths(widths: Iterable[int], groups: int) -> None:
+    for width in widths:
+        if width % groups:
+            raise UserError(
+                f"model.network.groups={groups} does not divide a width of {width}: set a divisor"
+            )
