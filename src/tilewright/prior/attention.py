@@ -80,18 +80,19 @@ def _block_mask(pattern: str, stream: BaseStream, device: torch.device) -> Block
     )
 
 
-def hide_padding(visible: Tensor, text: Tensor) -> Tensor:
+def hide_padding(visible: Tensor, visible_text: Tensor) -> Tensor:
     """Returns booleans [B, 1, n, n], True for visible keys, with a mask for each row of a batch.
 
     A hidden key remains visible to its own query, because a softmax needs a key.
 
     Args:
         visible: booleans [n, n], True for visible keys.
-        text: booleans [B, T], False for text to hide. Positions after it are visible.
+        visible_text: booleans [B, T], False for text to hide. Positions after it are not hidden.
     """
     positions = len(visible)
-    keys = F.pad(text, (0, positions - text.shape[1]), value=True)[:, None, None, :]
-    return visible & keys | torch.eye(positions, dtype=torch.bool, device=visible.device)
+    keys = F.pad(visible_text, (0, positions - visible_text.shape[1]), value=True)
+    diagonal = torch.eye(positions, dtype=torch.bool, device=visible.device)
+    return (visible & keys[:, None, None, :]) | diagonal
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:

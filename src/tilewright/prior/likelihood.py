@@ -15,7 +15,8 @@ def log_likelihood(network: Prior, text: Tensor, image: Tensor) -> tuple[Tensor,
 
     Their sum is ln p of the pair. The caption's likelihood covers the same text tokens as the
     training loss (`Stream.padding_targets`): by default its BPE tokens and the padding token that
-    ends it. It is nan for a stream that does not predict text.
+    ends it. It is conditional on the first token for a `PlainStream`, and nan for a
+    `CaptionStream`, whose text is not predicted.
 
     Args:
         text: text of the stream, such as text tokens [B, T].
