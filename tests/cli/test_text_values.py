@@ -27,6 +27,7 @@ OTHER_KEYS = (
         "data",
         "metric",
         "family",
+        "family.heads",
         "compile",
         "device",
         "weights",

@@ -11,6 +11,7 @@ import torch
 from tokenizers import CharBPETokenizer
 from torch.nn import functional as F
 
+from helpers.command import command
 from helpers.public_priors import (
     MINDALLE,
     make_mindalle,
@@ -18,6 +19,7 @@ from helpers.public_priors import (
     mindalle_text,
     random_weights,
 )
+from tilewright import TextToImage
 from tilewright.conversion import Conversion
 from tilewright.errors import UserError
 from tilewright.prior import PlainStream, Sampling, log_likelihood, sample
@@ -117,13 +119,19 @@ def test_logits_equal_the_reference_at_every_position(network, image):
             torch.testing.assert_close(steps, rows, rtol=0, atol=1e-4)
 
 
+def most_likely(text):
+    """Image tokens [B, N] at temperature 0."""
+    tokens = torch.empty(len(text), 0, dtype=torch.long)
+    for _ in range(GRID**2):
+        logits = reference_of(text, tokens)[1][:, -1]
+        tokens = torch.cat([tokens, logits.argmax(-1, keepdim=True)], dim=1)
+    return tokens
+
+
 @torch.no_grad()
 def test_tokens_at_temperature_zero_equal_the_reference(network):
     text = mindalle_text(LENGTHS)
-    expected = torch.empty(len(text), 0, dtype=torch.long)
-    for _ in range(GRID**2):
-        logits = reference_of(text, expected)[1][:, -1]
-        expected = torch.cat([expected, logits.argmax(-1, keepdim=True)], dim=1)
+    expected = most_likely(text)
     tokens = sample(network, text, 2, sampling=Sampling(temperature=0))
     assert torch.equal(tokens[:, 0].flatten(1), expected)
     assert len(expected.unique(dim=0)) == len(text)
@@ -179,19 +187,36 @@ def test_a_published_folder_is_converted_with_its_tokenizer(network, tmp_path):
     assert conversion.dvae.stage == "dvae"
 
 
-def test_text_tokens_equal_those_of_the_published_tokenizer(tmp_path):
-    tokenizers = pytest.importorskip("tokenizers")
-    folder = write_folder(tmp_path / "1.3B")
+def reference_tokenizer(folder):
     files = [str(folder / "tokenizer" / f"bpe-16k-{n}") for n in ("vocab.json", "merges.txt")]
-    reference = CharBPETokenizer.from_file(*files, unk_token="[UNK]", lowercase=True, dropout=None)
-    reference.add_special_tokens(["[PAD]"])
-    reference.enable_padding(length=LENGTH, pad_id=reference.token_to_id("[PAD]"))
-    reference.enable_truncation(max_length=LENGTH)
-    conversion = MinDALLE(str(folder), TokenizerFamily()).convert(trust=True)
-    ours = tokenizers.Tokenizer.from_str(conversion.tokenizer_json)
-    for caption in ("A bad  CAB", "", "zebra, face!", "Éa b\n[PAD] c", "aaaaaaaaaaaaaaa"):
-        ids = (ours.encode(caption).ids + [PADDING] * LENGTH)[:LENGTH]
-        assert ids == reference.encode(caption).ids, caption
+    tokenizer = CharBPETokenizer.from_file(*files, unk_token="[UNK]", lowercase=True, dropout=None)
+    tokenizer.add_special_tokens(["[PAD]"])
+    tokenizer.enable_padding(length=LENGTH, pad_id=tokenizer.token_to_id("[PAD]"))
+    tokenizer.enable_truncation(max_length=LENGTH)
+    return tokenizer
+
+
+def test_a_published_folder_generates_the_reference_images(tmp_path):
+    references = pytest.importorskip("parity.vq_references", exc_type=ImportError)
+    folder, size = write_folder(tmp_path / "1.3B"), GRID * 8
+    vqgan = references.randomize(references.TamingVQGAN(size, [GRID], codes=VOCAB))
+    torch.save({"state_dict": vqgan.state_dict()}, folder / "stage1_last.ckpt")
+    arguments = ["family=mindalle", f"family.folder={folder}", f"family.dvae.image_size={size}"]
+    out = tmp_path / "model"
+    assert command("convert", [*arguments, f"out={out}", "trust=true"]) is None
+    model = TextToImage.from_pretrained(out)
+    assert model.sampling == Sampling(top_k=256)
+    captions = ["A bad  CAB", "", "zebra, face!", "Éa b\n[PAD] c", "aaaaaaaaaaaaaaa"]
+    encodings = reference_tokenizer(folder).encode_batch(captions)
+    text = torch.tensor([encoding.ids for encoding in encodings])
+    assert torch.equal(model.prior.stream.pad(model.tokenizer.encode(captions)), text)
+    with torch.no_grad():
+        tokens = most_likely(text).view(-1, GRID, GRID)
+        expected = ((vqgan.decode(tokens) + 1) / 2).clamp(0, 1)
+    images = model.generate(captions, sampling=Sampling(temperature=0)).images[:, 0]
+    torch.testing.assert_close(images, expected, rtol=0, atol=1e-4)
+    with pytest.raises(UserError, match="needs a prior that has seen empty captions"):
+        model.generate(captions, sampling=Sampling(guidance=2.0))
 
 
 @pytest.mark.parametrize(
