@@ -21,6 +21,7 @@ from tilewright.data.truncation import warn_of_truncation
 from tilewright.errors import UserError
 from tilewright.prior import (
     BaseStream,
+    CaptionStream,
     Prior,
     Sampling,
     TokenStream,
@@ -118,7 +119,7 @@ class TextToImage:
         return cls(
             runs.load_network(run, device),
             dvae,
-            runs.load_tokenizer(run),
+            runs.load_tokenizer(run, device),
             ranker,
             sampling=runs.load_sampling(run),
             caption_dropout=OmegaConf.select(config, "model.caption_dropout"),
@@ -328,17 +329,19 @@ class TextToImage:
         check_whole("batch_size", batch_size)
         sampling = self._resolve_sampling(sampling)
         self.check_supports(sampling)
-        text = self._encode_captions(captions)
+        self._check_captions(captions)
         # Converts the weights here, not once per batch.
         prior = with_low_precision_weights(self.prior, sampling.weights)
         prompt_rows = self._encode_top_rows(image_prompt, rows)
         grid = self.image_tokenizer.grid
-        tokens = torch.full((len(text), n, grid, grid), -1, device=self.device)
-        for captions_slice, candidates_slice in _batch_slices(len(text), n, batch_size):
+        tokens = torch.full((len(captions), n, grid, grid), -1, device=self.device)
+        for captions_slice, candidates_slice in _batch_slices(len(captions), n, batch_size):
             batch = tokens[captions_slice, candidates_slice]
+            if candidates_slice.start == 0:
+                text = self.tokenizer.encode(captions[captions_slice]).to(self.device)
             for sampled_rows in sample_rows(
                 prior,
-                text[captions_slice],
+                text,
                 batch.shape[1],
                 sampling=sampling,
                 seed=seed,
@@ -435,14 +438,22 @@ class TextToImage:
         return sampling
 
     def _encode_captions(self, captions: Sequence[str]) -> Tensor:
-        """Returns the text tokens [C, T] of captions, on the prior's device."""
+        """Returns the stream's text of captions, such as tokens [C, T], on the prior's device."""
+        self._check_captions(captions)
+        return self.tokenizer.encode(captions).to(self.device)
+
+    def _check_captions(self, captions: Sequence[str]) -> None:
+        """Checks captions, and logs those that are cut.
+
+        Raises:
+            UserError: they are not a list of captions.
+        """
         is_list = not isinstance(captions, str) and len(captions) > 0
         if not is_list or not all(isinstance(caption, str) for caption in captions):
             raise UserError(
                 f"captions={captions!r} is not a list of captions: write it like ['a red circle']"
             )
         warn_of_truncation(self.tokenizer, captions)
-        return self.tokenizer.encode(captions).to(self.device)
 
     def _encode_top_rows(self, image_prompt: Image.Image | None, rows: int) -> Tensor | None:
         """Encodes an image and returns its top `rows` of image tokens, [1, rows, w]."""
@@ -485,8 +496,18 @@ def check_compatible(
             f"{type(prior).__name__} has no stream and is not a prior: use a network of "
             "tilewright.prior"
         )
-    if isinstance(stream, TokenStream) and (
-        tokenizer.length != stream.text_length or tokenizer.vocab_size > stream.text_vocab
+    width = getattr(tokenizer, "width", None)  # of features in place of tokens
+    if isinstance(stream, CaptionStream):
+        if (tokenizer.length, width) != (stream.text_length, stream.features):
+            raise UserError(
+                f"the prior reads features of width {stream.features} at {stream.text_length} "
+                f"positions, but the text encoder has width {width} at {tokenizer.length}: use the "
+                "one that the prior was trained with"
+            )
+    elif isinstance(stream, TokenStream) and (
+        width is not None
+        or tokenizer.length != stream.text_length
+        or tokenizer.vocab_size > stream.text_vocab
     ):
         raise UserError(
             f"the prior reads {stream.text_length} text tokens from a vocabulary of "

@@ -110,10 +110,10 @@ def test_truncated_captions_are_counted_with_an_example(
     trained = batches(data, data.train_dataloader(), 2)
     assert all("truncated" not in batch for batch in trained)
     (first,) = (record.getMessage() for record in caplog.records)
-    assert first.startswith("Some captions are longer than tokenizer.length and are truncated")
+    assert first.startswith("Some captions are longer than 1 text tokens and are truncated")
     caplog.clear()
     data.teardown("fit")
-    assert "8 captions were longer than tokenizer.length=1" in caplog.text
+    assert "8 captions were longer than 1 text tokens" in caplog.text
     resumed = make(tokenizer=tokenizer)
     resumed.load_state_dict(data.state_dict())
     assert resumed.skip_counts.truncated == 8

@@ -1,5 +1,7 @@
 """Tiny random tokenizers and text encoders in the formats of transformers."""
 
+import json
+
 import tokenizers
 import torch
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -49,6 +51,42 @@ def save_t5(folder, dim=16, seed=0):
         vocab_size=128, d_model=dim, d_kv=4, d_ff=32, num_layers=2, num_heads=4, dropout_rate=0.1
     )
     return _save(T5ForConditionalGeneration(config), unigram(), folder)
+
+
+def save_clip(folder):
+    """Writes a whole CLIP of 20 text positions with a tokenizer, and returns the folder."""
+    from transformers import CLIPConfig, CLIPModel
+
+    width = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    text = {
+        **width,
+        "vocab_size": 100,
+        "num_hidden_layers": 2,
+        "max_position_embeddings": 20,
+        "bos_token_id": 2,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+    }
+    vision = {**width, "num_hidden_layers": 1, "image_size": 8, "patch_size": 4}
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return _save(model, unigram(), folder)
+
+
+def save_bert(folder):
+    """Writes a BERT without a pooler, with its tokenizer, and returns the folder."""
+    from transformers import BertConfig, BertForMaskedLM
+
+    config = BertConfig(
+        vocab_size=100,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=20,
+    )
+    return _save(BertForMaskedLM(config), word_piece(), folder)
 
 
 def _save(model, tokenizer, folder):

@@ -31,11 +31,16 @@ def resolve(config: DictConfig) -> None:
 
 
 def encode(config: DictConfig) -> None:
-    """Encodes each split, and prints the folder of its image tokens."""
+    """Encodes each split, and prints the folders of its image tokens and caption features."""
     from tilewright.data.encode_parallel import encode_in_parallel
+    from tilewright.data.feature_cache import FeatureCache
     from tilewright.data.skipping import format_counts
 
     plain: Any = OmegaConf.to_container(config, resolve=True)
     for split, cache, unreadable in encode_in_parallel(plain):
+        if isinstance(cache, FeatureCache):
+            size = f"{cache.num_bytes() / 2**20:.3g} MiB"
+            print(f"Features of {split} ({len(cache)} captions, {size}) are in {cache.folder}")
+            continue
         note = f", not encoded: {format_counts(unreadable)}" if unreadable else ""
         print(f"Image tokens of {split} ({len(cache)} images{note}) are in {cache.folder}")

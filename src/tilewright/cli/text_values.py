@@ -68,6 +68,7 @@ TEXT_KEYS: dict[str, tuple[str, ...]] = {
     "data.cache": (),
     "data.image_tokenizer.run": NULL,
     "tokenizer.path": NULL,
+    "caption.path": NULL,
     "data.source.path": (),
     "data.source.root": (),
     "data.source.name": (),

@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # torch is loaded after the settings have been checked
 
 log = logging.getLogger(__name__)
 
-TOKENIZER_SIZES = ("vocab_size",)  # settings of a text tokenizer that may be null
+TOKENIZER_SIZES = ("vocab_size", "width", "digest")  # settings of a text tokenizer that may be null
 TOKENIZER_CAPTIONS = 1_000_000  # enough for any vocabulary; a streaming dataset may never end
 
 
@@ -163,6 +163,7 @@ def new_run(config: DictConfig) -> DictConfig:
             config.image_tokens = {"grid": network.grid, "vocab": network.num_tokens}
             check_guidance(config)
         if config.tokenizer is not None:
+            check_tokenizer()
             fill_in_tokenizer(config.tokenizer)
         runs.check_name(config.run_name)
         config.run = escape(str(logs / config.stage / settings.job_name(config.run_name)))
@@ -192,8 +193,19 @@ def check_adapters(config: DictConfig) -> None:
         )
 
 
+def check_tokenizer() -> None:
+    """Checks that a text encoder is not combined with another tokenizer than its own.
+
+    Raises:
+        UserError: the command line chooses both.
+    """
+    if settings.choices().get("caption") == "encoder" and settings.is_typed("tokenizer"):
+        name = settings.choices()["tokenizer"]
+        raise UserError(f"caption=encoder has its own tokenizer: leave tokenizer={name} out")
+
+
 def fill_in_tokenizer(config: DictConfig) -> None:
-    """Fills in the sizes of a pretrained tokenizer, which the network depends on.
+    """Fills in the sizes of a pretrained tokenizer or text encoder, which the network needs.
 
     Raises:
         UserError: there is no such tokenizer, or it cannot be used.
@@ -201,7 +213,8 @@ def fill_in_tokenizer(config: DictConfig) -> None:
     unknown = [key for key in TOKENIZER_SIZES if key in config and config[key] is None]
     if not unknown:
         return
-    settings.check_no_missing(config, "tokenizer.")
+    branch = "caption" if settings.choices().get("caption") == "encoder" else "tokenizer"
+    settings.check_no_missing(config, f"{branch}.")
     tokenizer = instantiate(config)
     tokenizer.train(())
     for key in unknown:

@@ -1,3 +1,4 @@
+from .caption_encoder import CaptionEncoder as CaptionEncoder
 from .datamodule import CaptionedImages as CaptionedImages
 from .filters import AspectRatio as AspectRatio
 from .filters import Boilerplate as Boilerplate

@@ -1,6 +1,7 @@
 """`CaptionedImages`, the LightningDataModule of all stages."""
 
 import contextlib
+import hashlib
 import logging
 import math
 from collections import Counter
@@ -17,7 +18,10 @@ from torch.utils.data import DataLoader
 
 from tilewright.checks import MAX_SEED, check_whole
 from tilewright.data.batches import BatchLoader, EvaluationBatches, TrainingBatches, mark_updates
+from tilewright.data.caption_encoder import CaptionEncoder
+from tilewright.data.captions import find_captions
 from tilewright.data.encode_split import encode_split
+from tilewright.data.feature_cache import FeatureCache, encode_captions
 from tilewright.data.filters import Filter, usable_captions
 from tilewright.data.image_tokenizer import ImageTokenizer
 from tilewright.data.images import MAX_PIXELS, to_floats
@@ -36,6 +40,7 @@ from tilewright.errors import UserError
 
 log = logging.getLogger(__name__)
 
+CAPTIONS_READ_TOGETHER = 1000
 RECORDS_READ_TOGETHER = 16  # several times faster than single records of a shuffled table
 
 
@@ -48,7 +53,9 @@ class CaptionedImages(pl.LightningDataModule):
     - `image`: float [B, 3, H, W] in [0, 1]. Missing if there are image tokens.
     - `rows`: number of rows that count. It is B, or 0 if the only row is padding, because every
       process needs a batch.
-    - `text`: text of the stream, with a tokenizer: text tokens, int64 [B, T].
+    - `text`: text of the stream, with a tokenizer: text tokens, int64 [B, T], or features of a
+      caption encoder, float [B, T, D + 1]. Features come from a cache, which is filled once. With
+      streaming data, each batch is encoded on the device.
     - `update_rows`, `update_text`, `update_index`: see `mark_updates`; with accumulation.
     - `image_tokens`: int64 [B, h, w], with an image tokenizer. They come from the token cache,
       which is filled once. With streaming data or `augmented_tokens`, each batch is encoded on the
@@ -68,7 +75,7 @@ class CaptionedImages(pl.LightningDataModule):
         batch_size: rows of a batch, summed over all processes.
         train_transform, eval_transform: PIL image to a PIL image of image_size x image_size. A
             train_transform of None is the eval_transform.
-        tokenizer: text tokenizer, already trained or loaded.
+        tokenizer: text tokenizer or caption encoder, already trained or loaded.
         image_tokenizer: frozen image tokenizer. It makes this the data of the prior.
         augmented_tokens: encode newly augmented images at every step, as the paper does, instead
             of each image once.
@@ -78,7 +85,7 @@ class CaptionedImages(pl.LightningDataModule):
             rows. 0 uses all data.
         filters: filters by name.
         max_pixels: larger images are skipped.
-        cache: folder for image tokens.
+        cache: folder for image tokens and caption features.
         num_workers: dataloader workers of each process. 0 reads between the steps.
         seed: seed of the order, the choice of captions, the crops and BPE dropout.
 
@@ -157,6 +164,8 @@ class CaptionedImages(pl.LightningDataModule):
         """Loads the source. Images stay encoded until they are read."""
         if self.trainer is not None and isinstance(self.image_tokenizer, torch.nn.Module):
             self.image_tokenizer.to(self.trainer.strategy.root_device)
+        if self.trainer is not None and isinstance(self.tokenizer, CaptionEncoder):
+            self.tokenizer.to(self.trainer.strategy.root_device)
         if not self._splits:
             self._splits = prepare_splits(self.source.load(), self.filters)
             if self.overfit_batches:
@@ -263,6 +272,33 @@ class CaptionedImages(pl.LightningDataModule):
             for crop in range(self.crops_per_image)
         ]
 
+    def encode_captions(self, split: str, quiet: bool = False) -> FeatureCache | None:
+        """Encodes the captions of a split to features, or opens them if they are on disk.
+
+        The filters have no effect, so that captions need not be encoded again with other filters.
+
+        Args:
+            quiet: show no progress bar.
+
+        Returns:
+            None without a caption encoder.
+
+        Raises:
+            UserError: the split streams, the encoder cannot be loaded, or the features cannot be
+                written.
+        """
+        if not isinstance(self.tokenizer, CaptionEncoder):
+            return None
+        table = self.table(split).select_columns("caption")
+        key = f"{self.tokenizer.identity} {table._fingerprint}"
+        folder = self.cache / "captions" / hashlib.sha256(key.encode()).hexdigest()[:16]
+        captions = (
+            [text for value in batch["caption"] for text in find_captions(value)[0]]
+            for batch in table.iter(CAPTIONS_READ_TOGETHER)
+        )
+        label = None if quiet else f"captions of {split}"
+        return encode_captions(captions, self.tokenizer, folder, label)
+
     def _rows(self, name: str) -> Any:
         """Returns the records of a split, or of a part of it."""
         split = name.partition("[")[0]
@@ -338,27 +374,43 @@ class CaptionedImages(pl.LightningDataModule):
             self._rows_read += self.batch_size
             if skipped and not self.skip_counts.total:
                 log.warning("Some rows are skipped, first: %s", format_counts(skipped))
-            if truncated and not self.skip_counts.truncated:
+            if truncated and self.tokenizer is not None and not self.skip_counts.truncated:
                 log.warning(
-                    "Some captions are longer than tokenizer.length and are truncated, first: %r",
+                    "Some captions are longer than %d text tokens and are truncated, first: %r",
+                    self.tokenizer.length,
                     truncated[0],
                 )
             read = batch["rows"] + sum(skipped.values())
             self.skip_counts.add(read, skipped, len(truncated))
         if self.image_tokenizer is not None and "image_tokens" not in batch:
             batch["image_tokens"] = self.image_tokenizer.encode(batch.pop("image"))
+        if isinstance(self.tokenizer, CaptionEncoder):
+            batch.pop("update_text", None)  # features are not predicted
+            states = batch.pop("features", None)
+            batch["text"] = self._features(self.tokenizer, batch["text"], states)
         return batch
+
+    @staticmethod
+    def _features(encoder: CaptionEncoder, tokens: Tensor, states: Tensor | None) -> Tensor:
+        """Returns the features [B, T, D + 1] of text tokens [B, T], from hidden states if given."""
+        if states is None:
+            return encoder.encode_tokens(tokens).to(tokens.device)
+        return encoder.arrange(states, (tokens >= 0).sum(dim=1))
 
     def _make_dataset(self, split: str, training: bool) -> TableDataset | StreamingDataset:
         rows = self._rows(split)
         transform = self.train_transform if training else self.eval_transform
-        reader = RowReader(transform, self.tokenizer, training, self.filters, self.max_pixels)
+        tokenizer = self.tokenizer
+        if isinstance(tokenizer, CaptionEncoder):  # workers have no network
+            tokenizer = tokenizer.tokenizer
+        reader = RowReader(transform, tokenizer, training, self.filters, self.max_pixels)
         if isinstance(rows, IterableDataset):
             seed = self.seed if training else None
             return StreamingDataset(rows, reader, self._reader_group, seed)
+        features = self.encode_captions(split)
         if self.image_tokenizer is None or (training and self.augmented_tokens):
-            return TableDataset(rows, reader)
-        return TableDataset(rows, reader, self.encode(split, training))
+            return TableDataset(rows, reader, features=features)
+        return TableDataset(rows, reader, self.encode(split, training), features)
 
     def _batching(self, dataset: TableDataset | StreamingDataset, training: bool) -> dict[str, Any]:
         """Returns the arguments of the DataLoader that determine the rows of a batch."""
@@ -431,7 +483,7 @@ class CaptionedImages(pl.LightningDataModule):
             log.warning("%s", counts)
         if counts.truncated and self.tokenizer is not None:
             log.warning(
-                "%d captions were longer than tokenizer.length=%d and were truncated",
+                "%d captions were longer than %d text tokens and were truncated",
                 counts.truncated,
                 self.tokenizer.length,
             )

@@ -8,6 +8,9 @@ import torch
 from datasets import Dataset
 
 from tilewright.configs import instantiate
+from tilewright.data.caption_encoder import CaptionEncoder
+from tilewright.data.datamodule import CaptionedImages
+from tilewright.data.feature_cache import FeatureCache
 from tilewright.data.row_reader import image_path
 from tilewright.data.skipping import SkipReason
 from tilewright.data.token_cache import TokenCache
@@ -17,8 +20,8 @@ from tilewright.hardware import available_cpus
 
 def encode_in_parallel(
     config: dict[str, Any],
-) -> Iterator[tuple[str, TokenCache, Mapping[str, int]]]:
-    """Encodes splits, and yields their names, token caches and unreadable images by reason.
+) -> Iterator[tuple[str, TokenCache | FeatureCache, Mapping[str, int]]]:
+    """Encodes splits, and yields their names, caches and unreadable images by reason.
 
     Each process takes the next free shard, so the others finish the work of a process that ends
     early.
@@ -31,7 +34,7 @@ def encode_in_parallel(
     """
     processes = config["processes"]
     _limit_threads(processes)
-    data = instantiate(config["data"])
+    data = _build_data(config, config["device"])
     for split in config["splits"]:
         data.table(split)  # also fills the cache of `datasets` before the other processes start
     helpers = [
@@ -42,6 +45,9 @@ def encode_in_parallel(
         helper.start()
     try:
         for split in config["splits"]:
+            features = data.encode_captions(split)
+            if features is not None:
+                yield split, features, {}
             for cache in data.encode(split, training=split == "train"):
                 yield split, cache, _count_unreadable(cache, data.table(split))
     except BaseException:
@@ -64,14 +70,24 @@ def _count_unreadable(cache: TokenCache, table: Dataset) -> Mapping[str, int]:
 
 def _encode_quietly(config: dict[str, Any], rank: int) -> None:
     _limit_threads(config["processes"])
-    if config["device"] == "cuda":
-        config["data"]["image_tokenizer"]["device"] = f"cuda:{rank % torch.cuda.device_count()}"
-    data = instantiate(config["data"])
+    device = config["device"]
+    if device == "cuda":
+        device = f"cuda:{rank % torch.cuda.device_count()}"
+        config["data"]["image_tokenizer"]["device"] = device
+    data = _build_data(config, device)
     try:
         for split in config["splits"]:
+            data.encode_captions(split, quiet=True)
             data.encode(split, training=split == "train", quiet=True)
     except (UserError, KeyboardInterrupt) as error:  # the first process reports the same error
         raise SystemExit(1) from error
+
+
+def _build_data(config: dict[str, Any], device: str) -> CaptionedImages:
+    data = instantiate(config["data"])
+    if isinstance(data.tokenizer, CaptionEncoder):
+        data.tokenizer.to(device)
+    return data
 
 
 def _limit_threads(processes: int) -> None:

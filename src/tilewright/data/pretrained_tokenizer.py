@@ -7,7 +7,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from tilewright.checks import check_whole
+from tilewright.data import caption_cleaning
 from tilewright.data.caption_cleaning import Cleaning, find_cleaning
+from tilewright.data.fingerprints import fingerprint_code
 from tilewright.data.json_tokenizer import (
     JsonTokenizer,
     count_tokens,
@@ -48,6 +50,12 @@ class PretrainedTokenizer(JsonTokenizer):
         self.path = path
         self.cleaning = cleaning
         self._clean = find_cleaning(cleaning)
+
+    @property
+    def identity(self) -> str:
+        """Text that determines the tokens of a caption."""
+        code = "" if self.cleaning == "none" else fingerprint_code(caption_cleaning)
+        return f"{self.cleaning} {code} {self._tokenizer.to_str()}"
 
     def train(self, captions: Iterable[str] = ()) -> None:
         """Reads the tokenizer at `path`. It learns nothing from the captions.

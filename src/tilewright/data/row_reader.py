@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from tilewright.data.filters import Filter, check_image_size, usable_captions
 from tilewright.data.images import MAX_PIXELS, decode_image, to_bytes, to_floats
@@ -131,6 +131,9 @@ def collate(rows: list[dict | str]) -> dict[str, Any]:
         batch["truncated"] = truncated
     if position is not None:
         batch["position"] = position
+    if "features" in usable[0]:  # captions have different numbers of tokens
+        features = [row.pop("features") for row in usable]
+        batch["features"] = nn.utils.rnn.pad_sequence(features, batch_first=True)
     for key in usable[0]:
         values = [row[key] for row in usable]
         batch[key] = torch.stack(values) if isinstance(values[0], Tensor) else values

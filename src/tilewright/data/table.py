@@ -8,6 +8,7 @@ import torch
 from datasets import Dataset
 
 from tilewright.data.batches import SeededIndex
+from tilewright.data.feature_cache import FeatureCache
 from tilewright.data.row_reader import RowReader, image_path
 from tilewright.data.seeding import derive_seed
 from tilewright.data.skipping import SkipReason, no_usable_rows
@@ -22,13 +23,21 @@ class TableDataset(torch.utils.data.Dataset):
         reader: converts records to batch rows.
         caches: image tokens of all rows. With them, no image is opened. There is one cache for each
             augmented crop, and a row uses the next one in each epoch.
+        features: features of all captions, for the entry `features` of a row.
     """
 
-    def __init__(self, table: Dataset, reader: RowReader, caches: Sequence[TokenCache] = ()):
+    def __init__(
+        self,
+        table: Dataset,
+        reader: RowReader,
+        caches: Sequence[TokenCache] = (),
+        features: FeatureCache | None = None,
+    ):
         self.images = table.select_columns("image")
         self.table = table.select_columns("caption") if caches else table
         self.reader = reader
         self.caches = caches
+        self.features = features
 
     def __len__(self) -> int:
         return len(self.table)
@@ -51,6 +60,10 @@ class TableDataset(torch.utils.data.Dataset):
             self.reader(image, caption, self._tokens(item), item.seed)
             for item, image, caption in zip(seeded, images, columns["caption"], strict=True)
         ]
+        if self.features is not None:
+            for row in rows:
+                if isinstance(row, dict):
+                    row["features"] = self.features[row["text"]]
         return [
             SkipReason(row, image_path(self.images[item.row]["image"]))
             if self.caches and isinstance(row, SkipReason)

@@ -7,20 +7,18 @@ next shard that no other process is encoding.
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
-from functools import lru_cache, partial
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
-from rich import get_console
-from rich.progress import Progress
 from torch import Tensor
 
 from tilewright.data.image_tokenizer import ImageTokenizer
 from tilewright.data.images import REASONS
+from tilewright.data.shards import Advance, encode_shards, shard_file
 from tilewright.errors import UserError
 from tilewright.files import atomic_file
 
@@ -117,58 +115,12 @@ def encode_rows(
     Raises:
         UserError: the folder cannot be written.
     """
-    ranges = [range(first, min(first + SHARD, rows)) for first in range(0, rows, SHARD)]
-    shards = {shard_file(folder, index): shard for index, shard in enumerate(ranges)}
-    if all(file.exists() for file in shards):
-        return TokenCache(folder, rows)
-    # A log file would get blank lines instead of a bar.
-    is_visible = label is not None and get_console().is_terminal
-    with _write_errors(folder), Progress(transient=True, disable=not is_visible) as progress:
-        folder.mkdir(parents=True, exist_ok=True)
-        bar = progress.add_task(f"Encoding {label} to image tokens", total=rows)
-        # The first pass takes free shards. The second waits for the shards of other processes,
-        # and encodes those that they did not finish.
-        for wait in (False, True):
-            for file, shard in shards.items():
-                with _lock_shard(file, wait) as locked:
-                    if locked:
-                        completed = sum(len(s) for f, s in shards.items() if f.exists())
-                        progress.update(bar, completed=completed)
-                        advance = partial(progress.advance, bar)
-                        _encode_shard(
-                            file, shard, read, image_tokenizer, device, batch_size, advance
-                        )
+
+    def encode(file: Path, shard: range, advance: Advance) -> None:
+        _encode_shard(file, shard, read, image_tokenizer, device, batch_size, advance)
+
+    encode_shards(folder, rows, SHARD, encode, "image tokens", label)
     return TokenCache(folder, rows)
-
-
-def shard_file(folder: Path, shard: int) -> Path:
-    """Returns the path of a shard."""
-    return folder / f"{shard:05}.npy"
-
-
-@contextlib.contextmanager
-def _lock_shard(file: Path, wait: bool) -> Iterator[bool]:
-    """Locks a shard, and yields True if this process must encode it.
-
-    Args:
-        wait: wait for a process that holds the lock. Otherwise skip the shard.
-    """
-    if file.exists():
-        yield False
-        return
-    # The operating system releases the lock of a killed process.
-    lock = FileLock(file.with_name(f".{file.name}.lock"))
-    try:
-        lock.acquire(blocking=wait)
-    except Timeout:
-        yield False
-        return
-    try:
-        yield not file.exists()
-    finally:
-        lock.release()
-        # Safe to delete: a process that waits for this lock finds the complete shard.
-        Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def _encode_shard(
@@ -178,7 +130,7 @@ def _encode_shard(
     image_tokenizer: ImageTokenizer,
     device: torch.device | str,
     batch_size: int,
-    advance: Callable[[int], None],
+    advance: Advance,
 ) -> None:
     partial_file = file.with_name(f".{file.name}.partial")
     tokens = _load_partial(partial_file, len(rows), image_tokenizer)
@@ -220,18 +172,6 @@ def _empty_tokens(rows: int, image_tokenizer: ImageTokenizer) -> np.ndarray:
 def _save(path: Path, tokens: np.ndarray) -> None:
     with atomic_file(path) as temporary, temporary.open("wb") as file:
         np.save(file, tokens)
-
-
-@contextlib.contextmanager
-def _write_errors(folder: Path) -> Iterator[None]:
-    """Converts errors of the file system to a UserError."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"image tokens cannot be written to {folder} ({error.strerror or error}): free "
-            "space there, or set data.cache; finished shards are kept"
-        ) from error
 
 
 def _encode_batch(

@@ -15,7 +15,13 @@ from tilewright.runs import fixed_keys, safe_build
 
 log = logging.getLogger(__name__)
 
-GROUPS = ("model", "likelihood", "tokenizer")  # groups whose option must be that of the source
+CAPTION_ENCODER = "tilewright.data.CaptionEncoder"
+GROUPS = (
+    "model",
+    "likelihood",
+    "tokenizer",
+    "caption",
+)  # groups whose option must be that of the source
 
 
 def adopt(config: DictConfig, source: Path, keys: Iterable[str]) -> None:
@@ -46,6 +52,10 @@ def adopt(config: DictConfig, source: Path, keys: Iterable[str]) -> None:
         config.data.image_size = image_size
         if saved.get("tokenizer"):
             config.tokenizer = saved.tokenizer
+        if saved.stage == "prior":
+            config.caption = None
+            if _reads_features(saved):
+                config.caption, config.tokenizer = saved.tokenizer, "${caption}"
         if "likelihood" in saved.model.network:
             config.likelihood = saved.model.network.likelihood
         if saved.stage == "prior":
@@ -54,6 +64,11 @@ def adopt(config: DictConfig, source: Path, keys: Iterable[str]) -> None:
                 _adopt_sampling(config, source, keys)
         for key, value in changes.items():
             OmegaConf.update(config, key, escape(value))
+
+
+def _reads_features(saved: DictConfig) -> bool:
+    """Returns True if a prior reads the features of a text encoder in place of text tokens."""
+    return OmegaConf.select(saved, "tokenizer._target_") == CAPTION_ENCODER
 
 
 def _adopt_sampling(config: DictConfig, source: Path, keys: list[str]) -> None:
@@ -78,6 +93,7 @@ def _check_conflicts(
     }
     if saved.get("tokenizer"):
         trained["tokenizer"] = saved.tokenizer
+        trained["caption"] = saved.tokenizer if _reads_features(saved) else None
     if "likelihood" in saved.model.network:
         trained["likelihood"] = saved.model.network.likelihood
     expected = OmegaConf.create(trained)
@@ -93,6 +109,8 @@ def _check_conflicts(
                 )
     for group in GROUPS:
         chosen, required = config.choices.get(group), saved.choices.get(group)
+        if group == "caption":  # a converted model has no choices
+            required = "encoder" if _reads_features(saved) else "joint"
         if group in keys and chosen != required:
             raise UserError(
                 f"the weights of init={source} need {group}={required}: leave {group}={chosen} out"

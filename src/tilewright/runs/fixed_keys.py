@@ -5,6 +5,7 @@ FIXED_BY_WEIGHTS = (
     "model.network.",
     "likelihood.",
     "tokenizer.",
+    "caption.",
     "image_tokens.",
     "data.image_size",
     "data.image_tokenizer.",
@@ -26,6 +27,8 @@ FIXED_BY_TRAINING = (
 # Exceptions: neither the weights nor the data depend on them.
 CHANGEABLE = (
     "tokenizer.dropout",
+    "tokenizer.path",  # a text encoder may move; a tokenizer is saved with the run
+    "caption.path",
     "model.network.checkpointing",
     "lora.dropout",
     "data.source.path",  # a folder may move

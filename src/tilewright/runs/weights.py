@@ -100,8 +100,11 @@ def _offer_other_checkpoint(broken: Path) -> str:
     return ""
 
 
-def load_tokenizer(folder: str | Path) -> Any:
+def load_tokenizer(folder: str | Path, device: str = "cpu") -> Any:
     """Loads the text tokenizer of a run or model.
+
+    Args:
+        device: of a text encoder's weights, which are loaded with the first caption.
 
     Raises:
         UserError: the run does not exist, has no tokenizer, or its tokenizer does not match its
@@ -111,6 +114,8 @@ def load_tokenizer(folder: str | Path) -> Any:
     settings = load_config(folder).get("tokenizer")
     tokenizer = safe_build.build(settings, "tilewright.data", f"tokenizer in {folder}")
     tokenizer.load(folder / TOKENIZER)
+    if hasattr(tokenizer, "to"):
+        tokenizer.to(device)
     return tokenizer
 
 
@@ -316,7 +321,7 @@ def save_model(
         )
     else:
         save_network(folder, config, load_weights(run), trained_steps(run))
-    if config.get("tokenizer"):
+    if (run / TOKENIZER).is_file():  # a converted model may leave it to its text encoder
         shutil.copyfile(run / TOKENIZER, folder / TOKENIZER)
 
 
