@@ -114,6 +114,7 @@ def test_a_priors_distance_equals_that_of_eval(monkeypatch, tmp_path):
 
     monkeypatch.setattr(frechet.TextToImage, "from_trainer", lambda *_: Model())
     monkeypatch.setattr(generation.TextToImage, "from_run", lambda *_: Model())
+    monkeypatch.setattr(generation.runs, "trained_steps", lambda *_: 70)
     trainer = trainer_with(images, cache=tmp_path / "codes", image_tokenizer="a dVAE")
     frechet.FrechetDistance(images=20).measure(trainer, module)
     arguments = {"seed": 0, "device": "cpu", "folder": tmp_path / "eval"}

@@ -34,7 +34,7 @@ def test_help_shows_examples_and_options(name, capsys):
 @pytest.mark.parametrize(
     ("name", "groups"),
     [
-        ("train", "callbacks data debug experiment filter likelihood logger model stage sweep "
+        ("train", "callbacks data debug experiment filter likelihood logger lora model stage sweep "
          "tokenizer trainer"),
         ("eval", "data debug metric ranker sampling"),
         ("encode", "data filter"),

@@ -32,7 +32,7 @@ OTHER_KEYS = (
         "device",
         "weights",
     ),
-    *("host", "resize", "metric.resize", "*monitor", "callbacks.best", "*tokenizer"),
+    *("host", "resize", "metric.resize", "*monitor", "callbacks.best*", "*tokenizer"),
     *("best_of", "top_k", "top_p", "temperature", "guidance", "likelihood.min_log_scale"),
     *(
         "data.*transform",
@@ -41,6 +41,7 @@ OTHER_KEYS = (
         "image_tokens.*",
         "family.image_size",
         "family.pixels",
+        "lora.layers",
     ),
     *("model.network.padding_mode", "model.network.pattern", "model.network.norm"),
     *("model.network.mlp", "model.network.positions", "sampling.*", "trainer.*"),

@@ -71,6 +71,24 @@ def test_a_run_that_no_longer_averages_continues_from_its_trained_weights(tmp_pa
         torch.testing.assert_close(first.weights[name], value, rtol=0, atol=0)
 
 
+class KilledInTheLastValidation(pl.Callback):
+    """Ends the training as a kill does, in the validation after the last update."""
+
+    def on_validation_start(self, trainer, module):
+        if trainer.global_step == trainer.max_steps:
+            raise KeyboardInterrupt
+
+
+def test_a_training_killed_in_its_last_validation_resumes(tmp_path):
+    tiny.train("prior", tmp_path / "uninterrupted", steps=9)
+    killed = [KilledInTheLastValidation()]
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        tiny.train("prior", tmp_path / "killed", steps=9, extra_callbacks=killed)
+    tiny.train("prior", tmp_path / "killed", steps=9)
+    assert killing.checkpoint_values(tmp_path / "killed")[".global_step"] == 9
+    assert killing.differences(tmp_path / "uninterrupted", tmp_path / "killed") == []
+
+
 def test_a_training_resumes_after_a_full_disk(tmp_path):
     tiny.train("prior", tmp_path / "uninterrupted", steps=16)
     tiny.train("prior", tmp_path / "stopped", steps=9)

@@ -140,10 +140,12 @@ class LastCheckpoint(UpdateBoundaryCheckpoint):
             return
         # Any process may get the signal, and all must stop after the same update.
         stop = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
-        if stop or trainer.should_stop:  # before the last validation, if there is one
+        is_complete = 0 <= trainer.max_steps <= trainer.global_step
+        # A complete run cannot be resumed, so its checkpoint must follow its last validation.
+        if (stop or trainer.should_stop) and not (is_complete and trainer.enable_validation):
             trainer.save_checkpoint(f"{self.dirpath}/last.ckpt")
             self._update_latest(trainer)
-        if stop and trainer.global_step < trainer.max_steps:
+        if stop and not is_complete:
             self._exit(trainer)
 
     def _exit(self, trainer: pl.Trainer) -> None:

@@ -31,6 +31,7 @@ TEXT_KEYS: dict[str, tuple[str, ...]] = {
     "compare": NULL,
     "dvae": NULL,
     "init": SWITCH,
+    "base": NULL,
     "resume": SWITCH,
     "with_ranker": SWITCH,
     "ranker.run": NULL,
