@@ -6,8 +6,11 @@ sequence at each step, and has the mask of the project's sampling script.
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 from torch.nn import functional as F
 
+from helpers.command import command
+from helpers.pretrained import save_t5
 from helpers.public_priors import (
     LLAMAGEN,
     llamagen_layout,
@@ -15,6 +18,7 @@ from helpers.public_priors import (
     make_llamagen,
     random_weights,
 )
+from tilewright import TextToImage
 from tilewright.conversion import Conversion
 from tilewright.errors import UserError
 from tilewright.prior import CaptionStream, Sampling, log_likelihood, sample
@@ -73,11 +77,23 @@ def reference(weights, features, caption_mask, image):
     return rms_norm(x, w["norm.weight"])[:, length - 1 :] @ w["output.weight"].T
 
 
-def reference_of(text, image, with_caption=True):
+def reference_of(text, image, with_caption=True, weights=WEIGHTS):
     features, mask = text[..., :-1], text[..., -1].bool()
     if not with_caption:  # the null caption keeps the mask of its caption
-        features = torch.zeros_like(features) + WEIGHTS["cls_embedding.uncond_embedding"]
-    return reference(WEIGHTS, features, mask, image)
+        features = torch.zeros_like(features) + weights["cls_embedding.uncond_embedding"]
+    return reference(weights, features, mask, image)
+
+
+def most_likely(text, guidance, weights=WEIGHTS):
+    """Image tokens [B, N] at temperature 0."""
+    tokens = torch.empty(len(text), 0, dtype=torch.long)
+    for _ in range(GRID**2):
+        logits = reference_of(text, tokens, weights=weights)[:, -1]
+        if guidance != 1:
+            empty = reference_of(text, tokens, with_caption=False, weights=weights)[:, -1]
+            logits = empty + (logits - empty) * guidance
+        tokens = torch.cat([tokens, logits.argmax(-1, keepdim=True)], dim=1)
+    return tokens
 
 
 @pytest.fixture(scope="module")
@@ -116,13 +132,7 @@ def test_logits_equal_the_reference_at_every_position(network, image, with_capti
 @torch.no_grad()
 def test_tokens_at_temperature_zero_equal_the_reference(network, guidance):
     text = llamagen_text(LENGTHS)
-    expected = torch.empty(len(text), 0, dtype=torch.long)
-    for _ in range(GRID**2):
-        logits = reference_of(text, expected)[:, -1]
-        if guidance != 1:
-            empty = reference_of(text, expected, with_caption=False)[:, -1]
-            logits = empty + (logits - empty) * guidance
-        expected = torch.cat([expected, logits.argmax(-1, keepdim=True)], dim=1)
+    expected = most_likely(text, guidance)
     tokens = sample(network, text, 2, sampling=Sampling(temperature=0, guidance=guidance))
     assert torch.equal(tokens[:, 0].flatten(1), expected)
     assert torch.equal(tokens[:, 0], tokens[:, 1])
@@ -164,6 +174,56 @@ def test_a_published_file_is_converted_with_its_sizes(network, tmp_path, entry):
     assert conversion.dvae.stage == "dvae"
     assert conversion.sampling == {"guidance": 7.5, "top_k": 1000}
     assert conversion.tokenizer["length"] == LLAMAGEN["text_length"]
+
+
+def reference_features(folder, captions, length):
+    """Features of a T5 encoder in bf16, moved to the right as in the project's sampling script."""
+    transformers = pytest.importorskip("transformers")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_padding(length=length)
+    tokenizer.enable_truncation(length)
+    encoded = tokenizer.encode_batch(captions)
+    ids = torch.tensor([encoding.ids for encoding in encoded])
+    mask = torch.tensor([encoding.attention_mask for encoding in encoded])
+    encoder = transformers.T5EncoderModel.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    features = encoder(input_ids=ids, attention_mask=mask).last_hidden_state.float()
+    counts = mask.sum(dim=1).tolist()
+    rows = [torch.cat([row[n:], row[:n]]) for row, n in zip(features, counts, strict=True)]
+    mask = mask.flip(1)[..., None]
+    return torch.cat([torch.stack(rows) * mask, mask], dim=2)
+
+
+@torch.no_grad()
+def test_published_files_generate_the_reference_images(tmp_path):
+    references = pytest.importorskip("parity.vq_references", exc_type=ImportError)
+    encoder = save_t5(tmp_path / "t5")
+    sizes = {**LLAMAGEN, "features": 16, "text_length": 8}
+    weights = random_weights(llamagen_layout(**sizes))
+    torch.save({"model": weights}, tmp_path / "t2i.pt")
+    vq, size = references.randomize(references.LlamaGenVQ(GRID * 8, codes=VOCAB)), GRID * 8
+    vq.write(tmp_path / "vq.pt")
+    arguments = {
+        "family": "llamagen",
+        "family.checkpoint": tmp_path / "t2i.pt",
+        "family.text_encoder": encoder,
+        "family.heads": HEADS,
+        "family.dvae.checkpoint": tmp_path / "vq.pt",
+        "family.dvae.image_size": size,
+        "out": tmp_path / "model",
+        "trust": "true",
+    }
+    assert command("convert", [f"{key}={value}" for key, value in arguments.items()]) is None
+    model = TextToImage.from_pretrained(tmp_path / "model")
+    assert model.sampling == Sampling(top_k=1000, guidance=7.5)
+    captions = ["A Red circle", "", "two large stars on the left of a gold ring"]
+    text = model.tokenizer.encode(captions)
+    expected = reference_features(encoder, [c.lower() for c in captions], sizes["text_length"])
+    assert text[..., -1].sum(dim=1).tolist()[1:] == [1, 8]
+    torch.testing.assert_close(text, expected, rtol=0.02, atol=0.02)
+    tokens = most_likely(text, 7.5, weights).view(-1, GRID, GRID)
+    pixels = ((vq.decode(tokens) + 1) / 2).clamp(0, 1)
+    images = model.generate(captions, sampling=Sampling(temperature=0, guidance=7.5)).images
+    torch.testing.assert_close(images[:, 0], pixels, rtol=0, atol=1e-4)
 
 
 def test_files_that_do_not_fit_are_refused_in_one_line(tmp_path):
