@@ -278,6 +278,8 @@ def train_briefly(
     """Runs two updates in one of the processes, and puts its peak bytes into a queue."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank))
     torch.set_num_threads(1)
+    if lora is not None:
+        lora.peft_config([])  # imports PEFT, which is not a part of the training
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     network = build(model, "cpu", "model.network.pattern=full", "model.network.checkpointing=false")
     if lora is not None:

@@ -1,4 +1,4 @@
-"""Memory benchmark: the training that it measures runs."""
+"""Memory benchmark: the training that it measures runs, and its counts of adapters."""
 
 import socket
 import sys
@@ -12,6 +12,32 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import memory
 
+from tilewright.training.adapters import LowRankAdapters
+
+
+@pytest.mark.parametrize("model", ["llamagen_256", "mindalle"])
+def test_adapters_of_public_priors_are_counted_as_peft_makes_them(model):
+    pytest.importorskip("peft")
+    adapters = LowRankAdapters(rank=8)
+    with torch.device("meta"):
+        network = memory.PUBLIC[model]()
+        counted = memory.count_trained(network, adapters)
+        adapters.add_to(network)
+    assert counted == sum(p.numel() for p in network.parameters() if p.requires_grad)
+    assert 4e6 < counted < 10e6
+
+
+def test_adapters_and_eight_bits_take_less_memory():
+    network = memory.build("prior_small")
+    kinds = [(None, 32), (None, 8), (LowRankAdapters(rank=2), 8)]
+    total = [
+        memory.per_gpu(network, "ddp", 1, 1, "bf16-mixed", True, lora, bits).total
+        for lora, bits in kinds
+    ]
+    assert total[0] > total[1] > total[2]
+    whole = memory.per_gpu(network, "ddp", 1, 1, "bf16-mixed", True)
+    assert whole.moments == 2 * whole.weights
+
 
 @pytest.mark.slow
 def test_a_measured_training_reports_its_peak(monkeypatch):
@@ -22,6 +48,6 @@ def test_a_measured_training_reports_its_peak(monkeypatch):
         free.bind(("", 0))
         port = free.getsockname()[1]
     peaks = []
-    memory.train_briefly(0, 1, port, "prior_small", 1, SimpleNamespace(put=peaks.append))
+    memory.train_briefly(0, 1, port, "prior_small", 1, None, SimpleNamespace(put=peaks.append))
     torch.set_num_threads(threads)
     assert peaks[0] > 0

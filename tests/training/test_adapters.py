@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from tilewright.errors import UserError
-from tilewright.prior import Stream, Transformer
+from tilewright.prior import CaptionStream, PlainStream, Stream, Transformer
 from tilewright.prior.low_precision import with_low_precision_weights
+from tilewright.prior.pretrained import LlamaGenTransformer, MinDALLETransformer
 from tilewright.ranker import DualEncoder
 from tilewright.training.adapters import (
     LowRankAdapters,
@@ -168,6 +169,38 @@ def test_merged_weights_compute_the_same_as_the_adapters(plain, adapted):
     assert type(by_peft.blocks[0].attention.qkv) is nn.Linear
     for name, value in by_peft.named_parameters():
         torch.testing.assert_close(weights[name], value)
+
+
+def make_llamagen():
+    stream = CaptionStream(text_length=4, features=6, grid=2, image_vocab=6)
+    text = torch.randn(2, 4, 7)
+    text[..., -1] = 1
+    return LlamaGenTransformer(stream, dim=16, depth=2, heads=2), text
+
+
+def make_mindalle():
+    stream = PlainStream(4, 8, 2, 6, padding_token=0)
+    return MinDALLETransformer(stream, dim=16, depth=2, heads=2), TEXT
+
+
+@pytest.mark.parametrize("make", [make_llamagen, make_mindalle])
+def test_public_priors_take_adapters_in_all_layers_of_their_blocks(make):
+    pytest.importorskip("peft")
+    network, text = make()
+    base = {name: value.clone() for name, value in network.state_dict().items()}
+    assert len(choose_layers(network, None)) == 2 * 4
+    LowRankAdapters(rank=RANK, alpha=6).add_to(network)
+    network(text, IMAGE)[1].square().sum().backward()
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            assert (parameter.grad is not None) == ("lora_" in name)
+            if "lora_" in name:
+                parameter.normal_(std=0.1)
+    merged, _ = make()
+    merged.load_state_dict(merge_adapters(base, network.state_dict(), 6 / RANK))
+    torch.testing.assert_close(
+        merged(text, IMAGE)[1], network(text, IMAGE)[1], rtol=1e-4, atol=1e-5
+    )
 
 
 def test_low_precision_copy_includes_the_adapters(plain, adapted):
