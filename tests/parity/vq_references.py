@@ -27,7 +27,7 @@ def randomize(module):
             if "conv_y" in name or "conv_b" in name:  # scale and shift of MoVQ's normalizations
                 parameter.copy_(float(name.endswith("conv_y.bias")) + 0.1 * noise)
             elif parameter.ndim > 1 and "embed" not in name:
-                gain = 0.85 if "decoder" in name else 1.0  # keeps rounding errors small
+                gain = 0.75 if "decoder" in name else 1.0  # keeps rounding errors small
                 parameter.copy_(gain * noise / parameter[0].numel() ** 0.5)
             elif "embed" in name:
                 parameter.copy_(noise)
