@@ -84,16 +84,15 @@ def test_llamagen(size, tmp_path):
     assert_same(network, [reference], reference.encode, reference.decode, size)
 
 
-@pytest.mark.parametrize("size", SIZES)
+AMUSED = {"mid_block_add_attention": False, "vq_embed_dim": 6, "layers_per_block": 2}
+UNIT = {"lookup_from_codebook": True, "norm_num_groups": 16}
+MOVQ = {"norm_type": "spatial"}
+
+
 @pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"mid_block_add_attention": False, "vq_embed_dim": 6, "layers_per_block": 2},
-        {"norm_type": "spatial"},
-        {"lookup_from_codebook": True, "norm_num_groups": 16},
-    ],
-    ids=["plain", "amused", "movq", "unit"],
+    ("size", "changes"),
+    [(64, {}), (256, {}), (64, AMUSED), (64, UNIT), (64, MOVQ), (256, MOVQ)],
+    ids=["plain-64", "plain-256", "amused-64", "unit-64", "movq-64", "movq-256"],
 )
 def test_diffusers(size, changes, tmp_path):
     from diffusers import VQModel
