@@ -160,7 +160,6 @@ def test_stranger_may_not_name_another_class_for_adapters(home, tmp_path):
     ("settings", "expected"),
     [
         (["init=false"], ["lora=default adapts a trained network", "set init=PATH"]),
-        (["lora.layers=[query]"], ["lora.layers has query", "blocks.*.attention.qkv"]),
         (
             ["model.adam_bits=8", "model.muon=false", "trainer=fsdp"],
             ["trainer=fsdp", "adam_bits=8"],
