@@ -66,7 +66,7 @@ def test_an_image_of_another_size_is_an_error():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"image_size": 20}, r"image_size=20 is not 2 times grid=8.*set grid=10"),
+        ({"image_size": 20}, r"image_size=20 is not 2 times the grid=8.*such as image_size=16"),
         ({"groups": 3}, "groups=3 does not divide a width of 8"),
         ({"codebook": "euclid"}, "codebook=euclid is not possible: set one of nearest"),
         ({"pixels": "bytes"}, "pixels=bytes is not possible"),

@@ -362,9 +362,8 @@ class VQGAN(nn.Module):
         factor = 2 ** (len(widths) - 1)
         if image_size != grid * factor:
             raise UserError(
-                f"model.network.image_size={image_size} is not {factor} times "
-                f"grid={grid}, as {len(widths)} levels need: set grid={image_size // factor} or "
-                "another image_size"
+                f"image_size={image_size} is not {factor} times the grid={grid}, as {len(widths)} "
+                f"levels need: set a multiple of {factor}, such as image_size={grid * factor}"
             )
         if spatial_norm and code_dim != channels:
             raise UserError(

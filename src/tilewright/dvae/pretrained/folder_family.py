@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from tilewright.checks import check_whole
 from tilewright.conversion import Conversion
 from tilewright.dvae.pretrained.key_maps import convert_vqgan
 from tilewright.dvae.pretrained.options import Options
@@ -28,6 +29,10 @@ class FolderFamily(ABC):
     image_size: int | None = None
 
     prefix: ClassVar[str] = ""  # of the image tokenizer's tensors in the model around it
+
+    def __post_init__(self) -> None:
+        if self.image_size is not None:
+            check_whole("family.image_size", self.image_size)
 
     def options(self) -> Options:
         """Returns the settings in the folder."""

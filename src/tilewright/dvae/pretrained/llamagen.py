@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from tilewright.checks import check_whole
 from tilewright.conversion import Conversion
 from tilewright.dvae.pretrained.key_maps import convert_vqgan, infer_settings, llamagen_key
 from tilewright.weight_files import read_tensors
@@ -18,6 +19,9 @@ class LlamaGen:
 
     checkpoint: str
     image_size: int = 256
+
+    def __post_init__(self) -> None:
+        check_whole("family.image_size", self.image_size)
 
     def convert(self, trust: bool) -> Conversion:
         """Converts the checkpoint.

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 
+from tilewright.checks import check_whole
 from tilewright.conversion import Conversion
 from tilewright.dvae.pretrained.key_maps import convert_vqgan, infer_settings, taming_key
 from tilewright.weight_files import read_tensors
@@ -24,6 +25,9 @@ class Taming:
 
     checkpoint: str
     image_size: int = 256
+
+    def __post_init__(self) -> None:
+        check_whole("family.image_size", self.image_size)
 
     def convert(self, trust: bool) -> Conversion:
         """Converts the checkpoint.
