@@ -29,7 +29,7 @@ def test_weights_of_another_network_are_refused_in_one_line(family, tmp_path):
         {**table, **stem, **projection, "encoder.down.0.block.0.conv1.weight": torch.zeros(3)},
     ):
         torch.save(weights, path)
-        with pytest.raises(UserError) as caught:
+        with pytest.raises(UserError, match=r"weights\.pt has ") as caught:
             family(str(path)).convert(trust=True)
         assert "\n" not in str(caught.value)
 

@@ -140,11 +140,12 @@ def infer_settings(
         return sum(1 for _ in takewhile(tensors.__contains__, keys))
 
     num_tokens, code_dim = shape("codebook.vectors", dims=2)
+    shape("encoder.levels.0.blocks.0.conv1.weight")  # raises for another network
     levels = range(count("encoder.levels.{}.blocks.0.conv1.weight"))
     attention = "encoder.levels.{}.attention.0.query.weight"
     return {
         "image_size": image_size,
-        "grid": image_size // 2 ** max(0, len(levels) - 1),
+        "grid": image_size // 2 ** (len(levels) - 1),
         "num_tokens": num_tokens,
         "code_dim": code_dim,
         "channels": shape("from_codes.weight")[0],
