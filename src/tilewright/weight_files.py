@@ -1,7 +1,7 @@
 """Weights in files that other projects wrote.
 
-Safetensors and JSON cannot run code, and are read as they are. The other formats are pickles, which
-need the user's trust. Even then, a pickle only builds tensors and plain values.
+Safetensors and JSON cannot run code, so they need no trust. The other formats are pickles, which
+the user must trust. Even then, a pickle only builds tensors and plain values.
 """
 
 import contextlib
@@ -107,9 +107,9 @@ def read_tensors(path: str | Path, trust: bool = False, prefix: str = "") -> dic
     """Reads the state dict of a file, or of a folder that transformers or diffusers wrote.
 
     Args:
-        path: a safetensors file, the index of several, a folder with either, or a pickle.
+        path: a safetensors file, an index of such files, a folder with either, or a pickle.
         trust: the user trusts the source of a pickle.
-        prefix: only reads tensors whose name begins with it, and removes it from the names.
+        prefix: beginning of the names of the tensors to read. It is removed from the names.
 
     Raises:
         UserError: the file is missing, broken, of another kind, or a pickle without trust.
@@ -143,7 +143,9 @@ def read_json(path: str | Path) -> dict[str, Any]:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error}): give it") from error
+        raise UserError(
+            f"{path} cannot be read ({error.strerror or error}): check the path"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({first_line(error)}): download it again") from error
     if not isinstance(content, dict):

@@ -89,7 +89,7 @@ def test_a_value_that_is_not_finite_is_not_a_plateau(value):
 
 
 def test_a_metric_that_rises_has_no_plateau():
-    with pytest.raises(UserError, match=r"monitor=validation/psnr is best at its maximum"):
+    with pytest.raises(UserError, match=r"monitor=validation/psnr rises in a training"):
         HalveOnPlateau("validation/psnr")
 
 

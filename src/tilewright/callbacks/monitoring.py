@@ -39,7 +39,7 @@ def check_monitor(name: str) -> None:
 
 
 def check_direction(key: str, name: str, mode: str) -> None:
-    """Checks that a metric is compared in its direction.
+    """Checks that `mode` is the direction in which a metric improves.
 
     Args:
         key: key of the direction, for the message.

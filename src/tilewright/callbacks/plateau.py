@@ -38,8 +38,8 @@ class HalveOnPlateau(pl.Callback):
         check_monitor(monitor)
         if monitor.startswith(RISING):
             raise UserError(
-                f"callbacks.plateau.monitor={monitor} is best at its maximum, and a plateau is the "
-                "end of a fall: set callbacks.plateau.monitor=validation/loss"
+                f"callbacks.plateau.monitor={monitor} rises in a training, and only a metric that "
+                "falls can be watched: set callbacks.plateau.monitor=validation/loss"
             )
         check_whole("callbacks.plateau.patience", patience)
         check_whole("callbacks.plateau.max_halvings", max_halvings, 0)

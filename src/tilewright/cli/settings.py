@@ -92,7 +92,7 @@ def check_values(config: DictConfig, config_name: str) -> None:
 
 
 def _check_local(key: str, path: str) -> None:
-    """Checks that a folder to write to is not one that only a shell or a library understands.
+    """Checks that a folder to write to is a path on this machine.
 
     Raises:
         UserError: the path begins with ~ or is an address.

@@ -194,7 +194,7 @@ def check_adapters(config: DictConfig) -> None:
 
 
 def check_tokenizer() -> None:
-    """Checks that a text encoder is not combined with another tokenizer than its own.
+    """Checks that a text encoder is used with its own tokenizer.
 
     Raises:
         UserError: the command line chooses both.

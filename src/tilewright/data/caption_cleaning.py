@@ -27,7 +27,7 @@ BEFORE_HTML = (
 AFTER_HTML = (
     (r"@\w+\b", ""),  # names of accounts
     *((f"[{block}]+", "") for block in ("\u31c0-\u31ef", "\u31f0-\u31ff", "\u3200-\u4dff")),
-    ("[\u4e00-\u9fff]+", ""),  # Chinese letters
+    ("[\u4e00-\u9fff]+", ""),  # Chinese characters
     (  # dashes
         "[-\u058a\u05be\u1400\u1806\u2010-\u2015\u2e17\u2e1a\u2e3a\u2e3b\u2e40\u301c\u3030\u30a0"
         "\ufe31\ufe32\ufe58\ufe63\uff0d]+",
@@ -53,7 +53,7 @@ AFTER_REPAIR = (
     (r"\b[a-zA-Z]{1,3}\d{3,15}\b", ""),
     (r"\b[a-zA-Z]+\d+[a-zA-Z]+\b", ""),
     (r"\b\d+[a-zA-Z]+\d+\b", ""),
-    # Words of shops and stock photos
+    # Phrases of shops and of stock photos
     (r"(worldwide\s+)?(free\s+)?shipping", ""),
     (r"(free\s)?download(\sfree)?", ""),
     (r"\bclick\b\s(?:for|on)\s\w+", ""),
@@ -87,7 +87,7 @@ def find_cleaning(name: str) -> Callable[[str], str]:
 
 
 def clean_like_llamagen(caption: str) -> str:
-    """Returns a caption in lower case, without markup, addresses, file names and words of shops.
+    """Returns a caption in lower case, without markup, addresses, file names and phrases of shops.
 
     LlamaGen cleans each caption twice, in its training and in sampling.
     """

@@ -20,7 +20,7 @@ from tilewright.errors import UserError
 from tilewright.files import atomic_file, atomic_folder
 
 SHARD = 1024  # captions of a file
-KIND = "caption features"
+KIND = "caption features"  # in messages
 
 
 class FeatureCache:
@@ -32,7 +32,7 @@ class FeatureCache:
         self._shards: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
-        """Number of distinct captions."""
+        """Returns the number of distinct captions."""
         return len(self._index.keys)
 
     def __getitem__(self, tokens: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class CaptionIndex:
 
     Attributes:
         keys: hash of each caption, 16 bytes.
-        offsets: where the tokens of each caption begin, and the number of all tokens.
+        offsets: index of each caption's first token, and at the end the number of all tokens.
         tokens: text tokens of all captions, one after the other.
     """
 
@@ -84,7 +84,7 @@ class CaptionIndex:
         self._folder = folder
 
     def find(self, tokens: Tensor) -> int:
-        """Returns the entry of a caption.
+        """Returns the index of a caption's entry.
 
         Raises:
             UserError: the index lacks the caption.
@@ -194,5 +194,5 @@ def _encode_shard(
 
 
 def _key(tokens: np.ndarray) -> bytes:
-    # NumPy ignores zeros at the end of fixed-length bytes, in the keys of the index as in others.
+    # NumPy drops zeros at the end of fixed-length bytes, here and in the keys of the index.
     return hashlib.blake2b(tokens.tobytes(), digest_size=16).digest()

@@ -32,8 +32,8 @@ def encode_shards(
         folder: folder of the shards.
         items: number of items of all shards, such as rows.
         size: number of items of a shard.
-        encode: writes the file of a range of items, and reports the number of encoded ones.
-        kind: name of what is written, for messages.
+        encode: writes the file of a range of items, and reports its progress to `Advance`.
+        kind: name of the content, such as "image tokens", for messages.
         label: name of the items in the progress bar. None shows no bar.
 
     Raises:
@@ -66,7 +66,7 @@ def shard_file(folder: Path, shard: int) -> Path:
 
 @contextlib.contextmanager
 def lock_file(file: Path, wait: bool) -> Iterator[bool]:
-    """Locks a file or folder that does not exist, and yields True if this process must write it.
+    """Locks a missing file or folder, and yields True if this process must write it.
 
     Args:
         wait: wait for a process that holds the lock. Otherwise yield False.

@@ -7,7 +7,7 @@ from tilewright.data.text_tokenizer import TextTokenizer
 
 log = logging.getLogger(__name__)
 
-SHOWN_LETTERS = 40  # shown letters of a caption before its cut, and after it
+SHOWN_CHARACTERS = 40  # of a caption, before its cut and after it
 _logged: set[tuple[str, str]] = set()  # parts of the cut captions that a warning has named
 
 
@@ -44,7 +44,7 @@ def _describe(tokenizer: TextTokenizer, cut: list[tuple[str, str]]) -> str:
 
 
 def _shorten(text: str, from_end: bool = False) -> str:
-    """Returns at most `SHOWN_LETTERS` letters from the beginning or from the end of a text."""
-    if len(text) <= SHOWN_LETTERS:
+    """Returns at most `SHOWN_CHARACTERS` from the beginning or from the end of a text."""
+    if len(text) <= SHOWN_CHARACTERS:
         return text
-    return f"…{text[-SHOWN_LETTERS:]}" if from_end else f"{text[:SHOWN_LETTERS]}…"
+    return f"…{text[-SHOWN_CHARACTERS:]}" if from_end else f"{text[:SHOWN_CHARACTERS]}…"

@@ -38,7 +38,7 @@ class DiscreteVAEModule(StageModule):
         super().__init__()
         if isinstance(network, VQGAN):
             raise UserError(
-                "a VQGAN is used as it is and cannot be trained: name it with dvae= in stage=prior"
+                "a VQGAN cannot be trained here: train a prior on it, with dvae= in stage=prior"
             )
         check_optimizer(learning_rate, weight_decay, betas, eps)
         check_schedule("model.temperature", temperature, exclusive=True)

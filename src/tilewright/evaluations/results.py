@@ -98,9 +98,9 @@ def _read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def _identity(record: dict[str, Any]) -> dict[str, Any]:
-    """Returns a record without its value, lists, which are spreads, and the run, which may move."""
-    left_out = {"value", "run"}
-    return {k: v for k, v in record.items() if k not in left_out and not isinstance(v, list)}
+    """Returns the keys of a record that identify its measurement."""
+    changing = {"value", "run"}  # a run may move; lists are spreads
+    return {k: v for k, v in record.items() if k not in changing and not isinstance(v, list)}
 
 
 def replace_images(images: Path, folder: Path) -> None:

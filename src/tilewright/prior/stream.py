@@ -170,9 +170,9 @@ class TokenStream(BaseStream):
         return torch.full_like(text, -1)
 
     def text_nats(self, text_logits: Tensor, text: Tensor) -> Tensor:
-        given = self.text_length - self.predicted_text
-        nats = _cross_entropies(text_logits, self.pad(text)[:, given:])
-        return F.pad(nats, (given, 0)) if given else nats
+        first = self.text_length - self.predicted_text
+        nats = _cross_entropies(text_logits, self.pad(text)[:, first:])
+        return F.pad(nats, (first, 0))
 
     def text_targets(self, text: Tensor) -> Tensor:
         is_token = text >= 0
@@ -338,11 +338,12 @@ class CaptionStream(BaseStream):
         return 0
 
     def split(self, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Splits text [B, T, D + 1] in its parts.
+        """Splits text [B, T, D + 1] into its parts.
 
         Returns:
-            Features [B, T, D], booleans [B, T] that are True for tokens of the caption, and
-            booleans [B] that are True for texts without a caption.
+            - features [B, T, D];
+            - booleans [B, T], True for tokens of the caption;
+            - booleans [B], True for texts without a caption.
         """
         features, is_token = text[..., :-1], text[..., -1] > 0
         return features, is_token, (features == 0).flatten(1).all(dim=1)

@@ -16,12 +16,8 @@ from tilewright.runs import fixed_keys, safe_build
 log = logging.getLogger(__name__)
 
 CAPTION_ENCODER = "tilewright.data.CaptionEncoder"
-GROUPS = (
-    "model",
-    "likelihood",
-    "tokenizer",
-    "caption",
-)  # groups whose option must be that of the source
+# Groups whose option must be that of the source.
+GROUPS = ("model", "likelihood", "tokenizer", "caption")
 
 
 def adopt(config: DictConfig, source: Path, keys: Iterable[str]) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tilewright.checks import check_number, check_whole
 from tilewright.errors import UserError
 
-# Names of an adapter's matrices in a training, and in the files of PEFT.
+# Names of an adapter's matrices, in a state dict and in PEFT's files.
 MATRIX = re.compile(
     r"(?:base_model\.model\.)?(?P<layer>.+)\.lora_(?P<matrix>[AB])(\.default)?\.weight"
 )
@@ -141,11 +141,6 @@ def _expect_adapters(network: nn.Module, keys: Any) -> None:
     keys.missing_keys[:] = [name for name in keys.missing_keys if MATRIX.fullmatch(name)]
 
 
-def has_adapters(weights: Mapping[str, Tensor]) -> bool:
-    """Returns True if weights are those of adapters alone."""
-    return any(MATRIX.fullmatch(name) for name in weights)
-
-
 def merge_adapters(
     base: Mapping[str, Tensor], adapters: Mapping[str, Tensor], scale: float
 ) -> dict[str, Tensor]:
@@ -206,7 +201,7 @@ def save_adapters(
     """Writes adapters as PEFT does: `adapter_model.safetensors` and `adapter_config.json`.
 
     Args:
-        file: the former. The latter is beside it.
+        file: path of `adapter_model.safetensors`. The configuration is written beside it.
         adapters: state dict of the network with adapters, or the content of PEFT's file.
         base: path or name of the base.
 
@@ -229,7 +224,7 @@ def save_adapters(
 
 
 def without_adapters(network: Any) -> Any:
-    """Replaces layers with adapters by plain layers with the changed weights, in place."""
+    """Replaces layers with adapters by plain layers with the merged weights, in place."""
     for name, layer in list(network.named_modules()):
         if hasattr(layer, "lora_A") and hasattr(layer, "get_base_layer"):
             layer.merge()

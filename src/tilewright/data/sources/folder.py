@@ -32,8 +32,8 @@ class FolderSource:
     - A file beside each image: `1.txt`, `1.png.txt`, `1.caption`, or `1.json` with a caption field.
 
     The folders `train`, `validation` and `test` directly below are the splits, if they exist.
-    Digits at the end do not count, as in `val2017`. Images without a caption are
-    skipped, and one warning counts them.
+    Digits at the end do not count, as in `val2017`. Images without a caption are skipped, and one
+    warning counts them.
 
     Args:
         caption_column: column of the captions in the metadata. None uses `caption` or `text`.

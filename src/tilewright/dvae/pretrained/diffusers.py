@@ -10,7 +10,10 @@ from tilewright.errors import UserError
 IMAGE_SIZE = 256  # `sample_size` of public configurations is not the size of training
 # Names of attention layers that older versions of diffusers wrote.
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-DOWN = {"DownEncoderBlock2D": False, "AttnDownEncoderBlock2D": True}  # has the block attention?
+DOWN = {
+    "DownEncoderBlock2D": False,
+    "AttnDownEncoderBlock2D": True,
+}  # True for blocks with attention
 UP = {"UpDecoderBlock2D": False, "AttnUpDecoderBlock2D": True}
 
 

@@ -18,11 +18,11 @@ CONFIG = "config.json"
 class FolderFamily(ABC):
     """Image tokenizer in a folder of transformers or diffusers.
 
-    Such a folder needs no conversion before it is used: `dvae=` takes it as it is.
+    `dvae=` reads such a folder directly, without a conversion.
 
     Args:
         path: the folder.
-        image_size: side of the images in pixels; None is the one of the network's settings.
+        image_size: side of the images in pixels; None reads it from the network's settings.
     """
 
     path: str

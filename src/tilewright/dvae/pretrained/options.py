@@ -38,7 +38,7 @@ class Options:
         return Options(values, self.source)
 
     def get(self, name: str, default: Any = None) -> Any:
-        """Returns a setting as it is."""
+        """Returns a setting without a check."""
         return self._values.get(name, default)
 
     def whole(self, name: str, default: int | None = None) -> int:

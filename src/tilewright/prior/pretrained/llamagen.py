@@ -98,8 +98,8 @@ def mlp_width(dim: int) -> int:
 def image_rotary(stream: CaptionStream, width: int) -> Rotary:
     """Returns LlamaGen's rotation by row and column of an image token.
 
-    LlamaGen's table is zero for the caption. So the caption's queries and keys vanish, and its
-    tokens all have a score of 0.
+    LlamaGen's table is zero for the caption. The caption's queries and keys therefore vanish, and
+    all its tokens have a score of 0.
 
     Args:
         width: D, channels of a head, a multiple of 4.

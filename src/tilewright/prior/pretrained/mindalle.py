@@ -175,7 +175,7 @@ def read_sizes(path: Path) -> dict[str, int]:
 
 
 def read_tokenizer(folder: Path, vocab_size: int) -> Any:
-    """Reads minDALL-E's tokenizer, a BPE over the letters of lowercased captions.
+    """Reads minDALL-E's tokenizer, a BPE over the characters of lowercased captions.
 
     Raises:
         UserError: a file cannot be read, or the tokens do not fit the network.
