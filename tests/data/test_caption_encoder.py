@@ -137,9 +137,9 @@ def test_a_missing_encoder_of_a_run_is_one_line_with_the_way_out(t5, tmp_path):
     with pytest.raises(UserError) as error:
         encoder.encode(["a"])
     assert str(error.value) == (
-        f"there is no folder {tmp_path / 'gone'} of a text encoder: download it, or set its "
-        f"folder: caption.path= to train, tokenizer.path in the configuration of {tmp_path} to "
-        "generate"
+        f"there is no folder {tmp_path / 'gone'} of a text encoder: download it, or name its "
+        "folder, by caption=encoder caption.path=… to train, and by tokenizer.path in the "
+        f"configuration of {tmp_path} to generate"
     )
 
 

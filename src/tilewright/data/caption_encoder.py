@@ -133,8 +133,8 @@ class CaptionEncoder:
             self._tokenizer.load(path)
             self._has_tokenizer = True
         self._advice = (
-            "download it, or set its folder: caption.path= to train, tokenizer.path in the "
-            f"configuration of {Path(path).parent} to generate"
+            "download it, or name its folder, by caption=encoder caption.path=… to train, and by "
+            f"tokenizer.path in the configuration of {Path(path).parent} to generate"
         )
 
     def to(self, device: torch.device | str) -> "CaptionEncoder":

@@ -15,7 +15,6 @@ from tilewright.runs import fixed_keys, safe_build
 
 log = logging.getLogger(__name__)
 
-CAPTION_ENCODER = "tilewright.data.CaptionEncoder"
 # Groups whose option must be that of the source.
 GROUPS = ("model", "likelihood", "tokenizer", "caption")
 
@@ -50,7 +49,7 @@ def adopt(config: DictConfig, source: Path, keys: Iterable[str]) -> None:
             config.tokenizer = saved.tokenizer
         if saved.stage == "prior":
             config.caption = None
-            if _reads_features(saved):
+            if runs.reads_features(saved):
                 config.caption, config.tokenizer = saved.tokenizer, "${caption}"
         if "likelihood" in saved.model.network:
             config.likelihood = saved.model.network.likelihood
@@ -62,11 +61,6 @@ def adopt(config: DictConfig, source: Path, keys: Iterable[str]) -> None:
                 _adopt_image_dropout(config, saved)
         for key, value in changes.items():
             OmegaConf.update(config, key, escape(value))
-
-
-def _reads_features(saved: DictConfig) -> bool:
-    """Returns True if a prior reads the features of a text encoder in place of text tokens."""
-    return OmegaConf.select(saved, "tokenizer._target_") == CAPTION_ENCODER
 
 
 def _adopt_sampling(config: DictConfig, source: Path, keys: list[str]) -> None:
@@ -97,7 +91,7 @@ def _check_conflicts(
     }
     if saved.get("tokenizer"):
         trained["tokenizer"] = saved.tokenizer
-        trained["caption"] = saved.tokenizer if _reads_features(saved) else None
+        trained["caption"] = saved.tokenizer if runs.reads_features(saved) else None
     if "likelihood" in saved.model.network:
         trained["likelihood"] = saved.model.network.likelihood
     expected = OmegaConf.create(trained)
@@ -114,7 +108,7 @@ def _check_conflicts(
     for group in GROUPS:
         chosen, required = config.choices.get(group), saved.choices.get(group)
         if group == "caption":  # a converted model has no choices
-            required = "encoder" if _reads_features(saved) else "joint"
+            required = "encoder" if runs.reads_features(saved) else "joint"
         if group in keys and chosen != required:
             raise UserError(
                 f"the weights of init={source} need {group}={required}: leave {group}={chosen} out"

@@ -46,6 +46,7 @@ TOKENIZER = "tokenizer.json"
 DVAE = "dvae"
 RANKER = "ranker"
 LATEST = "latest"
+CAPTION_ENCODER = "tilewright.data.CaptionEncoder"
 LOCK = ".lock"
 STAGES = ("dvae", "prior", "ranker")
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)+")  # someone/name, possibly with a subfolder
@@ -239,6 +240,11 @@ def _check_format(config: DictConfig, file: Path) -> None:
             f"{file} has format {written}, and this version reads format {FORMAT}: use the version "
             "of Tilewright that saved it"
         )
+
+
+def reads_features(config: DictConfig) -> bool:
+    """Returns True if a prior reads the features of a text encoder in place of text tokens."""
+    return OmegaConf.select(config, "tokenizer._target_") == CAPTION_ENCODER
 
 
 def override_key(override: str) -> str:

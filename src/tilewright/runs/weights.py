@@ -27,6 +27,7 @@ from tilewright.runs.folders import (
     is_model,
     load_config,
     public_family,
+    reads_features,
 )
 from tilewright.training.checkpoint_steps import read_steps
 from tilewright.weight_files import limit_parameters
@@ -360,7 +361,9 @@ def _save_config(
     for key in ("tokenizer", "sampling", *more_keys):
         if config.get(key):
             saved[key] = config[key]
-    plain = OmegaConf.to_container(OmegaConf.create(saved), resolve=True)
+    plain: Any = OmegaConf.to_container(OmegaConf.create(saved), resolve=True)
+    if "path" in plain.get("tokenizer", {}) and not reads_features(config):
+        plain["tokenizer"]["path"] = None  # private, and the model has its own tokenizer.json
     files.write_atomically(folder / MODEL_CONFIG, json.dumps(escape(plain), indent=2) + "\n")
 
 

@@ -1,5 +1,6 @@
 """Export of a run as a model: a folder of safetensors, JSON and a model card."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from tilewright.pipeline import TextToImage
 from tilewright.reranking import ContrastiveRanker
 from tilewright.sharing.model_card import Samples, model_card
 from tilewright.viz.images import captioned_grid, reconstruction_grid, save_png
+
+log = logging.getLogger(__name__)
 
 SAMPLES = "samples.png"
 
@@ -57,7 +60,14 @@ def export(
     Raises:
         UserError: the run is incomplete, or lacks the data for `images` or `captions`.
     """
-    stage = runs.load_config(run).stage
+    config = runs.load_config(run)
+    stage = config.stage
+    if runs.reads_features(config) and Path(config.tokenizer.path).expanduser().is_dir():
+        log.warning(
+            "The model names its text encoder by the folder %s of this machine: before you share "
+            "it, set tokenizer.path in config.json to the encoder's name on the Hub",
+            config.tokenizer.path,
+        )
     with atomic_folder(out) as folder:
         _copy_networks(stage, folder, run, ranker, sampling or {}, adapter)
         samples: Samples | None = None

@@ -1,12 +1,13 @@
 """Model card of an exported model: README.md with the Hub's front matter."""
 
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCardData
+from huggingface_hub import ModelCard, ModelCardData, model_info
 from omegaconf import DictConfig, OmegaConf
 
 from tilewright import runs
@@ -81,6 +82,7 @@ def model_card(
         f"# {name.rpartition('/')[2]}",
         _description(folder, config),
         *_adapters(config, base),
+        *_text_encoder(config),
         *_samples(samples),
         _usage(folder, config.stage, name, samples),
         f"## Training\n{_training(config, run)}",
@@ -138,6 +140,27 @@ def _adapters(config: DictConfig, base: str | None) -> list[str]:
 def _count_parameters(folder: Path) -> str:
     weights = runs.load_weights(folder).values()
     return f"{sum(value.numel() for value in weights) / 1e6:.3g} million parameters"
+
+
+def _text_encoder(config: DictConfig) -> list[str]:
+    """Names the text encoder that the model needs, with its license."""
+    if not runs.reads_features(config):
+        return []
+    path = Path(config.tokenizer.path).expanduser()
+    is_folder = path.is_absolute() or path.is_dir()  # otherwise a name on the Hub
+    license = None
+    with contextlib.suppress(Exception):  # the Hub cannot be reached, or the card is broken
+        if is_folder:
+            license = ModelCard.load(path / "README.md").data.license
+        else:
+            card = model_info(config.tokenizer.path, timeout=5).card_data
+            license = card and card.license
+    name = path.name if is_folder else config.tokenizer.path
+    return [
+        f"It reads captions through the frozen text encoder `{name}` (license: "
+        f"{license or 'not recorded'}), which is not part of this model. `tokenizer.path` in "
+        "`config.json` names the folder or the Hub name that it is loaded from."
+    ]
 
 
 def _samples(samples: Samples | None) -> list[str]:
