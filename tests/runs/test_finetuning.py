@@ -198,6 +198,17 @@ def test_other_data_and_another_image_size_are_logged(home, caplog):
     assert "data.image_size=32 becomes 16" in caplog.text
 
 
+def test_unknown_data_of_a_converted_model_are_not_logged_as_others(home, tmp_path, caplog):
+    caplog.set_level("INFO")
+    source = shutil.copytree(home.folder / "model", tmp_path / "model")
+    saved = runs.load_config(source)
+    saved.choices = {"model": "some_family"}
+    runs.save_network(source, saved, runs.load_weights(source))
+    finetuning.adopt(composed(), source, [])
+    assert f"Starting from the weights of {source}" in caplog.text
+    assert "other data" not in caplog.text
+
+
 def composed(*overrides, data="folder"):
     with initialize_config_dir(str(app.CONF), version_base="1.3"):
         return compose("train", ["experiment=finetune", f"data={data}", *overrides])

@@ -118,7 +118,8 @@ def _check_conflicts(
 def _log_differences(config: DictConfig, source: Path, saved: DictConfig, image_size: int) -> None:
     log.info("Starting from the weights of %s", source)
     data = runs.TrainingData.from_settings(config.choices.get("data"), config.data)
-    if difference := data.difference(runs.TrainingData.from_run(saved)):
+    trained = runs.TrainingData.from_run(saved)  # of a converted model, unknown
+    if trained.name and (difference := data.difference(trained)):
         log.info("%s was trained on other data: %s", source, difference)
     if image_size != config.data.image_size:
         log.info(
