@@ -76,6 +76,7 @@ def test_eval_and_likelihood_read_features(home):
         model.complete(["a red"])
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_one_without_interruption(home):
     schedule = "model.learning_rate.then.steps=100"  # does not follow trainer.max_steps
     arguments = [schedule, *home.settings, *(word for word in SMALL if "max_steps" not in word)]
@@ -177,6 +178,7 @@ def test_impossible_settings_are_one_line(home, arguments, message):
     assert message in fail(home, "train", "stage=prior", f"dvae={home.dvae}", *arguments)
 
 
+@pytest.mark.slow
 def test_a_prior_with_a_pretrained_tokenizer_is_self_contained(home, tmp_path):
     source = shutil.copy(home.t5 / "tokenizer.json", tmp_path / "tokenizer.json")
     tokenizer = ["tokenizer=pretrained", f"tokenizer.path={source}", "tokenizer.length=16"]
