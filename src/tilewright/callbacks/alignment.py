@@ -25,6 +25,8 @@ class AlignmentCallback(PeriodicMeasurement):
         UserError: a number is not possible.
     """
 
+    metrics = ("alignment/*",)
+
     def __init__(self, captions: int = 200, every_n_validations: int = 1):
         super().__init__(every_n_validations)
         check_whole("callbacks.alignment.captions", captions)

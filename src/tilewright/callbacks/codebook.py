@@ -19,6 +19,8 @@ class CodebookUsageCallback(pl.Callback):
         UserError: the network has another number of tokens.
     """
 
+    validation_metrics = ("codebook/usage", "codebook/perplexity")
+
     def __init__(self, num_tokens: int) -> None:
         self.num_tokens = num_tokens
         self._usage: CodebookUsage | None = None

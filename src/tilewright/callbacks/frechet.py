@@ -43,6 +43,8 @@ class FrechetDistance(PeriodicMeasurement):
         UserError: a number is not possible, or the weights do not exist.
     """
 
+    metrics = ("validation/fid", "validation/fd_efficientnet_lite0")
+
     def __init__(
         self, images: int = 128, every_n_validations: int = 1, inception_weights: str | None = None
     ):

@@ -1,11 +1,23 @@
 """Metrics that callbacks monitor."""
 
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from typing import Any
+
 import pytorch_lightning as pl
 
 from tilewright.errors import UserError
 
 # Beginnings of the names of metrics whose highest value is the best. Others of `validation/` fall.
 RISING = ("alignment/", "codebook/", "retrieval/", "validation/psnr", "validation/ssim")
+# Packages whose modules and callbacks log only the metrics that `validation_metrics` names.
+KNOWN_PACKAGES = {
+    "pytorch_lightning",
+    "tilewright",
+    "torch",
+    "torchmetrics",
+    "vector_quantize_pytorch",
+}
 
 
 def monitored_value(trainer: pl.Trainer, name: str) -> float:
@@ -18,11 +30,36 @@ def monitored_value(trainer: pl.Trainer, name: str) -> float:
         key: value for key, value in trainer.callback_metrics.items() if not _is_of_training(key)
     }
     if name not in metrics:
-        raise UserError(
-            f"monitor={name} is not measured at each validation: set one of "
-            f"{', '.join(sorted(metrics))}"
-        )
+        raise _not_measured(name, metrics)
     return float(metrics[name])
+
+
+def check_measured(trainer: pl.Trainer, pl_module: pl.LightningModule, name: str) -> None:
+    """Checks, at the start of a training, that each validation will measure a metric.
+
+    The module and the callbacks name their metrics in `validation_metrics`. A module or callback
+    from another package may log any metric, so that any name is accepted.
+
+    Raises:
+        UserError: no validation measures the metric.
+    """
+    parts: list[Any] = [pl_module, *trainer.callbacks]  # type: ignore[attr-defined]
+    if not all(map(_is_known, [*pl_module.modules(), *parts])):
+        return
+    metrics = [metric for part in parts for metric in getattr(part, "validation_metrics", ())]
+    if not any(fnmatchcase(name, metric) for metric in metrics):
+        raise _not_measured(name, metrics)
+
+
+def _is_known(part: Any) -> bool:
+    return type(part).__module__.partition(".")[0] in KNOWN_PACKAGES
+
+
+def _not_measured(name: str, metrics: Iterable[str]) -> UserError:
+    return UserError(
+        f"monitor={name} is not measured at each validation: set one of "
+        f"{', '.join(sorted(metrics))}"
+    )
 
 
 def check_monitor(name: str) -> None:

@@ -16,14 +16,24 @@ class PeriodicMeasurement(pl.Callback):
     Args:
         every_n_validations: validations between two measurements.
 
+    Attributes:
+        metrics: names of the metrics that `measure` logs. `*` stands for any text.
+
     Raises:
         UserError: a number is not possible.
     """
+
+    metrics: tuple[str, ...] = ()
 
     def __init__(self, every_n_validations: int = 1):
         check_whole("every_n_validations", every_n_validations)
         self.every_n_validations = every_n_validations
         self._validations = 0
+
+    @property
+    def validation_metrics(self) -> tuple[str, ...]:
+        """Names of the metrics of every validation."""
+        return self.metrics if self.every_n_validations == 1 else ()
 
     def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measures and logs. All processes call this, with averaged weights."""

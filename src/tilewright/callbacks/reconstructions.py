@@ -19,6 +19,8 @@ class Reconstructions(pl.Callback):
         count: number of images shown, from the first validation batch.
     """
 
+    validation_metrics = ("validation/psnr", "validation/ssim", "validation/l1")
+
     def __init__(self, count: int = 16):
         check_whole("callbacks.reconstructions.count", count)
         self.count = count

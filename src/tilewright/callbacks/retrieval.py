@@ -11,6 +11,12 @@ from tilewright.metrics.retrieval import RetrievalRecall
 class RetrievalCallback(pl.Callback):
     """Logs, at each validation, recall@1, @5 and @10 in both directions among its pairs."""
 
+    validation_metrics = tuple(
+        f"retrieval/{direction}_r@{k}"
+        for direction in ("caption_to_image", "image_to_caption")
+        for k in (1, 5, 10)
+    )
+
     def __init__(self) -> None:
         self._recall: RetrievalRecall | None = None
 

@@ -49,6 +49,11 @@ class DiscreteVAEModule(StageModule):
         self.learning_rate = learning_rate
         self.optimizer = {"weight_decay": weight_decay, "betas": tuple(betas), "eps": eps}
 
+    @property
+    def validation_metrics(self) -> tuple[str, ...]:
+        names = ("loss", "reconstruction", "hard_code_gap", *self.network.quantizer.penalties)
+        return tuple(f"validation/{name}" for name in names)
+
     def terms(
         self, images: Tensor, codes: Tensor, penalties: dict[str, Tensor]
     ) -> dict[str, Tensor]:

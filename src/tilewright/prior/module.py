@@ -92,6 +92,11 @@ class PriorModule(StageModule):
         self.text_nats = MeanMetric(nan_strategy="disable")
         self.image_nats = MeanMetric(nan_strategy="disable")
 
+    @property
+    def validation_metrics(self) -> tuple[str, ...]:
+        terms = self.network.stream.weighted_loss(torch.zeros(()), torch.zeros(()))
+        return tuple(f"validation/{name}" for name in terms)
+
     def terms(
         self,
         text: Tensor,

@@ -23,6 +23,11 @@ class StageModule(pl.LightningModule):
     of its repeated blocks, each of which is sharded by itself.
     """
 
+    @property
+    def validation_metrics(self) -> tuple[str, ...]:
+        """Names of the metrics that every validation logs."""
+        return ("validation/loss",)
+
     def configure_model(self) -> None:
         shard_module(self.trainer, self)
 

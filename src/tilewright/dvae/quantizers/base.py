@@ -19,10 +19,12 @@ class Quantizer(nn.Module, ABC):
     Attributes:
         num_tokens: K, the size of the codebook.
         channels: C, the number of channels of latents and codes.
+        penalties: names of the penalties that `forward` returns.
     """
 
     num_tokens: int
     channels: int
+    penalties: tuple[str, ...] = ()
 
     @abstractmethod
     def forward(self, latents: Tensor, temperature: float) -> tuple[Tensor, dict[str, Tensor]]:
@@ -52,6 +54,8 @@ class GumbelSoftmax(Quantizer):
     Codes in training are Gumbel-softmax samples; hard codes are one-hot. The penalty is the `kl` of
     the categorical posterior from the uniform prior.
     """
+
+    penalties = ("kl",)
 
     def __init__(self, num_tokens: int):
         super().__init__()

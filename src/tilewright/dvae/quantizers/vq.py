@@ -32,6 +32,8 @@ class VectorQuantizer(Quantizer):
         UserError: a number is not possible.
     """
 
+    penalties = ("commitment",)
+
     def __init__(
         self,
         num_tokens: int,
