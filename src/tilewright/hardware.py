@@ -29,12 +29,14 @@ def resolve_device(requested: str) -> str:
 
     if requested == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    refusal = UserError(f"device={requested} is not available on this machine: use device=auto")
     try:
+        kind = torch.device(requested).type
+        if kind not in ("cpu", trainer_device("auto")):  # torch knows more, such as "meta"
+            raise refusal
         torch.empty(0, device=requested)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"device={requested} is not available on this machine: use device=auto"
-        ) from error
+        raise refusal from error
     return requested
 
 

@@ -244,11 +244,11 @@ CASES = {
         None,
         ["image_tokens.grid= is filled in by training", "dvae=PATH"],
     ),
-    "home folder that the shell leaves": (
+    "home folder of nobody": (
         "train",
-        [*DVAE, "paths.logs=~/logs"],
+        [*DVAE, "paths.logs=~no_such_user/logs"],
         None,
-        ["paths.logs=~/logs begins with ~"],
+        ["paths.logs=~no_such_user/logs begins with ~ and names no user"],
     ),
     "address of a bucket": (
         "train",
@@ -677,6 +677,7 @@ CASES = {
         ["temperature=-1 is not possible"],
     ),
     # devices
+    "device without values": ("generate", [RED, "device=meta"], None, ["device=meta", "auto"]),
     "missing device": ("generate", [RED, "device=cuda:9"], None, ["cuda:9", "auto"]),
     "unknown device": ("eval", ["metric=reconstruction", "device=tpu9"], None, ["device=tpu9"]),
     "unknown precision": (

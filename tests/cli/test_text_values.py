@@ -152,6 +152,13 @@ def test_words_of_a_key_keep_their_meaning():
     assert quoted[-1] == "+out='a b'"
 
 
+def test_home_folder_is_expanded_in_paths_alone(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    arguments = ["paths.data=~/x", "out=~", "dvae=./~/x", "prompt=~/x", "run_name=~"]
+    values = [read(argument) for argument in text_values.to_hydra(arguments, "demo")]
+    assert values == ["/home/me/x", "/home/me", "./~/x", "~/x", "~"]
+
+
 def test_other_arguments_are_left_to_hydra():
     arguments = ["--config-dir=a b", "~callbacks.frechet", "metric=fid,kid", "n={a: 1}", "x"]
     assert text_values.to_hydra(["-m", *arguments], "eval") == [*arguments, "-m"]

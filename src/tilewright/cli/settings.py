@@ -92,13 +92,11 @@ def check_values(config: DictConfig, config_name: str) -> None:
 
 
 def _check_local(key: str, path: str) -> None:
-    """Checks that a folder to write to is a path on this machine.
+    """Checks that a folder to write to is not an address.
 
     Raises:
-        UserError: the path begins with ~ or is an address.
+        UserError: it is.
     """
-    if path.startswith("~"):
-        raise UserError(f"{key}={path} begins with ~, which is taken literally: write $HOME or ./~")
     if re.match(r"\w+://", path):
         raise UserError(f"{key}={path} is an address: set a folder of this machine")
 

@@ -1,5 +1,7 @@
 """Values of the command line that are text, and are therefore taken exactly as typed.
 
+Only `~` at the beginning of a path is replaced, by the home folder: a shell leaves it after `key=`.
+
 Hydra reads values by a grammar, in which commas, parentheses, quotes and much else have a meaning.
 `to_hydra` quotes text before Hydra reads it. `from_hydra` undoes this for records and messages.
 
@@ -9,6 +11,7 @@ A list of texts, or a sweep over them, repeats the key: `run=A run=B`.
 import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
@@ -82,6 +85,15 @@ TEXT_KEYS: dict[str, tuple[str, ...]] = {
 }
 # Text keys with a meaning for empty text, such as a caption.
 MAY_BE_EMPTY = ("prompt", "logger.*.name", "logger.*.version")
+# Files and folders. `~` at their beginning is the home folder.
+PATHS = (
+    *("prompts", "run", "compare", "dvae", "init", "base", "resume", "ranker.run", "ranker.path"),
+    *("paths.*", "out", "image_prompt", "family.*", "*inception_weights", "metric.clip"),
+    *("trainer.default_root_dir", "trainer.profiler.dirpath", "callbacks.*.dirpath"),
+    *("callbacks.tensorboard.run", "callbacks.samples.before_after", "logger.*.save_dir"),
+    *("data.cache", "data.image_tokenizer.run", "tokenizer.path", "caption.path"),
+    *("data.source.path", "data.source.root", "data.source.name"),
+)
 # Folders that commands write to.
 NEW_FOLDERS = ("paths.*", "data.cache", "out", "callbacks.*.dirpath", "logger.*.save_dir")
 # Keys whose value is a list: repeating them adds to it. Repeating any other key is a sweep.
@@ -102,20 +114,23 @@ def reserved_words(key: str) -> tuple[str, ...] | None:
 
 def needs_text(key: str) -> bool:
     """Returns True if the value of a key is text that cannot be empty."""
-    is_optional = any(fnmatchcase(key, pattern) for pattern in MAY_BE_EMPTY)
-    return reserved_words(key) is not None and not is_optional
+    return reserved_words(key) is not None and not _matches(key, MAY_BE_EMPTY)
 
 
 def is_new_folder(key: str) -> bool:
     """Returns True if the value of a key is a folder that a command writes to."""
-    return any(fnmatchcase(key, pattern) for pattern in NEW_FOLDERS)
+    return _matches(key, NEW_FOLDERS)
+
+
+def _matches(key: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(key, pattern) for pattern in patterns)
 
 
 def to_hydra(arguments: Sequence[str], command: str) -> list[str]:
     """Returns a command line in Hydra's grammar: text is quoted, and repeated keys are joined.
 
     Raises:
-        UserError: an argument is not valid Unicode.
+        UserError: an argument is not valid Unicode, or begins with ~ and names no user.
     """
     values: dict[str, list[str]] = {}
     joined: list[tuple[str, str]] = []
@@ -127,12 +142,24 @@ def to_hydra(arguments: Sequence[str], command: str) -> list[str]:
             joined.append((argument, ""))
             continue
         prefix, key, text = match.groups()
+        if text.startswith("~") and _matches(key, PATHS):
+            text = _expand_home(key, text)
         if key not in values:
             joined.append((f"{prefix}{key}=", key))
         values.setdefault(key, []).append(_quote(key, text))
     quoted = [start + _join(values[key], key, command) if key else start for start, key in joined]
     # Hydra's parser accepts settings on one side of a flag only.
     return sorted(quoted, key=lambda argument: argument in {"-m", "--multirun"})
+
+
+def _expand_home(key: str, path: str) -> str:
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError as error:
+        raise UserError(
+            f"{key}={path} begins with ~ and names no user of this machine: write ./{path} if it "
+            "is the name of a file"
+        ) from error
 
 
 def _join(values: list[str], key: str, command: str) -> str:
