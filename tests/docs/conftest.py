@@ -7,7 +7,7 @@ import pytest
 import torch
 from cleanfid import fid
 
-from helpers import short, untrained
+from helpers import pretrained, public_priors, short, untrained
 from tilewright.metrics import extractors
 
 TRAINED = [
@@ -81,7 +81,23 @@ def write_public_tokenizers(folder):
     )
     network.save_pretrained(folder / "amused" / "amused-256" / "vqvae")
     references.LlamaGenVQ(256, ch_mult=(1,) * 5).write(folder / "vq_ds16_t2i.pt")
-    references.TamingVQGAN(256, [16], ch_mult=[1] * 5).write(folder)
+    vqgan = references.TamingVQGAN(256, [16], ch_mult=[1] * 5)
+    vqgan.write(folder)
+    write_public_priors(folder, references.CODES)
+    torch.save({"state_dict": vqgan.state_dict()}, folder / "minDALL-E/1.3B/stage1_last.ckpt")
+
+
+def write_public_priors(folder, codes):
+    """Writes tiny priors and a text encoder of other projects, under the names of theirs."""
+    sizes = {"dim": 64, "depth": 1, "heads": 1, "image_vocab": codes, "grid": 16}
+    encoder = folder / "google" / "flan-t5-xl"
+    encoder.mkdir(parents=True)
+    pretrained.save_t5(encoder, dim=16)
+    (folder / "google" / "flan-t5-base").symlink_to("flan-t5-xl")
+    llamagen = {**sizes, "text_length": 12, "features": 16}
+    public_priors.write_llamagen(folder / "t2i_XL_stage1_256.pt", llamagen)
+    mindalle = {**sizes, "text_length": 12, "text_vocab": 40}
+    public_priors.write_mindalle(folder / "minDALL-E" / "1.3B", sizes=mindalle)
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@
 Each layout is the state dict of the published checkpoint: names and shapes.
 """
 
+import json
+
 import torch
 
 from tilewright.prior import CaptionStream, PlainStream
@@ -84,6 +86,41 @@ def random_weights(layout):
         scale = 1.0 if "emb" in name else 0.1 if len(shape) == 1 else 1.5 * shape[-1] ** -0.5
         weights[name] = is_gain + scale * values
     return weights
+
+
+def mindalle_config(dim, depth, heads, text_length, text_vocab, image_vocab, grid):
+    """Returns the text of minDALL-E's `config.yaml`."""
+    return f"""
+stage2:
+  vocab_size_txt: {text_vocab}
+  vocab_size_img: {image_vocab}
+  hparams:
+    embed_dim: {dim}
+    n_layers: {depth}
+    n_heads: {heads}
+    ctx_len_img: {grid**2}
+    ctx_len_txt: {text_length}
+"""
+
+
+def write_llamagen(file, sizes):
+    """Writes a checkpoint in the form of the published one."""
+    torch.save({"model": random_weights(llamagen_layout(**sizes)), "steps": 3}, file)
+
+
+def write_mindalle(folder, weights=None, config=None, sizes=None):
+    """Writes a folder in the form of the published one, with a tokenizer of 22 tokens."""
+    sizes = sizes or MINDALLE
+    letters = [*"abcdefghij"]
+    tokens = ["[UNK]", "a", "b", "[PAD]", *letters[2:], *(f"{letter}</w>" for letter in letters)]
+    vocab = {token: index for index, token in enumerate(tokens)}
+    (folder / "tokenizer").mkdir(parents=True)
+    (folder / "tokenizer" / "bpe-16k-vocab.json").write_text(json.dumps(vocab))
+    (folder / "tokenizer" / "bpe-16k-merges.txt").write_text("#version: 0.2\n")
+    (folder / "config.yaml").write_text(config or mindalle_config(**sizes))
+    weights = weights or random_weights(mindalle_layout(**sizes))
+    torch.save({"state_dict": weights}, folder / "stage2_last.ckpt")
+    return folder
 
 
 def make_llamagen(weights, sizes=None):

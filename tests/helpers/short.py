@@ -71,7 +71,9 @@ def _short_training(own):
     recipe = own.get("experiment", "")
     stage = own.get("stage") or STAGES.get(recipe) or recipe.partition("_")[0]
     keeps_network = "init" in own or own.get("model") in OTHER_KEYS
-    network = {} if keeps_network else NETWORKS[stage]
+    network = {} if keeps_network else dict(NETWORKS[stage])
+    if own.get("tokenizer") == "pretrained" or "caption" in own:
+        network.pop("tokenizer.vocab_size", None)
     short = {"trainer": "cpu", **TRAINING, **CALLBACKS[stage], **network, **SHAPES}
     if "resume" in own:
         short["trainer.max_steps"] = 4

@@ -4,8 +4,6 @@ The reference reads a state dict in the layout of the published checkpoint. It c
 sequence at each step.
 """
 
-import json
-
 import pytest
 import torch
 from tokenizers import CharBPETokenizer
@@ -15,9 +13,11 @@ from helpers.command import command
 from helpers.public_priors import (
     MINDALLE,
     make_mindalle,
+    mindalle_config,
     mindalle_layout,
     mindalle_text,
     random_weights,
+    write_mindalle,
 )
 from tilewright import TextToImage
 from tilewright.conversion import Conversion
@@ -30,12 +30,7 @@ WEIGHTS = random_weights(mindalle_layout(**MINDALLE))
 LENGTHS = (0, 2, 6)
 GRID, VOCAB, HEADS, LENGTH = (MINDALLE[n] for n in ("grid", "image_vocab", "heads", "text_length"))
 PADDING = 3
-CONFIG = """
-stage2:
-  vocab_size_txt: 40
-  vocab_size_img: 24
-  hparams: {embed_dim: 32, n_layers: 2, n_heads: 4, ctx_len_img: 16, ctx_len_txt: 6}
-"""
+CONFIG = mindalle_config(**MINDALLE)
 
 
 def layer_norm(x, w, name):
@@ -157,21 +152,8 @@ class TokenizerFamily:
         return Conversion("dvae", {"grid": GRID}, {})
 
 
-def write_folder(folder, weights=WEIGHTS, config=CONFIG):
-    """Writes a folder in the form of the published one, with a tokenizer of 22 tokens."""
-    letters = [*"abcdefghij"]
-    tokens = ["[UNK]", "a", "b", "[PAD]", *letters[2:], *(f"{letter}</w>" for letter in letters)]
-    vocab = {token: index for index, token in enumerate(tokens)}
-    (folder / "tokenizer").mkdir(parents=True)
-    (folder / "tokenizer" / "bpe-16k-vocab.json").write_text(json.dumps(vocab))
-    (folder / "tokenizer" / "bpe-16k-merges.txt").write_text("#version: 0.2\n")
-    (folder / "config.yaml").write_text(config)
-    torch.save({"state_dict": weights}, folder / "stage2_last.ckpt")
-    return folder
-
-
 def test_a_published_folder_is_converted_with_its_tokenizer(network, tmp_path):
-    folder = write_folder(tmp_path / "1.3B")
+    folder = write_mindalle(tmp_path / "1.3B")
     conversion = MinDALLE(str(folder), TokenizerFamily()).convert(trust=True)
     assert conversion.network["stream"] == {
         "_target_": "tilewright.prior.PlainStream",
@@ -198,7 +180,7 @@ def reference_tokenizer(folder):
 
 def test_a_published_folder_generates_the_reference_images(tmp_path):
     references = pytest.importorskip("parity.vq_references", exc_type=ImportError)
-    folder, size = write_folder(tmp_path / "1.3B"), GRID * 8
+    folder, size = write_mindalle(tmp_path / "1.3B"), GRID * 8
     vqgan = references.randomize(references.TamingVQGAN(size, [GRID], codes=VOCAB))
     torch.save({"state_dict": vqgan.state_dict()}, folder / "stage1_last.ckpt")
     arguments = ["family=mindalle", f"family.folder={folder}", f"family.dvae.image_size={size}"]
@@ -223,7 +205,7 @@ def test_a_published_folder_generates_the_reference_images(tmp_path):
     ("change", "message"),
     [
         ({"config": CONFIG.replace("n_heads: 4", "gelu_use_approx: true")}, "gelu_use_approx=True"),
-        ({"config": CONFIG.replace("16,", "15,")}, "ctx_len_img=15, which is not a square"),
+        ({"config": CONFIG.replace("img: 16", "img: 15")}, "ctx_len_img=15, which is not a square"),
         ({"config": CONFIG.replace("n_heads: 4", "n_heads: 0")}, "n_heads=0 is not possible"),
         ({"config": "stage1: {}"}, "is not a configuration of minDALL-E"),
         ({"config": CONFIG.replace("txt: 40", "txt: 20")}, "has 22 tokens with [PAD], more than"),
@@ -231,7 +213,7 @@ def test_a_published_folder_generates_the_reference_images(tmp_path):
     ],
 )
 def test_folders_that_do_not_fit_are_refused_in_one_line(tmp_path, change, message):
-    folder = write_folder(tmp_path / "1.3B", **change)
+    folder = write_mindalle(tmp_path / "1.3B", **change)
     with pytest.raises(UserError) as error:
         MinDALLE(str(folder), TokenizerFamily()).convert(trust=True)
     assert message in str(error.value)
@@ -240,7 +222,7 @@ def test_folders_that_do_not_fit_are_refused_in_one_line(tmp_path, change, messa
 
 @pytest.mark.parametrize("name", ["config.yaml", "tokenizer/bpe-16k-merges.txt"])
 def test_a_missing_file_is_named(tmp_path, name):
-    folder = write_folder(tmp_path / "1.3B")
+    folder = write_mindalle(tmp_path / "1.3B")
     (folder / name).unlink()
     with pytest.raises(UserError, match=name):
         MinDALLE(str(folder), TokenizerFamily()).convert(trust=True)

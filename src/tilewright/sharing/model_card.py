@@ -37,6 +37,7 @@ from tilewright.reranking import ContrastiveRanker
 ranker = ContrastiveRanker.from_run({name})  # the folder of this model
 images = model([caption], n=4, best_of=64, ranker=ranker)[0]  # model: a TextToImage""",
 }
+PUBLISHED_DVAE = "tilewright.dvae.VQGAN"  # network of other projects
 COLUMNS = ("metric", "value", "split", "images")  # of the table of results
 HIDDEN = {*COLUMNS, "run", "evaluation", "extractor_digest"}  # not listed as settings
 
@@ -112,20 +113,25 @@ def _description(folder: Path, config: DictConfig) -> str:
             f"A contrastive model of captions and images of {pixels}, with {parameters}. It picks "
             "the best of the images that a prior generates. Trained with Tilewright."
         )
+    made = "Trained" if config.steps else "Converted"
     if config.stage == "dvae":
         network = config.model.network
+        is_published = network._target_ == PUBLISHED_DVAE
+        kind = "A VQGAN" if is_published else f"The discrete VAE of a DALL-E ({PAPER})"
         return (
-            f"The discrete VAE of a DALL-E ({PAPER}), with {parameters}. It encodes an image of "
+            f"{kind}, with {parameters}. It encodes an image of "
             f"{pixels} as a grid of {network.grid}x{network.grid} image tokens from a codebook of "
-            f"{network.num_tokens}, and decodes them. Trained with Tilewright."
+            f"{network.num_tokens}, and decodes them. {made} with Tilewright."
         )
     stream = config.model.network.stream
+    package, _, network = config.model.network._target_.rpartition(".")
+    model = f"A {network}" if package.endswith(".pretrained") else f"A DALL-E ({PAPER})"
     return (
-        f"A DALL-E ({PAPER}) that generates images of {pixels} from captions. Its prior has "
+        f"{model} that generates images of {pixels} from captions. Its prior has "
         f"{parameters}. It reads up to {stream.text_length} text tokens and generates a grid of "
         f"{stream.grid}x{stream.grid} image tokens from a codebook of {stream.image_vocab}. Its "
-        f"dVAE, with {_count_parameters(runs.part(folder, runs.DVAE))}, decodes them to pixels. "
-        "Trained with Tilewright."
+        f"image tokenizer, with {_count_parameters(runs.part(folder, runs.DVAE))}, decodes them "
+        f"to pixels. {made} with Tilewright."
     )
 
 
