@@ -1,0 +1,26 @@
+"""Settings of a conversion that are not possible: one line, and nothing is written."""
+
+import pytest
+
+from helpers.bad_inputs import assert_refused
+
+OPENAI = ["family=openai_dvae", "family.encoder=a", "family.decoder=b"]
+
+# name: (arguments, a function that makes the input bad, parts of the message)
+CASES = {
+    "word as trust": (
+        [*OPENAI, "out={cache}/m", "trust=yes"],
+        None,
+        ["trust=yes is not possible: set true or false"],
+    ),
+    "converted model in the place of a run": (
+        [*OPENAI, "out={dvae}", "trust=true"],
+        None,
+        ["exists: name another folder"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input_is_one_line_and_writes_nothing(case, home):
+    assert_refused(home, "convert", *CASES[case])
