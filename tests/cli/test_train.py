@@ -109,12 +109,6 @@ def test_a_run_without_a_checkpoint_is_not_the_latest(copied, monkeypatch):
     assert runs.follow_latest(latest) == copied.dvae
 
 
-def test_a_monitor_that_is_not_measured_is_one_line(home):
-    line = fail(home, "train", "stage=dvae", "monitor=validation/los", NO_FRECHET, *SMALL)
-    assert "monitor=validation/los is not measured" in line
-    assert "validation/loss" in line
-
-
 def test_a_run_shorter_than_its_validation_interval_validates_at_its_end(home):
     shorter = [text for text in SMALL if "val_check_interval" not in text]
     changes = ["run_name=first", "trainer.val_check_interval=100", NO_FRECHET, *shorter]

@@ -10,12 +10,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from tilewright import runs
-from tilewright.callbacks.monitoring import (
-    check_direction,
-    check_measured,
-    check_monitor,
-    monitored_value,
-)
+from tilewright.callbacks.monitoring import check_direction, check_monitor, monitored_value
 from tilewright.distributed import launch
 from tilewright.training.trainer import is_accumulating
 
@@ -45,11 +40,6 @@ class UpdateBoundaryCheckpoint(ModelCheckpoint):
         if self.monitor is not None:
             check_monitor(self.monitor)
             check_direction("callbacks.best.mode", self.monitor, self.mode)
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        if self.monitor is not None:
-            check_measured(trainer, pl_module, self.monitor)
 
     def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
         super()._save_checkpoint(trainer, filepath)

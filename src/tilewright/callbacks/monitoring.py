@@ -34,21 +34,23 @@ def monitored_value(trainer: pl.Trainer, name: str) -> float:
     return float(metrics[name])
 
 
-def check_measured(trainer: pl.Trainer, pl_module: pl.LightningModule, name: str) -> None:
-    """Checks, at the start of a training, that each validation will measure a metric.
+def check_measured(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    """Checks, before the training, that each validation will measure the monitored metrics.
 
     The module and the callbacks name their metrics in `validation_metrics`. A module or callback
     from another package may log any metric, so that any name is accepted.
 
     Raises:
-        UserError: no validation measures the metric.
+        UserError: no validation measures one of them.
     """
     parts: list[Any] = [pl_module, *trainer.callbacks]  # type: ignore[attr-defined]
     if not all(map(_is_known, [*pl_module.modules(), *parts])):
         return
     metrics = [metric for part in parts for metric in getattr(part, "validation_metrics", ())]
-    if not any(fnmatchcase(name, metric) for metric in metrics):
-        raise _not_measured(name, metrics)
+    monitored = [getattr(part, "monitor", None) for part in parts]
+    for name in filter(None, monitored):
+        if not any(fnmatchcase(name, metric) for metric in metrics):
+            raise _not_measured(name, metrics)
 
 
 def _is_known(part: Any) -> bool:

@@ -6,12 +6,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from tilewright.callbacks.monitoring import (
-    RISING,
-    check_measured,
-    check_monitor,
-    monitored_value,
-)
+from tilewright.callbacks.monitoring import RISING, check_monitor, monitored_value
 from tilewright.checks import check_number, check_whole
 from tilewright.errors import UserError
 
@@ -58,9 +53,6 @@ class HalveOnPlateau(pl.Callback):
         self.best = float("inf")
         self.waited = 0
         self.halvings = 0
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        check_measured(trainer, pl_module, self.monitor)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking or self.halvings >= self.max_halvings:

@@ -37,15 +37,17 @@ def main(config: DictConfig) -> float | None:
     """Trains a run and returns the best value of its monitored metric, for a sweep."""
     config, checkpoint = final_config(config)
     trainer = build_trainer(config)
+
+    from tilewright.callbacks.checkpoints import best_score
+    from tilewright.callbacks.monitoring import check_measured
+
     data = build_data(config, trainer)
     model = build_model(config, trainer, checkpoint)
+    check_measured(trainer, model)
     run = Path(config.run)
     with lock_run(run, trainer, checkpoint), keep_config_until_started(run, trainer, checkpoint):
         begin(config, trainer, data, checkpoint)
         fit(config, trainer, model, data, checkpoint)
-
-    from tilewright.callbacks.checkpoints import best_score
-
     return best_score(trainer)
 
 

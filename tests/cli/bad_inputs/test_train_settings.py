@@ -157,6 +157,11 @@ CASES = {
         None,
         ["run_name=other cannot rename", "leave run_name out"],
     ),
+    "metric that is not measured": (
+        [*DVAE, *SMALL, "monitor=validation/los"],
+        None,
+        ["monitor=validation/los is not measured", "validation/kl, validation/l1, validation/loss"],
+    ),
     "metric of training": (
         [*DVAE, "resume=true", "trainer.max_steps=9", "monitor=train/loss"],
         None,
