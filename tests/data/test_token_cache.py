@@ -248,3 +248,11 @@ def test_digest_depends_on_the_weights():
     assert weights_digest(first) != weights_digest(second)
     second.load_state_dict(first.state_dict())
     assert weights_digest(first) == weights_digest(second)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int8, torch.bool])
+def test_digest_of_any_dtype_and_shape(dtype):
+    ones, zeros = torch.ones(2, 3, dtype=dtype), torch.zeros(2, 3, dtype=dtype)
+    assert weights_digest({"a": ones.T}) == weights_digest({"a": torch.ones(3, 2, dtype=dtype)})
+    assert weights_digest({"a": ones}) != weights_digest({"a": zeros})
+    assert weights_digest({"a": ones[0, 0]}) != weights_digest({"a": zeros[0, 0]})
