@@ -9,17 +9,17 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from tilewright import files, program, runs
 from tilewright.checks import format_value
 from tilewright.cli import app, settings
-from tilewright.cli.resume import resumed_config
-from tilewright.configs import escape, instantiate
+from tilewright.cli.run_config import check_new, final_config
+from tilewright.configs import instantiate
 from tilewright.distributed import launch
 from tilewright.errors import UserError
 from tilewright.hardware import check_accelerator, has_trainer_gpu, resolve_precision
-from tilewright.runs import environment, finetuning
+from tilewright.runs import environment
 from tilewright.training import trainer_settings
 from tilewright.weight_files import limit_parameters
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:  # torch is loaded after the settings have been checked
 
 log = logging.getLogger(__name__)
 
-TOKENIZER_SIZES = ("vocab_size", "width", "digest")  # settings of a text tokenizer that may be null
 TOKENIZER_CAPTIONS = 1_000_000  # enough for any vocabulary; a streaming dataset may never end
 
 
@@ -49,208 +48,6 @@ def main(config: DictConfig) -> float | None:
         begin(config, trainer, data, checkpoint)
         fit(config, trainer, model, data, checkpoint)
     return best_score(trainer)
-
-
-def final_config(config: DictConfig) -> tuple[DictConfig, Path | None]:
-    """Returns the run's configuration and the checkpoint to resume from, if there is one.
-
-    Errors in names, paths and settings are raised here, before torch is loaded.
-    """
-    if launch.is_child(config):
-        return runs.load_config(Path(config.run)), Path(config.resume) if config.resume else None
-    check_not_filled_in()
-    if OmegaConf.is_missing(config, "stage"):
-        raise UserError("stage= is missing: choose stage=dvae, then stage=prior, then stage=ranker")
-    if config.resume:
-        return resumed_run(config)
-    if launch.is_requeued() and not settings.is_typed("run_name"):
-        raise UserError(
-            "SLURM has queued this job again, and without run_name=NAME it would start a new run: "
-            "continue the first one with resume=PATH, and set run_name=NAME for new jobs"
-        )
-    config = new_run(config)
-    run = Path(config.run)
-    if launch.is_requeued() and runs.has_checkpoint(run):  # the same command then resumes
-        run, checkpoint = runs.find_resumable(run.parents[1], config.stage, str(run))
-        return runs.load_config(run), checkpoint
-    if launch.is_first():
-        check_new(run)
-    return config, None
-
-
-def check_not_filled_in() -> None:
-    """Checks that the command line sets no key that training fills in.
-
-    Raises:
-        UserError: it sets one.
-    """
-    advice = {
-        "run": "name a new run with run_name=NAME, or continue one with resume=PATH",
-        "image_tokens": "choose a dVAE with dvae=PATH",
-        "choices": "choose an option with GROUP=OPTION",
-        "overrides": "set the keys themselves",
-    }
-    for key in settings.typed_keys():
-        branch = key.partition(".")[0]
-        if branch in advice:
-            raise UserError(f"{key}= is filled in by training: {advice[branch]}")
-
-
-def check_new(run: Path) -> None:
-    """Checks that no checkpoint is lost if a new run uses a folder.
-
-    A run that was killed before its first checkpoint starts over.
-
-    Raises:
-        UserError: the folder contains a run with a checkpoint.
-    """
-    if runs.has_checkpoint(run):
-        raise UserError(f"{run} exists: resume it with resume={run}, or choose another run_name")
-
-
-def resumed_run(config: DictConfig) -> tuple[DictConfig, Path]:
-    """Returns the configuration and the checkpoint of the run that `resume=` names."""
-    if config.init and settings.is_typed("init"):
-        raise UserError("resume= continues a run and init= starts a new one: leave one of them out")
-    path = None if config.resume is True else config.resume
-    run, checkpoint = runs.find_resumable(Path(config.paths.logs), config.stage, path)
-    if settings.is_typed("run_name") and config.run_name != run.name:
-        raise UserError(
-            f"run_name={config.run_name} cannot rename {run}, which resume= continues: leave "
-            "run_name out, or start a new run from its weights with init="
-        )
-    saved = runs.load_config(run)
-    config = resumed_config(runs.relocate(saved, run))
-    if saved.get("base"):
-        config.base.path = escape(str(runs.base_folder(run, saved)))
-    if config.stage == "prior":
-        check_guidance(config)
-    check_trainer(config)
-    return config, checkpoint
-
-
-def check_model(config: DictConfig) -> None:
-    """Checks that the model belongs to the stage. A model from another package is accepted.
-
-    Raises:
-        UserError: the model belongs to another stage.
-    """
-    stage = str(config.model.get("_target_")).removeprefix("tilewright.").partition(".")[0]
-    if stage in runs.STAGES and stage != config.stage:
-        options = [name for name in settings.options("model") if name.startswith(config.stage)]
-        raise UserError(
-            f"model={settings.choices()['model']} is a model of stage={stage}: set that stage, or "
-            f"choose a model of {', '.join(options)}"
-        )
-
-
-def new_run(config: DictConfig) -> DictConfig:
-    """Returns the configuration of a new run, with everything filled in that it depends on."""
-    check_model(config)
-    logs = Path(config.paths.logs)
-    with open_dict(config):
-        config.choices = settings.choices()
-        config.overrides = escape(settings.overrides())
-        if config.init:
-            path = None if config.init is True else config.init
-            source = runs.find(logs, config.stage, path)
-            finetuning.adopt(config, source, map(runs.override_key, config.overrides))
-        check_adapters(config)
-        if config.lora:
-            config.base = {"path": config.init, "digest": None}
-        if config.stage == "prior":
-            dvae = runs.find(logs, "dvae", config.dvae, data=settings.training_data(config))
-            network = runs.load_config(dvae).model.network
-            config.dvae = escape(str(dvae))
-            config.image_tokens = {"grid": network.grid, "vocab": network.num_tokens}
-            check_guidance(config)
-        if config.tokenizer is not None:
-            check_tokenizer()
-            fill_in_tokenizer(config.tokenizer)
-        runs.check_name(config.run_name)
-        config.run = escape(str(logs / config.stage / settings.job_name(config.run_name)))
-        check_trainer(config)  # before schedules compute with trainer.max_steps
-        settings.check_complete(config)
-        launch.check_launch(config)
-    return config
-
-
-def check_adapters(config: DictConfig) -> None:
-    """Checks that low-rank adapters have a network to adapt.
-
-    Raises:
-        UserError: the stage has no linear layers, or no trained weights.
-    """
-    if not config.lora:
-        return
-    if "_target_" not in config.lora:
-        raise UserError(f"lora.{min(config.lora)}= needs lora=default: set that, too")
-    name = f"lora={settings.choices().get('lora')}"
-    if config.stage == "dvae":
-        raise UserError(f"{name} adapts linear layers, and a dVAE has convolutions: leave it out")
-    if not config.init:
-        raise UserError(
-            f"{name} adapts a trained network, and init= names none: set init=PATH, or leave "
-            f"{name} out"
-        )
-
-
-def check_tokenizer() -> None:
-    """Checks that a text encoder is used with its own tokenizer.
-
-    Raises:
-        UserError: the command line chooses both.
-    """
-    if settings.choices().get("caption") == "encoder" and settings.is_typed("tokenizer"):
-        name = settings.choices()["tokenizer"]
-        raise UserError(f"caption=encoder has its own tokenizer: leave tokenizer={name} out")
-
-
-def fill_in_tokenizer(config: DictConfig) -> None:
-    """Fills in the sizes of a pretrained tokenizer or text encoder, which the network needs.
-
-    Raises:
-        UserError: there is no such tokenizer, or it cannot be used.
-    """
-    unknown = [key for key in TOKENIZER_SIZES if key in config and config[key] is None]
-    if not unknown:
-        return
-    branch = "caption" if settings.choices().get("caption") == "encoder" else "tokenizer"
-    settings.check_no_missing(config, f"{branch}.")
-    tokenizer = instantiate(config)
-    tokenizer.train(())
-    for key in unknown:
-        config[key] = getattr(tokenizer, key)
-
-
-def check_guidance(config: DictConfig) -> None:
-    """Recommends no guidance for a prior that is trained without empty captions.
-
-    Raises:
-        UserError: the command line recommends guidance for such a prior.
-    """
-    guidance = OmegaConf.select(config, "sampling.guidance", default=1)
-    if guidance == 1 or OmegaConf.select(config, "model.caption_dropout") != 0:
-        return
-    if settings.is_typed("sampling.guidance"):
-        raise UserError(
-            f"sampling.guidance={guidance} needs a prior that has seen empty captions: set "
-            "model.caption_dropout=0.1, or leave sampling.guidance out"
-        )
-    config.sampling.guidance = 1.0
-
-
-def check_trainer(config: DictConfig) -> None:
-    """Checks the settings of `trainer`.
-
-    Raises:
-        UserError: a key or a value is not supported.
-    """
-    trainer_settings.check(_resolve_config(config.trainer))
-
-
-def _resolve_config(config: DictConfig) -> Any:
-    return OmegaConf.to_container(config, resolve=True)
 
 
 def build_trainer(config: DictConfig) -> "pl.Trainer":
@@ -357,7 +154,7 @@ def check_adam_device(config: DictConfig, trainer: "pl.Trainer") -> None:
 def load_initial_weights(
     config: DictConfig, checkpoint: Path | None
 ) -> tuple[dict[str, Any] | None, Path]:
-    """Loads the weights that a checkpoint does not hold, and returns them with their folder.
+    """Returns the weights that a checkpoint does not hold, or None without any, and their folder.
 
     A new run with adapters records a digest of their base.
     """
@@ -368,9 +165,8 @@ def load_initial_weights(
         config.base.digest = config.base.digest or weights_digest(weights)
         return weights, Path(config.base.path)
     source = Path(config.get("init") or "")
-    return (
-        runs.load_weights(source) if checkpoint is None and config.get("init") else None
-    ), source
+    is_needed = checkpoint is None and config.get("init")
+    return (runs.load_weights(source) if is_needed else None), source
 
 
 @contextlib.contextmanager
@@ -414,7 +210,8 @@ def begin(config: DictConfig, trainer: "pl.Trainer", data: Any, checkpoint: Path
     """Creates the run's folder in the first process. The other processes wait for it."""
     run = Path(config.run)
     if trainer.is_global_zero:
-        note = trainer_settings.validations_note(_resolve_config(config.trainer))
+        plain: Any = OmegaConf.to_container(config.trainer, resolve=True)
+        note = trainer_settings.validations_note(plain)
         if note is not None:
             log.info("%s", note)
         write_run(run, config, data, checkpoint)

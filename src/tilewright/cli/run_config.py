@@ -1,0 +1,220 @@
+"""Configuration of a training: that of a new run, or of the run that `resume=` names.
+
+Nothing here loads torch, so mistakes in names, paths and settings are reported at once.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from tilewright import runs
+from tilewright.cli import settings
+from tilewright.cli.resume import resumed_config
+from tilewright.configs import escape, instantiate
+from tilewright.distributed import launch
+from tilewright.errors import UserError
+from tilewright.runs import finetuning
+from tilewright.training import trainer_settings
+
+TOKENIZER_SIZES = ("vocab_size", "width", "digest")  # settings of a text tokenizer that may be null
+
+
+def final_config(config: DictConfig) -> tuple[DictConfig, Path | None]:
+    """Returns the run's configuration and the checkpoint to resume from, if there is one.
+
+    Raises:
+        UserError: a name, a path or a setting is not possible.
+    """
+    if launch.is_child(config):
+        return runs.load_config(Path(config.run)), Path(config.resume) if config.resume else None
+    check_not_filled_in()
+    if OmegaConf.is_missing(config, "stage"):
+        raise UserError("stage= is missing: choose stage=dvae, then stage=prior, then stage=ranker")
+    if config.resume:
+        return resumed_run(config)
+    if launch.is_requeued() and not settings.is_typed("run_name"):
+        raise UserError(
+            "SLURM has queued this job again, and without run_name=NAME it would start a new run: "
+            "continue the first one with resume=PATH, and set run_name=NAME for new jobs"
+        )
+    config = new_run(config)
+    run = Path(config.run)
+    if launch.is_requeued() and runs.has_checkpoint(run):  # the same command then resumes
+        run, checkpoint = runs.find_resumable(run.parents[1], config.stage, str(run))
+        return runs.load_config(run), checkpoint
+    if launch.is_first():
+        check_new(run)
+    return config, None
+
+
+def check_not_filled_in() -> None:
+    """Checks that the command line sets no key that training fills in.
+
+    Raises:
+        UserError: it sets one.
+    """
+    advice = {
+        "run": "name a new run with run_name=NAME, or continue one with resume=PATH",
+        "image_tokens": "choose a dVAE with dvae=PATH",
+        "choices": "choose an option with GROUP=OPTION",
+        "overrides": "set the keys themselves",
+    }
+    for key in settings.typed_keys():
+        branch = key.partition(".")[0]
+        if branch in advice:
+            raise UserError(f"{key}= is filled in by training: {advice[branch]}")
+
+
+def check_new(run: Path) -> None:
+    """Checks that no checkpoint is lost if a new run uses a folder.
+
+    A run that was killed before its first checkpoint starts over.
+
+    Raises:
+        UserError: the folder contains a run with a checkpoint.
+    """
+    if runs.has_checkpoint(run):
+        raise UserError(f"{run} exists: resume it with resume={run}, or choose another run_name")
+
+
+def resumed_run(config: DictConfig) -> tuple[DictConfig, Path]:
+    """Returns the configuration and the checkpoint of the run that `resume=` names."""
+    if config.init and settings.is_typed("init"):
+        raise UserError("resume= continues a run and init= starts a new one: leave one of them out")
+    path = None if config.resume is True else config.resume
+    run, checkpoint = runs.find_resumable(Path(config.paths.logs), config.stage, path)
+    if settings.is_typed("run_name") and config.run_name != run.name:
+        raise UserError(
+            f"run_name={config.run_name} cannot rename {run}, which resume= continues: leave "
+            "run_name out, or start a new run from its weights with init="
+        )
+    saved = runs.load_config(run)
+    config = resumed_config(runs.relocate(saved, run))
+    if saved.get("base"):
+        config.base.path = escape(str(runs.base_folder(run, saved)))
+    if config.stage == "prior":
+        check_guidance(config)
+    check_trainer(config)
+    return config, checkpoint
+
+
+def check_model(config: DictConfig) -> None:
+    """Checks that the model belongs to the stage. A model from another package is accepted.
+
+    Raises:
+        UserError: the model belongs to another stage.
+    """
+    stage = str(config.model.get("_target_")).removeprefix("tilewright.").partition(".")[0]
+    if stage in runs.STAGES and stage != config.stage:
+        options = [name for name in settings.options("model") if name.startswith(config.stage)]
+        raise UserError(
+            f"model={settings.choices()['model']} is a model of stage={stage}: set that stage, or "
+            f"choose a model of {', '.join(options)}"
+        )
+
+
+def new_run(config: DictConfig) -> DictConfig:
+    """Returns the configuration of a new run, with everything filled in that it depends on."""
+    check_model(config)
+    logs = Path(config.paths.logs)
+    with open_dict(config):
+        config.choices = settings.choices()
+        config.overrides = escape(settings.overrides())
+        if config.init:
+            path = None if config.init is True else config.init
+            source = runs.find(logs, config.stage, path)
+            finetuning.adopt(config, source, map(runs.override_key, config.overrides))
+        check_adapters(config)
+        if config.lora:
+            config.base = {"path": config.init, "digest": None}
+        if config.stage == "prior":
+            dvae = runs.find(logs, "dvae", config.dvae, data=settings.training_data(config))
+            network = runs.load_config(dvae).model.network
+            config.dvae = escape(str(dvae))
+            config.image_tokens = {"grid": network.grid, "vocab": network.num_tokens}
+            check_guidance(config)
+        if config.tokenizer is not None:
+            check_tokenizer()
+            fill_in_tokenizer(config.tokenizer)
+        runs.check_name(config.run_name)
+        config.run = escape(str(logs / config.stage / settings.job_name(config.run_name)))
+        check_trainer(config)  # before schedules compute with trainer.max_steps
+        settings.check_complete(config)
+        launch.check_launch(config)
+    return config
+
+
+def check_adapters(config: DictConfig) -> None:
+    """Checks that low-rank adapters have a network to adapt.
+
+    Raises:
+        UserError: the stage has no linear layers, or no trained weights.
+    """
+    if not config.lora:
+        return
+    if "_target_" not in config.lora:
+        raise UserError(f"lora.{min(config.lora)}= needs lora=default: set that, too")
+    name = f"lora={settings.choices().get('lora')}"
+    if config.stage == "dvae":
+        raise UserError(f"{name} adapts linear layers, and a dVAE has convolutions: leave it out")
+    if not config.init:
+        raise UserError(
+            f"{name} adapts a trained network, and init= names none: set init=PATH, or leave "
+            f"{name} out"
+        )
+
+
+def check_tokenizer() -> None:
+    """Checks that a text encoder is used with its own tokenizer.
+
+    Raises:
+        UserError: the command line chooses both.
+    """
+    if settings.choices().get("caption") == "encoder" and settings.is_typed("tokenizer"):
+        name = settings.choices()["tokenizer"]
+        raise UserError(f"caption=encoder has its own tokenizer: leave tokenizer={name} out")
+
+
+def fill_in_tokenizer(config: DictConfig) -> None:
+    """Fills in the sizes of a pretrained tokenizer or text encoder, which the network needs.
+
+    Raises:
+        UserError: there is no such tokenizer, or it cannot be used.
+    """
+    unknown = [key for key in TOKENIZER_SIZES if key in config and config[key] is None]
+    if not unknown:
+        return
+    branch = "caption" if settings.choices().get("caption") == "encoder" else "tokenizer"
+    settings.check_no_missing(config, f"{branch}.")
+    tokenizer = instantiate(config)
+    tokenizer.train(())
+    for key in unknown:
+        config[key] = getattr(tokenizer, key)
+
+
+def check_guidance(config: DictConfig) -> None:
+    """Recommends no guidance for a prior that is trained without empty captions.
+
+    Raises:
+        UserError: the command line recommends guidance for such a prior.
+    """
+    guidance = OmegaConf.select(config, "sampling.guidance", default=1)
+    if guidance == 1 or OmegaConf.select(config, "model.caption_dropout") != 0:
+        return
+    if settings.is_typed("sampling.guidance"):
+        raise UserError(
+            f"sampling.guidance={guidance} needs a prior that has seen empty captions: set "
+            "model.caption_dropout=0.1, or leave sampling.guidance out"
+        )
+    config.sampling.guidance = 1.0
+
+
+def check_trainer(config: DictConfig) -> None:
+    """Checks the settings of `trainer`.
+
+    Raises:
+        UserError: a key or a value is not supported.
+    """
+    plain: Any = OmegaConf.to_container(config.trainer, resolve=True)
+    trainer_settings.check(plain)
