@@ -1,15 +1,16 @@
-"""Weights in files that other projects wrote.
+"""Files of weights, also those that other projects wrote.
 
 Safetensors and JSON cannot run code, so they need no trust. The other formats are pickles, which
 the user must trust. Even then, a pickle only builds tensors and plain values.
 """
 
 import contextlib
+import itertools
 import json
 import pickle
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +86,14 @@ class Tensors:
             )
         return self._rest.pop(key)
 
+    def count(self, name: Callable[[int], str]) -> int:
+        """Returns the number of consecutive tensors from index 0, without taking them.
+
+        Args:
+            name: name of the tensor with an index.
+        """
+        return next(index for index in itertools.count() if name(index) not in self)
+
     def check_empty(self, ignored: Sequence[str] = ()) -> None:
         """Checks that every tensor has been taken.
 
@@ -132,6 +141,16 @@ def read_tensors(path: str | Path, trust: bool = False, prefix: str = "") -> dic
             "family of this file"
         )
     return tensors
+
+
+def write_tensors(file: Path, tensors: Mapping[str, "Tensor"]) -> None:
+    """Writes a safetensors file."""
+    from safetensors.torch import save_file
+
+    contiguous = {name: value.contiguous() for name, value in tensors.items()}
+    with files.atomic_file(file) as temporary:
+        save_file(contiguous, temporary, metadata={"format": "pt"})
+        temporary.chmod(0o644)  # safetensors makes the file private
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -256,7 +275,8 @@ def _read_safetensors(path: Path, prefix: str) -> dict[str, "Tensor"]:
             return {key.removeprefix(prefix): file.get_tensor(key) for key in keys}
     except (SafetensorError, OSError) as error:
         raise UserError(
-            f"{path} is not a complete safetensors file ({first_line(error)}): download it again"
+            f"{path} is not a complete safetensors file ({first_line(error)}): copy or download "
+            "it again"
         ) from error
 
 

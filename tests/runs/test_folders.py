@@ -238,7 +238,7 @@ def test_broken_weights_are_one_line(tmp_path):
     dvae, prior = trained(tmp_path, "a"), trained(tmp_path, "p", stage="prior")
     runs.copy_dvae(prior, dvae)
     (prior / runs.DVAE / runs.WEIGHTS).write_bytes(b"no weights")
-    with pytest.raises(UserError, match=r"model\.safetensors cannot be read") as caught:
+    with pytest.raises(UserError, match=r"model\.safetensors is not a complete") as caught:
         runs.load_network(prior / runs.DVAE)
     message(caught)
 

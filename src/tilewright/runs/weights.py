@@ -30,7 +30,7 @@ from tilewright.runs.folders import (
     reads_features,
 )
 from tilewright.training.checkpoint_steps import read_steps
-from tilewright.weight_files import limit_parameters
+from tilewright.weight_files import limit_parameters, read_tensors, write_tensors
 
 # Settings of a run's `model` that a model keeps.
 MODEL_KEYS = ("network", "caption_dropout", "image_dropout")
@@ -210,7 +210,7 @@ def load_weights(folder: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     Adapters are merged with the weights of their base.
 
     Args:
-        above: folders that lead here from base to base.
+        above: folders whose chain of bases leads to this one.
 
     Raises:
         UserError: the folder has no weights, or their file is broken. Or they are adapters whose
@@ -254,7 +254,7 @@ def load_base(folder: Path, config: DictConfig, above: tuple[Path, ...] = ()) ->
     if config.base.digest not in (None, weights_digest(weights)):
         raise UserError(
             f"{folder} has adapters of {base}, whose weights have changed since: set base.path to "
-            "a copy of the former weights"
+            "a copy of the original weights"
         )
     return weights
 
@@ -265,19 +265,13 @@ def load_own_weights(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: the folder has no weights, or their file is broken.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     from tilewright.distributed.sharded_checkpoint import load_stored_tensors
 
     if family := public_family(folder):
         return family.convert(trust=False).weights
     for name in (WEIGHTS, ADAPTER):
         if (folder / name).is_file():
-            try:
-                return load_file(folder / name)
-            except SafetensorError as error:
-                raise UserError(f"{folder / name} cannot be read: {error}") from error
+            return read_tensors(folder / name)
     state = load_checkpoint(checkpoint(folder))["state_dict"]
     prefix = "network."
     network = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
@@ -336,13 +330,8 @@ def save_network(folder: Path, config: DictConfig, weights: dict[str, Any], step
         weights: the network's state dict.
         steps: number of updates that the weights were trained for.
     """
-    from safetensors.torch import save_file
-
     _save_config(folder, config, steps)
-    contiguous = {name: value.contiguous() for name, value in weights.items()}
-    with files.atomic_file(folder / WEIGHTS) as temporary:
-        save_file(contiguous, temporary, metadata={"format": "pt"})
-        temporary.chmod(0o644)  # safetensors makes the file private
+    write_tensors(folder / WEIGHTS, weights)
 
 
 def _save_config(

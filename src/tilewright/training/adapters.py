@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tilewright.checks import check_number, check_whole
 from tilewright.errors import UserError
+from tilewright.weight_files import write_tensors
 
 # Names of an adapter's matrices, in a state dict and in PEFT's files.
 MATRIX = re.compile(
@@ -208,19 +209,16 @@ def save_adapters(
     Raises:
         UserError: PEFT is not installed, or a tensor is not a matrix of an adapter.
     """
-    from safetensors.torch import save_file
-
     matrices = name_matrices(adapters)
     config = settings.peft_config(dict.fromkeys(layer for layer, _ in matrices))
     config.base_model_name_or_path = base
     config.inference_mode = True
     config.save_pretrained(str(file.parent))
     tensors = {
-        f"base_model.model.{layer}.lora_{matrix}.weight": value.contiguous()
+        f"base_model.model.{layer}.lora_{matrix}.weight": value
         for (layer, matrix), value in matrices.items()
     }
-    save_file(tensors, file, metadata={"format": "pt"})
-    file.chmod(0o644)  # safetensors makes the file private
+    write_tensors(file, tensors)
 
 
 def without_adapters(network: Any) -> Any:

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from tilewright.conversion import Conversion
@@ -135,9 +134,7 @@ def infer_settings(
         return tensors.shape(rename(key), dims)
 
     def count(key: str) -> int:
-        """Returns the number of consecutive tensors whose name has an index in the place of {}."""
-        keys = (rename(key.format(index)) for index in range(len(weights)))
-        return sum(1 for _ in takewhile(tensors.__contains__, keys))
+        return tensors.count(lambda index: rename(key.format(index)))
 
     num_tokens, code_dim = shape("codebook.vectors", dims=2)
     shape("encoder.levels.0.blocks.0.conv1.weight")  # raises for another network

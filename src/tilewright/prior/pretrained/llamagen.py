@@ -148,9 +148,7 @@ class LlamaGen:
                 f"family.heads={heads} does not divide the {dim} channels of {self.checkpoint} in "
                 "multiples of 4: set the number of its heads"
             )
-        depth = 0
-        while f"layers.{depth}.attention.wqkv.weight" in source:
-            depth += 1
+        depth = source.count("layers.{}.attention.wqkv.weight".format)
         stream = {
             "_target_": "tilewright.prior.CaptionStream",
             "text_length": text_length,
