@@ -35,8 +35,8 @@ def test_adapters_and_eight_bits_take_less_memory():
         for lora, bits in kinds
     ]
     assert total[0] > total[1] > total[2]
-    whole = memory.per_gpu(network, "ddp", 1, 1, "bf16-mixed", True)
-    assert whole.moments == 2 * whole.weights
+    full = memory.per_gpu(network, "ddp", 1, 1, "bf16-mixed", True)
+    assert full.moments == 2 * full.weights
 
 
 @pytest.mark.slow

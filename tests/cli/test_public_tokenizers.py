@@ -53,7 +53,7 @@ def test_a_prior_is_trained_on_a_public_tokenizer_of_many_tokens(home, folder):
     assert results(folder, "reconstruction")
 
 
-def test_another_image_size_says_what_to_set(home, folder):
+def test_another_image_size_is_refused_with_the_right_one(home, folder):
     line = fail(home, "train", "stage=prior", f"dvae={folder}", *SMALL, "data.image_size=64")
     assert "data.image_size=64 does not match the dVAE, which encodes images of 256x256" in line
 

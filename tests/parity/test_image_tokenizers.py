@@ -214,8 +214,8 @@ def test_chameleon(size, tmp_path):
     save_file(
         {**state, "model.embed_tokens.weight": torch.zeros(3)}, tmp_path / "model.safetensors"
     )
-    whole = {"model_type": "chameleon", "vq_config": config.to_dict()}
-    (tmp_path / "config.json").write_text(json.dumps(whole))
+    settings = {"model_type": "chameleon", "vq_config": config.to_dict()}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
     network = load(Chameleon(str(tmp_path)).convert(trust=False), tmp_path / "converted")
 
     def encode(pixels):

@@ -45,12 +45,12 @@ def refusal(function, *arguments):
 
 
 def test_a_public_folder_is_a_model(folder, tmp_path):
-    found = runs.find(tmp_path, "dvae", str(folder))
-    assert found == folder.resolve()
-    assert runs.load_config(found).model.network.num_tokens == 10
-    assert runs.image_size(found) == 256
-    network = runs.load_network(found)
-    runs.copy_dvae(tmp_path / "prior", found)
+    run = runs.find(tmp_path, "dvae", str(folder))
+    assert run == folder.resolve()
+    assert runs.load_config(run).model.network.num_tokens == 10
+    assert runs.image_size(run) == 256
+    network = runs.load_network(run)
+    runs.copy_dvae(tmp_path / "prior", run)
     copy = runs.load_network(tmp_path / "prior" / "dvae")
     image = torch.rand(1, 3, 256, 256)
     assert torch.equal(network.encode(image), copy.encode(image))
@@ -118,9 +118,9 @@ def test_a_tokenizer_of_the_hub_is_downloaded(folder, tmp_path, monkeypatch, nam
         return str(cache)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    found = runs.find(tmp_path, "dvae", name)
-    assert runs.load_network(found).num_tokens == 10
-    names = {path.name for path in found.iterdir()}
+    run = runs.find(tmp_path, "dvae", name)
+    assert runs.load_network(run).num_tokens == 10
+    names = {path.name for path in run.iterdir()}
     assert names == {"config.json", "diffusion_pytorch_model.safetensors"}
 
 

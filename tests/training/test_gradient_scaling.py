@@ -49,8 +49,8 @@ def attached(network):
     return scaler
 
 
-def relative_error(found, expected):
-    difference = torch.cat([(found[name] - expected[name]).flatten() for name in expected])
+def relative_error(result, expected):
+    difference = torch.cat([(result[name] - expected[name]).flatten() for name in expected])
     return difference.norm() / torch.cat([g.flatten() for g in expected.values()]).norm()
 
 
@@ -58,8 +58,8 @@ def relative_error(found, expected):
 def test_scales_do_not_change_fp32_gradients(checkpointing):
     expected = gradients(make_network())
     network = make_network(checkpointing=checkpointing)
-    found = gradients(network, scaler=attached(network))
-    assert relative_error(found, expected) < 1e-6
+    result = gradients(network, scaler=attached(network))
+    assert relative_error(result, expected) < 1e-6
 
 
 @pytest.mark.parametrize("factor", [1.0, 1e-5])
@@ -191,13 +191,13 @@ def test_an_update_with_nan_is_skipped_and_counted(scaling, tmp_path):
 
 @pytest.mark.parametrize("scaling", SCALINGS)
 def test_scales_resume_exactly(scaling, tmp_path):
-    whole, expected = fit(tmp_path, scaling, 10, spoiled=2)
+    uninterrupted, expected = fit(tmp_path, scaling, 10, spoiled=2)
     first, _ = fit(tmp_path, scaling, 5, spoiled=2)
     first.save_checkpoint(tmp_path / "half.ckpt")
     second, resumed = fit(tmp_path, scaling, 10, checkpoint=tmp_path / "half.ckpt")
     assert resumed.losses == expected.losses[5:]
     assert second.precision_plugin.skipped_updates == 1
-    assert second.precision_plugin.scaler.get_scale() == whole.precision_plugin.scaler.get_scale()
+    assert second.precision_plugin.gradient_scale == uninterrupted.precision_plugin.gradient_scale
 
 
 def test_a_scale_per_block_needs_a_prior(tmp_path):
