@@ -135,8 +135,8 @@ def new_run(config: DictConfig) -> DictConfig:
             config.image_tokens = {"grid": network.grid, "vocab": network.num_tokens}
             check_guidance(config)
         if config.tokenizer is not None:
-            check_tokenizer()
-            fill_in_tokenizer(config.tokenizer)
+            check_tokenizer(config)
+            fill_in_tokenizer(config)
         runs.check_name(config.run_name)
         config.run = escape(str(logs / config.stage / settings.job_name(config.run_name)))
         check_trainer(config)  # before schedules compute with trainer.max_steps
@@ -165,13 +165,13 @@ def check_adapters(config: DictConfig) -> None:
         )
 
 
-def check_tokenizer() -> None:
+def check_tokenizer(config: DictConfig) -> None:
     """Checks that a text encoder is used with its own tokenizer.
 
     Raises:
         UserError: the command line chooses both.
     """
-    if settings.choices().get("caption") == "encoder" and settings.is_typed("tokenizer"):
+    if config.get("caption") and settings.is_typed("tokenizer"):
         name = settings.choices()["tokenizer"]
         raise UserError(f"caption=encoder has its own tokenizer: leave tokenizer={name} out")
 
@@ -182,15 +182,15 @@ def fill_in_tokenizer(config: DictConfig) -> None:
     Raises:
         UserError: there is no such tokenizer, or it cannot be used.
     """
-    unknown = [key for key in TOKENIZER_SIZES if key in config and config[key] is None]
+    node = config.tokenizer
+    unknown = [key for key in TOKENIZER_SIZES if key in node and node[key] is None]
     if not unknown:
         return
-    branch = "caption" if settings.choices().get("caption") == "encoder" else "tokenizer"
-    settings.check_no_missing(config, f"{branch}.")
-    tokenizer = instantiate(config)
+    settings.check_no_missing(node, "caption." if config.get("caption") else "tokenizer.")
+    tokenizer = instantiate(node)
     tokenizer.train(())
     for key in unknown:
-        config[key] = getattr(tokenizer, key)
+        node[key] = getattr(tokenizer, key)
 
 
 def check_guidance(config: DictConfig) -> None:
