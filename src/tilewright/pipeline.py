@@ -112,7 +112,7 @@ class TextToImage:
                 f"{run} is a run of stage={config.stage} and cannot generate images: name a run of "
                 "stage=prior"
             )
-        dvae = runs.load_network(runs.part(run, runs.DVAE), device)
+        dvae = runs.load_network(runs.dvae_folder(run), device)
         ranker = None
         if (run / runs.RANKER).is_dir():
             ranker = ContrastiveRanker.from_run(run / runs.RANKER, device)

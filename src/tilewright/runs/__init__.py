@@ -1,6 +1,6 @@
 """Runs and models on disk: finding, loading, saving, listing and comparing them."""
 
-from tilewright.runs.bases import base_folder, image_size, name_base, part
+from tilewright.runs.bases import base_folder, dvae_folder, image_size, name_base
 from tilewright.runs.folders import (
     ADAPTER,
     CONFIG,
@@ -62,6 +62,7 @@ __all__ = [
     "checkpoint",
     "copy_dvae",
     "create",
+    "dvae_folder",
     "find",
     "find_resumable",
     "follow_latest",
@@ -80,7 +81,6 @@ __all__ = [
     "lock",
     "name_base",
     "override_key",
-    "part",
     "reads_features",
     "relocate",
     "save_conversion",

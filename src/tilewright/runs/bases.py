@@ -18,7 +18,7 @@ from tilewright.runs.folders import CONFIG, DVAE, MODEL_CONFIG, follow_latest, l
 PEFT_CONFIG = "adapter_config.json"
 
 
-def base_folder(folder: Path, config: DictConfig) -> Path:
+def base_folder(folder: Path, config: DictConfig, above: tuple[Path, ...] = ()) -> Path:
     """Returns the folder of the base, after downloading it if `base.path` is a name on the Hub.
 
     A base that was moved or copied together with the run is found, too.
@@ -26,10 +26,18 @@ def base_folder(folder: Path, config: DictConfig) -> Path:
     Args:
         folder: folder of the run or adapter.
         config: its configuration, with a `base`.
+        above: folders whose chain of bases leads to this one.
 
     Raises:
-        UserError: the base does not exist.
+        UserError: the base does not exist, or is this folder or one above it.
     """
+    base = _find_base(folder, config)
+    if base.resolve() in {path.resolve() for path in (folder, *above)}:
+        raise UserError(f"{folder} has adapters of itself: set base.path to a run or model")
+    return base
+
+
+def _find_base(folder: Path, config: DictConfig) -> Path:
     named = follow_latest(config.base.path)
     places = [named]
     if config.get("run") and named.is_absolute():
@@ -56,20 +64,23 @@ def name_base(folder: Path, name: str) -> None:
         files.write_atomically(folder / file, json.dumps(content, indent=2) + "\n")
 
 
-def part(folder: Path, name: str) -> Path:
-    """Returns a folder inside a run or model, or inside the base of an adapter without it.
+def dvae_folder(prior: Path, above: tuple[Path, ...] = ()) -> Path:
+    """Returns the folder of a prior's dVAE. That of an exported adapter is inside its base.
+
+    Args:
+        above: folders whose chain of bases leads to this one.
 
     Raises:
-        UserError: the base does not exist.
+        UserError: the base does not exist, or is an adapter of itself.
     """
-    if not (folder / name).is_dir():
-        config = load_config(folder)
+    if not (prior / DVAE).is_dir():
+        config = load_config(prior)
         if config.get("base"):
-            return part(base_folder(folder, config), name)
-    return folder / name
+            return dvae_folder(base_folder(prior, config, above), (*above, prior))
+    return prior / DVAE
 
 
 def image_size(folder: Path) -> int:
     """Returns the side, in pixels, of the images that a run's network generates or reads."""
     is_prior = load_config(folder).stage == "prior"
-    return load_config(part(folder, DVAE) if is_prior else folder).model.network.image_size
+    return load_config(dvae_folder(folder) if is_prior else folder).model.network.image_size

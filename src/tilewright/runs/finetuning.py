@@ -54,7 +54,7 @@ def adopt(config: DictConfig, source: Path, keys: Iterable[str]) -> None:
         if "likelihood" in saved.model.network:
             config.likelihood = saved.model.network.likelihood
         if saved.stage == "prior":
-            config.dvae = escape(str(runs.part(source, runs.DVAE)))
+            config.dvae = escape(str(runs.dvae_folder(source)))
             if saved.get("sampling"):
                 _adopt_sampling(config, source, keys)
             if "model.image_dropout" not in keys:

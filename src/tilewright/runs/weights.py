@@ -247,10 +247,8 @@ def load_base(folder: Path, config: DictConfig, above: tuple[Path, ...] = ()) ->
     """
     from tilewright.data.image_tokenizer import weights_digest
 
-    base, above = base_folder(folder, config), (*above, folder.resolve())
-    if base in above:
-        raise UserError(f"{folder} has adapters of itself: set base.path to a run or model")
-    weights = load_weights(base, above)
+    base = base_folder(folder, config, above)
+    weights = load_weights(base, (*above, folder))
     if config.base.digest not in (None, weights_digest(weights)):
         raise UserError(
             f"{folder} has adapters of {base}, whose weights have changed since: set base.path to "

@@ -96,7 +96,7 @@ def _copy_networks(
     if stage != "prior":
         return
     if not adapter:
-        runs.save_model(folder / runs.DVAE, runs.part(run, runs.DVAE))
+        runs.save_model(folder / runs.DVAE, runs.dvae_folder(run))
     if ranker is None and (run / runs.RANKER).is_dir():
         ranker = run / runs.RANKER
     if ranker is not None:

@@ -130,7 +130,7 @@ def _description(folder: Path, config: DictConfig) -> str:
         f"{model} that generates images of {pixels} from captions. Its prior has "
         f"{parameters}. It reads up to {stream.text_length} text tokens and generates a grid of "
         f"{stream.grid}x{stream.grid} image tokens from a codebook of {stream.image_vocab}. Its "
-        f"image tokenizer, with {_count_parameters(runs.part(folder, runs.DVAE))}, decodes them "
+        f"image tokenizer, with {_count_parameters(runs.dvae_folder(folder))}, decodes them "
         f"to pixels. {made} with Tilewright."
     )
 

@@ -1,0 +1,31 @@
+"""Bases of adapters: whose dVAE an adapter has, and adapters that are their own base."""
+
+import json
+
+import pytest
+
+from tilewright import runs
+from tilewright.errors import UserError
+
+
+def adapter(folder, base):
+    """Exported adapter without files of weights."""
+    folder.mkdir()
+    config = {"format": 2, "stage": "prior", "choices": {}, "base": {"path": str(base)}}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_the_dvae_of_an_adapter_is_that_of_its_base(tmp_path):
+    base, first, second = (tmp_path / name for name in ("base", "first", "second"))
+    (base / runs.DVAE).mkdir(parents=True)
+    adapter(first, base)
+    adapter(second, first)
+    assert runs.dvae_folder(second) == base / runs.DVAE
+
+
+def test_a_chain_of_bases_that_has_no_end_is_refused(tmp_path):
+    first = adapter(tmp_path / "first", tmp_path / "second")
+    adapter(tmp_path / "second", first)
+    with pytest.raises(UserError, match="has adapters of itself"):
+        runs.dvae_folder(first)
