@@ -164,6 +164,19 @@ def test_pickled_weights_and_foreign_code_are_not_loaded(t5, tmp_path):
     assert not ran.exists()
 
 
+def test_missing_vocabulary_is_one_line(t5, tmp_path):
+    folder = shutil.copytree(t5, tmp_path / "t5")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(
+        UserError, match=r"has no vocabulary of a tokenizer: add its tokenizer.json"
+    ):
+        make(folder).encode(["a"])
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError) as error:
+        make(folder).encode(["a"])
+    assert "\n" not in str(error.value)
+
+
 def test_missing_weights_are_one_line(t5, tmp_path):
     from safetensors.torch import load_file, save_file
 

@@ -84,7 +84,12 @@ class CaptionEncoder:
             try:
                 self._tokenizer.train()
             except UserError as error:
-                raise UserError(f"{error}; {self._advice}") from error
+                if error.__cause__ is None or isinstance(error.__cause__, ImportError):
+                    raise  # the message has its own advice
+                raise UserError(
+                    f"the tokenizer of the text encoder {self.path} cannot be read "
+                    f"({first_line(error.__cause__)}): {self._advice}"
+                ) from error
             self._has_tokenizer = True
         return self._tokenizer
 

@@ -135,4 +135,9 @@ def read_pretrained(path: str) -> Tokenizer:
             f"{path} is a {type(tokenizer).__name__}, which cannot be converted to a "
             "tokenizer.json: choose a tokenizer that has a fast version in transformers"
         )
+    special = {*tokenizer.all_special_tokens, *tokenizer.added_tokens_encoder}
+    if len(set(backend.get_vocab()) - special) < 2:  # transformers makes up a missing vocabulary
+        raise UserError(
+            f"{path} has no vocabulary of a tokenizer: add its tokenizer.json, or name another one"
+        )
     return without_options(Tokenizer.from_str(backend.to_str()))
