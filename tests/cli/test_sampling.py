@@ -2,7 +2,7 @@
 
 import pytest
 from datasets import Dataset, Image
-from filelock import Timeout
+from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from helpers import untrained
@@ -114,7 +114,7 @@ def test_results_are_saved_under_the_lock_of_the_run(home, monkeypatch):
 
     def write_locked(*args, **kwargs):
         with pytest.raises(Timeout):
-            folders.lock(home.dvae).acquire(blocking=False)
+            FileLock(home.dvae / folders.LOCK).acquire(blocking=False)
         return write_results(*args, **kwargs)
 
     monkeypatch.setattr(evaluation_results, "write_results", write_locked)

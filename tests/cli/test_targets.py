@@ -1,6 +1,7 @@
 """Names of classes in conf/ and in saved runs: public ones only, so that modules can move."""
 
 import importlib
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -26,10 +27,13 @@ def targets(value):
 def is_public(target):
     """Returns True for `tilewright.<package>.<name>`, if the package exports that name.
 
-    A constructor such as `ContrastiveRanker.from_run` may follow the name.
+    The package may be inside another one. A constructor such as `ContrastiveRanker.from_run` may
+    follow the name.
     """
-    _, package, name, *_ = [*target.split("."), "", ""]
+    _, package, name, *rest = [*target.split("."), "", ""]
     module = importlib.import_module(f"tilewright.{package}")
+    if (Path(module.__file__).parent / name / "__init__.py").is_file():
+        module, name = importlib.import_module(f"{module.__name__}.{name}"), rest[0]
     exported = getattr(module, "__all__", None)
     found = getattr(module, name, None)
     if exported is not None and name not in exported:
@@ -51,6 +55,8 @@ def test_conf_names_public_classes(file):
         "tilewright.prior.transformer",
         "tilewright.prior.NoSuchName",
         "tilewright.runs.json",
+        "tilewright.dvae.pretrained",
+        "tilewright.dvae.pretrained.taming.Taming",
     ],
 )
 def test_private_names_are_recognized(target):
