@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Optional, Protocol
 
+from tilewright.errors import UserError
+
 if TYPE_CHECKING:  # the command line imports this module before it loads torch
     from torch import Tensor
 
@@ -21,6 +23,9 @@ class Conversion:
         sampling: recommended sampling, such as `{"top_k": 1000}`.
         caption_dropout: share of empty captions in the training of a prior. With 0, guidance is
             refused.
+
+    Raises:
+        UserError: the image tokens of the prior are not those of its image tokenizer.
     """
 
     stage: str
@@ -31,6 +36,20 @@ class Conversion:
     dvae: Optional["Conversion"] = None
     sampling: dict[str, Any] | None = None
     caption_dropout: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.dvae is None:
+            return
+        stream, dvae = self.network["stream"], self.dvae.network
+        prior_size = stream["grid"], stream["image_vocab"]
+        dvae_size = dvae["grid"], dvae["num_tokens"]
+        if prior_size != dvae_size:
+            raise UserError(
+                f"the prior generates {prior_size[0]}x{prior_size[0]} image tokens from a codebook "
+                f"of {prior_size[1]}, but the image tokenizer has {dvae_size[0]}x{dvae_size[0]} "
+                f"from {dvae_size[1]}: give the files of one model, or leave "
+                "family.dvae.image_size out"
+            )
 
 
 class Family(Protocol):

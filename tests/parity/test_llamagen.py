@@ -153,7 +153,7 @@ class TokenizerFamily:
     """Family in place of the image tokenizer's."""
 
     def convert(self, trust):
-        return Conversion("dvae", {"grid": GRID}, {})
+        return Conversion("dvae", {"grid": GRID, "num_tokens": LLAMAGEN["image_vocab"]}, {})
 
 
 @pytest.mark.parametrize("entry", ["model", "module", "state_dict"])

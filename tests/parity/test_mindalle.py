@@ -149,7 +149,7 @@ class TokenizerFamily:
     """Family in place of the image tokenizer's."""
 
     def convert(self, trust):
-        return Conversion("dvae", {"grid": GRID}, {})
+        return Conversion("dvae", {"grid": GRID, "num_tokens": MINDALLE["image_vocab"]}, {})
 
 
 def test_a_published_folder_is_converted_with_its_tokenizer(network, tmp_path):

@@ -1,11 +1,13 @@
 """Converted checkpoints as models."""
 
+import pytest
 from safetensors.torch import load_file
 
 from helpers import untrained
 from tilewright import TextToImage, runs
 from tilewright.configs import instantiate
 from tilewright.conversion import Conversion
+from tilewright.errors import UserError
 from tilewright.prior import Sampling
 
 
@@ -37,6 +39,13 @@ def test_a_converted_prior_with_all_its_parts_generates(tmp_path):
     assert runs.load_sampling(folder) == Sampling(top_k=3, guidance=2.0)
     model = TextToImage.from_pretrained(folder)
     assert model(["a red circle"])[0][0].size == (untrained.SIZE, untrained.SIZE)
+
+
+@pytest.mark.parametrize("change", [{"grid": 2 * untrained.GRID}, {"num_tokens": 5}])
+def test_parts_of_different_models_are_refused(change):
+    network = {**untrained.NETWORKS["dvae"], **change}
+    with pytest.raises(UserError, match="give the files of one model"):
+        convert("prior", dvae=Conversion("dvae", network, {}))
 
 
 def test_a_converted_dvae_has_no_parts_of_a_prior(tmp_path):
