@@ -56,6 +56,13 @@ def test_a_public_folder_is_a_model(folder, tmp_path):
     assert torch.equal(network.encode(image), copy.encode(image))
 
 
+def test_the_folder_of_a_pipeline_names_the_image_tokenizer_in_it(folder, tmp_path):
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text('{"_class_name": "UNet2DModel"}')
+    line = refusal(runs.find, tmp_path / "logs", "dvae", str(tmp_path))
+    assert line.endswith(f"give a folder in it, such as {folder}")
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

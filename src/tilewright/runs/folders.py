@@ -152,7 +152,8 @@ def load_config(folder: Path) -> DictConfig:
     file = folder / (CONFIG if (folder / CONFIG).is_file() else MODEL_CONFIG)
     if not file.is_file():
         raise UserError(
-            f"{folder} is not a run: it has neither {CONFIG} nor, as a model, {MODEL_CONFIG}"
+            f"{folder} is not a run: it has neither {CONFIG} nor, as a model, {MODEL_CONFIG}: "
+            f"{_suggest_folder(folder)}"
         )
     try:
         config = _parse(file)
@@ -161,7 +162,8 @@ def load_config(folder: Path) -> DictConfig:
         raise UserError(f"{file} cannot be read: {reason}") from error
     if family := public_family(folder):
         network = {"_target_": "tilewright.dvae.VQGAN", **family.settings()}
-        choices = {"model": type(family).__name__}
+        name = type(family).__name__
+        choices = {"model": name, "family": name}
         public = {"stage": "dvae", "choices": choices, "model": {"network": network}}
         return OmegaConf.create({"format": FORMAT, **public})
     if not isinstance(config, DictConfig) or config.get("stage") not in STAGES:
@@ -170,6 +172,16 @@ def load_config(folder: Path) -> DictConfig:
         )
     _check_format(config, file)
     return config
+
+
+def _suggest_folder(folder: Path) -> str:
+    """Returns advice on a folder that is not a run, such as that of a whole diffusers pipeline."""
+    inner = [
+        part
+        for part in sorted(folder.glob("*"))
+        if (part / CONFIG).is_file() or public_family(part)
+    ]
+    return f"give a folder in it, such as {inner[-1]}" if inner else "check the path"
 
 
 def _parse(file: Path) -> Any:
