@@ -111,4 +111,4 @@ def test_prior_of_llamagen(home, data, tmp_path):
     assert results(base, "kid")
     check_sharing(home, base, data, tmp_path)
     card = (tmp_path / "merged" / "README.md").read_text()
-    assert "A LlamaGenTransformer that generates images of 64x64 pixels" in card
+    assert "The prior was converted from a checkpoint of the family `llamagen`" in card

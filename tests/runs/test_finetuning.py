@@ -1,6 +1,7 @@
 """Training that starts from the weights of a run or model."""
 
 import csv
+import json
 import shutil
 from types import SimpleNamespace
 
@@ -232,3 +233,56 @@ def test_changeable_settings_of_the_command_line_are_kept(home):
     assert config.tokenizer == {**untrained.TOKENIZER, "dropout": 0.2}
     network = {**untrained.NETWORKS["prior"], "checkpointing": True}
     assert OmegaConf.to_container(config.model.network) == network
+
+
+def write_converted(home, folder):
+    """Writes the exported model as if it had been converted from `some_family`."""
+    shutil.copytree(home.folder / "model", folder)
+    for part in (folder, folder / runs.DVAE):
+        config = OmegaConf.load(part / runs.MODEL_CONFIG)
+        config.update(steps=0, choices={"model": "some_family", "family": "some_family"})
+        (part / runs.MODEL_CONFIG).write_text(json.dumps(OmegaConf.to_container(config)))
+    return folder
+
+
+def card(source, out):
+    export(source, out, name="mine", captions=["a red circle"], n=1)
+    return (out / "README.md").read_text()
+
+
+def test_the_card_of_a_converted_model_names_its_family_and_what_was_trained(home, tmp_path):
+    converted = write_converted(home, tmp_path / "converted")
+    text = card(converted, tmp_path / "exported")
+    for name in ("prior", "image tokenizer"):
+        assert (
+            f"The {name} was converted from a checkpoint of the family `some_family` and was not "
+            "trained further." in text
+        )
+    assert "rained with Tilewright" not in text
+    assert "DALL-E" not in text
+    assert "discrete-vae" not in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "change"),
+    [
+        ([], "fine-tuned with Tilewright for 2 updates"),
+        (
+            ["lora=default"],
+            "low-rank adapters of its layers were trained with Tilewright for 2 updates",
+        ),
+    ],
+)
+def test_the_card_of_a_fine_tuned_conversion_tells_which_weights_changed(
+    home, tmp_path, settings, change
+):
+    source = write_converted(home, tmp_path / "converted")
+    short = ["trainer.max_steps=2", "trainer.val_check_interval=2"]
+    name = f"converted{len(settings)}"
+    tuned = finetune(home, name, *short, *settings, source=source)
+    text = card(tuned, tmp_path / "exported")
+    prior, dvae = (
+        f"The {part} was converted from a checkpoint of" for part in ("prior", "image tokenizer")
+    )
+    assert f"{prior} the family `some_family` and {change}." in text
+    assert f"{dvae} the family `some_family` and was not trained further." in text

@@ -44,6 +44,8 @@ def adopt(config: DictConfig, source: Path, keys: Iterable[str]) -> None:
     with open_dict(config):
         config.init = escape(str(source))
         config.model.network = saved.model.network
+        if saved.choices.get("family"):  # the model card names it
+            config.choices.family = saved.choices.family
         config.data.image_size = image_size
         if saved.get("tokenizer"):
             config.tokenizer = saved.tokenizer

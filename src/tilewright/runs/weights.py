@@ -367,7 +367,7 @@ def save_conversion(folder: Path, conversion: Conversion, name: str) -> None:
         model["image_dropout"] = 0.0  # its hidden token is not trained
     config = {
         "stage": conversion.stage,
-        "choices": {"model": name},
+        "choices": {"model": name, "family": name},
         "model": model,
         "tokenizer": conversion.tokenizer,
         "sampling": conversion.sampling and {"_target_": SAMPLING, **conversion.sampling},

@@ -37,7 +37,6 @@ from tilewright.reranking import ContrastiveRanker
 ranker = ContrastiveRanker.from_run({name})  # the folder of this model
 images = model([caption], n=4, best_of=64, ranker=ranker)[0]  # model: a TextToImage""",
 }
-PUBLISHED_DVAE = "tilewright.dvae.VQGAN"  # network of other projects
 COLUMNS = ("metric", "value", "split", "images")  # of the table of results
 HIDDEN = {*COLUMNS, "run", "evaluation", "extractor_digest"}  # not listed as settings
 
@@ -79,9 +78,10 @@ def model_card(
     """
     config = runs.load_config(folder)
     sections = [
-        _front_matter(config.stage, license, base),
+        _front_matter(config, license, base),
         f"# {name.rpartition('/')[2]}",
         _description(folder, config),
+        *_origin(folder, config, runs.load_config(run)),
         *_adapters(config, base),
         *_text_encoder(config),
         *_samples(samples),
@@ -92,13 +92,14 @@ def model_card(
     return "\n\n".join(sections) + "\n"
 
 
-def _front_matter(stage: str, license: str, base: str | None) -> str:
+def _front_matter(config: DictConfig, license: str, base: str | None) -> str:
+    stage, family = config.stage, config.choices.get("family")
     data = ModelCardData(
         library_name="tilewright",
         license=license,
         base_model=base,
         pipeline_tag="text-to-image" if stage == "prior" else None,
-        tags=TAGS[stage],
+        tags=["image-tokenizer"] * (stage == "dvae") if family else TAGS[stage],
     )
     return f"---\n{data.to_yaml()}\n---"
 
@@ -113,26 +114,50 @@ def _description(folder: Path, config: DictConfig) -> str:
             f"A contrastive model of captions and images of {pixels}, with {parameters}. It picks "
             "the best of the images that a prior generates. Trained with Tilewright."
         )
-    made = "Trained" if config.steps else "Converted"
+    family = config.choices.get("family")
     if config.stage == "dvae":
         network = config.model.network
-        is_published = network._target_ == PUBLISHED_DVAE
-        kind = "A VQGAN" if is_published else f"The discrete VAE of a DALL-E ({PAPER})"
+        kind = "An image tokenizer" if family else f"The discrete VAE of a DALL-E ({PAPER})"
         return (
-            f"{kind}, with {parameters}. It encodes an image of "
-            f"{pixels} as a grid of {network.grid}x{network.grid} image tokens from a codebook of "
-            f"{network.num_tokens}, and decodes them. {made} with Tilewright."
+            f"{kind}, with {parameters}. It encodes an image of {pixels} as a grid of "
+            f"{network.grid}x{network.grid} image tokens from a codebook of {network.num_tokens}, "
+            "and decodes them."
         )
     stream = config.model.network.stream
-    package, _, network = config.model.network._target_.rpartition(".")
-    model = f"A {network}" if package.endswith(".pretrained") else f"A DALL-E ({PAPER})"
+    kind = "A text-to-image model" if family else f"A DALL-E ({PAPER})"
     return (
-        f"{model} that generates images of {pixels} from captions. Its prior has "
-        f"{parameters}. It reads up to {stream.text_length} text tokens and generates a grid of "
+        f"{kind} that generates images of {pixels} from captions. Its prior has {parameters}. It "
+        f"reads up to {stream.text_length} text tokens and generates a grid of "
         f"{stream.grid}x{stream.grid} image tokens from a codebook of {stream.image_vocab}. Its "
-        f"image tokenizer, with {_count_parameters(runs.dvae_folder(folder))}, decodes them "
-        f"to pixels. {made} with Tilewright."
+        f"image tokenizer, with {_count_parameters(runs.dvae_folder(folder))}, decodes them to "
+        "pixels."
     )
+
+
+def _origin(folder: Path, config: DictConfig, trained: DictConfig) -> list[str]:
+    """Names who trained each network: Tilewright, or the authors of a converted checkpoint.
+
+    Args:
+        folder: folder of the model.
+        config: its configuration.
+        trained: configuration of the run, which has the adapters that the export merges.
+    """
+    if config.stage == "ranker":
+        return []
+    change = "low-rank adapters of its layers were trained" if trained.get("lora") else "fine-tuned"
+    if config.stage == "dvae":
+        return [_origin_of("image tokenizer", config, change)]
+    dvae = runs.load_config(runs.dvae_folder(folder))
+    parts = [_origin_of("prior", config, change), _origin_of("image tokenizer", dvae, "fine-tuned")]
+    return [" ".join(parts)]
+
+
+def _origin_of(network: str, config: DictConfig, change: str) -> str:
+    family, steps = config.choices.get("family"), config.get("steps")
+    if not family:
+        return f"The {network} was trained with Tilewright."
+    end = f"{change} with Tilewright for {steps} updates" if steps else "was not trained further"
+    return f"The {network} was converted from a checkpoint of the family `{family}` and {end}."
 
 
 def _adapters(config: DictConfig, base: str | None) -> list[str]:
