@@ -84,6 +84,14 @@ def test_a_pickle_with_objects_of_other_packages_gives_its_tensors(tmp_path):
     assert_equal(weight_files.read_tensors(path, trust=True), WEIGHTS)
 
 
+@pytest.mark.parametrize("end", [".ckpt", ".pt"])
+def test_a_page_in_place_of_a_checkpoint_is_refused_without_advice_to_run_its_code(tmp_path, end):
+    path = tmp_path / f"last{end}"
+    path.write_text("<html>404</html>")
+    line = refusal(path, trust=True)
+    assert line.endswith("(Weights only load failed): download it again")
+
+
 @pytest.mark.parametrize("legacy", [False, True])
 def test_a_trusted_pickle_cannot_run_code(tmp_path, legacy):
     path = tmp_path / "model.pt"

@@ -290,9 +290,10 @@ def _read_pickle(path: Path, trust: bool, prefix: str) -> dict[str, "Tensor"]:
     try:
         content = _load_pickle(path)
     except Exception as error:  # a broken pickle raises errors of many classes
+        # In its next sentences, torch advises to load the file with code execution.
+        reason, _, _ = first_line(error).partition(". ")
         raise UserError(
-            f"{path} is not a complete checkpoint of PyTorch ({first_line(error)}): download it "
-            "again"
+            f"{path} is not a complete checkpoint of PyTorch ({reason}): download it again"
         ) from error
     tensors = _find_state_dict(content)
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
