@@ -226,6 +226,16 @@ def test_published_files_generate_the_reference_images(tmp_path):
     torch.testing.assert_close(images[:, 0], pixels, rtol=0, atol=1e-4)
 
 
+def test_a_folder_of_a_text_encoder_is_named_from_everywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t5").mkdir()
+    assert llamagen.resolve_encoder("t5") == str(tmp_path / "t5")
+    assert llamagen.resolve_encoder("google/flan-t5-xl") == "google/flan-t5-xl"
+    for missing in ("./t6", str(tmp_path / "t6")):
+        with pytest.raises(UserError, match="does not exist"):
+            llamagen.resolve_encoder(missing)
+
+
 def test_files_that_do_not_fit_are_refused_in_one_line(tmp_path):
     def refusal(weights, heads=HEADS):
         path = tmp_path / "t2i.pt"

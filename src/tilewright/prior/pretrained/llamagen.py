@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -137,6 +138,7 @@ class LlamaGen:
         Raises:
             UserError: a file is missing, broken, or has another layout.
         """
+        text_encoder = resolve_encoder(self.text_encoder)
         dvae = self.dvae.convert(trust)
         source = Tensors(read_tensors(self.checkpoint, trust), self.checkpoint)
         image_vocab, dim = source.shape("tok_embeddings.weight")
@@ -166,7 +168,7 @@ class LlamaGen:
         }
         tokenizer = {
             "_target_": "tilewright.data.CaptionEncoder",
-            "path": self.text_encoder,
+            "path": text_encoder,
             "length": text_length,
             "padding_side": "left",
             "cleaning": "llamagen",
@@ -181,6 +183,23 @@ class LlamaGen:
             sampling={"guidance": 7.5, "top_k": 1000},
             caption_dropout=0.1,
         )
+
+
+def resolve_encoder(name: str) -> str:
+    """Returns the absolute path of a text encoder's folder, or a name on the Hub as it is.
+
+    Raises:
+        UserError: the folder does not exist.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return str(path.resolve())
+    if path.is_absolute() or name.startswith("."):
+        raise UserError(
+            f"family.text_encoder={name} does not exist: give the folder or the Hub name of the "
+            "T5 encoder that the checkpoint was trained with"
+        )
+    return name
 
 
 def convert_weights(source: Tensors, depth: int, heads: int) -> dict[str, Tensor]:
