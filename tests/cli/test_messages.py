@@ -112,6 +112,7 @@ def test_missing_package_is_named_unless_it_is_our_own(target, start):
         (["stage=nope"], "stage/nope"),
         (["stage=dvae", "trainer.nope=1"], "trainer.nope"),
         (["stage=dvae", "trainer.max_step=3"], "did you mean trainer.max_steps?"),
+        (["stage=prior", "model.depth=3"], "did you mean model.network.depth?"),
         (["sead=1"], "sead is not a key: did you mean seed?"),
         (["stage=dvae", "data=nope"], "Available options in 'data': emoji folder"),
         (["stage=dvae", "trainer.max_steps"], "trainer.max_steps"),

@@ -8,8 +8,10 @@ import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from hydra.errors import HydraException, OverrideParseException
+from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from tilewright import program
@@ -168,12 +170,22 @@ def _misspelled_key(error: BaseException) -> str | None:
         return refusal
     siblings = [str(key) for key in cause.parent_node or ()]
     similar = difflib.get_close_matches(str(cause.key), siblings, n=1)
+    inner = [
+        f"{key}.{cause.key}" for key in siblings if _has_key(cause.parent_node, key, cause.key)
+    ]
+    similar = similar or inner[:1]
     if not similar:
         return (
             f"{cause.full_key} is not a key: --cfg job prints all, and +{cause.full_key}=… adds one"
         )
     branch = str(cause.full_key).removesuffix(str(cause.key))
     return f"{cause.full_key} is not a key: did you mean {branch}{similar[0]}?"
+
+
+def _has_key(node: Any, group: str, key: Any) -> bool:
+    """Returns True if a group in a node has the key."""
+    children = node._get_node(group)  # without interpolations, and of a missing value
+    return isinstance(children, DictConfig) and key in children.keys()  # noqa: SIM118
 
 
 def _constructor_error(error: BaseException) -> str | None:
