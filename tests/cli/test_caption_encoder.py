@@ -167,10 +167,13 @@ def test_encode_fills_the_cache_that_training_reads(home, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["caption=encoder"], "caption.path has no value"),
+        (
+            ["caption=encoder"],
+            "error: caption.path has no value: set it on the command line, caption.path=",
+        ),
         (["caption=encoder", "caption.path=/gone"], "there is no folder /gone of a text encoder"),
         (["caption=encoder", "caption.path=x", "tokenizer=bpe"], "has its own tokenizer"),
-        (["tokenizer=pretrained"], "tokenizer.path has no value"),
+        (["tokenizer=pretrained"], "error: tokenizer.path has no value"),
         (["tokenizer=pretrained", "tokenizer.path=/gone"], "/gone is not a tokenizer"),
     ],
 )

@@ -113,6 +113,11 @@ def test_missing_package_is_named_unless_it_is_our_own(target, start):
         (["stage=dvae", "trainer.nope=1"], "trainer.nope"),
         (["stage=dvae", "trainer.max_step=3"], "did you mean trainer.max_steps?"),
         (["stage=prior", "model.depth=3"], "did you mean model.network.depth?"),
+        (["stage=prior", "caption.path=x"], "caption.path= needs a text encoder: set caption=enc"),
+        (
+            ["stage=prior", "caption=encoder", "caption.path=x", "tokenizer.length=3"],
+            "tokenizer.length= has no effect here: set caption.length",
+        ),
         (["sead=1"], "sead is not a key: did you mean seed?"),
         (["stage=dvae", "data=nope"], "Available options in 'data': emoji folder"),
         (["stage=dvae", "trainer.max_steps"], "trainer.max_steps"),

@@ -25,6 +25,13 @@ NOT_WRITABLE = {
     errno.ENAMETOOLONG,
 }  # fmt: skip
 
+# Groups of train.py that have no keys with some options: the advice on a key of them.
+EMPTY_GROUPS = {
+    "caption": "needs a text encoder: set caption=encoder, too",
+    "tokenizer": "has no effect here: set caption.{} with caption=encoder, and leave it out for a "
+    "dVAE",
+}
+
 
 @contextlib.contextmanager
 def one_line_errors(has_data: bool = False) -> Iterator[None]:
@@ -169,6 +176,8 @@ def _misspelled_key(error: BaseException) -> str | None:
     if refusal is not None:
         return refusal
     siblings = [str(key) for key in cause.parent_node or ()]
+    if parent in EMPTY_GROUPS and not siblings:
+        return f"{cause.full_key}= {EMPTY_GROUPS[parent].format(name)}"
     similar = difflib.get_close_matches(str(cause.key), siblings, n=1)
     inner = [
         f"{key}.{cause.key}" for key in siblings if _has_key(cause.parent_node, key, cause.key)

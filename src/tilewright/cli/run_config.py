@@ -186,7 +186,7 @@ def fill_in_tokenizer(config: DictConfig) -> None:
     unknown = [key for key in TOKENIZER_SIZES if key in node and node[key] is None]
     if not unknown:
         return
-    settings.check_no_missing(node, "caption." if config.get("caption") else "tokenizer.")
+    settings.check_no_missing(node)
     tokenizer = instantiate(node)
     tokenizer.train(())
     for key in unknown:

@@ -199,7 +199,7 @@ def check_complete(config: DictConfig) -> None:
     OmegaConf.to_container(config, resolve=True)
 
 
-def check_no_missing(config: DictConfig, branch: str = "") -> None:
+def check_no_missing(config: DictConfig) -> None:
     """Checks that every mandatory key of a configuration, or of a branch of it, has a value.
 
     Raises:
@@ -207,7 +207,7 @@ def check_no_missing(config: DictConfig, branch: str = "") -> None:
     """
     missing = OmegaConf.missing_keys(config)
     if missing:
-        key = f"{branch}{min(missing)}"
+        key = min(missing)  # from the root, also for a branch
         raise UserError(f"{key} has no value: set it on the command line, {key}=…")
 
 
