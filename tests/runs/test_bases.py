@@ -24,6 +24,17 @@ def test_the_dvae_of_an_adapter_is_that_of_its_base(tmp_path):
     assert runs.dvae_folder(second) == base / runs.DVAE
 
 
+def test_a_base_that_is_not_on_the_hub_is_named_with_its_adapter(tmp_path, monkeypatch):
+    def refuse(name):
+        raise UserError(f"{name} cannot be downloaded")
+
+    monkeypatch.setattr("tilewright.runs.hub.model_folder", refuse)
+    folder = adapter(tmp_path / "first", "someone/base")
+    with pytest.raises(UserError, match="someone/base cannot be downloaded") as caught:
+        runs.dvae_folder(folder)
+    assert f"set base.path in {folder / 'config.json'}" in str(caught.value)
+
+
 def test_a_chain_of_bases_that_has_no_end_is_refused(tmp_path):
     first = adapter(tmp_path / "first", tmp_path / "second")
     adapter(tmp_path / "second", first)

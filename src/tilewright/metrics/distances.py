@@ -114,7 +114,7 @@ def _check_features(*feature_sets: np.ndarray) -> None:
     if count < 2:
         raise UndefinedMetric(
             f"a distance between distributions needs 2 images or more in each set, got {count}: "
-            "raise images="
+            "raise images=, or measure a split with more images"
         )
     check_finite(*feature_sets)
 

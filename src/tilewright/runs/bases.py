@@ -45,9 +45,15 @@ def _find_base(folder: Path, config: DictConfig) -> Path:
     for place in places:
         if place.is_dir():
             return place.resolve()
-    if not named.is_absolute():
-        return hub.model_folder(named)
     file = CONFIG if (folder / CONFIG).is_file() else MODEL_CONFIG
+    if not named.is_absolute():
+        try:
+            return hub.model_folder(named)
+        except UserError as error:
+            raise UserError(
+                f"{folder} has adapters of a base that cannot be loaded ({error}): publish or "
+                f"download it, or set base.path in {folder / file} to its folder"
+            ) from error
     raise UserError(
         f"{folder} has adapters of {named}, which does not exist: move that folder back, or set "
         f"base.path in {folder / file} to its new place"
