@@ -58,6 +58,15 @@ def _sync(file: Path) -> None:
             os.fsync(opened.fileno())
 
 
+def absolute_folder(name: str) -> str:
+    """Returns the absolute path of a folder, and any other name, such as one on the Hub, as it is.
+
+    A relative path names another folder, or a model on the Hub, in another working directory.
+    """
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.is_dir() else name
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes a file that is complete or absent, also when the process is killed."""
     with atomic_file(path) as temporary:

@@ -9,7 +9,7 @@ import torch
 
 from helpers.command import SMALL, fail, images, make_home, results, run, step
 from helpers.pretrained import save_t5
-from tilewright import TextToImage
+from tilewright import TextToImage, runs
 from tilewright.errors import UserError
 
 PROMPTS = ["prompt=a red circle", "prompt=two gold stars on the left"]
@@ -54,6 +54,15 @@ def test_a_run_names_its_encoder_and_holds_its_tokenizer(home):
     assert len(config.tokenizer.digest) == 16
     assert (home.prior / "tokenizer.json").is_file()
     assert not re.search(r"text \d", home.stdout)  # text is not predicted
+
+
+def test_a_relative_encoder_is_found_from_another_folder(home, monkeypatch):
+    monkeypatch.chdir(home.folder)
+    settings = ["caption=encoder", "caption.path=t5", *home.settings[2:], "trainer.max_steps=1"]
+    small = [word for word in SMALL if "max_steps" not in word]
+    run(home, "train", "stage=prior", "run_name=relative", *settings, *small)
+    config = runs.load_config(home.logs / "prior" / "relative")
+    assert config.tokenizer.path == str(home.t5)
 
 
 def test_generate_draws_images_that_depend_on_the_caption(home, tmp_path):

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from tilewright import runs
+from tilewright import files, runs
 from tilewright.cli import settings
 from tilewright.cli.resume import resumed_config
 from tilewright.configs import escape, instantiate
@@ -182,6 +182,9 @@ def fill_in_tokenizer(config: DictConfig) -> None:
     Raises:
         UserError: there is no such tokenizer, or it cannot be used.
     """
+    encoder = OmegaConf.select(config, "caption.path")
+    if isinstance(encoder, str):  # the run must find it from any working directory
+        config.caption.path = escape(files.absolute_folder(encoder))
     node = config.tokenizer
     unknown = [key for key in TOKENIZER_SIZES if key in node and node[key] is None]
     if not unknown:

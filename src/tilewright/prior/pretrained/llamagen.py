@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tilewright import files
 from tilewright.checks import check_whole
 from tilewright.conversion import Conversion, Family
 from tilewright.errors import UserError
@@ -192,14 +193,12 @@ def resolve_encoder(name: str) -> str:
         UserError: the folder does not exist.
     """
     path = Path(name).expanduser()
-    if path.is_dir():
-        return str(path.resolve())
-    if path.is_absolute() or name.startswith("."):
+    if not path.is_dir() and (path.is_absolute() or name.startswith(".")):
         raise UserError(
             f"family.text_encoder={name} does not exist: give the folder or the Hub name of the "
             "T5 encoder that the checkpoint was trained with"
         )
-    return name
+    return files.absolute_folder(name)
 
 
 def convert_weights(source: Tensors, depth: int, heads: int) -> dict[str, Tensor]:
