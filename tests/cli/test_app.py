@@ -34,10 +34,10 @@ def test_help_shows_examples_and_options(name, capsys):
 @pytest.mark.parametrize(
     ("name", "groups"),
     [
-        ("train", "callbacks data debug experiment filter likelihood logger lora model stage sweep "
-         "tokenizer trainer"),
+        ("train", "callbacks caption data debug experiment filter likelihood logger lora model "
+         "stage sweep tokenizer trainer"),
         ("eval", "data debug metric ranker sampling"),
-        ("encode", "data filter"),
+        ("encode", "caption data filter"),
     ],
 )  # fmt: skip
 def test_help_lists_the_groups_of_the_command(name, groups, capsys):
