@@ -45,7 +45,7 @@ CASES = {
     "truncated weights": (
         [RED],
         lambda h: truncate(h.prior / "dvae" / "model.safetensors"),
-        ["model.safetensors cannot be read"],
+        ["model.safetensors is not a complete safetensors file"],
     ),
     "missing weights": (
         [RED],
