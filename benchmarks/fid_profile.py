@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 
 from tilewright.evaluations.features import write_image_folder
 from tilewright.metrics.distances import frechet_distance
-from tilewright.metrics.extractors import load_efficientnet_lite0
+from tilewright.metrics.extractors import load_efficientnet
 from tilewright.metrics.features import folder_features
 
 DEFAULTS = {
@@ -52,7 +52,7 @@ class Stopwatch:
 def profile(images: int, size: int, device: str) -> dict[str, float]:
     """Times each part of the metric on random images."""
     watch = Stopwatch()
-    extractor = load_efficientnet_lite0(device)
+    extractor = load_efficientnet("efficientnet_lite0", device)
     network = extractor.network
     network(torch.rand(32, 3, extractor.size, extractor.size, device=device))  # warm-up
     watched = replace(extractor, network=lambda x: watch("forward pass", network, x))

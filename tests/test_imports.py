@@ -9,8 +9,9 @@ SRC = Path(__file__).parents[1] / "src"
 # A module imports only from rows above its own; names in one row do not import each other.
 LAYERS = (
     {"errors", "program"},
-    {"checks", "configs", "efficientnet", "files", "hardware", "text_files"},
+    {"checks", "configs", "files", "hardware", "text_files"},
     {"conversion", "weight_files"},
+    {"efficientnet"},
     {"distributed"},
     {"training"},
     {"data", "dvae", "prior", "ranker"},

@@ -3,7 +3,6 @@
 They work on every machine without a download: as feature networks of metrics, and in losses.
 """
 
-import hashlib
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 
 from tilewright.errors import UserError
+from tilewright.weight_files import file_digest
 
 # name: height and width in pixels that the network was trained on
 SIZES = {"efficientnet_lite0": 224, "efficientnet_lite1": 240, "efficientnet_lite2": 260}
@@ -42,9 +42,8 @@ class EfficientNetLite(nn.Module):
     def __init__(self, name: str = "efficientnet_lite0") -> None:
         super().__init__()
         path = weights_path(name)
-        with path.open("rb") as file:
-            self.digest = hashlib.file_digest(file, "sha256").hexdigest()[:12]
         self.name = name
+        self.digest = file_digest(path)
         self.size = SIZES[name]
         # The meta device initializes no weights, so the caller's random state does not change.
         # Without an image size, the network computes its padding from each input.

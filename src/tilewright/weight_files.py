@@ -5,6 +5,7 @@ the user must trust. Even then, a pickle only builds tensors and plain values.
 """
 
 import contextlib
+import hashlib
 import itertools
 import json
 import pickle
@@ -141,6 +142,12 @@ def read_tensors(path: str | Path, trust: bool = False, prefix: str = "") -> dic
             "family of this file"
         )
     return tensors
+
+
+def file_digest(file: Path) -> str:
+    """Returns the first 12 hexadecimal digits of a file's SHA-256, which identify weights."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()[:12]
 
 
 def write_tensors(file: Path, tensors: Mapping[str, "Tensor"]) -> None:

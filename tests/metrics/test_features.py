@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tilewright.errors import UserError
 from tilewright.metrics.distances import frechet_distance
-from tilewright.metrics.extractors import Extractor, load_efficientnet_lite0
+from tilewright.metrics.extractors import Extractor, load_efficientnet
 from tilewright.metrics.features import folder_features, save_images
 from tilewright.viz.images import to_uint8
 
@@ -109,7 +109,7 @@ def test_fid_of_folders_equals_clean_fids(
 
 @pytest.mark.slow
 def test_features_of_the_real_network(folder: Path, images: Tensor) -> None:
-    network = load_efficientnet_lite0("cpu")
+    network = load_efficientnet("efficientnet_lite0", "cpu")
     batch = torch.nn.functional.interpolate(
         to_uint8(images).float(), size=(224, 224), mode="bicubic", antialias=True
     )

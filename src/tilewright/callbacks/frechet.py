@@ -17,7 +17,7 @@ from tilewright.metrics.distances import frechet_distance
 from tilewright.metrics.extractors import (
     Extractor,
     check_weights_exist,
-    load_efficientnet_lite0,
+    load_efficientnet,
     load_extractor,
 )
 from tilewright.metrics.features import UndefinedMetric, folder_features, save_images
@@ -101,7 +101,7 @@ class FrechetDistance(PeriodicMeasurement):
         """Loads the feature network, which is the same in all processes."""
         extractor = load_extractor(device, self.inception_weights)
         if len(set(gather_objects(extractor.name))) > 1:  # a node has no weights of Inception
-            return load_efficientnet_lite0(device)
+            return load_efficientnet("efficientnet_lite0", device)
         return extractor
 
     def _generate(

