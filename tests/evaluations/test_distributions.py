@@ -19,6 +19,7 @@ from tilewright.evaluations.distributions import (
     InceptionScore,
     KernelInceptionDistance,
 )
+from tilewright.evaluations.features import FeatureSettings
 from tilewright.metrics.distances import kernel_distance
 from tilewright.metrics.extractors import Extractor
 from tilewright.metrics.scores import classifier_score
@@ -97,7 +98,7 @@ def test_fid_equals_clean_fids_on_the_written_folders(measure, monkeypatch, tmp_
 
 def test_every_result_has_its_settings(measure):
     for evaluation in (FrechetInceptionDistance, KernelInceptionDistance, InceptionScore):
-        for result in measure(evaluation(resize="legacy_pytorch", images=10)):
+        for result in measure(evaluation(features=FeatureSettings("legacy_pytorch"), images=10)):
             settings = {
                 "extractor": "means",
                 "extractor_digest": "0123",

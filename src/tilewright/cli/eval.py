@@ -23,8 +23,8 @@ if TYPE_CHECKING:  # torch is loaded after the settings have been checked
 
 # General settings, of which a metric reads some.
 SHARED = {
-    *("images", "resize", "inception_weights", "ranker", "sampling", "temperature", "top_k"),
-    *("top_p", "guidance", "weights", "compile"),
+    *("images", "resize", "inception_weights", "features", "ranker", "sampling"),
+    *("temperature", "top_k", "top_p", "guidance", "weights", "compile"),
 }
 
 
@@ -118,7 +118,7 @@ def resolve(config: DictConfig, run: Path) -> None:
     """Fills in the ranker and the device, after checking the settings."""
     settings.check_complete(config)
     check_whole("images", config.images)
-    for key in ("splits", "sampling"):
+    for key in ("splits", "sampling", "features"):
         if key in config.metric and config.metric[key] is None:
             raise UserError(f"metric.{key}=null is not possible: leave it out, or set another")
     if "ranker" in config.metric:

@@ -4,6 +4,7 @@ from .clip_score import ClipScore as ClipScore
 from .distributions import FrechetInceptionDistance as FrechetInceptionDistance
 from .distributions import InceptionScore as InceptionScore
 from .distributions import KernelInceptionDistance as KernelInceptionDistance
+from .features import FeatureSettings as FeatureSettings
 from .identification import Identification as Identification
 from .reconstruction import Reconstruction as Reconstruction
 from .results import Evaluation as Evaluation

@@ -12,7 +12,7 @@ from tilewright.checks import check_whole
 from tilewright.data import CaptionedImages
 from tilewright.errors import UserError
 from tilewright.evaluations.alignment import alignment_results
-from tilewright.evaluations.features import ImageSetFeatures
+from tilewright.evaluations.features import FeatureSettings, ImageSetFeatures
 from tilewright.evaluations.results import Result
 from tilewright.evaluations.splits import available_splits
 from tilewright.pipeline import TextToImage
@@ -37,8 +37,7 @@ class BestOf:
         captions: maximum number of captions, sampled from each split.
         sampling: sampling settings.
         batch_size: images that are generated at once.
-        resize: clean-fid's resize, for the Fréchet distance.
-        inception_weights: path of Inception's weights, for the Fréchet distance.
+        features: settings of the feature network, for the Fréchet distance.
     """
 
     ranker: Ranker
@@ -47,8 +46,7 @@ class BestOf:
     captions: int = 1000
     sampling: Sampling = field(default_factory=Sampling)
     batch_size: int = 128
-    resize: str = "clean"
-    inception_weights: str | None = None
+    features: FeatureSettings = field(default_factory=FeatureSettings)
 
     def __post_init__(self) -> None:
         if not self.counts or isinstance(self.counts, int | str):
@@ -67,7 +65,7 @@ class BestOf:
         features = None
         if data.checker is None:
             check_whole("captions", self.captions, 2)  # for a Fréchet distance
-            features = ImageSetFeatures(data, device, self.resize, self.inception_weights)
+            features = ImageSetFeatures(data, device, self.features)
         counts = sorted(set(self.counts))
         results = []
         for split in available_splits(data, self.splits):

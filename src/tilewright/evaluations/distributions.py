@@ -9,7 +9,7 @@ from typing import Any
 from tilewright.checks import check_number, check_whole
 from tilewright.data import CaptionedImages
 from tilewright.errors import UserError
-from tilewright.evaluations.features import ImageSetFeatures, write_image_folder
+from tilewright.evaluations.features import FeatureSettings, ImageSetFeatures, write_image_folder
 from tilewright.evaluations.generation import generate_images
 from tilewright.evaluations.results import Result
 from tilewright.metrics.distances import (
@@ -35,8 +35,7 @@ class DistributionMetric(ABC):
     Args:
         split: split of the captions and real images.
         images: maximum number of images, sampled from the split.
-        resize: clean-fid's resize, "clean" or "legacy_pytorch".
-        inception_weights: path of Inception's weights; None uses clean-fid's copy.
+        features: settings of the feature network.
         sampling: sampling settings.
     """
 
@@ -44,8 +43,7 @@ class DistributionMetric(ABC):
 
     split: str = "validation"
     images: int = 1000
-    resize: str = "clean"
-    inception_weights: str | None = None
+    features: FeatureSettings = field(default_factory=FeatureSettings)
     sampling: Sampling = field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
@@ -54,7 +52,7 @@ class DistributionMetric(ABC):
     def __call__(
         self, run: Path, data: CaptionedImages, *, seed: int, device: str, folder: Path
     ) -> list[Result]:
-        features = ImageSetFeatures(data, device, self.resize, self.inception_weights)
+        features = ImageSetFeatures(data, device, self.features)
         images = generate_images(run, data, self.split, self.images, self.sampling, seed, device)
         images.save_grid(folder / "samples.png")
         folders = {
@@ -92,7 +90,7 @@ class FrechetInceptionDistance(DistributionMetric):
     Args:
         blur: standard deviation of a Gaussian filter over all images, in pixels, or a list of them
             for a curve. The paper's curve has [0, 1, 2, 4, 8] at 256x256.
-        split, images, resize, inception_weights, sampling: see `DistributionMetric`.
+        split, images, features, sampling: see `DistributionMetric`.
     """
 
     metric = "fid"
@@ -136,7 +134,7 @@ class KernelInceptionDistance(DistributionMetric):
     Args:
         subsets: number of random subsets that are averaged.
         subset_size: images per subset.
-        split, images, resize, inception_weights, sampling: see `DistributionMetric`.
+        split, images, features, sampling: see `DistributionMetric`.
     """
 
     metric = "kid"
@@ -169,7 +167,7 @@ class InceptionScore(DistributionMetric):
     Args:
         splits: number of parts that are scored separately and averaged. Each part has at least two
             images, so few images have fewer parts.
-        split, images, resize, inception_weights, sampling: see `DistributionMetric`.
+        split, images, features, sampling: see `DistributionMetric`.
     """
 
     metric = "is"

@@ -1,6 +1,7 @@
 """Features of image sets, computed from PNG files, as for published values."""
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,29 @@ from torch import Tensor
 from tilewright.data import CaptionedImages
 from tilewright.evaluations.results import Result
 from tilewright.metrics.distances import frechet_distance
-from tilewright.metrics.extractors import load_extractor
+from tilewright.metrics.extractors import check_weights_exist, load_extractor
 from tilewright.metrics.features import check_resize, folder_features, save_images
+
+
+@dataclass(frozen=True)
+class FeatureSettings:
+    """Settings of the feature network, which all metrics on features share.
+
+    Args:
+        resize: clean-fid's resize, "clean" or "legacy_pytorch".
+        inception_weights: path of Inception's weights; None uses clean-fid's copy.
+
+    Raises:
+        UserError: the resize is unknown, or the weights do not exist.
+    """
+
+    resize: str = "clean"
+    inception_weights: str | None = None
+
+    def __post_init__(self) -> None:
+        check_resize(self.resize)
+        if self.inception_weights is not None:
+            check_weights_exist(self.inception_weights)
 
 
 class ImageSetFeatures:
@@ -20,19 +42,12 @@ class ImageSetFeatures:
     Args:
         data: data whose folder keeps the cache.
         device: torch device of the feature network.
-        resize: clean-fid's resize, "clean" or "legacy_pytorch".
-        inception_weights: path of Inception's weights; None uses clean-fid's copy.
-
-    Raises:
-        UserError: the resize is unknown, or the weights do not exist.
+        settings: settings of the feature network.
     """
 
-    def __init__(
-        self, data: CaptionedImages, device: str, resize: str, inception_weights: str | None
-    ):
-        check_resize(resize)
-        self.extractor = load_extractor(device, inception_weights)
-        self.resize = resize
+    def __init__(self, data: CaptionedImages, device: str, settings: FeatureSettings):
+        self.extractor = load_extractor(device, settings.inception_weights)
+        self.resize = settings.resize
         self.cache = data.cache.parent / "features"
 
     @property

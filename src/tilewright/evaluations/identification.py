@@ -13,7 +13,7 @@ from torch import Tensor
 from tilewright.checks import check_whole
 from tilewright.data import CaptionedImages
 from tilewright.errors import UserError
-from tilewright.evaluations.features import ImageSetFeatures
+from tilewright.evaluations.features import FeatureSettings, ImageSetFeatures
 from tilewright.evaluations.generation import generate_images
 from tilewright.evaluations.results import Result
 from tilewright.metrics.alignment import Share
@@ -41,16 +41,14 @@ class Identification:
         among: number of candidates: the true image and others, sampled from this split and from
             the validation split.
         images: maximum number of captions, sampled from the split.
-        resize: clean-fid's resize, "clean" or "legacy_pytorch".
-        inception_weights: path of Inception's weights; None uses clean-fid's copy.
+        features: settings of the feature network.
         sampling: sampling settings.
     """
 
     split: str = "zeroshot"
     among: int = 100
     images: int = 1000
-    resize: str = "clean"
-    inception_weights: str | None = None
+    features: FeatureSettings = field(default_factory=FeatureSettings)
     sampling: Sampling = field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
@@ -60,7 +58,7 @@ class Identification:
     def __call__(
         self, run: Path, data: CaptionedImages, *, seed: int, device: str, folder: Path
     ) -> list[Result]:
-        features = ImageSetFeatures(data, device, self.resize, self.inception_weights)
+        features = ImageSetFeatures(data, device, self.features)
         candidates = self._candidates(data)
         images = generate_images(run, data, self.split, self.images, self.sampling, seed, device)
         image_sets = {

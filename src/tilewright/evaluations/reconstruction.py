@@ -1,7 +1,7 @@
 """Quality of the images that a dVAE reconstructs from its image tokens."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from tilewright import runs
 from tilewright.checks import check_flag, check_whole
 from tilewright.data import CaptionedImages
-from tilewright.evaluations.features import ImageSetFeatures
+from tilewright.evaluations.features import FeatureSettings, ImageSetFeatures
 from tilewright.evaluations.results import Result
 from tilewright.evaluations.splits import available_splits
 from tilewright.metrics.reconstruction import CodebookUsage, ReconstructionMetrics
@@ -29,15 +29,13 @@ class Reconstruction:
         splits: splits to measure. Splits that the data does not have are left out.
         images: maximum number of images, sampled from each split.
         frechet: True measures the Fréchet distance, which takes longest.
-        resize: clean-fid's resize, "clean" or "legacy_pytorch".
-        inception_weights: path of Inception's weights; None uses clean-fid's copy.
+        features: settings of the feature network.
     """
 
     splits: Sequence[str]
     images: int = 1000
     frechet: bool = True
-    resize: str = "clean"
-    inception_weights: str | None = None
+    features: FeatureSettings = field(default_factory=FeatureSettings)
 
     def __post_init__(self) -> None:
         check_flag("frechet", self.frechet)
@@ -50,7 +48,7 @@ class Reconstruction:
         network = runs.load_network(run, device)
         features = None
         if self.frechet:
-            features = ImageSetFeatures(data, device, self.resize, self.inception_weights)
+            features = ImageSetFeatures(data, device, self.features)
         results = []
         for split in available_splits(data, self.splits):
             originals, captions = zip(*data.examples(split, self.images), strict=True)
