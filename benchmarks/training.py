@@ -12,8 +12,8 @@ from tilewright.hardware import resolve_precision
 
 # Callbacks that take time and do not change the training.
 OBSERVERS = {
-    "progress_bar", "progress_line", "tensorboard", "throughput", "skipped_rows", "health", "best",
-    "last", "reconstructions", "codebook_usage", "samples", "frechet",
+    "progress_bar", "progress_line", "tensorboard", "throughput", "skipped_rows", "health",
+    "overfitting", "best", "last", "reconstructions", "codebook_usage", "samples", "frechet",
 }  # fmt: skip
 
 

@@ -62,9 +62,11 @@ def test_the_gradient_norm_is_that_of_the_update_that_loggers_write():
 @pytest.mark.parametrize(("stop", "steps"), [(False, 4), (True, 2)])
 def test_a_non_finite_loss_warns_once_and_stops_if_asked(caplog, stop, steps):
     losses = [1.0, float("nan"), float("nan"), 1.0]
-    trainer = train(Model(losses), TrainingHealth(stop=stop))
+    health = TrainingHealth(stop=stop)
+    trainer = train(Model(losses), health)
     assert caplog.text.count("the loss is not finite") == 1
     assert trainer.global_step == steps
+    assert health.stopped_by == ("callbacks.health.stop" if stop else None)
 
 
 @pytest.mark.parametrize(("grace", "warnings"), [(0, 1), (100, 0)])

@@ -10,6 +10,7 @@ import torch
 
 from helpers.command import ROOT, SMALL, command, fail, run, step
 from tilewright import runs
+from tilewright.callbacks import OverfittingCheck
 
 NO_FRECHET = "~callbacks.frechet"
 
@@ -117,6 +118,21 @@ def test_a_run_shorter_than_its_validation_interval_validates_at_its_end(home):
     assert "step      6/6" in out
     for name in ("last", "best"):
         assert step(home.dvae / "checkpoints" / f"{name}.ckpt") == 6
+
+
+def test_a_run_that_stops_early_names_the_setting_and_can_continue(copied, monkeypatch):
+    monkeypatch.setattr(OverfittingCheck, "_update", lambda *args: True)
+    settings = ["run_name=early", "callbacks.overfitting.stop=true", NO_FRECHET]
+    out = run(copied, "train", "stage=dvae", *settings, *SMALL)
+    folder = copied.dvae.parent / "early"
+    more = f"resume={folder} callbacks.overfitting.stop=false"
+    assert (
+        f"Stopped after update 3 of 6 by callbacks.overfitting.stop=true: continue with {more}\n"
+    ) in out
+    assert step(folder / "checkpoints" / "last.ckpt") == 3
+    run(copied, "eval", "metric=reconstruction", "metric.frechet=false", f"run={folder}")
+    assert "Stopped" not in run(copied, "train", "stage=dvae", *more.split(), NO_FRECHET)
+    assert step(folder / "checkpoints" / "last.ckpt") == 6
 
 
 def test_callback_set_to_null_is_left_out(copied):

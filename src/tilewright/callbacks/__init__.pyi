@@ -5,6 +5,7 @@ from .codebook import CodebookUsageCallback as CodebookUsageCallback
 from .ema import AveragedWeights as AveragedWeights
 from .frechet import FrechetDistance as FrechetDistance
 from .health import TrainingHealth as TrainingHealth
+from .overfitting import OverfittingCheck as OverfittingCheck
 from .periodic import PeriodicMeasurement as PeriodicMeasurement
 from .plateau import HalveOnPlateau as HalveOnPlateau
 from .progress import ProgressLine as ProgressLine

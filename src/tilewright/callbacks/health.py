@@ -11,6 +11,7 @@ from torch.nn.utils import get_total_norm
 from tilewright.checks import check_flag, check_number, check_whole
 from tilewright.distributed.fsdp import full_tensor
 from tilewright.dvae.quantizers.base import GumbelSoftmax
+from tilewright.training.loggers import log_text
 from tilewright.training.schedules import find_key, find_peak
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,12 @@ class TrainingHealth(pl.Callback):
             without a codebook are not checked.
         codebook_grace_updates: updates before the first check of the codebook, whose usage
             is always low at first.
+
+    Attributes:
+        stopped_by: key of the setting that has ended the training, or None.
     """
+
+    stopped_by: str | None = None
 
     def __init__(
         self,
@@ -85,8 +91,12 @@ class TrainingHealth(pl.Callback):
     def _report(self, trainer: pl.Trainer, problem: str, message: str) -> None:
         if problem not in self._reported:
             self._reported.add(problem)
-            log.warning("At update %d %s", trainer.global_step, message)
-        trainer.should_stop = trainer.should_stop or self.stop
+            message = f"At update {trainer.global_step} {message}"
+            log.warning("%s", message)
+            log_text(trainer, f"warnings/{problem}", message)
+        if self.stop:
+            trainer.should_stop = True
+            self.stopped_by = "callbacks.health.stop"
 
 
 def _loss_advice(trainer: pl.Trainer, module: pl.LightningModule) -> str:

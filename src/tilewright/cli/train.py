@@ -275,10 +275,15 @@ def fit(
     with launch.kill_children_on_error(trainer):
         trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
     if trainer.is_global_zero and trainer.global_step < trainer.max_steps:
-        more_time = " trainer.max_time=null" if config.trainer.get("max_time") else ""
+        callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
+        stops = [key for callback in callbacks if (key := getattr(callback, "stopped_by", None))]
+        reason = f" by {stops[0]}=true" if stops else ""
+        changes = [f"{key}=false" for key in stops]
+        if config.trainer.get("max_time"):
+            changes.append("trainer.max_time=null")
         print(
-            f"Stopped after update {trainer.global_step} of {trainer.max_steps}: continue with "
-            f"resume={config.run}{more_time}"
+            f"Stopped after update {trainer.global_step} of {trainer.max_steps}{reason}: "
+            f"continue with {' '.join([f'resume={config.run}', *changes])}"
         )
     elif trainer.is_global_zero:
         print(f"Trained {config.run}")

@@ -24,6 +24,13 @@ def log_image(trainer: pl.Trainer, tag: str, image: Tensor) -> None:
             logger.experiment.add_image(tag, image.clamp(0, 1), trainer.global_step)
 
 
+def log_text(trainer: pl.Trainer, tag: str, text: str) -> None:
+    """Logs a text to every TensorBoard logger of a trainer."""
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_text(tag, text, trainer.global_step)
+
+
 def drop_repeated_logs(trainer: pl.Trainer) -> None:
     """Drops what loggers hold of updates after the one that the training starts from.
 
