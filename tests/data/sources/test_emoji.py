@@ -134,6 +134,14 @@ def test_lookalikes_are_in_the_same_split(root):
     assert closest > 0.03
 
 
+def test_smaller_training_sets_are_part_of_larger_ones(root):
+    full, large, small = (EmojiSource(root, limit=150, train=n).load() for n in (None, 40, 10))
+    assert (len(large["train"]), len(small["train"])) == (40, 10)
+    assert large["train"]["caption"][:10] == small["train"]["caption"][:]
+    assert set(large["train"]["caption"]) < set(full["train"]["caption"])
+    assert large["validation"]["caption"][:] == full["validation"]["caption"][:]
+
+
 def test_second_load_renders_nothing(root, monkeypatch):
     first = EmojiSource(root, styles=["twemoji"], limit=20).load()
     monkeypatch.setattr(EmojiSource, "_render", None)
@@ -178,7 +186,8 @@ def test_unknown_style_is_an_error():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("image_size", 0), ("validation_fraction", 0), ("zeroshot_fraction", -1)]
+    ("name", "value"),
+    [("image_size", 0), ("validation_fraction", 0), ("zeroshot_fraction", -1), ("train", 0)],
 )
 def test_impossible_numbers_are_errors_before_anything_is_rendered(name, value):
     with pytest.raises(UserError, match=rf"data\.source\.{name}={value} "):

@@ -73,6 +73,8 @@ class EmojiSource:
         zeroshot_fraction: share of the other concepts that are trained in one style only.
         seed: seed of the splits.
         limit: number of emoji to render, a sample of all kinds. None renders all.
+        train: number of training images, a sample. A smaller sample is part of a larger one. A
+            `zeroshot` concept may then be missing in it. None takes all.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class EmojiSource:
         zeroshot_fraction: float = 0.1,
         seed: int = 0,
         limit: int | None = None,
+        train: int | None = None,
     ) -> None:
         for style in styles:
             if style not in STYLES:
@@ -92,6 +95,8 @@ class EmojiSource:
         if not styles:
             raise UserError(f"data.source.styles is empty: use any of {', '.join(STYLES)}")
         check_whole("data.source.image_size", image_size)
+        if train is not None:
+            check_whole("data.source.train", train)
         require_fraction(validation_fraction)
         if zeroshot_fraction:
             require_fraction(zeroshot_fraction, "zeroshot_fraction")
@@ -103,6 +108,7 @@ class EmojiSource:
         self.zeroshot_fraction = zeroshot_fraction
         self.seed = seed
         self.limit = limit
+        self.train = train
 
     def load(self) -> DatasetDict:
         """Loads the splits, and renders them on first use. See `Source.load`."""
@@ -111,7 +117,11 @@ class EmojiSource:
             splits = self._render()
             with atomic_folder(folder) as temporary:
                 splits.save_to_disk(str(temporary))
-        return DatasetDict(load_from_disk(str(folder)))
+        splits = DatasetDict(load_from_disk(str(folder)))
+        if self.train is not None:
+            rows = splits["train"].shuffle(seed=0)
+            splits["train"] = rows.select(range(min(self.train, len(rows))))
+        return splits
 
     @property
     def caption_styles(self) -> "EmojiStyles":
@@ -120,7 +130,7 @@ class EmojiSource:
 
     def _key(self) -> str:
         """Returns the name of the folder, which depends on all that determines the images."""
-        arguments = {name: value for name, value in vars(self).items() if name != "root"}
+        arguments = {name: vars(self)[name] for name in vars(self) if name not in ("root", "train")}
         packages = ["emoji", "resvg_py", *(STYLES[style][0] for style in self.styles)]
         versions = [metadata.version(_import_package(package).__name__) for package in packages]
         recipe = json.dumps([VERSION, arguments, versions], sort_keys=True)
