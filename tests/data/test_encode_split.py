@@ -3,6 +3,7 @@
 import inspect
 import io
 import os
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -192,6 +193,30 @@ def test_crops_are_encoded_once_and_used_in_turn(make):
     assert train(unused, epochs=6) == first
     assert unused.encoded == 0
     assert train(Speckles(), epochs=6, seed=1) != first
+
+
+@dataclass(frozen=True)
+class ByCaption:
+    """Transform to the gray level 200 for images with a caption on "gray 3", else to 100."""
+
+    level: int = 100
+
+    def for_captions(self, captions):
+        return ByCaption(200) if "gray 3" in captions else self
+
+    def __call__(self, image):
+        return PILImage.new("RGB", image.size, (self.level,) * 3)
+
+
+@pytest.mark.parametrize("settings", [{"crops_per_image": 2}, {"augmented_tokens": True}])
+def test_a_transform_may_depend_on_all_captions_of_an_image(make, settings):
+    data = make(image_tokenizer=Levels(), train_transform=ByCaption(), **settings)
+    found = {}
+    for batch in batches(data, data.train_dataloader(), 4):
+        levels = batch["image_tokens"][:, 0, 0].tolist()
+        rows = [int(caption.split()[1]) for caption in batch["caption"]]
+        found |= dict(zip(rows, levels, strict=True))
+    assert found == {row: 200 if row == 3 else 100 for row in range(8)}
 
 
 def test_validation_uses_the_center_crop(make):

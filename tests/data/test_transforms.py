@@ -82,15 +82,40 @@ def test_stage_two_resizes_to_8_to_9_eighths():
     assert sides.max() == pytest.approx(72, abs=1.5)
 
 
-def test_stage_one_flips_half_of_the_images_or_none():
-    def count_flipped(crop):
-        torch.manual_seed(0)
-        rows = [np.asarray(crop(ramp(128, 128)), int)[0, :, 0] for _ in range(200)]
-        return sum(row[0] > row[-1] for row in rows)
+def count_flipped(crop):
+    """Returns the number of mirrored images among 200 crops."""
+    torch.manual_seed(0)
+    rows = [np.asarray(crop(ramp(128, 128)), int)[0, :, 0] for _ in range(200)]
+    return sum(row[0] > row[-1] for row in rows)
 
-    assert 70 < count_flipped(StageOneCrop(64)) < 130
-    assert count_flipped(StageOneCrop(64, flip=False)) == 0
-    assert count_flipped(StageTwoCrop(64)) == 0
+
+@pytest.mark.parametrize("kind", [StageOneCrop, StageTwoCrop])
+def test_half_of_the_images_are_flipped_or_none(kind):
+    assert 70 < count_flipped(kind(64, flip=True)) < 130
+    assert count_flipped(kind(64, flip=False)) == 0
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "a dog left of a cat",
+        "an arrow to the Right",
+        "a street sign",
+        'a shirt with "hello" on it',
+        "the letter b",
+        "a bus with the number 7",
+        "a counterclockwise arrow",
+    ],
+)
+def test_an_image_whose_caption_mentions_a_side_or_writing_is_not_flipped(caption):
+    crop = StageTwoCrop(64, flip=True).for_captions(["a dog", caption])
+    assert count_flipped(crop) == 0
+
+
+@pytest.mark.parametrize("caption", ["two dogs and a cat", "a bright leftover", "ein Hund"])
+def test_an_image_with_other_captions_is_flipped(caption):
+    crop = StageTwoCrop(64, flip=True).for_captions([caption])
+    assert count_flipped(crop) > 70
 
 
 def test_stage_two_crops_near_the_center_and_stage_one_anywhere():

@@ -9,6 +9,7 @@ from datasets.fingerprint import Hasher
 from torch import Tensor
 
 from tilewright.data import bit_depth, images
+from tilewright.data.captions import find_captions
 from tilewright.data.fingerprints import fingerprint_code, fingerprint_files
 from tilewright.data.image_tokenizer import ImageTokenizer, module_device, weights_digest
 from tilewright.data.images import UnreadableImage
@@ -53,15 +54,17 @@ def encode_split(
     reader = RowReader(transform, None, training=False, max_pixels=max_pixels)
 
     def read(rows: range) -> list[Tensor | str]:
-        records = table.select_columns("image")[rows.start : rows.stop]["image"]
-        return [read_image(row, record) for row, record in zip(rows, records, strict=True)]
+        records = table.select_columns(["image", "caption"])[rows.start : rows.stop]
+        images_of_rows = zip(rows, records["image"], records["caption"], strict=True)
+        return [read_image(*image_of_row) for image_of_row in images_of_rows]
 
-    def read_image(row: int, record: object) -> Tensor | str:
+    def read_image(row: int, record: object, caption: object) -> Tensor | str:
+        captions, _ = find_captions(caption)
         try:
             if crop_seed is None:
-                return reader.read_image(record)
+                return reader.read_image(record, captions)
             with temporary_seed(*crop_seed, row):
-                return reader.read_image(record)
+                return reader.read_image(record, captions)
         except UnreadableImage as error:
             return error.reason
 

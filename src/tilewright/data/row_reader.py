@@ -25,7 +25,8 @@ class RowReader:
     same row.
 
     Args:
-        transform: PIL image to a PIL image of the final size.
+        transform: PIL image to a PIL image of the final size. A method `for_captions`, if it has
+            one, returns the transform of an image with these captions.
         tokenizer: text tokenizer, or None for rows without text tokens.
         training: choose one of several captions at random, and use BPE dropout. Otherwise, use the
             first caption without dropout.
@@ -74,18 +75,23 @@ class RowReader:
         except SkipRow as skip:
             return SkipReason(skip.reason, image_path(image))
 
-    def read_image(self, image: Any) -> Tensor:
+    def read_image(self, image: Any, captions: Sequence[str] = ()) -> Tensor:
         """Decodes and transforms an encoded image to floats in [0, 1], [3, H, W].
+
+        Args:
+            captions: captions of the image, for transforms that depend on them.
 
         Raises:
             SkipRow: the image cannot be read, or a filter drops it.
         """
-        return to_floats(self._pixels(image))
+        return to_floats(self._pixels(image, captions))
 
-    def _pixels(self, image: Any) -> Tensor:
+    def _pixels(self, image: Any, captions: Sequence[str]) -> Tensor:
         decoded = decode_image(image, self.max_pixels)
         check_image_size(*decoded.size, self.filters)
-        return to_bytes(self.transform(decoded))
+        for_captions = getattr(self.transform, "for_captions", None)
+        transform = for_captions(captions) if for_captions else self.transform
+        return to_bytes(transform(decoded))
 
     def _row(self, image: Any, caption: Any, tokens: Any | None) -> dict:
         captions = usable_captions(caption, self.filters)
@@ -97,7 +103,7 @@ class RowReader:
             row["text"] = self.tokenizer.encode([chosen], dropout=self.training)[0]
             row["truncated"] = self.tokenizer.truncated > truncated_before
         if tokens is None:
-            row["pixels"] = self._pixels(image)
+            row["pixels"] = self._pixels(image, captions)
             return row
         if reason := unreadable_reason(tokens):
             raise SkipRow(reason)

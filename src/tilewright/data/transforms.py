@@ -4,6 +4,7 @@ A crop is a callable from a PIL image of any size to a PIL image of `size` x `si
 numbers come from torch's default generator.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,14 @@ from PIL import Image
 from torchvision.transforms import RandomApply as UncheckedRandomApply
 
 from tilewright.checks import check_flag, check_number, check_whole
+
+# Captions of images that look wrong in a mirror: sides, turns and writing, in English.
+NOT_MIRRORED = re.compile(
+    r"\b(left|right|(anti|counter)?-?clockwise|text|titled?|words?|letters?|alphabet|signs?"
+    r"|numbers?|digits?|keycap|buttons?|clocks?|flags?|maps?|logos?|labels?|says|saying|reads"
+    r"|written|writing)\b|\d|[\"“”«»]",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -35,25 +44,29 @@ class StageOneCrop:
         left, top = (_random_integer(0, slack - short) for slack in image.size)
         side = _random_integer(_side(short, self.size, 9 / 8), _side(short, self.size, 12 / 8))
         image = _random_crop(_resize_square(image, left, top, short, side), self.size)
-        if self.flip and _random_integer(0, 1):
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return image
+        return _flip_half(image) if self.flip else image
 
 
 @dataclass(frozen=True)
 class StageTwoCrop:
     """Augmentation of stage 2: a square near the center, resized to 1 to 9/8 of `size`, cropped.
 
-    Images are not flipped, because they may contain text.
-
     Args:
         size: side of the result in pixels.
+        flip: mirror half of the images, except those whose captions mention a side or writing.
     """
 
     size: int
+    flip: bool = False
 
     def __post_init__(self) -> None:
         check_whole("size", self.size)
+        check_flag("flip", self.flip)
+
+    def for_captions(self, captions: Sequence[str]) -> "StageTwoCrop":
+        """Returns the augmentation of an image with these captions."""
+        is_fixed = any(map(NOT_MIRRORED.search, captions))
+        return StageTwoCrop(self.size, flip=False) if is_fixed else self
 
     def __call__(self, image: Image.Image) -> Image.Image:
         short = min(image.size)
@@ -63,7 +76,8 @@ class StageTwoCrop:
             for length in image.size
         )
         side = _random_integer(self.size, _side(short, self.size, 9 / 8))
-        return _random_crop(_resize_square(image, left, top, short, side), self.size)
+        image = _random_crop(_resize_square(image, left, top, short, side), self.size)
+        return _flip_half(image) if self.flip else image
 
 
 @dataclass(frozen=True)
@@ -106,6 +120,11 @@ class RandomApply(UncheckedRandomApply):
 def _random_integer(low: int, high: int) -> int:
     """Returns a random integer from `low` to `high`, both inclusive."""
     return int(torch.randint(low, high + 1, ()))
+
+
+def _flip_half(image: Image.Image) -> Image.Image:
+    """Mirrors an image with a probability of one half."""
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if _random_integer(0, 1) else image
 
 
 def _side(short: int, size: int, factor: float) -> int:
