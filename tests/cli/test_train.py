@@ -121,7 +121,8 @@ def test_a_run_shorter_than_its_validation_interval_validates_at_its_end(home):
 
 
 def test_a_run_that_stops_early_names_the_setting_and_can_continue(copied, monkeypatch):
-    monkeypatch.setattr(OverfittingCheck, "_update", lambda *args: True)
+    update = OverfittingCheck._update
+    monkeypatch.setattr(OverfittingCheck, "_update", lambda *args: update(*args) or True)
     settings = ["run_name=early", "callbacks.overfitting.stop=true", NO_FRECHET]
     out = run(copied, "train", "stage=dvae", *settings, *SMALL)
     folder = copied.dvae.parent / "early"

@@ -46,7 +46,7 @@ class OverfittingCheck(pl.Callback):
         self.patience = patience
         self.min_rise = min_rise
         self.stop = stop
-        self._best: float | None = None
+        self._best = math.inf  # lower is better
         self._best_update = 0
         self._best_train_loss = math.nan  # mean between the best validation and the one before it
         self._waited = 0  # validations since the best one
@@ -96,7 +96,7 @@ class OverfittingCheck(pl.Callback):
             train_loss: mean training loss since the last validation.
             update: number of updates so far.
         """
-        if self._best is None or value < self._best:
+        if value < self._best:
             self._best, self._best_update, self._best_train_loss = value, update, train_loss
             self._waited = 0
             return False
@@ -107,7 +107,6 @@ class OverfittingCheck(pl.Callback):
     def _message(
         self, trainer: pl.Trainer, checkpoint: ModelCheckpoint, value: float, train_loss: float
     ) -> str:
-        assert self._best is not None
         name, _ = _training_loss(trainer, checkpoint)
         verb, sign = ("rises", 1) if checkpoint.mode == "min" else ("falls", -1)
         return (
