@@ -37,6 +37,7 @@ OTHER_KEYS = (
     *(
         "data.*transform",
         "data.source.image_keys",
+        "data.source.train",
         "data.source.captions_per_file",
         "image_tokens.*",
         "family.image_size",
