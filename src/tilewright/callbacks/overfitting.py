@@ -137,8 +137,9 @@ class OverfittingCheck(pl.Callback):
 def _best_checkpoint(trainer: pl.Trainer) -> ModelCheckpoint | None:
     """Returns the callback that keeps the best checkpoint, or None."""
     checkpoint = trainer.checkpoint_callback
-    has_metric = isinstance(checkpoint, ModelCheckpoint) and checkpoint.monitor is not None
-    return checkpoint if has_metric else None
+    if isinstance(checkpoint, ModelCheckpoint) and checkpoint.monitor is not None:
+        return checkpoint
+    return None
 
 
 def _training_loss(trainer: pl.Trainer, checkpoint: ModelCheckpoint) -> tuple[str, Tensor | float]:
