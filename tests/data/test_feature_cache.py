@@ -1,7 +1,9 @@
 """Cache of caption features: distinct captions, several processes, and batches of the data."""
 
 import multiprocessing
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -55,6 +57,16 @@ def check(cache, encoder, captions=CAPTIONS):
         assert stored.dtype == encoder.dtype
         torch.testing.assert_close(stored, states[: len(stored)], atol=1e-5, rtol=1e-5)
         assert len(stored) == (row >= 0).sum()
+
+
+def test_captions_whose_hash_ends_in_zero_are_found(tmp_path):
+    """They are one in 256."""
+    captions = np.arange(2000, dtype=np.int32).reshape(1000, 2)
+    tokenizer = SimpleNamespace(truncated=0, encode=torch.tensor)
+    feature_cache._write_index([captions], tokenizer, tmp_path / "index")
+    index = feature_cache.CaptionIndex(tmp_path / "index")
+    found = {index.find(torch.from_numpy(caption)) for caption in captions}
+    assert found == set(range(1000))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

@@ -194,5 +194,5 @@ def _encode_shard(
 
 
 def _key(tokens: np.ndarray) -> bytes:
-    # NumPy drops zeros at the end of fixed-length bytes, here and in the keys of the index.
-    return hashlib.blake2b(tokens.tobytes(), digest_size=16).digest()
+    # Without zeros at the end, which NumPy drops from the keys of the index.
+    return hashlib.blake2b(tokens.tobytes(), digest_size=16).digest().rstrip(b"\0")
