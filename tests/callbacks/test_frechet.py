@@ -11,7 +11,8 @@ from tilewright.callbacks import frechet
 from tilewright.dvae import DiscreteVAE
 from tilewright.errors import UserError
 from tilewright.evaluations import distributions, features, generation, reconstruction
-from tilewright.metrics.extractors import Extractor
+from tilewright.metrics import extractors
+from tilewright.metrics.extractors import Extractor, ExtractorUnavailable
 
 
 class Module(pl.LightningModule):
@@ -39,10 +40,16 @@ class Data:
 
 def trainer_with(images, rank=0, processes=1, **data):
     return SimpleNamespace(
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
         global_rank=rank,
         world_size=processes,
         datamodule=Data(images, **data),
     )
+
+
+def measure(callback, trainer, module):
+    callback.setup(trainer, module, "fit")
+    callback.measure(trainer, module)
 
 
 @pytest.fixture
@@ -56,8 +63,7 @@ def _cheap_features(monkeypatch):
 @pytest.mark.usefixtures("_cheap_features")
 def test_a_single_image_warns_and_does_not_end_the_training(caplog):
     module = Module()
-    callback = frechet.FrechetDistance()
-    callback.measure(trainer_with(torch.rand(1, 3, 16, 16)), module)
+    measure(frechet.FrechetDistance(), trainer_with(torch.rand(1, 3, 16, 16)), module)
     assert not module.logged
     assert "1 readable image" in caplog.text
 
@@ -68,7 +74,7 @@ def test_an_undefined_distance_warns_and_does_not_end_the_training(caplog, monke
     module = Module()
     trainer = trainer_with(torch.rand(4, 3, 16, 16))
     trainer.global_step = 70
-    frechet.FrechetDistance().measure(trainer, module)
+    measure(frechet.FrechetDistance(), trainer, module)
     assert not module.logged
     assert "No Fréchet distance at update 70" in caplog.text
     assert "Imaginary component" in caplog.text
@@ -80,6 +86,7 @@ def test_an_undefined_distance_warns_and_does_not_end_the_training(caplog, monke
         *(({"images": n}, f"callbacks.frechet.images={n} is not possible") for n in (0, 1, 2.5)),
         *(({"every_n_validations": n}, f"every_n_validations={n} is not possible")
           for n in (0, -1, 1.5)),
+        ({"extractor": "nope"}, "extractor=nope is unknown"),
         ({"inception_weights": "/nowhere.pt"}, "inception_weights=/nowhere.pt does not exist"),
     ],
 )  # fmt: skip
@@ -92,7 +99,7 @@ def test_impossible_settings_are_refused_before_the_training(settings, message):
 def test_a_dvaes_distance_equals_that_of_eval(monkeypatch, tmp_path):
     images, module = torch.rand(70, 3, 16, 16), Module()
     trainer = trainer_with(images, cache=tmp_path / "codes")
-    frechet.FrechetDistance(images=70).measure(trainer, module)
+    measure(frechet.FrechetDistance(images=70), trainer, module)
     monkeypatch.setattr(reconstruction.runs, "load_network", lambda *_: module.network)
     arguments = {"seed": 0, "device": "cpu", "folder": tmp_path / "eval"}
     evaluation = reconstruction.Reconstruction(splits=["validation"])
@@ -116,7 +123,7 @@ def test_a_priors_distance_equals_that_of_eval(monkeypatch, tmp_path):
     monkeypatch.setattr(generation.TextToImage, "from_run", lambda *_: Model())
     monkeypatch.setattr(generation.runs, "trained_steps", lambda *_: 70)
     trainer = trainer_with(images, cache=tmp_path / "codes", image_tokenizer="a dVAE")
-    frechet.FrechetDistance(images=20).measure(trainer, module)
+    measure(frechet.FrechetDistance(images=20), trainer, module)
     arguments = {"seed": 0, "device": "cpu", "folder": tmp_path / "eval"}
     (result,) = distributions.FrechetInceptionDistance()(tmp_path, trainer.datamodule, **arguments)
     assert module.logged == {"validation/fd_means": result.value}
@@ -127,7 +134,7 @@ def test_a_priors_distance_equals_that_of_eval(monkeypatch, tmp_path):
 def test_processes_share_the_images_and_agree(monkeypatch):
     """Imitates two processes by two threads, which log the distance of one process."""
     images, alone = torch.rand(9, 3, 16, 16), Module()
-    frechet.FrechetDistance().measure(trainer_with(images), alone)
+    measure(frechet.FrechetDistance(), trainer_with(images), alone)
 
     gathered, barrier, sizes = {}, threading.Barrier(2, timeout=60), []
 
@@ -145,10 +152,8 @@ def test_processes_share_the_images_and_agree(monkeypatch):
     threads = []
     for rank, module in enumerate(modules):
         module.network = alone.network
-        call = (trainer_with(images, rank, 2), module)
-        threads.append(
-            threading.Thread(target=frechet.FrechetDistance().measure, args=call, name=str(rank))
-        )
+        call = (frechet.FrechetDistance(), trainer_with(images, rank, 2), module)
+        threads.append(threading.Thread(target=measure, args=call, name=str(rank)))
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -171,5 +176,24 @@ def test_processes_use_one_network_if_a_node_has_no_weights_of_inception(monkeyp
     monkeypatch.setattr(frechet, "gather_objects", gather_objects)
     monkeypatch.setattr(frechet, "load_efficientnet", lambda name, device: offline)
     module = Module()
-    frechet.FrechetDistance().measure(trainer_with(torch.rand(4, 3, 16, 16)), module)
+    measure(frechet.FrechetDistance(), trainer_with(torch.rand(4, 3, 16, 16)), module)
     assert set(module.logged) == {"validation/fd_offline"}
+
+
+def test_the_chosen_network_measures_and_names_the_metric(monkeypatch):
+    monkeypatch.setattr(frechet, "frechet_distance", lambda real, generated: real.shape[1])
+    module, callback = Module(), frechet.FrechetDistance(extractor="efficientnet_lite1")
+    assert callback.metrics == ("validation/fd_efficientnet_lite1",)
+    measure(callback, trainer_with(torch.rand(2, 3, 16, 16)), module)
+    assert module.logged == {"validation/fd_efficientnet_lite1": 1280}
+
+
+def test_a_training_without_its_chosen_network_does_not_start(monkeypatch):
+    def fail(*_):
+        raise ExtractorUnavailable("no weights")
+
+    monkeypatch.setattr(extractors, "load_inception", fail)
+    callback = frechet.FrechetDistance(extractor="inception")
+    assert callback.metrics == ("validation/fid",)
+    with pytest.raises(UserError, match=r"no weights: .* callbacks\.frechet"):
+        callback.setup(trainer_with(torch.rand(2, 3, 16, 16)), Module(), "fit")

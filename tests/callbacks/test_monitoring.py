@@ -68,6 +68,13 @@ def test_a_metric_of_a_callback_is_accepted(tmp_path):
     check_dvae(tmp_path, *callbacks)
 
 
+def test_only_the_metric_of_the_chosen_network_is_accepted(tmp_path):
+    callback = FrechetDistance(extractor="efficientnet_lite2")
+    check_dvae(tmp_path, HalveOnPlateau("validation/fd_efficientnet_lite2"), callback)
+    with pytest.raises(UserError, match=r"monitor=validation/fid .* validation/fd_\w+_lite2, "):
+        check_dvae(tmp_path, HalveOnPlateau("validation/fid"), callback)
+
+
 class OwnMetric(pl.Callback):
     """Callback of a user, which may log anything."""
 

@@ -73,6 +73,15 @@ def test_several_metrics_repeat_byte_for_byte(copied):
         assert last.step == step(copied.prior / "checkpoints" / "best.ckpt")
 
 
+def test_results_on_a_chosen_network_carry_its_name(copied):
+    choice = ["images=4", "metric.splits=1", "extractor=efficientnet_lite2"]
+    rows, stdout = measure(copied, copied.prior, "is", *choice)
+    for row in rows:
+        assert (row["metric"], row["extractor"]) == ("cs_efficientnet_lite2", "efficientnet_lite2")
+        assert row["extractor_digest"] == "9656183eaeaf"
+    assert "Inception" not in stdout
+
+
 def test_several_runs_are_measured_by_one_command(copied):
     second = copied.dvae.with_name("second")
     shutil.copytree(copied.dvae, second)

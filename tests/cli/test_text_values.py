@@ -32,7 +32,7 @@ OTHER_KEYS = (
         "device",
         "weights",
     ),
-    *("host", "*resize", "*monitor", "callbacks.best*", "*tokenizer"),
+    *("host", "*extractor", "*resize", "*monitor", "callbacks.best*", "*tokenizer"),
     *("best_of", "top_k", "top_p", "temperature", "guidance", "likelihood.min_log_scale"),
     *(
         "data.*transform",

@@ -35,7 +35,7 @@ def measure(monkeypatch, tmp_path):
     """Runs the evaluation with the mean gray in place of the Fréchet distance, by count."""
     monkeypatch.setattr(best_of.TextToImage, "from_run", lambda run, device: GrayModel())
     extractor = SimpleNamespace(name="eye", digest="0", metric_name=lambda name: f"{name}_eye")
-    monkeypatch.setattr(features, "load_extractor", lambda device, weights: extractor)
+    monkeypatch.setattr(features, "load_extractor", lambda *_: extractor)
     monkeypatch.setattr(features, "write_image_folder", lambda images, folder: images)
     monkeypatch.setattr(features, "folder_features", lambda images, *args, **kwargs: images)
     monkeypatch.setattr(features, "frechet_distance", lambda real, chosen: float(chosen.mean()))

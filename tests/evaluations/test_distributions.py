@@ -97,8 +97,9 @@ def test_fid_equals_clean_fids_on_the_written_folders(measure, monkeypatch, tmp_
 
 
 def test_every_result_has_its_settings(measure):
+    shared = {"features": FeatureSettings(resize="legacy_pytorch"), "images": 10}
     for evaluation in (FrechetInceptionDistance, KernelInceptionDistance, InceptionScore):
-        for result in measure(evaluation(features=FeatureSettings("legacy_pytorch"), images=10)):
+        for result in measure(evaluation(**shared)):
             settings = {
                 "extractor": "means",
                 "extractor_digest": "0123",

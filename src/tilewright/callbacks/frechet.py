@@ -15,10 +15,14 @@ from tilewright.distributed.collectives import gather_objects
 from tilewright.distributed.fsdp import gathered_weights
 from tilewright.metrics.distances import frechet_distance
 from tilewright.metrics.extractors import (
+    AUTO,
+    OFFLINE,
     Extractor,
-    check_weights_exist,
+    check_extractor,
     load_efficientnet,
     load_extractor,
+    metric_name,
+    possible_networks,
 )
 from tilewright.metrics.features import UndefinedMetric, folder_features, save_images
 from tilewright.pipeline import TextToImage
@@ -32,30 +36,38 @@ class FrechetDistance(PeriodicMeasurement):
     A dVAE reconstructs the split's images from hard codes. A prior generates one image per caption
     of the split, with the sampling that the run recommends. The metric is named after the feature
     network: `fid` is clean-fid's Inception only. A few hundred images show a trend, not a value to
-    publish.
+    publish. The network is loaded before the training, which does not start without it.
 
     Args:
         images: number of images of all processes together.
         every_n_validations: validations between two measurements.
+        extractor: name of the feature network, or "auto", see `load_extractor`.
         inception_weights: path of Inception's weights. None searches clean-fid's folder.
 
     Raises:
-        UserError: a number is not possible, or the weights do not exist.
+        UserError: a number is not possible, the network is unknown, or weights do not exist.
     """
 
-    metrics = ("validation/fid", "validation/fd_efficientnet_lite0")
-
     def __init__(
-        self, images: int = 128, every_n_validations: int = 1, inception_weights: str | None = None
+        self,
+        images: int = 128,
+        every_n_validations: int = 1,
+        extractor: str = AUTO,
+        inception_weights: str | None = None,
     ):
         super().__init__(every_n_validations)
         check_whole("callbacks.frechet.images", images, 2)
-        if inception_weights is not None:
-            check_weights_exist(inception_weights)
+        check_extractor(extractor, inception_weights)
+        names = [metric_name(network, "fid") for network in possible_networks(extractor)]
+        self.metrics = tuple(f"validation/{name}" for name in names)
         self.images = images
+        self.extractor = extractor
         self.inception_weights = inception_weights
         self._extractor: Extractor | None = None
         self._real_features: np.ndarray | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._extractor = self._load_extractor(trainer.strategy.root_device)
 
     def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -86,8 +98,7 @@ class FrechetDistance(PeriodicMeasurement):
         Args:
             examples: real images [3, H, W] and their captions.
         """
-        if self._extractor is None:
-            self._extractor = self._load_extractor(pl_module.device)
+        assert self._extractor is not None
         share = examples[trainer.global_rank :: trainer.world_size]
         real, captions = zip(*share, strict=True)
         if self._real_features is None:
@@ -99,9 +110,9 @@ class FrechetDistance(PeriodicMeasurement):
 
     def _load_extractor(self, device: torch.device) -> Extractor:
         """Loads the feature network, which is the same in all processes."""
-        extractor = load_extractor(device, self.inception_weights)
+        extractor = load_extractor(device, self.extractor, self.inception_weights)
         if len(set(gather_objects(extractor.name))) > 1:  # a node has no weights of Inception
-            return load_efficientnet("efficientnet_lite0", device)
+            return load_efficientnet(OFFLINE, device)
         return extractor
 
     def _generate(

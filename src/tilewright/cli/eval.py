@@ -23,8 +23,8 @@ if TYPE_CHECKING:  # torch is loaded after the settings have been checked
 
 # General settings, of which a metric reads some.
 SHARED = {
-    *("images", "resize", "inception_weights", "features", "ranker", "sampling"),
-    *("temperature", "top_k", "top_p", "guidance", "weights", "compile"),
+    *("images", "extractor", "resize", "inception_weights", "features", "ranker"),
+    *("sampling", "temperature", "top_k", "top_p", "guidance", "weights", "compile"),
 }
 
 

@@ -29,8 +29,8 @@ Measurement = tuple[float, dict[str, Any]]  # a value and its own settings
 class DistributionMetric(ABC):
     """Base class of metrics on the features of generated and real images.
 
-    One image is generated per caption of a split. If Inception's weights are unavailable, the
-    offline network replaces Inception and the metric carries the network's name.
+    One image is generated per caption of a split. On a network other than Inception, the metric
+    carries the network's name.
 
     Args:
         split: split of the captions and real images.

@@ -11,7 +11,7 @@ from torch import Tensor
 from tilewright.data import CaptionedImages
 from tilewright.evaluations.results import Result
 from tilewright.metrics.distances import frechet_distance
-from tilewright.metrics.extractors import check_weights_exist, load_extractor
+from tilewright.metrics.extractors import AUTO, check_extractor, load_extractor
 from tilewright.metrics.features import check_resize, folder_features, save_images
 
 
@@ -20,20 +20,21 @@ class FeatureSettings:
     """Settings of the feature network, which all metrics on features share.
 
     Args:
+        extractor: name of the network, or "auto", see `load_extractor`.
         resize: clean-fid's resize, "clean" or "legacy_pytorch".
         inception_weights: path of Inception's weights; None uses clean-fid's copy.
 
     Raises:
-        UserError: the resize is unknown, or the weights do not exist.
+        UserError: the network or the resize is unknown, or weights do not exist.
     """
 
+    extractor: str = AUTO
     resize: str = "clean"
     inception_weights: str | None = None
 
     def __post_init__(self) -> None:
+        check_extractor(self.extractor, self.inception_weights)
         check_resize(self.resize)
-        if self.inception_weights is not None:
-            check_weights_exist(self.inception_weights)
 
 
 class ImageSetFeatures:
@@ -46,7 +47,7 @@ class ImageSetFeatures:
     """
 
     def __init__(self, data: CaptionedImages, device: str, settings: FeatureSettings):
-        self.extractor = load_extractor(device, settings.inception_weights)
+        self.extractor = load_extractor(device, settings.extractor, settings.inception_weights)
         self.resize = settings.resize
         self.cache = data.cache.parent / "features"
 

@@ -1,8 +1,8 @@
-"""Feature networks of distances and scores: Inception, and EfficientNet-Lite0 without a download.
+"""Feature networks of distances and scores: Inception, and EfficientNet-Lite without a download.
 
-FID, KID and the Inception score are defined on Inception, whose weights must be downloaded.
-EfficientNet-Lite0's weights come with a Python package, so that network works on every machine.
-Values on it carry its name, because values on different networks do not compare.
+FID, KID and the Inception score are defined on Inception, whose weights must be downloaded. The
+weights of EfficientNet-Lite0, -Lite1 and -Lite2 come with Python packages. Values on these carry
+the network's name, because values on different networks do not compare.
 """
 
 import contextlib
@@ -25,11 +25,15 @@ from cleanfid.downloads_helper import check_download_inception, inception_url
 from cleanfid.inception_torchscript import InceptionV3W
 from torch import Tensor
 
-from tilewright.efficientnet import EfficientNetLite
+from tilewright.efficientnet import SIZES, EfficientNetLite, weights_path
 from tilewright.errors import UserError
 from tilewright.weight_files import file_digest
 
 logger = logging.getLogger(__name__)
+
+AUTO = "auto"  # Inception, or OFFLINE in its place
+OFFLINE = "efficientnet_lite0"
+EXTRACTORS = (AUTO, "inception", *SIZES)  # values of extractor=
 
 INCEPTION_FILE = "inception-2015-12-05.pt"
 # Folder in which clean-fid keeps the weights, as in cleanfid.features.feature_extractor.
@@ -51,7 +55,7 @@ class Extractor:
     """A frozen feature network.
 
     Attributes:
-        name: `inception` or `efficientnet_lite0`.
+        name: an element of `EXTRACTORS` other than `auto`.
         dimension: D, the number of features.
         size: height and width in pixels that images are resized to.
         digest: first 12 hexadecimal digits of the SHA-256 of the weights file.
@@ -69,38 +73,85 @@ class Extractor:
     classes: Callable[[Tensor], Tensor]
 
     def metric_name(self, metric: str) -> str:
-        """Returns the name of `fid`, `kid` or `is` on this network, e.g. `fd_efficientnet_lite0`.
+        """Returns the name of `fid`, `kid` or `is` on this network."""
+        return metric_name(self.name, metric)
 
-        Only Inception's values keep the metric's own name.
-        """
-        return metric if self.name == "inception" else f"{GENERIC_NAMES[metric]}_{self.name}"
+
+def metric_name(network: str, metric: str) -> str:
+    """Returns the name of `fid`, `kid` or `is` on a network, such as `fd_efficientnet_lite0`.
+
+    Only Inception's values keep the metric's own name.
+    """
+    return metric if network == "inception" else f"{GENERIC_NAMES[metric]}_{network}"
+
+
+def possible_networks(extractor: str) -> tuple[str, ...]:
+    """Returns the names of the networks that `load_extractor` may return for a choice."""
+    return ("inception", OFFLINE) if extractor == AUTO else (extractor,)
+
+
+def check_extractor(extractor: str, inception_weights: Path | str | None = None) -> None:
+    """Checks the choice of a network, as far as this is possible without a download.
+
+    Raises:
+        UserError: the choice is unknown, the package of its weights is not installed,
+            `inception_weights` does not exist, or the chosen network does not read it.
+    """
+    if extractor not in EXTRACTORS:
+        raise UserError(f"extractor={extractor} is unknown: choose one of {', '.join(EXTRACTORS)}")
+    if extractor in SIZES:
+        weights_path(extractor)
+        if inception_weights is not None:
+            raise UserError(
+                f"inception_weights= has no effect on extractor={extractor}: leave one of them out"
+            )
+    elif inception_weights is not None and not Path(inception_weights).is_file():
+        raise UserError(
+            f"inception_weights={inception_weights} does not exist: give the path of clean-fid's "
+            f"{INCEPTION_FILE}"
+        )
 
 
 def load_extractor(
     device: torch.device | str,
+    extractor: str = AUTO,
     inception_weights: Path | str | None = None,
-    allow_download: bool = True,
 ) -> Extractor:
-    """Loads Inception, or EfficientNet-Lite0 with a warning if Inception is unavailable.
+    """Loads a feature network.
+
+    Args:
+        extractor: name of a network, or `auto`: Inception, or EfficientNet-Lite0 with a warning if
+            Inception is unavailable.
+        inception_weights: see `load_inception`.
 
     Raises:
-        UserError: `inception_weights` is given but does not exist, or the weights are corrupt.
+        UserError: see `check_extractor`; the weights are corrupt, or `inception` is unavailable.
     """
+    check_extractor(extractor, inception_weights)
+    if extractor in SIZES:
+        return load_efficientnet(extractor, device)
     try:
-        return load_inception(device, inception_weights, allow_download)
+        return load_inception(device, inception_weights)
     except ExtractorUnavailable as error:
+        if extractor != AUTO:
+            raise UserError(
+                f"{error}: give their path with inception_weights=PATH, or choose another network, "
+                f"such as extractor={OFFLINE} (in training, both are keys of callbacks.frechet)"
+            ) from error
         _warn_about_replacement(str(error))
-        return load_efficientnet("efficientnet_lite0", device)
+        return load_efficientnet(OFFLINE, device)
 
 
 @functools.cache  # once for all metrics of a command
 def _warn_about_replacement(reason: str) -> None:
     logger.warning(
-        "%s EfficientNet-Lite0 replaces it, and metrics carry its name: fd_efficientnet_lite0 is a "
-        "Fréchet distance, but not FID. For FID, KID and the Inception score, give the path of "
-        "Inception's weights: inception_weights=PATH (in training: "
-        "callbacks.frechet.inception_weights=PATH)",
+        "%s, so EfficientNet-Lite0 replaces Inception. Metrics carry its name: %s is a Fréchet "
+        "distance, but not FID. For FID, KID and the Inception score, give the path of Inception's "
+        "weights: inception_weights=PATH. extractor=%s chooses this network without a warning (in "
+        "training, both are keys of callbacks.frechet)",
         reason,
+        metric_name(OFFLINE, "fid"),
+        OFFLINE,
     )
 
 
@@ -126,50 +177,26 @@ def load_efficientnet(name: str, device: torch.device | str) -> Extractor:
     )
 
 
-def load_inception(
-    device: torch.device | str,
-    weights: Path | str | None = None,
-    allow_download: bool = True,
-) -> Extractor:
+def load_inception(device: torch.device | str, weights: Path | str | None = None) -> Extractor:
     """Loads clean-fid's Inception (TorchScript), the network of FID: 2048 features at 299x299.
 
     Args:
         weights: weights file. None uses clean-fid's own copy and downloads it (95 MB) if needed.
-        allow_download: True allows a download of the weights.
 
     Raises:
         ExtractorUnavailable: there are no weights and they cannot be downloaded.
-        UserError: `weights` does not exist, or the file is not this network.
+        UserError: the file is not this network.
     """
     device = torch.device(device)
-    if weights is None:
-        path = INCEPTION_HOME / INCEPTION_FILE
-        if not path.is_file():
-            if not allow_download:
-                raise ExtractorUnavailable(f"Inception's weights are missing ({path}).")
-            _download(path)
-    else:
-        check_weights_exist(weights)
-        path = Path(weights)
+    path = INCEPTION_HOME / INCEPTION_FILE if weights is None else Path(weights)
+    if weights is None and not path.is_file():
+        _download(path)
     network = _load_torchscript(path, device)
 
     def classes(features: Tensor) -> Tensor:  # without the bias, as in Salimans et al. 2016
         return features @ network.base.output.weight.T
 
     return Extractor("inception", 2048, 299, file_digest(path), device, network, classes)
-
-
-def check_weights_exist(weights: Path | str) -> None:
-    """Checks that a file of Inception's weights exists.
-
-    Raises:
-        UserError: it does not.
-    """
-    if not Path(weights).is_file():
-        raise UserError(
-            f"inception_weights={weights} does not exist: give the path of clean-fid's "
-            f"{INCEPTION_FILE}"
-        )
 
 
 def _load_torchscript(path: Path, device: torch.device) -> InceptionV3W:
@@ -191,7 +218,7 @@ def _download(path: Path) -> None:
     """Downloads Inception's weights to `path`, with timeouts that clean-fid does not have."""
     if not _host_answers(inception_url, ANSWER_SECONDS):
         raise ExtractorUnavailable(
-            f"Inception's weights are missing ({path}) and their host does not answer."
+            f"Inception's weights are missing ({path}) and their host does not answer"
         )
     logger.info("Downloading Inception's weights (95 MB) to %s", path)
     try:
@@ -200,7 +227,7 @@ def _download(path: Path) -> None:
             Path(check_download_inception(folder)).replace(path)
     except (OSError, http.client.HTTPException) as error:
         raise ExtractorUnavailable(
-            f"Inception's weights are missing ({path}) and their download failed ({error})."
+            f"Inception's weights are missing ({path}) and their download failed ({error})"
         ) from error
 
 

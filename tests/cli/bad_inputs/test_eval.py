@@ -29,6 +29,16 @@ CASES = {
         None,
         ["resize= has no effect on metric=alignment,retrieval"],
     ),
+    "network of another metric": (
+        ["metric=alignment", "extractor=efficientnet_lite1"],
+        None,
+        ["extractor= has no effect on metric=alignment"],
+    ),
+    "unknown network": (
+        ["metric=fid", "extractor=resnet"],
+        None,
+        ["extractor=resnet is unknown: choose one of auto, inception, efficientnet_lite0"],
+    ),
     "setting of one metric among several": (
         ["metric=alignment,fid", "resize=legacy_pytorch", "images=0"],
         None,

@@ -37,6 +37,11 @@ CASES = {
         None,
         ["callbacks.health.stop=maybe"],
     ),
+    "unknown feature network": (
+        [*DVAE, "callbacks.frechet.extractor=resnet"],
+        None,
+        ["error: callbacks.frechet.extractor=resnet is unknown: choose one of auto"],
+    ),
     "decay above 1": (
         [*DVAE, "callbacks.ema.decay=2"],
         None,
