@@ -7,8 +7,7 @@ heart, and captions of concepts that no training pair shows.
     python benchmarks/data_size.py sizes=[250,1000,4000]
     python benchmarks/data_size.py dvae=[experiment=dvae_emoji] prior=[experiment=prior_emoji]
 
-Every other key is one of both trainings. An interrupted benchmark continues with the first size
-that it has not evaluated.
+Every other key is one of both trainings. An interrupted benchmark continues where it stopped.
 """
 
 import csv
@@ -88,16 +87,18 @@ def arguments_of(stage: str, settings: Any, size: int) -> list[str]:
 
 
 def train_and_evaluate(settings: Any, size: int, others: list[str]) -> None:
-    """Trains both stages on `size` pairs, and measures the prior."""
+    """Trains both stages on `size` pairs and measures the prior, unless this has been done."""
     dvae, prior = Path(settings.logs) / "dvae" / f"pairs_{size}", prior_run(settings, size)
     for run, more in ((dvae, []), (prior, [f"dvae={dvae}"])):
         stage, finished = run.parent.name, run / "finished"
-        if (run / "checkpoints" / "last.ckpt").exists() and not finished.exists():
+        if finished.exists():
+            continue
+        if (run / "checkpoints" / "last.ckpt").exists():
             run_command("train", f"stage={stage}", f"resume={run}", f"paths.logs={settings.logs}")
-        elif not finished.exists():
+        else:
             run_command("train", *arguments_of(stage, settings, size), *more, *others)
         finished.touch()
-    for split in splits(settings).values():
+    for split in set(splits(settings).values()) - {record["split"] for record in records(prior)}:
         run_command(
             "eval",
             "metric=identification",
@@ -110,18 +111,23 @@ def train_and_evaluate(settings: Any, size: int, others: list[str]) -> None:
         )
 
 
+def records(run: Path) -> list[dict[str, Any]]:
+    """Returns what has been measured of a prior's run."""
+    file = run / "eval" / "identification" / "results.json"
+    return json.loads(file.read_text()) if file.exists() else []
+
+
 def measured(settings: Any, size: int) -> dict[str, Any]:
     """Returns the shares and the validation loss of a trained and evaluated size."""
     run = prior_run(settings, size)
-    records = json.loads((run / "eval" / "identification" / "results.json").read_text())
     shares = {
         f"{kind} captions, {record['image_set']}, first {record['top']}": (
             record["value"],
             *record["interval"],
         )
         for kind, split in splits(settings).items()
-        for record in records
-        if record["split"] == split
+        for record in records(run)
+        if record["split"] == split and record["image_set"] in ("generated", "reconstructed")
     }
     with (run / "metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row.get("validation/loss")]
@@ -164,8 +170,7 @@ def main() -> None:
         )
     results = []
     for size in settings.sizes:
-        if not (prior_run(settings, size) / "eval" / "identification" / "results.json").exists():
-            train_and_evaluate(settings, size, others)
+        train_and_evaluate(settings, size, others)
         results.append(measured(settings, size))
     names = list(results[0]["shares"])
     rows = [

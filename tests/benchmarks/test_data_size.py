@@ -9,14 +9,18 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 DVAE = "experiment=dvae_laptop,model.network.n_hid=8,model.network.n_init=8"
-PRIOR = "experiment=prior_laptop,model.network.dim=16,model.network.depth=1,model.network.heads=2"
+PRIOR = (
+    "experiment=prior_laptop,model.network.dim=16,model.network.depth=1,model.network.heads=2,"
+    "callbacks.samples=null"
+)
 TRAINING = [
     "trainer=cpu",
     "trainer.max_steps=2",
     "trainer.val_check_interval=1",
     "data.batch_size=4",
     "data.crops_per_image=0",
-    "data.source.limit=40",
+    "+data.source.limit=100",
+    "compile=false",
     "~callbacks.frechet",
 ]
 
