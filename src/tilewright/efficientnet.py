@@ -64,7 +64,7 @@ class EfficientNetLite(nn.Module):
         Blocks after the greatest stride are not computed.
 
         Args:
-            strides: ascending values of `STRIDES`.
+            strides: some of `STRIDES`, in the order of the outputs.
         """
         network = self.network
         x = network._swish(network._bn0(network._conv_stem(_normalize(images))))
