@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from helpers.gray import TinySource, batches
+from helpers.open_files import limited_open_files
 from helpers.pretrained import save_t5
-from tilewright.data import CaptionedImages, CaptionEncoder, CenterCrop, feature_cache
+from tilewright.data import CaptionedImages, CaptionEncoder, CenterCrop, feature_cache, shards
 from tilewright.data.feature_cache import FeatureCache, encode_captions
 from tilewright.errors import UserError
 
@@ -147,6 +148,16 @@ def test_a_caption_that_the_cache_lacks_is_one_line(encoder, tmp_path):
     (tokens,) = encoder.tokenizer.encode(["two gold lines"])
     with pytest.raises(UserError, match=r"lacks a caption of the data: delete .*cache to encode"):
         cache[tokens]
+
+
+def test_a_cache_may_have_more_shards_than_a_process_may_open_files(encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(feature_cache, "SHARD", 1)
+    captions = [f"{'a ' * (n % 15)}{'red ' * (n // 15)}" for n in range(shards.OPEN_SHARDS + 40)]
+    encoder = CaptionEncoder(encoder.path, 64, dtype="float32")
+    cache = encode(encoder, tmp_path / "cache", captions)
+    assert len(cache) == len(captions)
+    with limited_open_files(shards.OPEN_SHARDS + 20):
+        check(cache, encoder, captions)
 
 
 class TestData:

@@ -2,16 +2,15 @@
 
 import multiprocessing
 import os
-import resource
 import signal
 from itertools import chain
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tilewright.data import token_cache
+from helpers.open_files import limited_open_files
+from tilewright.data import shards, token_cache
 from tilewright.data.image_tokenizer import weights_digest
 from tilewright.data.images import REASONS
 from tilewright.data.token_cache import TokenCache, encode_rows, unreadable_reason
@@ -223,17 +222,11 @@ def test_a_truncated_shard_is_an_error(tmp_path, length):
 
 def test_a_cache_may_have_more_shards_than_a_process_may_open_files(tmp_path, monkeypatch):
     monkeypatch.setattr(token_cache, "SHARD", 1)
-    shards = token_cache.OPEN_SHARDS + 50
-    for shard in range(shards):
-        tokens = np.full((1, 2, 2), shard, np.uint16)
-        np.save(token_cache.shard_file(tmp_path, shard), tokens)
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    allowed = len(list(Path("/proc/self/fd").iterdir())) + token_cache.OPEN_SHARDS + 20
-    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, limits[1]))
-    try:
-        assert levels(TokenCache(tmp_path, shards)) == list(range(shards))
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    count = shards.OPEN_SHARDS + 50
+    for shard in range(count):
+        np.save(shards.shard_file(tmp_path, shard), np.full((1, 2, 2), shard, np.uint16))
+    with limited_open_files(shards.OPEN_SHARDS + 20):
+        assert levels(TokenCache(tmp_path, count)) == list(range(count))
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):

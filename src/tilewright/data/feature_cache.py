@@ -15,7 +15,14 @@ from torch import Tensor
 
 from tilewright.data.caption_encoder import BATCH_SIZE, CaptionEncoder
 from tilewright.data.pretrained_tokenizer import PretrainedTokenizer
-from tilewright.data.shards import Advance, encode_shards, lock_file, shard_file, write_errors
+from tilewright.data.shards import (
+    Advance,
+    encode_shards,
+    lock_file,
+    map_shard,
+    shard_file,
+    write_errors,
+)
 from tilewright.errors import UserError
 from tilewright.files import atomic_file, atomic_folder
 
@@ -29,7 +36,6 @@ class FeatureCache:
     def __init__(self, folder: Path):
         self.folder = folder
         self._index = CaptionIndex(folder / "index")
-        self._shards: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
         """Returns the number of distinct captions."""
@@ -52,16 +58,11 @@ class FeatureCache:
         return sum(file.stat().st_size for file in self.folder.glob("*.npy"))
 
     def _open(self, shard: int) -> np.ndarray:
-        if shard not in self._shards:
-            path = shard_file(self.folder, shard)
-            try:
-                states = np.load(path, mmap_mode="r")
-            except (OSError, ValueError, EOFError) as error:
-                raise UserError(f"{path} cannot be read: delete it to encode it again") from error
-            if len(states) != self._index.count_tokens(shard):
-                raise UserError(f"{path} belongs to other captions: delete it to encode it again")
-            self._shards[shard] = states
-        return self._shards[shard]
+        path = shard_file(self.folder, shard)
+        states = map_shard(path)
+        if len(states) != self._index.count_tokens(shard):
+            raise UserError(f"{path} belongs to other captions: delete it to encode it again")
+        return states
 
 
 class CaptionIndex:

@@ -6,14 +6,17 @@ process is encoding, also on another machine that shares the disk.
 
 import contextlib
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
+import numpy as np
 from filelock import FileLock, Timeout
 from rich import get_console
 from rich.progress import Progress
 
 from tilewright.errors import UserError
+
+OPEN_SHARDS = 256  # mapped files of a process, which may often open 1,024
 
 Advance = Callable[[int], None]
 
@@ -62,6 +65,19 @@ def encode_shards(
 def shard_file(folder: Path, shard: int) -> Path:
     """Returns the path of a shard."""
     return folder / f"{shard:05}.npy"
+
+
+@lru_cache(maxsize=OPEN_SHARDS)
+def map_shard(path: Path) -> np.ndarray:
+    """Maps a shard to memory.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        return np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} cannot be read: delete it to encode it again") from error
 
 
 @contextlib.contextmanager

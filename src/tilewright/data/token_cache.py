@@ -8,7 +8,6 @@ next shard that no other process is encoding.
 import contextlib
 import time
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,11 @@ from torch import Tensor
 
 from tilewright.data.image_tokenizer import ImageTokenizer
 from tilewright.data.images import REASONS
-from tilewright.data.shards import Advance, encode_shards, shard_file
+from tilewright.data.shards import Advance, encode_shards, map_shard, shard_file
 from tilewright.errors import UserError
 from tilewright.files import atomic_file
 
 SHARD = 8192  # rows of a file
-OPEN_SHARDS = 256  # mapped files of a process, which may often open 1,024
 SAVE_EVERY = 30.0  # seconds between two saves of an incomplete shard
 
 ReadImages = Callable[[range], list[Tensor | str]]
@@ -61,18 +59,10 @@ class TokenCache:
 
     def _open(self, shard: int) -> np.ndarray:
         path = shard_file(self.folder, shard)
-        try:
-            tokens = _map_shard(path)
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{path} cannot be read: delete it to encode it again") from error
+        tokens = map_shard(path)
         if len(tokens) != min(SHARD, self.rows - shard * SHARD):
             raise UserError(f"{path} belongs to other data: delete it to encode it again")
         return tokens
-
-
-@lru_cache(maxsize=OPEN_SHARDS)
-def _map_shard(path: Path) -> np.ndarray:
-    return np.load(path, mmap_mode="r")
 
 
 def token_dtype(num_tokens: int) -> np.dtype:
