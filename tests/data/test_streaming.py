@@ -2,6 +2,7 @@
 
 import copy
 import io
+import sys
 from collections import Counter
 from itertools import chain, islice
 from types import SimpleNamespace
@@ -262,6 +263,25 @@ def test_another_batch_size_neither_skips_nor_repeats_rows(make):
         make, {"count": 2}, {"count": 3, "batch_size": 10}, {"count": 6, "batch_size": 2}
     )
     assert sorted(seen) == usable_captions("generator")
+
+
+@pytest.mark.parametrize("shards", [2, 6])
+def test_another_number_of_shards_starts_the_epoch_again(make, monkeypatch, caplog, shards):
+    _, states = train(make(), 4)
+    monkeypatch.setattr(sys.modules[__name__], "SHARDS", shards)
+    captions, _ = train(make(batches=4, state=states[-1]), 9)
+    assert sorted(chain(*captions)) == usable_captions("generator")
+    assert f"the data has {shards} shards now, and had 4: reader 0 starts its" in caplog.text
+
+
+def test_a_reader_without_usable_rows_is_named(make):
+    reader = make().dataset("train").reader
+    rows = [{"image": {"bytes": b"no", "path": None}, "caption": "a"}] * 4
+    source = Dataset.from_list(rows).to_iterable_dataset(num_shards=2)
+    broken = streaming.StreamingDataset(source, reader, ReaderGroup(workers=2), seed=0)
+    message = r"no row of reader 1 of 2, .* can be used \(2 × not an image\)"
+    with pytest.raises(UserError, match=message):
+        next(iter(broken))
 
 
 def test_a_reader_without_rows_is_an_error(make):

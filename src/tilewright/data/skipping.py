@@ -86,8 +86,12 @@ def _example(reason: str) -> str:
     return f" (such as {example})" if example else ""
 
 
-def no_usable_rows(reasons: Mapping[str, int]) -> UserError:
-    """Returns the error for data of which no row can be used."""
+def no_usable_rows(reasons: Mapping[str, int], rows: str = "the data") -> UserError:
+    """Returns the error for rows of which none can be used.
+
+    Args:
+        rows: name of the rows, for the message.
+    """
     return UserError(
-        f"no row of the data can be used ({format_counts(reasons)}): fix the data or its settings"
+        f"no row of {rows} can be used ({format_counts(reasons)}): fix the data or its settings"
     )

@@ -8,6 +8,7 @@ rows with the same seed and leaves out those that were taken. `streaming_positio
 of an epoch among another number of readers.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from tilewright.data.skipping import no_usable_rows
 from tilewright.data.streaming_position import ReaderGroup, StreamingPosition
 from tilewright.distributed.collectives import gather_objects
 from tilewright.errors import UserError
+
+log = logging.getLogger(__name__)
 
 SHUFFLE_BLOCK = 1000  # rows that are shuffled together
 OPEN_SHARDS = 10  # shards that are read in turn
@@ -86,7 +89,7 @@ class StreamingDataset(torch.utils.data.IterableDataset):
                     last["position"] = position.next_epoch()
                 yield last
             elif position.is_full_epoch_start:
-                self._check_usable(skipped)
+                self._check_usable(index, skipped)
             if self.seed is None:
                 return
             position = position.next_epoch()
@@ -111,14 +114,21 @@ class StreamingDataset(torch.utils.data.IterableDataset):
 
     def _shuffled_epoch(self, position: StreamingPosition, seed: int) -> Iterator[dict | str]:
         part = position.parts[0]
+        if part.shards is not None and part.shards["count"] != self.data.num_shards:
+            log.warning(
+                "the data has %d shards now, and had %d: reader %d starts its epoch again",
+                self.data.num_shards, part.shards["count"], position.reader,
+            )  # fmt: skip
+            position = position.move(0, 0, None)
+            part = position.parts[0]
         reader, epoch = part.reader, part.epoch
         generator = torch.Generator().manual_seed(derive_seed(seed, epoch))  # same for all readers
         shards = torch.randperm(self.data.num_shards, generator=generator).tolist()
         shard_reader = ShardReader(
             self.data, shards, reader, part.readers, OPEN_SHARDS, part.shards
         )
+        block, block_start, taken = part.shuffle_block, shard_reader.state_dict(), part.taken
         records = iter(shard_reader)
-        block, block_start, taken = part.shuffle_block, part.shards, part.taken
         while block_records := list(islice(records, SHUFFLE_BLOCK)):
             block_end = shard_reader.state_dict()
             generator = torch.Generator().manual_seed(derive_seed(seed, reader, epoch, block))
@@ -134,14 +144,18 @@ class StreamingDataset(torch.utils.data.IterableDataset):
                 yield row
             block, taken, block_start = block + 1, 0, block_end
 
-    def _check_usable(self, skipped: Counter[str]) -> None:
-        """Raises UserError if the data has no usable row, or fewer rows than readers."""
-        if skipped and (self.seed is not None or self.group.readers == 1):
+    def _check_usable(self, reader: int, skipped: Counter[str]) -> None:
+        """Raises UserError if a reader has no usable row, or the data fewer rows than readers."""
+        readers = self.group.readers
+        if skipped and readers == 1:
             raise no_usable_rows(skipped)
+        if skipped and self.seed is not None:
+            name = f"reader {reader + 1} of {readers}, one for each worker of each process,"
+            raise no_usable_rows(skipped, name)
         if self.seed is not None:
             raise UserError(
-                f"the streaming data has too few rows for {self.group.readers} readers, one for "
-                "each worker of each process: lower trainer.devices or data.num_workers"
+                f"the streaming data has too few rows for {readers} readers, one for each worker "
+                "of each process: lower trainer.devices or data.num_workers"
             )
 
 
@@ -236,6 +250,7 @@ class ShardReader:
         state: Mapping[str, Any] | None = None,
     ):
         self.data = data
+        self.count = len(shards)
         even = len(shards) % readers == 0 or len(shards) >= MIN_SHARDS_PER_READER * readers
         self.shards = shards[reader::readers] if even else shards
         self.every, self.offset = (1, 0) if even else (readers, reader)
@@ -265,6 +280,7 @@ class ShardReader:
     def state_dict(self) -> dict[str, Any]:
         """Returns the position as plain values."""
         return {
+            "count": self.count,
             "next": self._next,
             "turn": self._turn,
             "records": self._records,

@@ -56,7 +56,7 @@ class Part:
         shuffle_block: index of the shuffle block within the epoch.
         taken: number of rows of the shuffle block before the position, including skipped ones.
         shards: state of the `ShardReader` at the start of the shuffle block. None is the start of
-            an epoch.
+            an epoch before its first row.
     """
 
     reader: int
