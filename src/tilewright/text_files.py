@@ -5,7 +5,7 @@ import io
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +213,26 @@ def parse_records(text: str, suffix: str, name: str) -> Iterator[dict[str, Any]]
         UserError: a line is malformed.
     """
     return _parse_json_lines(text, name) if suffix == ".jsonl" else _parse_table(text, suffix, name)
+
+
+def require_column(existing: Iterable[str], choices: Sequence[str], name: str, remedy: str) -> None:
+    """Checks that a table has one of several columns.
+
+    Args:
+        existing: columns of the table. Repeated names count once.
+        choices: names of the column, one of which is enough.
+        name: name of the table, for the message.
+        remedy: advice at the end of the message.
+
+    Raises:
+        UserError: it has none of them.
+    """
+    existing = dict.fromkeys(existing)
+    if not any(choice in existing for choice in choices):
+        raise UserError(
+            f"{name} has no column {' or '.join(map(repr, choices))}, only "
+            f"{', '.join(existing) or 'none'}: {remedy}"
+        )
 
 
 def _parse_json_lines(text: str, name: str) -> Iterator[dict[str, Any]]:

@@ -54,7 +54,7 @@ def test_a_column_is_detected_or_set(tmp_path):
     file = write(tmp_path, "a.csv", "text,title\na red ring,a blue star\n")
     assert read_prompts(file)[0].caption == "a red ring"
     assert read_prompts(file, "title")[0].caption == "a blue star"
-    with pytest.raises(UserError, match="no column words, only text, title: set caption_column="):
+    with pytest.raises(UserError, match="no column 'words', only text, title: set caption_column="):
         read_prompts(file, "words")
     several = write(tmp_path, "a.jsonl", json.dumps({"prompt": ["a ring", "a star"], "id": "x"}))
     assert read_prompts(several) == [
@@ -68,7 +68,7 @@ def test_a_column_is_detected_or_set(tmp_path):
     [
         ("a.txt", "\n\n", None, "a.txt has no captions"),
         ("a.csv", "caption\n", None, "a.csv has no captions"),
-        ("a.csv", "name\nx\n", None, "no column caption or text or prompt, only name"),
+        ("a.csv", "name\nx\n", None, "no column 'caption' or 'text' or 'prompt', only name"),
         ("a.json", "[]", None, "a.json is not .txt, .jsonl, .csv, .tsv or -"),
         ("a.txt", "a ring", "text", "is not a table with columns: leave caption_column=text out"),
         ("a.jsonl", "{", None, "line 1 is not a JSON object"),

@@ -10,7 +10,14 @@ from typing import Any
 
 from tilewright.data.captions import CAPTION_COLUMNS, DefectCounts, caption_value, find_captions
 from tilewright.errors import UserError
-from tilewright.text_files import RECORD_SUFFIXES, decode_text, read_records, read_text, split_lines
+from tilewright.text_files import (
+    RECORD_SUFFIXES,
+    decode_text,
+    read_records,
+    read_text,
+    require_column,
+    split_lines,
+)
 
 log = logging.getLogger(__name__)
 
@@ -74,12 +81,9 @@ def _read_lines(path: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
 def _read_rows(path: Path, column: str | None) -> Iterator[tuple[Any, dict[str, Any]]]:
     columns = PROMPT_COLUMNS if column is None else (column,)
     records = list(read_records(path))
-    existing = {name: None for record in records for name in record}
-    if records and not existing.keys() & set(columns):
-        raise UserError(
-            f"{path} has no column {' or '.join(columns)}, only {', '.join(existing)}: set "
-            "caption_column=NAME"
-        )
+    if records:
+        existing = [name for record in records for name in record]
+        require_column(existing, columns, str(path), "set caption_column=NAME")
     for number, record in enumerate(records, start=1):
         ids = {name: value for name, value in record.items() if ID_COLUMN.search(name)}
         yield caption_value(record, columns), {"row": number, **ids}

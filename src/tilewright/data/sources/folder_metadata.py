@@ -11,8 +11,7 @@ from urllib.parse import unquote
 
 from tilewright.data.captions import DefectCounts, caption_value, find_captions
 from tilewright.data.sources.listing import Listing
-from tilewright.errors import UserError
-from tilewright.text_files import RECORD_SUFFIXES, read_records
+from tilewright.text_files import RECORD_SUFFIXES, read_records, require_column
 
 METADATA = {f"metadata{suffix}" for suffix in RECORD_SUFFIXES}
 
@@ -42,7 +41,12 @@ def read_metadata(
             _rename_columns(record, ("file_name", *columns))
             for record in read_records(file, encoding=encoding, remedy="set data.source.encoding")
         ]
-        _check_columns(records, columns, title)
+        if records:
+            existing = [column for record in records for column in record]
+            hint = "rename the column with the names of the images, or add it"
+            require_column(existing, ("file_name",), title, hint)
+            hint = "set data.source.caption_column, or rename the column"
+            require_column(existing, columns, title, hint)
         file_names = [record.get("file_name") for record in records]
         matches = names.match(file.parent, file_names)
         defects = DefectCounts()
@@ -154,15 +158,3 @@ def _shorten(value: Any) -> str:
     """Returns a value for a message, with at most 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:59]}…"
-
-
-def _check_columns(records: list[dict[str, Any]], columns: Sequence[str], title: str) -> None:
-    existing = {column: None for record in records for column in record}
-    for choices, hint in (
-        (("file_name",), "rename the column with the names of the images, or add it"),
-        (columns, "set data.source.caption_column, or rename the column"),
-    ):
-        if records and not any(choice in existing for choice in choices):
-            raise UserError(
-                f"{title} has no column {choices[0]!r}, only {', '.join(existing)}: {hint}"
-            )
