@@ -96,6 +96,8 @@ def data_settings(config: DictConfig, run: Path) -> tuple[str, dict[str, Any]]:
             raise UserError(f"{run} is a model without data: name a dataset, data=NAME")
         else:
             config.data.image_size = runs.image_size(run)
+            if "data.require_captions" not in changes:
+                config.data.require_captions = config.stage != "dvae"
         # Their settings refer to keys that only train.yaml has.
         config.data.update(tokenizer=None, image_tokenizer=None, train_transform=None)
     return configs.to_yaml(config.data), {

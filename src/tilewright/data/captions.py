@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tilewright.data.skipping import SkipRow, format_counts
+from tilewright.data.skipping import format_counts
 from tilewright.text_files import is_unicode
 
 # Columns of a table, or fields of a JSON object, that hold captions unless the user names one.
@@ -50,18 +50,6 @@ def find_captions(value: Any) -> tuple[list[str], Counter[str]]:
 def caption_value(record: Mapping[str, Any], columns: Sequence[str]) -> Any:
     """Returns the first value among the columns that is not empty, or None."""
     return next((record[column] for column in columns if record.get(column)), None)
-
-
-def require_captions(value: Any) -> list[str]:
-    """Returns the captions in a stored value.
-
-    Raises:
-        SkipRow: there is none.
-    """
-    texts, defects = find_captions(value)
-    if not texts:
-        raise SkipRow(next(iter(defects)))
-    return texts
 
 
 class DefectCounts:

@@ -16,7 +16,7 @@ from datasets import Dataset, IterableDataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from tilewright.checks import MAX_SEED, check_whole
+from tilewright.checks import MAX_SEED, check_flag, check_whole
 from tilewright.data.batches import BatchLoader, EvaluationBatches, TrainingBatches, mark_updates
 from tilewright.data.caption_encoder import CaptionEncoder
 from tilewright.data.captions import find_captions
@@ -85,6 +85,7 @@ class CaptionedImages(pl.LightningDataModule):
             rows. 0 uses all data.
         filters: filters by name.
         max_pixels: larger images are skipped.
+        require_captions: leave out images without a caption. Otherwise, their caption is "".
         cache: folder for image tokens and caption features.
         num_workers: dataloader workers of each process. 0 reads between the steps.
         seed: seed of the order, the choice of captions, the crops and BPE dropout.
@@ -107,6 +108,7 @@ class CaptionedImages(pl.LightningDataModule):
         overfit_batches: int = 0,
         filters: Mapping[str, Filter] | None = None,
         max_pixels: int = MAX_PIXELS,
+        require_captions: bool = True,
         cache: str | Path = "data/image_tokens",
         num_workers: int = 0,
         seed: int = 0,
@@ -127,6 +129,7 @@ class CaptionedImages(pl.LightningDataModule):
         check_whole("data.crops_per_image", crops_per_image, 0)
         check_whole("data.overfit_batches", overfit_batches, 0)
         check_whole("data.seed", seed, 0, MAX_SEED)
+        check_flag("data.require_captions", require_captions)
         if crops_per_image and augmented_tokens:
             raise UserError(
                 f"data.crops_per_image={crops_per_image} and data.augmented_tokens=true exclude "
@@ -144,6 +147,7 @@ class CaptionedImages(pl.LightningDataModule):
         self.overfit_batches = overfit_batches
         self.filters = list((filters or {}).values())
         self.max_pixels = max_pixels
+        self.require_captions = require_captions
         self.cache = Path(cache)
         self.num_workers = num_workers
         self.seed = seed
@@ -168,7 +172,7 @@ class CaptionedImages(pl.LightningDataModule):
         if self.trainer is not None and isinstance(self.tokenizer, CaptionEncoder):
             self.tokenizer.to(self.trainer.strategy.root_device)
         if not self._splits:
-            self._splits = prepare_splits(self.source.load(), self.filters)
+            self._splits = prepare_splits(self.source.load(), self.filters, self.require_captions)
             if self.overfit_batches:
                 self._splits["validation"] = rows_of_first_batches(
                     self._splits["train"], self.overfit_batches, self.batch_size, self.seed
@@ -212,7 +216,7 @@ class CaptionedImages(pl.LightningDataModule):
         """
         examples: list[tuple[Tensor, str]] = []
         reasons: Counter[str] = Counter()
-        reader = RowReader(self.eval_transform, None, False, self.filters, self.max_pixels)
+        reader = self._row_reader(self.eval_transform)
         for record in self._records(split, ["image", "caption"]):
             if len(examples) == count:
                 break
@@ -276,7 +280,7 @@ class CaptionedImages(pl.LightningDataModule):
     def encode_captions(self, split: str, quiet: bool = False) -> FeatureCache | None:
         """Encodes the captions of a split to features, or opens them if they are on disk.
 
-        The filters have no effect, so that captions need not be encoded again with other filters.
+        Captions that the filters drop are encoded, too, if their row has another one.
 
         Args:
             quiet: show no progress bar.
@@ -293,8 +297,9 @@ class CaptionedImages(pl.LightningDataModule):
         table = self.table(split).select_columns("caption")
         key = f"{self.tokenizer.identity} {table._fingerprint}"
         folder = self.cache / "captions" / hashlib.sha256(key.encode()).hexdigest()[:16]
+        missing = [] if self.require_captions else [""]
         captions = (
-            [text for value in batch["caption"] for text in find_captions(value)[0]]
+            [text for value in batch["caption"] for text in find_captions(value)[0] or missing]
             for batch in table.iter(CAPTIONS_READ_TOGETHER)
         )
         label = None if quiet else f"captions of {split}"
@@ -404,7 +409,7 @@ class CaptionedImages(pl.LightningDataModule):
         tokenizer = self.tokenizer
         if isinstance(tokenizer, CaptionEncoder):  # workers have no network
             tokenizer = tokenizer.tokenizer
-        reader = RowReader(transform, tokenizer, training, self.filters, self.max_pixels)
+        reader = self._row_reader(transform, tokenizer, training)
         if isinstance(rows, IterableDataset):
             seed = self.seed if training else None
             return StreamingDataset(rows, reader, self._reader_group, seed)
@@ -412,6 +417,13 @@ class CaptionedImages(pl.LightningDataModule):
         if self.image_tokenizer is None or (training and self.augmented_tokens):
             return TableDataset(rows, reader, features=features)
         return TableDataset(rows, reader, self.encode(split, training), features)
+
+    def _row_reader(
+        self, transform: Transform, tokenizer: TextTokenizer | None = None, training: bool = False
+    ) -> RowReader:
+        return RowReader(
+            transform, tokenizer, training, self.filters, self.max_pixels, self.require_captions
+        )
 
     def _batching(self, dataset: TableDataset | StreamingDataset, training: bool) -> dict[str, Any]:
         """Returns the arguments of the DataLoader that determine the rows of a batch."""

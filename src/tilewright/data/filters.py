@@ -18,7 +18,7 @@ from datasets import Dataset, Image
 from datasets.fingerprint import Hasher
 
 from tilewright.checks import check_number, check_whole
-from tilewright.data.captions import require_captions
+from tilewright.data.captions import find_captions
 from tilewright.data.fingerprints import fingerprint_code, fingerprint_files
 from tilewright.data.images import UnreadableImage, read_size
 from tilewright.data.skipping import SkipRow, format_counts
@@ -151,16 +151,22 @@ def _classifier() -> Any:
     return package.NNetLanguageIdentifier(min_num_bytes=0, max_num_bytes=1000)
 
 
-def usable_captions(value: Any, filters: Sequence[Filter] = ()) -> list[str]:
+def usable_captions(value: Any, filters: Sequence[Filter] = (), required: bool = True) -> list[str]:
     """Returns the captions of a row that are text and pass the filters.
 
     Args:
         value: a caption or a list of captions, as stored.
+        filters: filters of captions.
+        required: False returns "" as the caption of a row that has none.
 
     Raises:
         SkipRow: no caption can be used.
     """
-    texts = require_captions(value)
+    texts, defects = find_captions(value)
+    if not texts and not required:
+        return [""]
+    if not texts:
+        raise SkipRow(next(iter(defects)))
     for caption_filter in filters:
         texts = [text for text in texts if caption_filter.keeps_caption(text)]
         if not texts:
@@ -175,7 +181,9 @@ def check_image_size(width: int, height: int, filters: Sequence[Filter]) -> None
             raise SkipRow(image_filter.reason)
 
 
-def filter_table(name: str, rows: Dataset, filters: Sequence[Filter]) -> Dataset:
+def filter_table(
+    name: str, rows: Dataset, filters: Sequence[Filter], require_captions: bool = True
+) -> Dataset:
     """Returns the rows that all filters keep, and logs the number of rows that each one drops.
 
     Only the headers of images are read. Unreadable images are kept here and skipped later.
@@ -184,6 +192,7 @@ def filter_table(name: str, rows: Dataset, filters: Sequence[Filter]) -> Dataset
 
     Args:
         name: name of the split, for messages.
+        require_captions: False keeps rows without a caption.
 
     Raises:
         UserError: no row is left.
@@ -196,8 +205,8 @@ def filter_table(name: str, rows: Dataset, filters: Sequence[Filter]) -> Dataset
         batched=True,
         batch_size=256,
         remove_columns=rows.column_names,
-        fn_kwargs={"filters": list(filters)},
-        new_fingerprint=_fingerprint(encoded, filters),
+        fn_kwargs={"filters": list(filters), "require_captions": require_captions},
+        new_fingerprint=_fingerprint(encoded, filters, require_captions),
         desc="Filtering",
     )["reason"]
     reasons = np.array(reasons)
@@ -214,24 +223,32 @@ def filter_table(name: str, rows: Dataset, filters: Sequence[Filter]) -> Dataset
     return rows.select(np.flatnonzero(reasons == ""))
 
 
-def _fingerprint(rows: Dataset, filters: Sequence[Filter]) -> str | None:
+def _fingerprint(rows: Dataset, filters: Sequence[Filter], require_captions: bool) -> str | None:
     """Returns the key of the cached result, or None if a filter cannot be pickled."""
     code = fingerprint_code(Filter(), *filters)
     try:
-        return Hasher.hash([rows._fingerprint, fingerprint_files(rows), list(filters), code])
+        state = [rows._fingerprint, fingerprint_files(rows), list(filters), code, require_captions]
+        return Hasher.hash(state)
     except Exception:  # pickling raises many classes. `datasets` then warns and caches nothing.
         return None
 
 
-def _drop_reasons(batch: dict[str, list], filters: Sequence[Filter]) -> dict[str, list[str]]:
+def _drop_reasons(
+    batch: dict[str, list], filters: Sequence[Filter], require_captions: bool
+) -> dict[str, list[str]]:
     pairs = zip(batch["image"], batch["caption"], strict=True)
-    return {"reason": [_drop_reason(record, caption, filters) for record, caption in pairs]}
+    return {"reason": [_drop_reason(*pair, filters, require_captions) for pair in pairs]}
 
 
-def _drop_reason(record: Mapping[str, Any] | None, caption: Any, filters: Sequence[Filter]) -> str:
+def _drop_reason(
+    record: Mapping[str, Any] | None,
+    caption: Any,
+    filters: Sequence[Filter],
+    require_captions: bool,
+) -> str:
     """Returns the reason for dropping a row, or "" to keep it."""
     try:
-        usable_captions(caption, filters)
+        usable_captions(caption, filters, require_captions)
         check_image_size(*read_size(record), filters)
     except UnreadableImage:
         return ""

@@ -32,6 +32,7 @@ class RowReader:
             first caption without dropout.
         filters: filters of captions and images.
         max_pixels: larger images are skipped.
+        require_captions: skip rows without a caption. Otherwise, their caption is "".
     """
 
     def __init__(
@@ -41,12 +42,14 @@ class RowReader:
         training: bool,
         filters: Sequence[Filter] = (),
         max_pixels: int = MAX_PIXELS,
+        require_captions: bool = True,
     ):
         self.transform = transform
         self.tokenizer = tokenizer
         self.training = training
         self.filters = filters
         self.max_pixels = max_pixels
+        self.require_captions = require_captions
 
     def __call__(
         self,
@@ -94,7 +97,7 @@ class RowReader:
         return to_bytes(transform(decoded))
 
     def _row(self, image: Any, caption: Any, tokens: Any | None) -> dict:
-        captions = usable_captions(caption, self.filters)
+        captions = usable_captions(caption, self.filters, self.require_captions)
         choose = self.training and len(captions) > 1
         chosen = captions[int(torch.randint(len(captions), ())) if choose else 0]
         row: dict[str, Any] = {"caption": chosen}

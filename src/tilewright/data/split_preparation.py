@@ -1,5 +1,7 @@
 """Preparation of loaded splits: filters, order of rows, overfitting, and parts such as [:100]."""
 
+import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -8,19 +10,32 @@ import torch
 from datasets import Dataset, Image, IterableDataset, ReadInstruction
 
 from tilewright.data.batches import TrainingBatches
+from tilewright.data.captions import find_captions
 from tilewright.data.filters import Filter, filter_table
+from tilewright.data.row_reader import image_path
 from tilewright.data.seeding import ROW_ORDER_SEED
+from tilewright.data.skipping import SkipReason, format_counts
 from tilewright.errors import UserError
 
+log = logging.getLogger(__name__)
 
-def prepare_splits(splits: Mapping[str, Any], filters: Sequence[Filter]) -> dict[str, Any]:
-    """Keeps images encoded, drops the rows that the filters do not keep, and shuffles the others.
+
+def prepare_splits(
+    splits: Mapping[str, Any], filters: Sequence[Filter], require_captions: bool = True
+) -> dict[str, Any]:
+    """Keeps images encoded, drops rows without a caption and by the filters, and shuffles the rest.
 
     The order is random but fixed. The first rows of a split are therefore a sample of all its rows,
     and the same on every machine. Files usually are in the order of their class.
 
     Streaming splits are returned unchanged. `RowReader` filters their rows, and `read_sample`
     shuffles them.
+
+    Args:
+        require_captions: False keeps rows without a caption.
+
+    Raises:
+        UserError: no row of the training or validation split is left.
     """
     prepared: dict[str, Any] = {}
     for name, split in splits.items():
@@ -28,10 +43,57 @@ def prepare_splits(splits: Mapping[str, Any], filters: Sequence[Filter]) -> dict
             prepared[name] = split
             continue
         encoded = split.cast_column("image", Image(decode=False))
-        filtered = filter_table(name, encoded, filters) if filters else encoded
+        kept = drop_uncaptioned(name, encoded) if require_captions else encoded
+        if not len(kept):
+            continue
+        if filters:
+            kept = filter_table(name, kept, filters, require_captions)
         generator = torch.Generator().manual_seed(ROW_ORDER_SEED)
-        prepared[name] = filtered.select(torch.randperm(len(filtered), generator=generator).numpy())
+        prepared[name] = kept.select(torch.randperm(len(kept), generator=generator).numpy())
     return prepared
+
+
+def drop_uncaptioned(name: str, rows: Dataset) -> Dataset:
+    """Drops the rows without a caption. Warnings count these, and unusable captions of other rows.
+
+    Args:
+        name: name of the split, for messages.
+        rows: rows with an `image` (encoded) and a `caption`.
+
+    Raises:
+        UserError: no row of the training or validation split has a caption.
+    """
+    kept: list[int] = []
+    skipped: Counter[str] = Counter()
+    unused: Counter[str] = Counter()
+    batches = rows.select_columns("caption").iter(1000)
+    for index, value in enumerate(value for batch in batches for value in batch["caption"]):
+        texts, defects = find_captions(value)
+        if texts:
+            kept.append(index)
+        else:
+            defects = Counter({next(iter(defects)): 1})
+        counts = unused if texts else skipped
+        for reason, count in defects.items():
+            if reason not in counts:
+                reason = SkipReason(reason, image_path(rows[index]["image"]) or f"row {index}")
+            counts[reason] += count
+    if skipped and not kept and name in ("train", "validation"):
+        raise UserError(
+            f"no row of the split {name} has a caption ({format_counts(skipped)}): add captions, "
+            "or correct the settings of data.source, such as validation_fraction"
+        )
+    if skipped:
+        log.warning(
+            "%d of %d rows of %s have no caption and are skipped: %s",
+            len(rows) - len(kept), len(rows), name, format_counts(skipped),
+        )  # fmt: skip
+    if unused:
+        log.warning(
+            "some captions of %s are left out, but their rows have others: %s",
+            name, format_counts(unused),
+        )  # fmt: skip
+    return rows.select(kept) if skipped else rows
 
 
 def rows_of_first_batches(

@@ -22,6 +22,7 @@ FIXED_BY_TRAINING = (
     "data.source.",
     "data.filters.",
     "data.max_pixels",
+    "data.require_captions",
     "data.overfit_batches",
 )
 # Exceptions: neither the weights nor the data depend on them.

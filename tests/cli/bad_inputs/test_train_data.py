@@ -23,7 +23,11 @@ from helpers.bad_inputs import (
 CASES = {
     "missing folder": ([*FOLDER[:-1], "data.source.path=/no"], None, ["is not a folder", "/no"]),
     "empty folder": (FOLDER, None, ["no images"]),
-    "no captions": (FOLDER, lambda h: write_images(h, captions=False), ["no captions"]),
+    "no captions": (
+        ["stage=ranker", *FOLDER[1:]],
+        lambda h: write_images(h, captions=False),
+        ["no row of the split train has a caption", "no caption (such as"],
+    ),
     "a single image": (FOLDER, lambda h: write_images(h, 1), ["too few"]),
     "only broken images": (FOLDER, lambda h: write_images(h, broken=True), ["not an image"]),
     "metadata that is not JSON": (FOLDER, lambda h: write_metadata(h, "{oh"), ["line 1"]),

@@ -168,15 +168,26 @@ def test_named_caption_column(tmp_path):
     )  # fmt: skip
 
 
-def test_images_without_a_caption_are_counted_in_one_warning(tmp_path, caplog):
+def test_images_without_a_caption_are_rows_without_a_caption(tmp_path, caplog):
     write_folder(tmp_path, range(10))
     for n in range(10, 13):
         (tmp_path / f"{n}.png").write_bytes(png(n))
     (tmp_path / "12.txt").write_text(" \n")
+    captions = [
+        row["caption"] for split in FolderSource(str(tmp_path)).load().values() for row in split
+    ]
+    assert len(captions) == 13
+    assert captions.count(None) == 3
+    assert not caplog.records
+
+
+def test_a_folder_without_captions_is_one_warning_with_the_forms(tmp_path, caplog):
+    write_folder(tmp_path, range(9), captions=None)
     splits = FolderSource(str(tmp_path)).load()
-    assert sum(map(len, splits.values())) == 10
-    assert len(caplog.records) == 1
-    assert "3 of 13 images" in caplog.text
+    assert {row["caption"] for split in splits.values() for row in split} == {None}
+    (record,) = caplog.records
+    for word in ("contains no captions", "metadata.jsonl", ".txt"):
+        assert word in record.getMessage()
 
 
 def test_broken_images_are_loaded(tmp_path):
@@ -240,7 +251,6 @@ def test_mistakes_are_one_line(tmp_path):
     assert_load_fails(FolderSource(str(tmp_path / "file")), "is a file, not a folder")
     assert_load_fails(FolderSource(str(tmp_path)), "contains no images")
     write_folder(tmp_path, range(3), captions=None)
-    assert_load_fails(FolderSource(str(tmp_path)), "contains no captions", "metadata.jsonl", ".txt")
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "1.png", "caption": "x"}\n{oh')
     assert_load_fails(FolderSource(str(tmp_path)), "metadata.jsonl", "line 2")
 

@@ -158,3 +158,16 @@ def test_files_without_rows_are_left_out(tmp_path, caplog):
     numbers = numbers_by_split(ParquetSource(str(tmp_path)).load())
     assert numbers["train"] | numbers["validation"] == set(range(9))
     assert "1 parquet file(s) have no rows" in caplog.text
+
+
+def test_addresses_of_images_are_kept(tmp_path):
+    addresses = [f"https://host/{n}.png" for n in range(9)]
+    rows = Dataset.from_dict({"image": [*addresses, None], "caption": ["a"] * 10})
+    rows.to_parquet(tmp_path / "a.parquet")
+    splits = ParquetSource(str(tmp_path)).load()
+    images = [
+        row["image"]
+        for split in splits.values()
+        for row in split.cast_column("image", Image(decode=False))
+    ]
+    assert sorted(image["path"] for image in images if image["path"]) == addresses

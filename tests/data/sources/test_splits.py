@@ -8,6 +8,7 @@ from tilewright.data.sources import FolderSource
 from tilewright.data.sources.splits import (
     group_by_split,
     hash_position,
+    image_identity,
     resolve_splits,
     validation_limit,
 )
@@ -83,3 +84,19 @@ def test_fraction_must_be_between_0_and_1(fraction, tmp_path):
 )
 def test_only_names_below_the_common_folder_determine_the_split(paths, splits):
     assert list(group_by_split(paths, "data")) == splits
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "hf://datasets/user/name{}/train/1.png",
+        "hf://datasets/name{}/1@2x.png",
+        "zip://1.png::hf://datasets/user/name{}/a.zip",
+    ],
+)
+def test_a_revision_of_the_hub_does_not_change_the_identity_of_an_image(address):
+    without, first, second = (
+        image_identity({"bytes": None, "path": address.format(revision)})
+        for revision in ("", "@0a1b2c", "@refs%2Fconvert%2Fparquet")
+    )
+    assert without == first == second == address.format("").encode()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tilewright.data import CaptionedImages
+from tilewright.data.captions import find_captions
 from tilewright.data.images import decode_image
 from tilewright.data.sources.tar_samples import PairFormat, read_samples
 from tilewright.data.sources.webdataset import WebDatasetSource, expand_braces
@@ -408,14 +409,35 @@ def test_a_table_has_rows_without_an_image_and_counts_captions_that_are_not_text
         "number 1", "number 2", "number 3",
     ]  # fmt: skip
     assert [row["caption"] for row in rows if row["image"] is None] == [["alone"]]
+    assert "2 of 6 rows of train have no caption" in caplog.text
     assert "1 × caption is not text, 1 × no caption, such as 5.txt" in caplog.text
-    assert "2 of 6 rows" in caplog.text
 
 
-def test_a_table_without_captions_is_an_error_with_the_counts(tmp_path):
-    shard(tmp_path / "a.tar", [("5.jpg", encode_image(5)), ("5.txt", "nan")])
-    with pytest.raises(UserError, match=r"1 × no caption, such as 5\.txt.*caption_keys"):
-        WebDatasetSource(str(tmp_path), streaming=False).load()
+@pytest.mark.parametrize("caption_keys", [["txt", "json"], ["json", "txt"]])
+def test_the_caption_is_in_the_first_member_that_has_one(tmp_path, caption_keys):
+    members = []
+    for n, parts in enumerate([("a", "{}"), (" ", '{"caption": "b"}'), ("nan", "{no")]):
+        members += [(f"{n}.jpg", encode_image(n)), (f"{n}.txt", parts[0]), (f"{n}.json", parts[1])]
+    for name in ("train", "val"):
+        shard(tmp_path / f"{name}.tar", members)
+    source = WebDatasetSource(str(tmp_path), caption_keys=caption_keys)
+    captions = [row["caption"] for row in source.load()["train"]]
+    assert captions[:2] == ["a", "b"]
+    assert find_captions(captions[2])[0] == []
+
+
+def test_the_first_training_shard_decides_the_format(tmp_path):
+    shard(tmp_path / "a-test.tar", [("1.jpg", encode_image(1)), ("2.jpg", encode_image(2))])
+    for name in ("train", "val"):
+        shard(tmp_path / f"{name}.tar", pairs(range(3)))
+    splits = WebDatasetSource(str(tmp_path)).load()
+    assert read_numbers(splits["train"]) == [0, 1, 2]
+    assert [row["caption"] for row in splits["test"]] == [None, None]
+
+
+def test_a_shard_that_is_named_twice_is_read_once(tmp_path):
+    paths = [str(shard(tmp_path / f"{name}.tar", pairs(range(2)))) for name in "ab"]
+    assert WebDatasetSource([str(tmp_path), f"{tmp_path}/*.tar", paths[0]]).files() == paths
 
 
 def test_a_missing_shard_of_a_table_is_an_error(tmp_path):

@@ -16,13 +16,11 @@ class Source(Protocol):
         """Loads the splits: `train` and `validation`, and optionally `test` and `zeroshot`.
 
         Each split has exactly two columns. `image` is a `datasets.Image`. `caption` is a string, or
-        a list of strings that describe the same image in different words.
+        a list of strings that describe the same image in different words. A row without a caption
+        has None or an empty list. stage=dvae uses its image, and the other stages leave it out.
 
         No image is decoded yet, and some may be broken. Cast the column to `Image(decode=False)`
         and read its records with `images.decode_image`. Streaming splits are already cast.
-
-        A table has no row without a caption. Streaming data may have rows without a caption, or
-        with a caption that is not text.
 
         Raises:
             UserError: the data does not exist or lacks a column.

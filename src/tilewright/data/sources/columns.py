@@ -1,14 +1,11 @@
 """Columns of a dataset: selection of the image and the caption column, with checks."""
 
-import logging
 from typing import Any, TypeVar
 
-from datasets import Dataset, Image, IterableDataset, LargeList, List, Value
+from datasets import Dataset, Features, Image, IterableDataset, LargeList, List, Value
 
-from tilewright.data.captions import DefectCounts, find_captions
 from tilewright.errors import UserError
-
-log = logging.getLogger(__name__)
+from tilewright.text_files import require_column
 
 AnyDataset = TypeVar("AnyDataset", Dataset, IterableDataset)
 
@@ -20,13 +17,12 @@ MIN_BASE64 = 80  # characters, less than any image and more than a path that beg
 
 
 def select_image_and_caption(
-    dataset: AnyDataset, image_column: str, caption_column: str, description: str
+    dataset: AnyDataset, image_column: str, caption_column: str | None, description: str
 ) -> AnyDataset:
-    """Reduces a dataset to the columns `image` (encoded) and `caption`.
-
-    Rows of a table that have no caption are dropped, and one warning counts them.
+    """Reduces a dataset to the columns `image` and `caption`. Streaming images stay encoded.
 
     Args:
+        caption_column: None gives each row the caption None.
         description: name of the dataset in error messages.
 
     Raises:
@@ -34,34 +30,51 @@ def select_image_and_caption(
     """
     # Streaming data may not know its columns before the first row.
     columns = dataset.column_names or list(next(iter(dataset), {}))
-    for argument, column in (("image_column", image_column), ("caption_column", caption_column)):
-        if column not in columns:
-            raise UserError(
-                f"{description} has no column {column!r}, only {', '.join(columns)}: set "
-                f"data.source.{argument}"
-            )
+    require_column(columns, (image_column,), description, "set data.source.image_column")
+    if caption_column is not None:
+        require_column(
+            columns,
+            (caption_column,),
+            description,
+            "set data.source.caption_column, or null for images without captions",
+        )
     if dataset.features is not None:
         if not _holds_images(dataset.features[image_column]):
             raise UserError(
                 f"{description} has no images in column {image_column!r}, which is of type "
                 f"{_type(dataset, image_column)}: set data.source.image_column"
             )
-        if not _holds_text(dataset.features[caption_column]):
+        if caption_column is not None and not _holds_text(dataset.features[caption_column]):
             raise UserError(
                 f"{description} has no text in column {caption_column!r}, which is of type "
-                f"{_type(dataset, caption_column)}: set data.source.caption_column, or store "
-                "strings"
+                f"{_type(dataset, caption_column)}: set data.source.caption_column (null for "
+                "images without captions), or store strings"
             )
         if is_value(dataset.features[image_column], TEXT):
             _refuse_base64(dataset, image_column, description)
         # Cast first: streaming data decodes its images in any later step, even in a renaming.
         dataset = dataset.cast_column(image_column, Image(decode=False))
-    dataset = dataset.select_columns([image_column, caption_column])
-    names = {image_column: "image", caption_column: "caption"}
+    names = {image_column: "image"} | ({caption_column: "caption"} if caption_column else {})
+    dataset = dataset.select_columns(list(names))
     dataset = dataset.rename_columns({old: new for old, new in names.items() if old != new})
-    if isinstance(dataset, IterableDataset):  # rows without a caption are counted during training
+    if caption_column is None:
+        dataset = _add_missing_captions(dataset)
+    if isinstance(dataset, IterableDataset):
         return dataset
-    return _drop_uncaptioned(dataset, description).cast_column("image", Image())
+    return dataset.cast_column("image", Image())
+
+
+def _add_missing_captions(dataset: AnyDataset) -> AnyDataset:
+    if isinstance(dataset, Dataset):
+        return dataset.add_column("caption", [None] * len(dataset), feature=Value("string"))
+    features = dataset.features
+    if features is not None:
+        features = Features({**features, "caption": Value("string")})
+    return dataset.map(_without_caption, features=features)
+
+
+def _without_caption(row: dict[str, Any]) -> dict[str, None]:
+    return {"caption": None}
 
 
 def _type(dataset: AnyDataset, column: str) -> str:
@@ -76,39 +89,6 @@ def _refuse_base64(dataset: AnyDataset, column: str, description: str) -> None:
             f"{description} has base64 text in column {column!r}, such as {first[:20]!r}…: store "
             "the bytes of the images, or their paths"
         )
-
-
-def _drop_uncaptioned(dataset: Dataset, description: str) -> Dataset:
-    """Drops the rows without a caption. Warnings count these, and unusable captions of other rows.
-
-    Raises:
-        UserError: no row has a caption.
-    """
-    kept: list[int] = []
-    skipped, incomplete = DefectCounts(), DefectCounts()
-    batches = dataset.select_columns("caption").iter(1000)
-    for index, value in enumerate(value for batch in batches for value in batch["caption"]):
-        texts, defects = find_captions(value)
-        if texts:
-            kept.append(index)
-            incomplete.add(f"row {index}", defects)
-        else:
-            skipped.add(f"row {index}", {next(iter(defects)): 1})
-    if skipped and not kept:
-        raise UserError(
-            f"{description} has no caption in any row ({skipped}): set data.source.caption_column"
-        )
-    if skipped:
-        log.warning(
-            "%d of %d rows of %s have no caption and are skipped: %s",
-            len(dataset) - len(kept), len(dataset), description, skipped,
-        )  # fmt: skip
-    if incomplete:
-        log.warning(
-            "some captions of %s are left out, but their rows have others: %s",
-            description, incomplete,
-        )  # fmt: skip
-    return dataset.select(kept) if skipped else dataset
 
 
 def is_value(feature: Any, dtypes: tuple[str, ...]) -> bool:

@@ -32,8 +32,7 @@ class FolderSource:
     - A file beside each image: `1.txt`, `1.png.txt`, `1.caption`, or `1.json` with a caption field.
 
     The folders `train`, `validation` and `test` directly below are the splits, if they exist.
-    Digits at the end do not count, as in `val2017`. Images without a caption are skipped, and one
-    warning counts them.
+    Digits at the end do not count, as in `val2017`.
 
     Args:
         caption_column: column of the captions in the metadata. None uses `caption` or `text`.
@@ -61,15 +60,10 @@ class FolderSource:
         captions = read_captions(
             listing, images, self.caption_column, self.captions_per_file, self.encoding
         )
-        for image, texts in captions.items():
+        for image in images:
             top = image.relative_to(root).parts[0].lower().rstrip(DIGITS)
-            splits[NAME_TO_SPLIT.get(top, "train")][image] = texts
-        if missing := len(images) - len(captions):
-            log.warning(
-                "%d of %d images in %s have no caption and are skipped",
-                missing, len(images), self.path,
-            )  # fmt: skip
-        single = all(len(texts) == 1 for texts in captions.values())
+            splits[NAME_TO_SPLIT.get(top, "train")][image] = captions.get(image, [])
+        single = all(len(texts) <= 1 for texts in captions.values())
         description = f"folder {self.path!r}"
         hold_out = partial(
             hold_out_validation,
@@ -118,18 +112,20 @@ def _is_other_image(file: Path) -> bool:
 
 
 def _dataset(captions: dict[Path, list[str]], single: bool) -> Dataset:
-    """Makes a dataset, with one string per row if `single`, else with a list of strings.
+    """Makes a dataset, with one string or None per row if `single`, else with a list of strings.
 
     It is on disk, so that `datasets` also caches what is computed from its images.
     """
     caption = Value("string") if single else List(Value("string"))
-    texts = tuple(texts[0] if single else texts for texts in captions.values())
+    texts = tuple(next(iter(texts), None) if single else texts for texts in captions.values())
     # Tuples, because `datasets` treats each list as a list of shards.
     arguments = {"paths": tuple(map(str, captions)), "captions": texts}
     features = Features({"image": Image(), "caption": caption})
     return Dataset.from_generator(_rows, features=features, gen_kwargs=arguments)
 
 
-def _rows(paths: Sequence[str], captions: Sequence[str | list[str]]) -> Iterator[dict[str, Any]]:
+def _rows(
+    paths: Sequence[str], captions: Sequence[str | list[str] | None]
+) -> Iterator[dict[str, Any]]:
     for path, caption in zip(paths, captions, strict=True):
         yield {"image": path, "caption": caption}

@@ -9,7 +9,6 @@ from tilewright.data.sources.folder_metadata import read_metadata
 from tilewright.data.sources.folder_sidecars import read_sidecars
 from tilewright.data.sources.listing import Listing
 from tilewright.data.sources.text_captions import CaptionsPerFile
-from tilewright.errors import UserError
 from tilewright.text_files import check_encoding
 
 log = logging.getLogger(__name__)
@@ -22,13 +21,13 @@ def read_captions(
     captions_per_file: CaptionsPerFile,
     encoding: str | None = None,
 ) -> dict[Path, list[str]]:
-    """Returns the captions of each captioned image, in the order of the images.
+    """Returns the captions of each captioned image.
 
     Metadata takes precedence over the files beside the images. Warnings count the rows, captions
     and files that are not used.
 
     Raises:
-        UserError: no image has a caption, or a metadata file is malformed.
+        UserError: a metadata file is malformed.
     """
     check_encoding(encoding)
     columns = CAPTION_COLUMNS if caption_column is None else (caption_column,)
@@ -38,14 +37,11 @@ def read_captions(
     )
     captions |= from_sidecars
     problems += sidecar_problems
-    if not captions:
-        advice = (
-            "add a metadata.jsonl (file_name, caption), or a .txt file of the same name beside "
-            "each image"
-        )
-        raise UserError(
-            f"{str(listing.root)!r} contains no captions: {'; '.join(problems) or advice}"
+    if not captions and not problems:
+        problems.append(
+            f"{str(listing.root)!r} contains no captions: to add some, write a metadata.jsonl "
+            "(file_name, caption), or a .txt file of the same name beside each image"
         )
     for problem in problems:
         log.warning(problem)
-    return {image: captions[image] for image in images if image in captions}
+    return captions

@@ -30,6 +30,7 @@ class HubSource:
         split: splits to load. None loads the splits with the usual names. A name or a slice
             ("train[:10%]") loads that split only. A mapping assigns a name or a slice to each of
             `train`, `validation`, `test` and `zeroshot`.
+        caption_column: column of the captions. None is for images without captions.
         streaming: read during training, without a copy on this machine.
         validation_fraction: share of the training images to hold out if the dataset has no split
             for validation.
@@ -40,7 +41,7 @@ class HubSource:
     config: str | None = None
     split: str | Mapping[str, str] | None = None
     image_column: str = "image"
-    caption_column: str = "caption"
+    caption_column: str | None = "caption"
     streaming: bool = False
     validation_fraction: float = 0.05
     seed: int = 0

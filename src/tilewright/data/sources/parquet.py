@@ -34,7 +34,8 @@ class ParquetSource:
     Args:
         path: a file, a folder (its *.parquet at any depth), or a glob pattern.
         image_column: encoded images as Hugging Face structs or as bytes, or paths of images
-            relative to the folder of the parquet file.
+            relative to the folder of the parquet file, or addresses.
+        caption_column: column of the captions. None is for images without captions.
         validation_fraction: share of the training images to hold out if there is no file for
             validation.
         seed: seed of that choice.
@@ -42,7 +43,7 @@ class ParquetSource:
 
     path: str
     image_column: str = "image"
-    caption_column: str = "caption"
+    caption_column: str | None = "caption"
     validation_fraction: float = 0.05
     seed: int = 0
 
@@ -54,7 +55,7 @@ class ParquetSource:
         elif path.is_file():  # its name may have signs of patterns
             files = [path.absolute()]
         else:
-            files = sorted(Path(file).absolute() for file in glob(str(path), recursive=True))  # noqa: PTH207
+            files = sorted({Path(file).absolute() for file in glob(str(path), recursive=True)})  # noqa: PTH207
         if not files:
             raise UserError(
                 f"{self.path!r} matches no parquet file: give a file, a folder or a pattern"
@@ -99,7 +100,7 @@ class ParquetSource:
             raise UserError(f"the parquet files at {self.path!r} have no rows: add some")
         if empty := [file for file in files if file not in schemas]:
             log.info("%d parquet file(s) have no rows, such as %s", len(empty), empty[0])
-        for column in (self.image_column, self.caption_column):
+        for column in filter(None, (self.image_column, self.caption_column)):
             complete = [file for file, columns in schemas.items() if column in columns]
             incomplete = [file for file in schemas if file not in complete]
             if complete and incomplete:
@@ -122,14 +123,15 @@ class ParquetSource:
 
     def _load_folder(self, folder: Path, files: list[Path]) -> Dataset:
         description = f"parquet in {str(folder)!r}"
-        columns = {self.image_column, self.caption_column} & {*read_schema(files[0]).names}
+        names = {self.image_column} | ({self.caption_column} if self.caption_column else set())
+        has_all = names <= {*read_schema(files[0]).names}
         states = str([file_state(file) for file in files])
         rows = load_dataset(
             "parquet",
             hashlib.sha256(states.encode()).hexdigest()[:16],  # a changed file is read again
             data_files=[escape(str(file)) for file in files],  # they are read as patterns
             # With a missing column, all are loaded, so that the error can list them.
-            columns=sorted(columns) if len(columns) == 2 else None,
+            columns=sorted(names) if has_all else None,
             split="train",
         )
         holds_paths = is_value(rows.features.get(self.image_column), TEXT)
@@ -144,4 +146,6 @@ class ParquetSource:
 
 def _make_absolute(row: dict[str, Any], folder: str) -> dict[str, Any]:
     path = row["image"] and row["image"]["path"]
-    return {"image": {"bytes": None, "path": str(Path(folder, path)) if path else None}}
+    if path and "://" not in path:
+        path = str(Path(folder, path))
+    return {"image": {"bytes": None, "path": path or None}}

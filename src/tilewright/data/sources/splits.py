@@ -8,7 +8,7 @@ rows, or on rows that are added later.
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import takewhile
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ import numpy as np
 from datasets import Dataset, Image, IterableDataset
 from datasets.utils.file_utils import xopen
 
+from tilewright.data.captions import find_captions
 from tilewright.data.fingerprints import fingerprint_files
 from tilewright.data.images import is_remote
 from tilewright.errors import UserError
@@ -34,6 +35,8 @@ SPLIT_NAMES = {
 }
 NAME_TO_SPLIT = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 
+# Address on the Hugging Face Hub up to its revision: hf://datasets/user/name@revision/1.png
+REVISION = re.compile(r"(hf://(?:datasets/|spaces/|buckets/)?[^/@]+(?:/[^/@]+)?)@[^/]+(?=/)")
 READERS = 8  # threads that read and hash images
 HEAD = 100  # rows of streaming data that are read first, to detect a tiny dataset
 
@@ -73,7 +76,8 @@ def resolve_splits(
 
     Without a validation split, `test` becomes the validation split. Without both, `hold_out`
     divides the training split. A single split is the training split, whatever its name. A split
-    without rows does not count. One line of the log has the sizes, and where the validation split
+    without rows does not count. If the training split has captions, a split without any does not
+    become the validation split. One line of the log has the sizes, and where the validation split
     comes from. A warning names the splits that are not used.
 
     Args:
@@ -96,8 +100,15 @@ def resolve_splits(
     resolved = {split: splits[name] for split, name in chosen.items()}
     if "train" not in resolved:
         raise UserError(f"{description} has no training split, only {', '.join(splits)}: {hint}")
+    is_captioned = _has_caption(resolved["train"])
+
+    def can_validate(split: str) -> bool:
+        return split in resolved and (not is_captioned or _has_caption(resolved[split]))
+
+    if "validation" in resolved and not can_validate("validation"):
+        del resolved["validation"], chosen["validation"]
     origin = "its split 'validation'"
-    if "validation" not in resolved and "test" in resolved:
+    if "validation" not in resolved and can_validate("test"):
         resolved["validation"] = resolved.pop("test")
         origin = "its split 'test', because it has no split 'validation'"
     if "validation" not in resolved:
@@ -115,6 +126,19 @@ def resolve_splits(
 
 def _is_empty(rows: Any) -> bool:
     return not isinstance(rows, IterableDataset) and not len(rows)
+
+
+def _has_caption(rows: Any) -> bool:
+    """Returns True if a row has a caption. Streaming data is not searched."""
+    if isinstance(rows, IterableDataset):
+        return True
+    return any(_are_captioned(rows))
+
+
+def _are_captioned(rows: Dataset) -> Iterator[bool]:
+    """Yields for each row of a table if it has a caption."""
+    for batch in rows.select_columns("caption").iter(1000):
+        yield from (bool(find_captions(value)[0]) for value in batch["caption"])
 
 
 def _size(rows: Any) -> str:
@@ -148,15 +172,25 @@ def validation_limit(
             f"{description} has {len(distinct)} different image(s), too few for a training and a "
             "validation split: add images, or a validation split"
         )
-    return float(np.clip(fraction, distinct[1], distinct[-1]))
+    return float(np.clip(fraction, np.nextafter(distinct[0], 1), distinct[-1]))
+
+
+def _captioned_limit(
+    positions: np.ndarray, is_captioned: np.ndarray, fraction: float, description: str
+) -> float:
+    """Returns the limit that leaves a captioned image in each split, if there are two of them."""
+    captioned = positions[is_captioned]
+    is_enough = len(np.unique(captioned)) > 1
+    return validation_limit(captioned if is_enough else positions, fraction, description)
 
 
 def hold_out_validation(
     rows: Dataset | IterableDataset, fraction: float, seed: int, description: str
 ) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset]:
-    """Divides rows with an `image` column into (train, validation) by a hash of the images' bytes.
+    """Divides rows into (train, validation) by a hash of the images' bytes.
 
-    Copies of an image are therefore in the same split. One line of the log counts them.
+    Copies of an image are therefore in the same split. One line of the log counts them. If two
+    images have captions, each split has one of them.
 
     A Dataset is read once, and `datasets` caches the positions on disk. An IterableDataset is
     filtered while it streams, so its validation split reads all of the data.
@@ -173,7 +207,8 @@ def hold_out_validation(
             desc="Splitting into train and validation",
         )
         positions = np.array(table["position"])
-        limit = validation_limit(positions, fraction, description)
+        captioned = np.fromiter(_are_captioned(encoded), bool)
+        limit = _captioned_limit(positions, captioned, fraction, description)
         _log_copies(encoded, positions, hash_position(seed, b""), description)
         return (
             rows.select(np.flatnonzero(positions >= limit)),
@@ -181,8 +216,13 @@ def hold_out_validation(
         )
 
     require_fraction(fraction)
-    head = [hash_position(seed, image_identity(row["image"])) for row in encoded.take(HEAD)]
-    limit = fraction if len(head) == HEAD else validation_limit(head, fraction, description)
+    positions, captioned = np.empty(0), np.empty(0, bool)
+    for row in encoded.take(HEAD):
+        positions = np.append(positions, hash_position(seed, image_identity(row["image"])))
+        captioned = np.append(captioned, bool(find_captions(row["caption"])[0]))
+    limit = fraction
+    if len(positions) < HEAD:
+        limit = _captioned_limit(positions, captioned, fraction, description)
     train, validation = (
         encoded.filter(
             _is_in_split, fn_kwargs={"seed": seed, "limit": limit, "validation": validation}
@@ -193,13 +233,16 @@ def hold_out_validation(
 
 
 def image_identity(record: Mapping[str, Any] | None) -> bytes:
-    """Returns the bytes of an encoded image, or its path if it is missing or on another machine."""
+    """Returns the bytes of an encoded image, or its path if it is missing or on another machine.
+
+    The path has no revision of the Hub, so that a new revision moves no image to another split.
+    """
     record = record or {}
     if record.get("bytes") is not None:
         return record["bytes"]
     path = record.get("path") or ""
     if is_remote(path):
-        return path.encode()
+        return REVISION.sub(r"\1", path).encode()
     try:
         with xopen(path, "rb") as file:
             return file.read()

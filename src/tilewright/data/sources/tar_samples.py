@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tilewright.data.captions import caption_value
+from tilewright.data.captions import caption_value, find_captions
 from tilewright.data.sources.listing import is_hidden
 from tilewright.data.sources.tar_members import BROKEN_SHARD
 from tilewright.data.sources.text_captions import split_captions
@@ -31,7 +31,8 @@ class PairFormat:
     """Endings of the members of a pair, and how captions are stored.
 
     Attributes:
-        image_keys, caption_keys: endings in order of preference.
+        image_keys, caption_keys: endings in order of preference. Without caption_keys, images have
+            no captions.
         caption_fields: fields of a .json that may hold the caption, in order of preference.
         encoding: encoding of captions that are not Unicode. None if it is unknown.
         per_line: True if each line of a text is a caption.
@@ -48,18 +49,24 @@ class PairFormat:
         return next((sample.parts[key] for key in self.image_keys if key in sample.parts), None)
 
     def caption_key(self, sample: Sample) -> str | None:
-        """Returns the ending of the member with the caption, or None."""
-        return next((key for key in self.caption_keys if key in sample.parts), None)
+        """Returns the ending of the first member with a caption, else of the first, or None."""
+        keys = [key for key in self.caption_keys if key in sample.parts]
+        usable = (key for key in keys if find_captions(self._read_caption(key, sample))[0])
+        return keys[0] if len(keys) == 1 else next(usable, next(iter(keys), None))
 
     def is_pair(self, sample: Sample) -> bool:
-        """Returns True if a sample has an image and a caption."""
-        return self.image(sample) is not None and self.caption_key(sample) is not None
+        """Returns True if a sample has an image and, with `caption_keys`, a caption."""
+        is_captioned = not self.caption_keys or any(
+            key in sample.parts for key in self.caption_keys
+        )
+        return is_captioned and self.image(sample) is not None
 
     def caption(self, sample: Sample) -> Any:
         """Returns the caption of a sample as stored, which may not be text."""
         key = self.caption_key(sample)
-        if key is None:
-            return None
+        return None if key is None else self._read_caption(key, sample)
+
+    def _read_caption(self, key: str, sample: Sample) -> Any:
         content = sample.parts[key]
         text = decode_unicode(content)
         if text is None and self.encoding:

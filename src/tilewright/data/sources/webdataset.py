@@ -71,7 +71,8 @@ class WebDatasetSource:
         path: a file, a folder (its *.tar at any depth), a pattern with `*` or `{0000..0099}`, or a
             list of these. In an address (https://…, hf://…, s3://…) only braces are expanded.
         image_keys, caption_keys: endings of the members, in order of preference. Without
-            image_keys, these are the endings of all image formats that can be read.
+            image_keys, these are the endings of all image formats that can be read. Without
+            caption_keys, images have no captions.
         caption_field: field of a `.json` member that holds the caption. None uses `caption` or
             `text`.
         captions_per_file: captions in a text member: "lines" for one per line, "one", or "auto",
@@ -85,7 +86,7 @@ class WebDatasetSource:
 
     path: str | Sequence[str]
     image_keys: str | Sequence[str] | None = None
-    caption_keys: str | Sequence[str] = CAPTION_KEYS
+    caption_keys: str | Sequence[str] | None = CAPTION_KEYS
     caption_field: str | None = None
     captions_per_file: CaptionsPerFile = "auto"
     encoding: str | None = None
@@ -97,11 +98,12 @@ class WebDatasetSource:
         """Loads the splits. See `Source.load`."""
         description = f"webdataset at {self.path!r}"
         check_encoding(self.encoding)
-        files = self.files()
-        pair_format = self._choose_format(files[0])
+        files = group_by_split(self.files(), description)
+        training = files.get("train") or next(iter(files.values()))
+        pair_format = self._choose_format(training[0])
         splits = {
             split: self._dataset(shards, pair_format, description)
-            for split, shards in group_by_split(files, description).items()
+            for split, shards in files.items()
         }
         hold_out = partial(
             hold_out_validation,
@@ -115,7 +117,7 @@ class WebDatasetSource:
         return IterableDatasetDict(resolved) if self.streaming else DatasetDict(resolved)
 
     def files(self) -> list[str]:
-        """Returns the paths and addresses of the shards, in order.
+        """Returns the paths and addresses of the shards, each once, in order.
 
         Raises:
             UserError: no file matches a pattern.
@@ -141,7 +143,7 @@ class WebDatasetSource:
             files += matches
         if not files:
             raise UserError(f"data.source.path={self.path} names no tar file: give one or a folder")
-        return files
+        return list(dict.fromkeys(files))
 
     def _choose_format(self, shard: str) -> PairFormat:
         """Chooses the format of pairs by the first members of a shard.
@@ -152,7 +154,7 @@ class WebDatasetSource:
         pair_format = PairFormat(
             # Tuples, because `datasets` treats each list as a list of shards.
             _normalize_keys(self.image_keys or IMAGE_KEYS),
-            _normalize_keys(self.caption_keys),
+            _normalize_keys(self.caption_keys or ()),
             CAPTION_COLUMNS if self.caption_field is None else (self.caption_field,),
         )
         endings: Counter[str] = Counter()
@@ -173,12 +175,13 @@ class WebDatasetSource:
             ("image", pair_format.image_keys),
             ("caption", pair_format.caption_keys),
         ):
-            if not endings.keys() & set(expected):
+            if expected and not endings.keys() & set(expected):
                 names = expected if len(expected) <= 5 else [*expected[:4], "…"]
                 raise UserError(
                     f"{shard} has no member that ends in {' or '.join(names)} among its first "
                     f"{MEMBERS_TO_CHECK}, only {_list_endings(endings) or 'none'}: set "
                     f"data.source.{role}_keys"
+                    f"{' (null for images without captions)' if role == 'caption' else ''}"
                 )
         if not any(pair_format.is_pair(sample) for sample in samples):
             raise UserError(
@@ -244,8 +247,8 @@ class WebDatasetSource:
         count = len(rows) - len(problems)
         if not count:
             raise UserError(
-                f"{description} has no caption in any row ({'; '.join(problems)}): set "
-                "data.source.caption_keys or data.source.caption_field"
+                f"{description} has no rows ({'; '.join(problems)}): add some, or set "
+                "data.source.image_keys and data.source.caption_keys"
             )
         for problem in problems:
             log.warning(problem)
@@ -270,7 +273,7 @@ def read_pairs(files: list[str], pair_format: PairFormat) -> Iterator[dict[str, 
 def table_rows(
     files: list[str], pair_format: PairFormat, states: Sequence[Any]
 ) -> Iterator[dict[str, Any]]:
-    """Yields the pairs in shards that have a caption, with a list of strings as the caption.
+    """Yields the pairs in shards, with a list of strings as the caption.
 
     The last rows are messages about broken shards and unusable captions. `datasets` caches them
     with the pairs, so that each load can repeat them.
@@ -280,7 +283,6 @@ def table_rows(
     """
     unusable = DefectCounts()
     problems: list[str] = []
-    count = skipped = 0
     for sample in _read_shards(files, pair_format):
         if isinstance(sample, str):
             problems.append(sample)
@@ -288,17 +290,11 @@ def table_rows(
         pair = _pair(sample, pair_format)
         texts, defects = find_captions(pair["caption"])
         key = pair_format.caption_key(sample)
-        unusable.add(f"{sample.name}.{key}" if key else sample.name, defects)
-        count += 1
-        if texts:
-            yield {**pair, "caption": texts, "problem": None}
-        else:
-            skipped += 1
+        if pair_format.caption_keys:
+            unusable.add(f"{sample.name}.{key}" if key else sample.name, defects)
+        yield {**pair, "caption": texts, "problem": None}
     if unusable:
-        problems.append(
-            f"shards have values that are not used as captions: {unusable}; {skipped} of {count} "
-            "rows have no caption and are skipped"
-        )
+        problems.append(f"shards have values that are not used as captions: {unusable}")
     for problem in problems:
         yield {"image": None, "caption": [], "problem": problem}
 
