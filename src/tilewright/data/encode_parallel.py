@@ -1,5 +1,6 @@
 """Encoding of splits to image tokens by several processes."""
 
+import logging
 import multiprocessing
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -69,6 +70,7 @@ def _count_unreadable(cache: TokenCache, table: Dataset) -> Mapping[str, int]:
 
 
 def _encode_quietly(config: dict[str, Any], rank: int) -> None:
+    logging.disable(logging.WARNING)  # the first process logs for all
     _limit_threads(config["processes"])
     device = config["device"]
     if device == "cuda":
