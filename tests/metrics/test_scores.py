@@ -1,5 +1,6 @@
 """Tests of the classifier score and the CLIP score."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,30 @@ def test_a_missing_clip_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot load a CLIP from") as error:
         load_clip_metric(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_a_clip_without_all_weights_is_refused(clip: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(clip, tmp_path, dirs_exist_ok=True)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["visual_projection.weight"]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        UserError, match=r"not a complete CLIP \(visual_projection\.weight is missing"
+    ):
+        load_clip_metric(tmp_path)
+
+
+def test_another_model_than_clip_is_refused(clip: Path, tmp_path: Path) -> None:
+    import transformers
+
+    shutil.copytree(clip, tmp_path, dirs_exist_ok=True)
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1}
+    config = transformers.BertConfig(**sizes, num_hidden_layers=1, vocab_size=600)
+    transformers.BertModel(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="CLIP"):
+        load_clip_metric(tmp_path)
 
 
 def test_the_error_without_transformers_names_the_install_command(

@@ -19,7 +19,7 @@ def load_clip(name_or_path: str | Path) -> tuple[Any, Any]:
         name_or_path: folder of a transformers CLIP, or its name on the Hugging Face Hub.
 
     Raises:
-        UserError: transformers is not installed, or the CLIP cannot be loaded.
+        UserError: transformers is not installed, or the CLIP cannot be loaded or is not complete.
     """
     try:
         from transformers import CLIPModel, CLIPProcessor
@@ -37,13 +37,19 @@ def load_clip(name_or_path: str | Path) -> tuple[Any, Any]:
             return super().get_text_features(*args, **kwargs).pooler_output
 
     try:
-        model = VectorCLIP.from_pretrained(name_or_path).eval()
+        load: Any = VectorCLIP.from_pretrained
+        model, report = load(name_or_path, output_loading_info=True)
         processor: Any = CLIPProcessor.from_pretrained(name_or_path)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of many classes: files, HTTP, settings, shapes
         reason = " ".join(str(error).split())
         raise UserError(
             f"cannot load a CLIP from {name_or_path} ({reason}): give the folder of a transformers "
             "CLIP, or its name on the Hugging Face Hub"
         ) from error
+    if report["missing_keys"]:  # transformers would leave these weights random
+        raise UserError(
+            f"{name_or_path} is not a complete CLIP ({min(report['missing_keys'])} is missing): "
+            "give the folder of a transformers CLIP, or its name on the Hugging Face Hub"
+        )
     # The tokenizer must truncate: it keeps the end token, from which CLIP reads the text vector.
-    return model, functools.partial(processor, truncation=True)
+    return model.eval(), functools.partial(processor, truncation=True)
