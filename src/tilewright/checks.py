@@ -1,6 +1,7 @@
 """Checks of numbers and flags that the user sets."""
 
 import math
+from collections.abc import Collection
 from numbers import Integral, Real
 from typing import Any
 
@@ -60,6 +61,18 @@ def check_flag(name: str, value: Any) -> None:
     """
     if not isinstance(value, bool):
         raise UserError(f"{name}={format_value(value)} is not possible: set true or false")
+
+
+def check_option(name: str, value: Any, options: Collection[str]) -> None:
+    """Checks that a setting is one of some names.
+
+    Raises:
+        UserError: the value is something else.
+    """
+    if not isinstance(value, str) or value not in options:
+        raise UserError(
+            f"{name}={format_value(value)} is not possible: set one of {', '.join(options)}"
+        )
 
 
 def format_value(value: Any) -> str:

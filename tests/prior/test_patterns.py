@@ -47,6 +47,11 @@ def test_patterns_equal_brute_force(pattern, side):
     assert torch.equal(image_mask(pattern, side), brute_force_mask(pattern, side))
 
 
+def test_a_grid_of_one_token_has_an_empty_cache():
+    slots = cache_slots("row", Stream(text_length=3, text_vocab=5, grid=1, image_vocab=4))
+    assert (slots.count, slots.write, slots.read) == (0, [], [])
+
+
 @pytest.mark.parametrize(("side", "kernel"), [(4, 3), (6, 3), (6, 5), (3, 5)])
 def test_convolutional_pattern_with_other_kernels_equals_brute_force(monkeypatch, side, kernel):
     monkeypatch.setattr(patterns, "CONVOLUTION_KERNEL", kernel)

@@ -194,6 +194,7 @@ def renormalized(*kept):
         (Sampling(top_p=0.85), renormalized(2, 5, 0)),
         (Sampling(top_p=1.0), renormalized(*range(6))),
         (Sampling(top_k=2, top_p=0.95), renormalized(2, 5)),
+        (Sampling(top_k=3, top_p=0.85), renormalized(2, 5)),  # 0.56 0.34 0.10 among three tokens
     ],
 )
 def test_top_k_and_top_p_renormalize_the_kept_tokens(sampling, expected):
@@ -289,6 +290,14 @@ def test_nan_logits_are_reported(network, caplog):
     torch.nn.init.constant_(diverged.image_head.weight, torch.nan)
     sample(diverged, TEXT)
     assert "logits are nan" in caplog.text
+
+
+@pytest.mark.parametrize("top_k", [None, 3])
+@pytest.mark.parametrize("top_p", [None, 0.9])
+def test_nan_logits_sample_a_valid_token(top_k, top_p):
+    logits, noise = torch.full((2, 6), torch.nan), torch.tensor([0.1, 0.9])
+    tokens = sample_from_logits(logits, noise, Sampling(top_k=top_k, top_p=top_p))
+    assert all(0 <= token < 6 for token in tokens.tolist())
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 3), (3, 1, 2), (2, 1, 3)])

@@ -97,6 +97,12 @@ def test_an_empty_part_of_the_stream_is_refused(stream, name):
         stream(**{name: 0})
 
 
+@pytest.mark.parametrize("stream", [Stream, PlainStream])
+def test_unknown_padding_targets_are_refused(stream):
+    with pytest.raises(UserError, match=r"padding_targets=frist is not possible: set one of first"):
+        stream(**SMALL, padding_targets="frist")
+
+
 @pytest.mark.parametrize("padding_token", [-1, 10])
 def test_a_padding_token_outside_the_vocabulary_is_refused(padding_token):
     with pytest.raises(UserError, match=rf"padding_token={padding_token} is not possible"):

@@ -188,6 +188,25 @@ def test_compiled_network_has_the_same_gradients(parts):
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("parts", [{}, MODERN], ids=["paper", "modern"])
+@torch.no_grad()
+def test_a_grid_of_one_token_is_sampled_from_its_forward_pass(parts):
+    stream = Stream(text_length=3, text_vocab=5, grid=1, image_vocab=6)
+    network, (text, _) = make_network(stream=stream, **parts), make_batch(2)
+    for compiled_steps in (False, True):
+        logits, _ = network.prefill(text, 2, compiled_steps)
+        image = torch.zeros(2, 1, 1, dtype=torch.long)
+        torch.testing.assert_close(logits[::2], network(text, image)[1][:, 0])
+    assert sample(network, text, 2).shape == (2, 2, 1, 1)
+
+
+@pytest.mark.parametrize("name", ["norm", "mlp", "positions"])
+@pytest.mark.parametrize("value", ["learnt", None])
+def test_an_unknown_part_is_refused(name, value):
+    with pytest.raises(UserError, match=rf"model\.network\.{name}=(learnt|null) is not possible"):
+        Transformer(STREAM, dim=16, depth=1, heads=2, **{name: value})
+
+
 def test_unknown_pattern_is_rejected_by_name():
     with pytest.raises(ValueError, match=r"paper.*'diagonal'"):
         Transformer(STREAM, dim=8, depth=1, heads=1, pattern="diagonal")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tilewright.checks import check_whole
+from tilewright.checks import check_option, check_whole
 from tilewright.dvae.vqgan_layers import Downsample, Level, Middle, NormFactory, Upsample
 from tilewright.errors import UserError
 
@@ -209,8 +209,8 @@ class VQGAN(nn.Module):
         sizes |= {f"widths.{level}": width for level, width in enumerate(widths)}
         for name, size in {**sizes, "stem_width": stem_width}.items():
             check_whole(f"model.network.{name}", size)
-        _check_option("codebook", codebook, get_args(CodebookKind))
-        _check_option("pixels", pixels, get_args(Pixels))
+        check_option("model.network.codebook", codebook, get_args(CodebookKind))
+        check_option("model.network.pixels", pixels, get_args(Pixels))
         _check_widths([stem_width, *widths], groups)
         factor = 2 ** (len(widths) - 1)
         if image_size != grid * factor:
@@ -279,13 +279,6 @@ class VQGAN(nn.Module):
             pixels = self.decoder(self.from_codes(codes), codes)
         images = (pixels + 1) / 2 if self.pixels == "signed" else pixels
         return images.clamp(0, 1)
-
-
-def _check_option(name: str, value: str, options: tuple[str, ...]) -> None:
-    if value not in options:
-        raise UserError(
-            f"model.network.{name}={value} is not possible: set one of {', '.join(options)}"
-        )
 
 
 def _check_widths(widths: Iterable[int], groups: int) -> None:

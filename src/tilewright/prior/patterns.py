@@ -124,7 +124,7 @@ class CacheSlots:
         R is either `count`, with all slots in order, or the largest number of slots per token.
         """
         read = [torch.arange(self.count)[s] for s in self.read]
-        longest = max(map(len, read))
+        longest = max(map(len, read), default=0)
         if 2 * longest > self.count:  # masking all slots costs less than gathering most of them
             mask = torch.zeros(len(read), self.count, dtype=torch.bool)
             for token, slots in enumerate(read):
@@ -147,7 +147,7 @@ def cache_slots(pattern: str, stream: BaseStream) -> CacheSlots:
     visible = dense_mask(pattern, stream)[first:, first:]  # the last image token is not an input
     count = len(visible)
     readers = torch.arange(count)[:, None].expand(count, count)
-    last_reader = torch.where(visible, readers, -1).amax(dim=0).tolist()
+    last_reader = torch.where(visible, readers, -1).amax(dim=0).tolist() if count else []
     write: list[int] = []
     free: list[int] = []
     num_slots = 0

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tilewright.checks import MAX_SEED, check_flag, check_number, check_whole
-from tilewright.errors import UserError
+from tilewright.checks import MAX_SEED, check_flag, check_number, check_option, check_whole
 from tilewright.prior.compiled_step import CompiledSteps, compile_function
 from tilewright.prior.low_precision import WEIGHTS, Weights, with_low_precision_weights
 from tilewright.prior.protocol import Prior
@@ -32,8 +31,8 @@ class Sampling:
             does any value below 1e-6.
         top_k: sample from the k most likely tokens. None, or a k of the vocabulary's size or more,
             samples from all.
-        top_p: sample from the most likely tokens that together reach this probability. None
-            samples from all.
+        top_p: sample from the most likely tokens that together reach this probability, which counts
+            among the `top_k` tokens. None samples from all.
         guidance: classifier-free guidance scale. 1 is no guidance; larger values follow the caption
             more closely. Needs a prior that was trained with caption dropout.
         weights: dtype of the linear layers' weights. "bfloat16" and "int8" are faster and sample
@@ -59,10 +58,7 @@ class Sampling:
             check_whole("top_k", self.top_k)
         if self.top_p is not None:
             check_number("top_p", self.top_p, 0, 1, exclusive=True)
-        if self.weights not in WEIGHTS:
-            raise UserError(
-                f"weights={self.weights} is not possible: set one of {', '.join(WEIGHTS)}"
-            )
+        check_option("weights", self.weights, WEIGHTS)
         check_flag("compile", self.compile)
 
     @property
@@ -236,9 +232,7 @@ def sample_from_logits(logits: Tensor, uniform: Tensor, sampling: Sampling) -> T
         return token.minimum(last).squeeze(1)
     # Stable, so that the first of equal logits is the most likely token, as for argmax.
     logits, tokens = logits.sort(dim=-1, descending=True, stable=True)
-    probabilities = (logits / sampling.temperature).softmax(dim=-1)
-    if sampling.top_k is not None:
-        probabilities = probabilities[:, : min(sampling.top_k, logits.shape[1])]
+    probabilities = (logits[:, : sampling.top_k] / sampling.temperature).softmax(dim=-1)
     cumulative = probabilities.cumsum(dim=-1)
     kept = torch.ones_like(cumulative, dtype=torch.bool)
     if sampling.top_p is not None:
@@ -247,7 +241,7 @@ def sample_from_logits(logits: Tensor, uniform: Tensor, sampling: Sampling) -> T
         cumulative = (probabilities * kept).cumsum(dim=-1)
     target = uniform[:, None] * cumulative[:, -1:]
     rank = torch.searchsorted(cumulative, target, right=True)
-    last = kept.sum(dim=-1, keepdim=True) - 1  # rounding may exceed it
+    last = (kept.sum(dim=-1, keepdim=True) - 1).clamp(min=0)  # rounding may exceed it; nan keeps 0
     return tokens.gather(1, rank.minimum(last)).squeeze(1)
 
 

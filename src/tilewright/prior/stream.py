@@ -12,13 +12,13 @@ module knows the layouts. Masks, transformer, loss and sampler ask it.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tilewright.checks import check_whole
+from tilewright.checks import check_option, check_whole
 from tilewright.errors import UserError
 
 # Far above any use. Tables of positions beyond it would fill the memory.
@@ -149,6 +149,11 @@ class TokenStream(BaseStream):
     text_vocab: int
     padding_targets: PaddingTargets
 
+    def __post_init__(self) -> None:
+        self._check_sizes("text_length", "text_vocab", "grid", "image_vocab")
+        name = "model.network.stream.padding_targets"
+        check_option(name, self.padding_targets, get_args(PaddingTargets))
+
     @property
     @abstractmethod
     def text_embeddings(self) -> int:
@@ -199,7 +204,7 @@ class Stream(TokenStream):
             counts no padding.
 
     Raises:
-        UserError: a number is not possible, or the stream has more than `MAX_LENGTH` positions.
+        UserError: a setting is not possible, or the stream has more than `MAX_LENGTH` positions.
     """
 
     text_length: int = 256
@@ -207,9 +212,6 @@ class Stream(TokenStream):
     grid: int = 32
     image_vocab: int = 8192
     padding_targets: PaddingTargets = "first"
-
-    def __post_init__(self) -> None:
-        self._check_sizes("text_length", "text_vocab", "grid", "image_vocab")
 
     @property
     def first_image_position(self) -> int:
@@ -264,7 +266,7 @@ class PlainStream(TokenStream):
         padding_targets: see `Stream`.
 
     Raises:
-        UserError: a number is not possible, or the stream has more than `MAX_LENGTH` positions.
+        UserError: a setting is not possible, or the stream has more than `MAX_LENGTH` positions.
     """
 
     text_length: int = 64
@@ -275,7 +277,7 @@ class PlainStream(TokenStream):
     padding_targets: PaddingTargets = "first"
 
     def __post_init__(self) -> None:
-        self._check_sizes("text_length", "text_vocab", "grid", "image_vocab")
+        super().__post_init__()
         name = "model.network.stream.padding_token"
         check_whole(name, self.padding_token, 0, self.text_vocab - 1)
 

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from tilewright.checks import check_whole
+from tilewright.checks import check_option, check_whole
 from tilewright.prior.attention import SelfAttention
 from tilewright.prior.blocks import MLPS
 from tilewright.prior.decoder import Decoder
@@ -59,7 +59,7 @@ class Transformer(Decoder):
             This takes far less memory and about a third more time.
 
     Raises:
-        UserError: a number is not possible.
+        UserError: a number or an option is not possible.
         ValueError: the pattern is unknown, or dim is not a multiple of heads.
     """
 
@@ -83,6 +83,9 @@ class Transformer(Decoder):
         super().__init__()
         for name, number in {"dim": dim, "depth": depth, "heads": heads}.items():
             check_whole(f"model.network.{name}", number)
+        check_option("model.network.norm", norm, NORMS)
+        check_option("model.network.mlp", mlp, MLPS)
+        check_option("model.network.positions", positions, ("learned", "rotary"))
         if dim % heads:  # before rotary positions report the width of a head
             raise ValueError(f"dim={dim} is not a multiple of heads={heads}: change one of them")
         patterns = layer_patterns(pattern, depth)

@@ -56,6 +56,12 @@ def test_convert_writes_a_frozen_dvae_that_loads(modules, pickles, tmp_path):
     assert torch.equal(network.encode(images), expected)
 
 
+@pytest.mark.parametrize("size", ["large", 0, 256.5])
+def test_an_impossible_image_size_is_refused(size):
+    with pytest.raises(UserError, match=rf"^family\.image_size={size} is not possible"):
+        openai.OpenAI("encoder.pkl", "decoder.pkl", image_size=size)
+
+
 def test_a_pickle_is_not_loaded_without_trust(pickles, tmp_path):
     outcome = convert(pickles, tmp_path / "out")
     assert outcome.returncode == 1

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tilewright.checks import check_whole
 from tilewright.conversion import Conversion
 from tilewright.dvae.networks import DiscreteVAE
 from tilewright.errors import UserError, first_line
@@ -28,6 +29,9 @@ class OpenAI:
     encoder: str
     decoder: str
     image_size: int = 256
+
+    def __post_init__(self) -> None:
+        check_whole("family.image_size", self.image_size)
 
     def convert(self, trust: bool) -> Conversion:
         """Converts the two files. Opening them runs any code that they contain.
