@@ -10,6 +10,7 @@ from tilewright.callbacks import AveragedWeights
 from tilewright.distributed.collectives import gather_objects
 from tilewright.distributed.fsdp import gathered_weights
 from tilewright.pipeline import TextToImage
+from tilewright.prior import Sampling
 
 
 class ShardSizes(pl.Callback):
@@ -78,7 +79,10 @@ class TokensOfFirstProcess(pl.Callback):
         if trainer.datamodule.image_tokenizer is None:
             images, _ = zip(*trainer.datamodule.examples("validation", 4), strict=True)
             return torch.cat([module.network.encode(image[None]) for image in images])
-        return TextToImage.from_trainer(trainer, module).sample_tokens(["picture 3"], 2)
+        model, captions = TextToImage.from_trainer(trainer, module), ["picture 3"]
+        tokens = model.sample_tokens(captions, 2)
+        rounded = model.sample_tokens(captions, 2, sampling=Sampling(weights="bfloat16"))
+        return torch.cat([tokens, rounded])
 
 
 def flip_left_half(images):

@@ -91,6 +91,14 @@ def test_original_network_is_not_changed(weights):
     assert with_low_precision_weights(network, "float32") is network
 
 
+def test_weights_that_keep_their_dtype_are_shared():
+    network = make_network()
+    shared = {name: value.data_ptr() for name, value in network.named_parameters()}
+    converted = dict(with_low_precision_weights(network, "bfloat16").named_parameters())
+    assert {name for name in shared if "blocks" not in name or "norm" in name} == set(converted)
+    assert all(value.data_ptr() == shared[name] for name, value in converted.items())
+
+
 @pytest.mark.parametrize("weights", TOLERANCES)
 def test_sampling_setting_converts_the_weights(weights):
     network, text = make_network(), make_batch(6)[0]

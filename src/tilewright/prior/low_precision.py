@@ -1,7 +1,7 @@
 """Networks with bf16 or int8 weights for sampling, where reading the weights dominates a step."""
 
-import copy
-from typing import Literal, get_args
+from collections.abc import Callable
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +69,7 @@ def with_low_precision_weights(network: Prior, weights: Weights) -> Prior:
     """Returns a copy of a network whose linear layers have weights of another dtype.
 
     Embeddings, norms, heads, softmaxes and the residual path keep their dtype. The copy samples
-    nearly the same images.
+    nearly the same images. It shares all other weights with the network.
 
     Args:
         network: trained prior. It is not changed.
@@ -85,8 +85,15 @@ def with_low_precision_weights(network: Prior, weights: Weights) -> Prior:
     if weights == "int8" and device != "cpu":
         raise UserError(f"weights=int8 needs a CPU, not {device}: set weights=bfloat16")
     layer_type = BFloat16Linear if weights == "bfloat16" else Int8Linear
-    network = without_adapters(copy.deepcopy(network))
-    for name, layer in list(network.named_modules()):
-        if type(layer) is nn.Linear:
-            network.set_submodule(name, layer_type(layer))
-    return network
+    return _convert(network, layer_type)
+
+
+def _convert(module: Any, layer_type: Callable[[nn.Linear], nn.Module]) -> Any:
+    """Returns a copy of a module with converted linear layers and the same other weights."""
+    module = without_adapters(module)
+    if type(module) is nn.Linear:
+        return layer_type(module)
+    converted = object.__new__(type(module))  # copy.copy would call the constructor under FSDP2
+    parts = {name: part and _convert(part, layer_type) for name, part in module._modules.items()}
+    converted.__dict__ = {**module.__getstate__(), "_modules": parts}
+    return converted

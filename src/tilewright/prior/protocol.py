@@ -89,7 +89,3 @@ class Prior(Protocol):
     def named_modules(self) -> Iterator[tuple[str, nn.Module]]:
         """`nn.Module.named_modules`."""
         ...
-
-    def set_submodule(self, target: str, module: nn.Module) -> None:
-        """`nn.Module.set_submodule`."""
-        ...

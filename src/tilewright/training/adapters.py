@@ -4,6 +4,7 @@ A run with adapters saves only them. Its weights are those of its base, plus the
 adapter's two matrices. The base is the run or model that `init=` names.
 """
 
+import copy
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -221,10 +222,10 @@ def save_adapters(
     write_tensors(file, tensors)
 
 
-def without_adapters(network: Any) -> Any:
-    """Replaces layers with adapters by plain layers with the merged weights, in place."""
-    for name, layer in list(network.named_modules()):
-        if hasattr(layer, "lora_A") and hasattr(layer, "get_base_layer"):
-            layer.merge()
-            network.set_submodule(name, layer.get_base_layer())
-    return network
+def without_adapters(layer: Any) -> nn.Module:
+    """Returns a plain copy of a layer with adapters, with the merged weights, or another layer."""
+    if not (hasattr(layer, "lora_A") and hasattr(layer, "get_base_layer")):
+        return layer
+    layer = copy.deepcopy(layer)
+    layer.merge()
+    return layer.get_base_layer()
