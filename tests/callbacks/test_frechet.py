@@ -1,5 +1,6 @@
 """FrechetDistance: same values as eval, shared between processes."""
 
+import math
 import threading
 from types import SimpleNamespace
 
@@ -69,13 +70,13 @@ def test_a_single_image_warns_and_does_not_end_the_training(caplog):
 
 
 @pytest.mark.usefixtures("_cheap_features")
-def test_an_undefined_distance_warns_and_does_not_end_the_training(caplog, monkeypatch):
+def test_an_undefined_distance_warns_and_is_logged_as_nan(caplog, monkeypatch):
     monkeypatch.setattr("scipy.linalg.sqrtm", lambda matrix, disp: (matrix + 1j, 0.0))
     module = Module()
     trainer = trainer_with(torch.rand(4, 3, 16, 16))
     trainer.global_step = 70
     measure(frechet.FrechetDistance(), trainer, module)
-    assert not module.logged
+    assert math.isnan(module.logged["validation/fd_means"])
     assert "No Fréchet distance at update 70" in caplog.text
     assert "Imaginary component" in caplog.text
 

@@ -75,6 +75,14 @@ def test_only_the_metric_of_the_chosen_network_is_accepted(tmp_path):
         check_dvae(tmp_path, HalveOnPlateau("validation/fid"), callback)
 
 
+def test_a_metric_that_a_training_of_adapters_does_not_measure_is_refused(tmp_path):
+    pytest.importorskip("peft")
+    module, _, _ = tiny.make("lora", tmp_path)
+    trainer = Trainer(accelerator="cpu", logger=False, callbacks=[HalveOnPlateau("foo")])
+    with pytest.raises(UserError, match="monitor=foo is not measured"):
+        check_measured(trainer, module)
+
+
 class OwnMetric(pl.Callback):
     """Callback of a user, which may log anything."""
 

@@ -3,7 +3,9 @@
 from types import SimpleNamespace
 
 import pytest
+import pytorch_lightning as pl
 
+from helpers import tiny
 from tilewright.callbacks import AlignmentCallback, FrechetDistance, PeriodicMeasurement
 
 
@@ -16,10 +18,10 @@ class StepRecorder(PeriodicMeasurement):
         self.steps.append(trainer.global_step)
 
 
-def validate(callback, steps, max_steps=-1, sanity_checking=False):
+def validate(callback, steps, stop=None, sanity_checking=False):
     for step in steps:
         trainer = SimpleNamespace(
-            sanity_checking=sanity_checking, global_step=step, max_steps=max_steps
+            sanity_checking=sanity_checking, global_step=step, should_stop=step == stop
         )
         callback.on_validation_epoch_end(trainer, None)
     return callback.steps
@@ -30,7 +32,18 @@ def test_it_measures_every_n_validations():
 
 
 def test_it_measures_at_the_last_validation():
-    assert validate(StepRecorder(3), range(1, 6), max_steps=5) == [3, 5]
+    assert validate(StepRecorder(3), range(1, 6), stop=5) == [3, 5]
+
+
+class StopAt(pl.Callback):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        trainer.should_stop = trainer.global_step == 10
+
+
+def test_it_measures_when_a_training_ends_early(tmp_path):
+    recorder = StepRecorder(9)
+    tiny.train("prior", tmp_path, extra_callbacks=[recorder, StopAt()], val_check_interval=4)
+    assert recorder.steps == [10]
 
 
 def test_sanity_checks_do_not_count():

@@ -1,6 +1,7 @@
 """Fréchet distance on a few images during training."""
 
 import logging
+import math
 import tempfile
 from typing import Any
 
@@ -82,18 +83,16 @@ class FrechetDistance(PeriodicMeasurement):
                 required,
             )
             return
-        try:
-            name, distance = self.compute(trainer, pl_module, examples)
-        except UndefinedMetric as error:  # raised in all processes, which have the same features
-            log.warning("No Fréchet distance at update %d: %s", trainer.global_step, error)
-            return
+        name, distance = self.compute(trainer, pl_module, examples)
         pl_module.log(f"validation/{name}", distance, rank_zero_only=True)
 
     @torch.no_grad()
     def compute(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, examples: list[tuple[Tensor, str]]
     ) -> tuple[str, float]:
-        """Returns the metric's name and value. Each process works on a share of the examples.
+        """Returns the metric's name and value, which is nan if the distance is undefined.
+
+        Each process works on a share of the examples.
 
         Args:
             examples: real images [3, H, W] and their captions.
@@ -106,7 +105,12 @@ class FrechetDistance(PeriodicMeasurement):
         with gathered_weights(trainer, pl_module):
             images = self._generate(trainer, pl_module, torch.stack(real), captions)
         features = self._features(images)
-        return self._extractor.metric_name("fid"), frechet_distance(self._real_features, features)
+        name = self._extractor.metric_name("fid")
+        try:
+            return name, frechet_distance(self._real_features, features)
+        except UndefinedMetric as error:  # raised in all processes, which have the same features
+            log.warning("No Fréchet distance at update %d: %s", trainer.global_step, error)
+            return name, math.nan  # without a value, a monitor would read the previous one
 
     def _load_extractor(self, device: torch.device) -> Extractor:
         """Loads the feature network, which is the same in all processes."""

@@ -12,6 +12,7 @@ from tilewright.errors import UserError
 RISING = ("alignment/", "codebook/", "retrieval/", "validation/psnr", "validation/ssim")
 # Packages whose modules and callbacks log only the metrics that `validation_metrics` names.
 KNOWN_PACKAGES = {
+    "peft",
     "pytorch_lightning",
     "tilewright",
     "torch",

@@ -43,8 +43,7 @@ class PeriodicMeasurement(pl.Callback):
         if trainer.sanity_checking:
             return
         self._validations += 1
-        is_last = trainer.global_step >= trainer.max_steps > 0
-        if is_last or self._validations % self.every_n_validations == 0:
+        if trainer.should_stop or self._validations % self.every_n_validations == 0:
             self.measure(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Samples for fixed captions while a prior trains."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from torchvision.transforms.functional import to_tensor
 
 from tilewright.checks import check_whole
 from tilewright.distributed.fsdp import gathered_weights
+from tilewright.errors import UserError
 from tilewright.pipeline import TextToImage
 from tilewright.prior import Sampling
 from tilewright.training.loggers import log_image
@@ -27,17 +29,22 @@ class Samples(pl.Callback):
             ones, for fine-tuning. None samples only at validations.
 
     Raises:
-        UserError: a number is not possible.
+        UserError: a number is not possible, or the captions are not a list of text.
     """
 
     def __init__(
         self,
-        captions: list[str] | None = None,
+        captions: Sequence[str] | None = None,
         count: int = 8,
         candidates: int = 4,
         sampling: Sampling | None = None,
         before_after: str | None = None,
     ):
+        if captions is not None and not _are_captions(captions):
+            raise UserError(
+                f"callbacks.samples.captions={captions} is not a list of captions: write it like "
+                "['a red circle']"
+            )
         check_whole("callbacks.samples.count", count)
         check_whole("callbacks.samples.candidates", candidates)
         self.captions = list(captions) if captions else None
@@ -89,3 +96,8 @@ class Samples(pl.Callback):
             before = captioned_grid(self.captions, self._before / 255)
             title = f"after {trainer.global_step} updates"
             save_png(side_by_side({"before": before, title: grid}), Path(self.before_after))
+
+
+def _are_captions(value: Any) -> bool:
+    is_list = isinstance(value, Sequence) and not isinstance(value, str)
+    return is_list and all(isinstance(caption, str) for caption in value)

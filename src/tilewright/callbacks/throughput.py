@@ -15,12 +15,12 @@ class Throughput(pl.Callback):
 
     def __init__(self) -> None:
         self._reset()
+        self._step_end: float | None = None  # None if the next step does not follow a step
+        self._step_start = 0.0
 
     def _reset(self) -> None:
         self._images = 0
         self._waited = self._worked = 0.0  # seconds
-        self._step_end: float | None = None
-        self._step_start = 0.0
 
     def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
         self._step_start = time.perf_counter()
