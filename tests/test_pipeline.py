@@ -194,6 +194,16 @@ def test_scores_do_not_depend_on_the_batch_size(model):
     assert sum(small_batches.batch_sizes) == 30
 
 
+@pytest.mark.parametrize("ranker", [None, BrightnessRanker()])
+def test_images_are_decoded_in_batches_of_the_given_size(model, monkeypatch, ranker):
+    sizes, decode = [], model.image_tokenizer.decode
+    monkeypatch.setattr(
+        model.image_tokenizer, "decode", lambda tokens: sizes.append(len(tokens)) or decode(tokens)
+    )
+    model.generate(CAPTIONS, 5, ranker=ranker, batch_size=4)
+    assert max(sizes) == 4
+
+
 def test_a_path_as_an_image_prompt_is_an_error(model):
     with pytest.raises(UserError, match=r"image_prompt='photo\.png' is not a PIL image"):
         model(CAPTIONS, image_prompt="photo.png", rows=1)

@@ -1,5 +1,7 @@
 """Rankers, on untrained models."""
 
+import copy
+
 import pytest
 import torch
 
@@ -54,6 +56,21 @@ def test_the_contrastive_ranker_adds_the_likelihood_per_image_token(
     for i, caption in enumerate(CAPTIONS):
         _, image_log_p = model.log_likelihood([caption] * 5, model.decode(tokens)[i])
         torch.testing.assert_close(scores[i], cosines[i] + 0.5 * image_log_p / 4)
+
+
+@pytest.mark.parametrize("name", ["weighted", "likelihood"])
+def test_a_ranker_encodes_each_caption_once(model, weighted_ranker, monkeypatch, name):
+    """A text encoder takes longer than the prior."""
+    ranker = weighted_ranker if name == "weighted" else LikelihoodRanker()
+    tokens, encoded = model.sample_tokens(CAPTIONS, 5), []
+    model = copy.copy(model)
+    model.tokenizer = copy.copy(model.tokenizer)
+    encode = model.tokenizer.encode
+    monkeypatch.setattr(
+        model.tokenizer, "encode", lambda captions: encoded.extend(captions) or encode(captions)
+    )
+    model.score(ranker, CAPTIONS, tokens)
+    assert encoded == list(CAPTIONS)
 
 
 def test_the_likelihood_is_that_of_the_decoded_image_encoded_again(

@@ -262,7 +262,7 @@ class TextToImage:
             batch_size=batch_size,
             first_caption=first_caption,
         )
-        return self.rank(captions, tokens, n, ranker)
+        return self.rank(captions, tokens, n, ranker, batch_size)
 
     def sample_tokens(
         self,
@@ -285,7 +285,7 @@ class TextToImage:
             seed: seed of the random numbers.
             image_prompt: image whose top rows of image tokens are kept.
             rows: number of rows kept from `image_prompt`; 0 without one.
-            batch_size: number of images sampled in one batch.
+            batch_size: number of images that are sampled, scored or decoded in one batch.
             first_caption: index of the first caption, if the captions are a part of a longer list.
 
         Raises:
@@ -362,22 +362,28 @@ class TextToImage:
         return images.unflatten(0, tokens.shape[:2])
 
     def rank(
-        self, captions: Sequence[str], tokens: Tensor, n: int, ranker: Ranker | None
+        self,
+        captions: Sequence[str],
+        tokens: Tensor,
+        n: int,
+        ranker: Ranker | None,
+        batch_size: int = 128,
     ) -> GeneratedImages:
         """Decodes the best `n` of sampled candidates.
 
         Args:
             tokens: image tokens [C, best_of, h, w] of the candidates.
             ranker: scores the candidates; None takes the first `n`.
+            batch_size: number of images that are scored or decoded in one batch.
         """
         if ranker is None:
             candidates = torch.arange(n).expand(len(tokens), n)
-            return GeneratedImages(self.decode(tokens[:, :n]), candidates, None)
-        scores = self.score(ranker, captions, tokens)
+            return GeneratedImages(self.decode(tokens[:, :n], batch_size), candidates, None)
+        scores = self.score(ranker, captions, tokens, batch_size)
         scores, candidates = scores.sort(dim=1, descending=True, stable=True)
         candidates = candidates[:, :n]
         best = tokens[torch.arange(len(tokens))[:, None], candidates.to(tokens.device)]
-        return GeneratedImages(self.decode(best), candidates, scores[:, :n])
+        return GeneratedImages(self.decode(best, batch_size), candidates, scores[:, :n])
 
     def score(
         self, ranker: Ranker, captions: Sequence[str], tokens: Tensor, batch_size: int = 128

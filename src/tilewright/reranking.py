@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from tilewright import runs
 from tilewright.checks import check_number, check_whole
+from tilewright.data.image_tokenizer import ImageTokenizer
 from tilewright.data.text_tokenizer import TextTokenizer
 from tilewright.errors import UserError
 from tilewright.metrics.clip import load_clip
@@ -24,11 +25,10 @@ class TextToImageModel(Protocol):
     """The part of `TextToImage` that rankers use."""
 
     prior: Prior
+    image_tokenizer: ImageTokenizer
     tokenizer: TextTokenizer
 
     def decode(self, tokens: Tensor) -> Tensor: ...
-
-    def log_likelihood(self, captions: Sequence[str], images: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 class Ranker(Protocol):
@@ -109,17 +109,14 @@ class ContrastiveRanker:
 
     @torch.inference_mode()
     def __call__(self, model: TextToImageModel, captions: Sequence[str], tokens: Tensor) -> Tensor:
-        images = model.decode(tokens)
-        flat_images = images.flatten(0, 1)
-        scores = cosine_similarities(
-            self.encode_captions(captions), self.encode_images(flat_images)
-        )
+        images = model.decode(tokens).flatten(0, 1)
+        scores = cosine_similarities(self.encode_captions(captions), self.encode_images(images))
         if not self.likelihood_weight:
             return scores
-        captions_per_image = [caption for caption in captions for _ in range(tokens.shape[1])]
-        _, image_log_p = model.log_likelihood(captions_per_image, flat_images)
-        tokens_per_image = tokens[0, 0].numel()
-        return scores + self.likelihood_weight * image_log_p.view_as(scores) / tokens_per_image
+        text = model.tokenizer.encode(captions).to(tokens.device)
+        tokens = model.image_tokenizer.encode(images).view_as(tokens)
+        image_log_p = image_log_likelihood(model.prior, text, tokens)
+        return scores + self.likelihood_weight * image_log_p / tokens[0, 0].numel()
 
     def encode_captions(self, captions: Sequence[str]) -> Tensor:
         """Encodes captions as unit vectors [B, D]."""
@@ -169,15 +166,20 @@ class LikelihoodRanker:
 
     @torch.inference_mode()
     def __call__(self, model: TextToImageModel, captions: Sequence[str], tokens: Tensor) -> Tensor:
-        candidates = tokens.shape[1]
-
-        def image_log_p(text: Tensor) -> Tensor:
-            text = text.repeat_interleave(candidates, dim=0)
-            return log_likelihood(model.prior, text, tokens.flatten(0, 1))[1]
-
         text = model.tokenizer.encode(captions).to(tokens.device)
         empty = model.prior.stream.without_caption(text)
-        return (image_log_p(text) - image_log_p(empty)).view(tokens.shape[:2])
+        log_p = image_log_likelihood(model.prior, text, tokens)
+        return log_p - image_log_likelihood(model.prior, empty, tokens)
+
+
+def image_log_likelihood(prior: Prior, text: Tensor, tokens: Tensor) -> Tensor:
+    """Returns ln p(image | caption) [C, n] in nats of image tokens [C, n, h, w].
+
+    Args:
+        text: text of the stream of C captions.
+    """
+    text = text.repeat_interleave(tokens.shape[1], dim=0)
+    return log_likelihood(prior, text, tokens.flatten(0, 1))[1].view(tokens.shape[:2])
 
 
 def cosine_similarities(text: Tensor, images: Tensor) -> Tensor:

@@ -94,7 +94,7 @@ class BestOf:
         rows = torch.arange(len(tokens), device=tokens.device)
         best = [scores[:, :count].argmax(dim=1).to(tokens.device) for count in counts]
         chosen = torch.stack([tokens[rows, index] for index in best], dim=1)
-        return model.decode(chosen).cpu()
+        return model.decode(chosen, self.batch_size).cpu()
 
     @property
     def _ranker_name(self) -> str:

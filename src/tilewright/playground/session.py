@@ -76,7 +76,7 @@ class Playground:
         ranker: ranks the candidates of `best_of`.
         run_name: name of the model's run, for the page and for saved settings.
         ranker_name: name of the ranker, likewise.
-        batch_size: number of images sampled in one batch.
+        batch_size: number of images that are sampled, scored or decoded in one batch.
         max_candidates: largest number of candidates that a request may sample.
         weights, compile: see `Sampling`.
         preview_fraction: fraction of the time that may be spent on previews; 1 shows every row.
@@ -153,7 +153,7 @@ class Playground:
             preview_end = time.monotonic()  # the page has received the preview by now
             preview_seconds = preview_end - preview_start
             next_preview = preview_end + preview_seconds * (1 / self.preview_fraction - 1)
-        best = self.model.rank([caption], tokens, request.n, self.ranker)
+        best = self.model.rank([caption], tokens, request.n, self.ranker, self.batch_size)
         seconds = time.monotonic() - start
         yield Snapshot(
             caption,
