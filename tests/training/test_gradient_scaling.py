@@ -200,6 +200,15 @@ def test_scales_resume_exactly(scaling, tmp_path):
     assert second.precision_plugin.gradient_scale == uninterrupted.precision_plugin.gradient_scale
 
 
+@pytest.mark.parametrize(("before", "after"), [SCALINGS, SCALINGS[::-1]])
+def test_a_resumed_run_may_have_another_scaling(before, after, tmp_path):
+    first, _ = fit(tmp_path, before, 3, spoiled=1)
+    first.save_checkpoint(tmp_path / "half.ckpt")
+    second, resumed = fit(tmp_path, after, 5, checkpoint=tmp_path / "half.ckpt")
+    assert len(resumed.losses) == 2
+    assert second.precision_plugin.skipped_updates == 1
+
+
 def test_a_scale_per_block_needs_a_prior(tmp_path):
     module = nn.Module()
     module.network = nn.Linear(2, 2)

@@ -294,6 +294,8 @@ def test_fused_adamw_equals_torchs_default():
         ({"weight_decay": math.nan}, "model.weight_decay=nan is not possible"),
         ({"eps": -1e-8}, "model.eps=-1e-08 is not possible"),
         ({"betas": [0.9]}, "two numbers below 1"),
+        ({"betas": 0.9}, "model.betas=0.9 is not possible"),
+        ({"betas": ["a", 0.9]}, "two numbers below 1"),
         ({"betas": [0.9, 1.0]}, "two numbers below 1"),
     ],
 )

@@ -85,7 +85,9 @@ class Float16Precision(MixedPrecision):
         return {"scaler": super().state_dict(), "skipped_updates": self.skipped_updates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict["scaler"])
+        scaler = state_dict["scaler"]
+        if scaler.keys() == super().state_dict().keys():  # a resumed run may have another scaling
+            super().load_state_dict(scaler)
         self.skipped_updates = state_dict["skipped_updates"]
 
 

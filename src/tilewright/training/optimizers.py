@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from tilewright.checks import check_number
+from tilewright.checks import check_number, is_number
 from tilewright.errors import UserError
 from tilewright.training.schedules import Schedule, check_schedule
 
@@ -50,7 +50,7 @@ def scheduled(optimizer: Optimizer, learning_rate: Schedule) -> OptimizerLRSched
     }
 
 
-def check_optimizer(learning_rate: Any, weight_decay: Any, betas: Sequence[Any], eps: Any) -> None:
+def check_optimizer(learning_rate: Any, weight_decay: Any, betas: Any, eps: Any) -> None:
     """Checks the settings of an optimizer. torch would check them only after the run has begun.
 
     Raises:
@@ -59,8 +59,9 @@ def check_optimizer(learning_rate: Any, weight_decay: Any, betas: Sequence[Any],
     check_schedule("model.learning_rate", learning_rate)
     check_number("model.weight_decay", weight_decay, 0)
     check_number("model.eps", eps, 0)
-    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-        raise UserError(f"model.betas={list(betas)} is not possible: set two numbers below 1")
+    is_pair = isinstance(betas, Sequence) and len(betas) == 2
+    if not is_pair or not all(is_number(beta, 0) and beta < 1 for beta in betas):
+        raise UserError(f"model.betas={betas} is not possible: set two numbers below 1")
 
 
 def check_adam_bits(adam_bits: Any, muon: bool, variance_clip: float | None = None) -> None:
