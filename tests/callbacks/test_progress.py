@@ -18,6 +18,8 @@ class Model(pl.LightningModule):
 
     def validation_step(self, batch, index):
         self.log("validation/loss", 0.25)
+        if self.trainer.global_step == 2:
+            self.log("validation/rare", 0.125)
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.0)
@@ -54,9 +56,9 @@ def test_a_log_file_has_lines_between_validations(capsys):
     ]
 
 
-def test_each_validation_prints_a_line(capsys):
+def test_each_validation_prints_a_line_with_its_metrics(capsys):
     lines = output_with(ProgressLine(), capsys).splitlines()
     assert [line for line in lines if line.startswith("step")] == [
-        "step      2/4  loss 0.25",
+        "step      2/4  loss 0.25  rare 0.125",
         "step      4/4  loss 0.25",
     ]

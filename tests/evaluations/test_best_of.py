@@ -18,7 +18,7 @@ class GrayModel:
     def sample_tokens(self, captions, n, **settings):
         return torch.arange(n).view(1, n, 1, 1).expand(len(captions), n, 2, 2)
 
-    def decode(self, tokens):
+    def decode(self, tokens, batch_size):
         gray = tokens.float()[:, :, None] / 7
         return gray.repeat_interleave(16, 3).repeat_interleave(16, 4).expand(-1, -1, 3, -1, -1)
 

@@ -2,10 +2,12 @@
 
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import RichProgressBar
+from torch import Tensor
 
 from tilewright import program
 from tilewright.checks import check_number
@@ -44,6 +46,7 @@ class ProgressLine(pl.Callback):
         check_number("callbacks.progress_line.seconds", seconds, 0)
         self.seconds = seconds
         self._printed = 0.0
+        self._last: dict[str, Tensor] = {}  # metrics at the last validation
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._printed = time.monotonic()
@@ -58,19 +61,25 @@ class ProgressLine(pl.Callback):
     ) -> None:
         waited = time.monotonic() - self._printed
         if waited >= self.seconds and not is_accumulating(trainer) and not sys.stdout.isatty():
-            self._print(trainer, ("train/loss", "speed/"))
+            self._print(trainer, ("train/loss", "speed/"), trainer.callback_metrics)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking:
             return
-        self._print(trainer, ("validation/", "codebook/", "speed/"))
+        metrics = dict(trainer.callback_metrics)
+        # Lightning keeps the values of earlier validations, for metrics of every Nth one.
+        new = {name: value for name, value in metrics.items() if value is not self._last.get(name)}
+        self._last = metrics
+        self._print(trainer, ("validation/", "codebook/", "speed/"), new)
 
-    def _print(self, trainer: pl.Trainer, names: tuple[str, ...]) -> None:
+    def _print(
+        self, trainer: pl.Trainer, names: tuple[str, ...], metrics: Mapping[str, Tensor]
+    ) -> None:
         """Prints a line with the metrics whose names begin with one of `names`."""
         self._printed = time.monotonic()
         metrics = {
-            name.removeprefix("validation/"): float(value)
-            for name, value in trainer.callback_metrics.items()
+            name.removeprefix("validation/"): value
+            for name, value in metrics.items()
             if name.startswith(names)
         }
         line = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
