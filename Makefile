@@ -16,7 +16,7 @@ env: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV): 2 to 3 minutes, about 6 GB"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --constraint constraints.txt --editable '.[emoji,heif,openai,quantizers,clip,pretrained,lora,adam8bit,filters,demo,sweep,dev]'
+	@$(BIN)/pip install --constraint constraints.txt --editable '.[emoji,heif,openai,quantizers,clip,pretrained,lora,adam8bit,lpips,filters,demo,sweep,dev]'
 	@touch $@
 
 # Trains both stages on shapes, evaluates them and generates images. DEMO="key=value ..." overrides

@@ -43,7 +43,7 @@ class LastMetrics(pl.Callback):
         self.declared = [name for part in parts for name in getattr(part, "validation_metrics", ())]
 
 
-@pytest.mark.parametrize("stage", ["dvae", "vq", "fsq", "prior", "ranker"])
+@pytest.mark.parametrize("stage", ["dvae", "vq", "fsq", "adversarial", "prior", "ranker"])
 def test_a_stage_declares_the_metrics_of_its_validations(stage, tmp_path):
     last = LastMetrics()
     tiny.train(stage, tmp_path, 2, extra_callbacks=[last], val_check_interval=2)

@@ -34,8 +34,8 @@ def test_help_shows_examples_and_options(name, capsys):
 @pytest.mark.parametrize(
     ("name", "groups"),
     [
-        ("train", "callbacks caption data debug experiment filter likelihood logger lora model "
-         "stage sweep tokenizer trainer"),
+        ("train", "callbacks caption data debug experiment filter likelihood logger lora loss "
+         "model stage sweep tokenizer trainer"),
         ("eval", "data debug metric ranker sampling"),
         ("encode", "caption data filter"),
     ],

@@ -47,6 +47,7 @@ OTHER_KEYS = (
         "tokenizer.cleaning",
         "tokenizer.vocab_size",
         "lora.layers",
+        "loss.*",
     ),
     *("model.network.padding_mode", "model.network.pattern", "model.network.norm"),
     *("model.network.mlp", "model.network.positions", "sampling.*", "trainer.*"),

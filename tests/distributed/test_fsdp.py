@@ -77,6 +77,13 @@ def test_a_sharded_dvae_learns_the_codebook_of_one_process(trained):
     assert_close(expected, actual)
 
 
+def test_a_sharded_discriminator_learns_as_in_one_process(trained):
+    """Compares the first updates: a discriminator soon multiplies rounding errors."""
+    expected = logged_metrics(trained("adversarial", steps=8, noise=False))
+    actual = logged_metrics(trained("adversarial", 2, FullyShardedStrategy, steps=8, **CHECKED))
+    assert_close(expected, actual, rel=1e-3)
+
+
 def test_variances_are_clipped_in_shards_as_in_one_process(trained):
     def variances(folder):
         tensors = tensors_of_last_checkpoint(folder)

@@ -36,6 +36,14 @@ def test_two_processes_train_what_one_trains(stage, trained):
     assert_close(expected, actual, rel=1e-4 if stage == "ranker" else 1e-5)
 
 
+def test_two_processes_train_a_discriminator_as_one_process_does(trained):
+    """Compares the first updates: a discriminator soon multiplies rounding errors."""
+    expected = logged_metrics(trained("adversarial", steps=8, noise=False))
+    actual = logged_metrics(trained("adversarial", 2, steps=8, noise=False))
+    assert {step for step, name in expected if name == "train/discriminator"} == set(range(3, 8))
+    assert_close(expected, actual, rel=1e-3)
+
+
 @pytest.mark.parametrize(("first", "second"), [(1, 2), (2, 1)])
 def test_a_run_resumes_with_another_number_of_processes(first, second, trained, tmp_path):
     train("prior", tmp_path, first, steps=9, noise=False)

@@ -8,6 +8,7 @@ from torch.distributions import Categorical, Laplace, Normal, TransformedDistrib
 from torch.distributions.kl import kl_divergence
 from torch.distributions.transforms import SigmoidTransform
 
+from tilewright.dvae import Laplace as PixelLaplace
 from tilewright.dvae.losses import (
     Gaussian,
     LogitLaplace,
@@ -71,6 +72,14 @@ def test_min_log_scale_bounds_small_scales_and_keeps_large_ones():
     torch.testing.assert_close(nll_at(bounded, -50.0), nll_at(free, -3.0))
     torch.testing.assert_close(nll_at(bounded, 9.0), nll_at(free, 9.0), rtol=0, atol=1e-4)
     assert (nll_at(free, -50.0) < nll_at(free, -3.0)).all()
+
+
+def test_laplace_is_the_density_around_pixel_values():
+    x, maps = random_images(), random_maps(3)
+    expected = -Laplace(maps.double(), 0.2).log_prob(x.double())
+    actual = PixelLaplace(scale=0.2).nll(x, maps)
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(PixelLaplace().image(maps), maps.clamp(0, 1))
 
 
 def test_gaussian_is_a_normal_distribution_around_the_unclamped_image():

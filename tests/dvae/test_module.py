@@ -68,7 +68,7 @@ def test_the_whole_loss_is_divided_by_the_number_of_pixel_values(count):
     latents = 10 * network.latents(images)
     codes = network.quantizer.codes(network.quantizer.tokens(latents))
     _, penalties = network.quantizer(latents, 1.0)
-    terms = module.terms(images, codes, penalties)
+    terms = module.terms(images, network.maps(codes), penalties)
     nll = network.likelihood.nll(images, network.decoder(codes))
     per_token = categorical_kl(latents)
     pixel_values, tokens = 16 * 16 * 3, 4 * 4
@@ -115,7 +115,7 @@ def gradients(module, images, fast):
     torch.manual_seed(3)  # the same noise
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast):
         codes, penalties = module.network.quantizer(module.network.latents(images), 0.5)
-        loss = module.terms(images, codes, penalties)["loss"]
+        loss = module.terms(images, module.network.maps(codes), penalties)["loss"]
     loss.backward()
     return loss.detach(), torch.cat([p.grad.flatten() for p in module.parameters()])
 

@@ -220,5 +220,5 @@ def test_penalties_are_weighted_as_the_papers_kl():
     logits = torch.zeros(2, 12, 4, 4)
     logits[:, 3] = 1000
     codes, penalties = trained.network.quantizer(logits, 1.0)
-    terms = trained.terms(images, codes, penalties)
+    terms = trained.terms(images, trained.network.maps(codes), penalties)
     assert terms["kl"].item() == pytest.approx(math.log(12) * 16 / 768, rel=1e-6)

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tilewright.dvae import VQGAN, vqgan
+from tilewright.dvae import VQGAN, DiscreteVAEModule, LogitLaplace, VectorQuantizer, vqgan
 from tilewright.errors import UserError
+from tilewright.training.schedules import Constant
 
 SIZES = {
     "image_size": 16,
@@ -86,3 +87,69 @@ def test_settings_that_change_the_tokens_are_in_the_identity_of_their_cache():
     settings = [{}, {"pixels": "unit"}, {"codebook": "cosine"}, {"groups": 2}]
     networks = [VQGAN(**{**SIZES, **changes}) for changes in settings]
     assert len({network.extra_repr() for network in networks}) == len(settings)
+
+
+CODEBOOKS = ["nearest", "cosine", "gumbel", "moving average"]
+
+
+def trainable(codebook):
+    torch.manual_seed(0)
+    if codebook == "moving average":
+        network = VQGAN(**SIZES, quantizer=VectorQuantizer(40, channels=3))
+    else:
+        network = VQGAN(**SIZES, codebook=codebook)
+    beta = 0.01 if codebook == "gumbel" else 1.0  # of the KL, or of distances from codes
+    return DiscreteVAEModule(network, Constant(0.5), Constant(beta), Constant(3e-3))
+
+
+@pytest.mark.parametrize("codebook", CODEBOOKS)
+def test_every_codebook_trains(codebook):
+    module = trainable(codebook)
+    module.log = module.log_dict = lambda *args, **kwargs: None
+    images = torch.rand(4, 3, 1, 1, generator=torch.Generator().manual_seed(1))
+    images = images.expand(4, 3, 16, 16).contiguous()
+    optimizer = torch.optim.AdamW(module.parameters(), 3e-3)
+    before = module.network.decode(module.network.eval().encode(images)).sub(images).abs().mean()
+    module.train()
+    for _ in range(60):
+        optimizer.zero_grad()
+        module.training_step({"image": images}, 0).backward()
+        optimizer.step()
+    after = module.network.decode(module.network.eval().encode(images)).sub(images).abs().mean()
+    assert after < 0.5 * before
+
+
+@pytest.mark.parametrize("is_cosine", [False, True])
+def test_a_codebook_moves_to_its_latents_and_passes_gradients_to_the_encoder(is_cosine):
+    torch.manual_seed(0)
+    codebook = vqgan.Codebook(6, 3, is_cosine)
+    latents = torch.randn(2, 3, 4, 4, requires_grad=True)
+    codes, penalties = codebook(latents, 1.0)
+    torch.testing.assert_close(codes, codebook.codes(codebook.tokens(latents)))
+    scaled = F.normalize(latents, dim=1) if is_cosine else latents
+    distance = (codes - scaled).square().sum(1).mean()
+    torch.testing.assert_close(penalties["codebook"], distance)
+    torch.testing.assert_close(penalties["commitment"], 0.25 * distance)
+    sum(penalties.values()).backward(retain_graph=True)
+    used = torch.zeros(6, dtype=torch.bool)
+    used[codebook.tokens(latents)] = True
+    assert torch.equal(codebook.vectors.grad.abs().sum(1) > 0, used)
+    latents.grad = None
+    weights = torch.randn_like(codes)
+    (codes * weights).sum().backward()
+    if not is_cosine:  # straight through
+        torch.testing.assert_close(latents.grad, weights)
+    assert latents.grad.abs().sum() > 0
+
+
+def test_a_quantizer_of_other_sizes_is_refused():
+    with pytest.raises(UserError, match="num_tokens=40 or code_dim=3 differs from the quantizer"):
+        VQGAN(**SIZES, quantizer=VectorQuantizer(40, channels=5))
+
+
+def test_any_likelihood_gives_images():
+    network = VQGAN(**SIZES, likelihood=LogitLaplace())
+    images = torch.rand(2, 3, 16, 16)
+    maps = network.maps(network.quantizer.codes(network.encode(images)))
+    assert maps.shape == (2, 6, 16, 16)
+    assert network.decode(network.encode(images)).shape == images.shape

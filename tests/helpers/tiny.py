@@ -16,7 +16,7 @@ from tilewright.callbacks import (
 )
 from tilewright.data import BytePairTokenizer, CaptionedImages
 from tilewright.data.transforms import CenterCrop, StageOneCrop
-from tilewright.dvae import DiscreteVAE
+from tilewright.dvae import AdversarialLoss, DiscreteVAE, PatchDiscriminator, PerceptualLoss
 from tilewright.dvae.losses import categorical_kl
 from tilewright.dvae.module import DiscreteVAEModule
 from tilewright.dvae.quantizers.base import GumbelSoftmax
@@ -59,9 +59,10 @@ def make(stage, folder, noise=True, source=None, workers=0, batch_size=4):
 
     Args:
         stage: "dvae", "prior", "ranker" or a variant. "vq" and "fsq" are dVAEs with these
-            quantizers. "muon" is a prior trained with Muon. "clipped" clips Adam's variances at
-            `VARIANCE_CLIP`. "lora" is a prior with low-rank adapters. "recurrent" is a network that
-            is not a Transformer.
+            quantizers. "adversarial" is a dVAE with a perceptual loss and a discriminator. "muon"
+            is a prior trained with Muon. "clipped" clips Adam's variances at `VARIANCE_CLIP`.
+            "lora" is a prior with low-rank adapters. "recurrent" is a network that is not a
+            Transformer.
         folder: folder of the token cache.
         noise: use dropout, relaxation noise and CutMix negatives, which differ between processes.
         source: data source. None uses `RandomImages`.
@@ -74,6 +75,7 @@ def make(stage, folder, noise=True, source=None, workers=0, batch_size=4):
         "fsq": lambda: FiniteScalarQuantizer([8]),
         "dvae": lambda: None if noise else NoiselessRelaxation(8),
     }
+    quantizers["adversarial"] = quantizers["dvae"]
     network = DiscreteVAE(
         image_size=SIZE,
         grid=4,
@@ -88,7 +90,12 @@ def make(stage, folder, noise=True, source=None, workers=0, batch_size=4):
         tokenizer = BytePairTokenizer(vocab_size=280, length=12, dropout=0.3)
         tokenizer.train(["picture number of all"] * 5)
     if stage in quantizers:
-        module = DiscreteVAEModule(network, Cosine(1.0, 0.1, STEPS), Constant(1.0), Constant(1e-2))
+        losses = {}
+        if stage == "adversarial":
+            adversarial = AdversarialLoss(PatchDiscriminator(width=4, layers=1), start=3)
+            losses = {"perceptual": PerceptualLoss(), "adversarial": adversarial}
+        schedules = (Cosine(1.0, 0.1, STEPS), Constant(1.0), Constant(1e-2))
+        module = DiscreteVAEModule(network, *schedules, **losses)
         callbacks = [Reconstructions(), CodebookUsageCallback(8)]
     elif stage == "ranker":
         sizes = {"text_vocab": 280, "text_length": 12, "image_size": SIZE, "grid": 4}

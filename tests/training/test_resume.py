@@ -27,7 +27,14 @@ def training(stage):
 
 
 @pytest.mark.parametrize(
-    "stage", [pytest.param("dvae", marks=pytest.mark.slow), "prior", "muon", "lora"]
+    "stage",
+    [
+        pytest.param("dvae", marks=pytest.mark.slow),
+        pytest.param("adversarial", marks=pytest.mark.slow),
+        "prior",
+        "muon",
+        "lora",
+    ],
 )
 def test_a_killed_training_ends_with_the_same_bits(stage, tmp_path):
     train = training(stage)

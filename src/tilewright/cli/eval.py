@@ -1,6 +1,7 @@
 """Measures trained runs: `python src/eval.py metric=fid`."""
 
 import functools
+import logging
 import re
 import sys
 from pathlib import Path
@@ -20,6 +21,8 @@ from tilewright.hardware import resolve_device
 if TYPE_CHECKING:  # torch is loaded after the settings have been checked
     from tilewright.evaluations.results import Result
 
+
+log = logging.getLogger(__name__)
 
 # General settings, of which a metric reads some.
 SHARED = {
@@ -166,6 +169,13 @@ def save(
             for key, value in config.metric.ranker.items()
             if key not in {"_target_", "device"}
         }
+    judges = {result.settings.get("extractor") for result in measured}
+    if (network := runs.perceptual_network(run)) in judges:
+        log.warning(
+            "%s took part in the training of the dVAE, so it favors its images: judge them by "
+            "another network, such as extractor=efficientnet_lite2",
+            network,
+        )
     folder = results_folder(run)
     with folders.lock(run):
         results.replace_images(images, folder)

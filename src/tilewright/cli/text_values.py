@@ -57,6 +57,7 @@ TEXT_KEYS: dict[str, tuple[str, ...]] = {
     "family.dvae.checkpoint": (),
     "family.path": (),
     "*inception_weights": NULL,
+    "loss.perceptual.vgg_weights": NULL,
     "trainer.default_root_dir": (),
     "trainer.profiler.dirpath": (),
     "trainer.profiler.filename": (),
@@ -88,6 +89,7 @@ MAY_BE_EMPTY = ("prompt", "logger.*.name", "logger.*.version")
 PATHS = (
     *("prompts", "run", "compare", "dvae", "init", "base", "resume", "ranker.run", "ranker.path"),
     *("paths.*", "out", "image_prompt", "family.*", "*inception_weights", "metric.clip"),
+    *("loss.perceptual.vgg_weights",),
     *("trainer.default_root_dir", "trainer.profiler.dirpath", "callbacks.*.dirpath"),
     *("callbacks.tensorboard.run", "callbacks.samples.before_after", "logger.*.save_dir"),
     *("data.cache", "data.image_tokenizer.run", "tokenizer.path", "caption.path"),

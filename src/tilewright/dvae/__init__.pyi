@@ -1,7 +1,11 @@
+from .adversarial import AdversarialLoss as AdversarialLoss
+from .adversarial import PatchDiscriminator as PatchDiscriminator
 from .losses import Gaussian as Gaussian
+from .losses import Laplace as Laplace
 from .losses import LogitLaplace as LogitLaplace
 from .module import DiscreteVAEModule as DiscreteVAEModule
 from .networks import DiscreteVAE as DiscreteVAE
+from .perceptual import PerceptualLoss as PerceptualLoss
 from .quantizers import FiniteScalarQuantizer as FiniteScalarQuantizer
 from .quantizers import GumbelSoftmax as GumbelSoftmax
 from .quantizers import Quantizer as Quantizer

@@ -118,6 +118,37 @@ class Gaussian:
         return unmap_pixels(torch.sigmoid(maps.float())).clamp(0, 1)
 
 
+@dataclass(frozen=True)
+class Laplace:
+    """Pixel values with a fixed scale, which gives an absolute error in nats, as in VQGAN.
+
+    The decoder's maps are the pixel values themselves, as in published VQGANs.
+
+    Args:
+        scale: expected absolute error of a pixel value in [0, 1].
+    """
+
+    scale: float = 0.1
+    num_maps = 3
+
+    def __post_init__(self) -> None:
+        check_number("likelihood.scale", self.scale, 0, exclusive=True)
+
+    def nll(self, images: Tensor, maps: Tensor) -> Tensor:
+        """Returns -ln f(x) of every pixel value, in nats.
+
+        Args:
+            images: [B, 3, H, W] in [0, 1].
+            maps: [B, 3, H, W], medians of the pixel values.
+        """
+        with torch.autocast(images.device.type, enabled=False):
+            return (images.float() - maps.float()).abs() / self.scale + math.log(2 * self.scale)
+
+    def image(self, maps: Tensor) -> Tensor:
+        """Returns the images [B, 3, H, W] in [0, 1] at the median of the distribution."""
+        return maps.float().clamp(0, 1)
+
+
 def categorical_kl(logits: Tensor) -> Tensor:
     """Returns the KL of the categorical posterior from the uniform prior at every grid position.
 

@@ -285,6 +285,10 @@ class DiscreteVAE(nn.Module):
             raise ValueError(f"expected images [B, 3, {side}, {side}], got {list(images.shape)}")
         return self.encoder(map_pixels(images))
 
+    def maps(self, codes: Tensor) -> Tensor:
+        """Returns the likelihood's maps [B, num_maps, H, W] for the quantizer's codes."""
+        return self.decoder(codes)
+
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Returns the image tokens [B, h, w] of images [B, 3, H, W] in [0, 1], without noise."""
@@ -293,4 +297,4 @@ class DiscreteVAE(nn.Module):
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
         """Returns the images [B, 3, H, W] in [0, 1] of image tokens [B, h, w]."""
-        return self.likelihood.image(self.decoder(self.quantizer.codes(tokens))).contiguous()
+        return self.likelihood.image(self.maps(self.quantizer.codes(tokens))).contiguous()

@@ -6,37 +6,65 @@ in the levels with attention, and in their codebooks.
 
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tilewright.checks import check_option, check_whole
-from tilewright.dvae.vqgan_layers import Downsample, Level, Middle, NormFactory, Upsample
+from tilewright.dvae.losses import Laplace, Likelihood
+from tilewright.dvae.quantizers.base import GumbelSoftmax, Quantizer
+from tilewright.dvae.vqgan_layers import (
+    Attention,
+    Downsample,
+    Level,
+    Middle,
+    NormFactory,
+    ResidualBlock,
+    Upsample,
+)
 from tilewright.errors import UserError
 
+COMMITMENT = 0.25  # VQGAN's weight of the commitment, relative to that of the codebook
 SCORES = 2**26  # scores of codes that are in memory at once: 256 MiB
 
 Pixels = Literal["signed", "unit"]
 CodebookKind = Literal["nearest", "cosine", "gumbel"]
 
 
-class Codebook(nn.Module):
-    """Codebook whose tokens are the indices of the nearest codes.
+class Codebook(Quantizer):
+    """Codebook whose tokens are the indices of the nearest codes, which gradients train.
+
+    The penalties are the squared distance that moves a code to its latents, `codebook`, and a
+    quarter of the one that moves a latent to its code, `commitment`.
 
     Args:
         num_tokens: K, the number of codes.
-        dim: D, their dimension.
+        channels: D, their dimension.
         is_cosine: scale latents and codes to length 1 before the comparison, and codes also for the
             decoder.
     """
 
-    def __init__(self, num_tokens: int, dim: int, is_cosine: bool):
+    penalties: tuple[str, ...] = ("codebook", "commitment")
+
+    def __init__(self, num_tokens: int, channels: int, is_cosine: bool):
         super().__init__()
-        self.vectors = nn.Parameter(torch.empty(num_tokens, dim))
+        self.num_tokens = num_tokens
+        self.channels = channels
+        self.vectors = nn.Parameter(torch.empty(num_tokens, channels))
         nn.init.normal_(self.vectors)
         self.is_cosine = is_cosine
+
+    def forward(self, latents: Tensor, temperature: float) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.autocast(latents.device.type, enabled=False):
+            latents = F.normalize(latents, dim=1) if self.is_cosine else latents
+            codes = self.codes(self.tokens(latents))
+            penalties = {
+                "codebook": _squared_distance(codes, latents.detach()),
+                "commitment": COMMITMENT * _squared_distance(latents, codes.detach()),
+            }
+            return latents + (codes - latents).detach(), penalties
 
     def tokens(self, latents: Tensor) -> Tensor:
         """Returns the image tokens [B, h, w] of latents [B, D, h, w]."""
@@ -56,12 +84,24 @@ class Codebook(nn.Module):
         return F.normalize(vectors, dim=-1) if self.is_cosine else vectors
 
 
+def _squared_distance(codes: Tensor, latents: Tensor) -> Tensor:
+    return (codes - latents).square().sum(dim=1).mean()
+
+
 class LogitCodebook(Codebook):
     """Codebook whose tokens are the indices of the largest logits, trained by Gumbel-softmax."""
 
-    def __init__(self, num_tokens: int, dim: int):
-        super().__init__(num_tokens, dim, is_cosine=False)
-        self.logits = nn.Conv2d(dim, num_tokens, 1)
+    penalties = ("kl",)
+
+    def __init__(self, num_tokens: int, channels: int):
+        super().__init__(num_tokens, channels, is_cosine=False)
+        self.logits = nn.Conv2d(channels, num_tokens, 1)
+        self.relaxation = GumbelSoftmax(num_tokens)
+
+    def forward(self, latents: Tensor, temperature: float) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.autocast(latents.device.type, enabled=False):
+            weights, penalties = self.relaxation(self.logits(latents), temperature)
+            return torch.einsum("bkhw,kd->bdhw", weights, self.vectors), penalties
 
     def tokens(self, latents: Tensor) -> Tensor:
         return self.logits(latents).argmax(dim=1)
@@ -107,7 +147,9 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Projected codes [B, channels, h, w] to pixels [B, 3, H, W]. See `VQGAN` for the arguments.
+    """Projected codes [B, channels, h, w] to maps [B, num_maps, H, W] of a likelihood.
+
+    See `VQGAN` for the other arguments.
 
     Its levels run from the coarsest to the finest.
     """
@@ -121,6 +163,7 @@ class Decoder(nn.Module):
         attention: Sequence[int],
         middle_attention: bool,
         norm: NormFactory,
+        num_maps: int,
     ):
         super().__init__()
         self.stem = nn.Conv2d(channels, widths[-1], 3, padding=1)
@@ -141,7 +184,7 @@ class Decoder(nn.Module):
             )
         )
         self.norm = norm(widths[0])
-        self.head = nn.Conv2d(widths[0], 3, 3, padding=1)
+        self.head = nn.Conv2d(widths[0], num_maps, 3, padding=1)
 
     def forward(self, x: Tensor, codes: Tensor) -> Tensor:
         x = self.middle(self.stem(x), codes)
@@ -153,8 +196,7 @@ class Decoder(nn.Module):
 class VQGAN(nn.Module):
     """Image tokenizer with a convolutional encoder, a codebook and a convolutional decoder.
 
-    The defaults are those of taming-transformers with 16x16 pixels for each of 16384 tokens. It
-    is not trained here.
+    The defaults are those of taming-transformers with 16x16 pixels for each of 16384 tokens.
 
     Args:
         image_size: side of the images in pixels, any multiple of image_size / grid.
@@ -173,10 +215,15 @@ class VQGAN(nn.Module):
             logits ("gumbel").
         spatial_norm: the decoder's normalizations depend on the codes, as in MoVQ.
         pixels: range that the networks see: "signed" is [-1, 1], "unit" is [0, 1].
+        likelihood: likelihood of pixel values. None is `Laplace`, whose maps are the pixel values
+            that published decoders return.
+        quantizer: quantizer of the latents, which replaces the `codebook`.
 
     Raises:
         UserError: a number is not possible, or the numbers do not fit together.
     """
+
+    block_types = (ResidualBlock, Attention)
 
     def __init__(
         self,
@@ -195,6 +242,8 @@ class VQGAN(nn.Module):
         codebook: CodebookKind = "nearest",
         spatial_norm: bool = False,
         pixels: Pixels = "signed",
+        likelihood: Likelihood | None = None,
+        quantizer: Quantizer | None = None,
     ):
         super().__init__()
         widths = list(widths)
@@ -227,6 +276,7 @@ class VQGAN(nn.Module):
         self.grid = grid
         self.num_tokens = num_tokens
         self.pixels = pixels
+        self.likelihood = likelihood or Laplace()
         self.encoder = Encoder(
             channels=channels,
             stem_width=stem_width,
@@ -243,19 +293,56 @@ class VQGAN(nn.Module):
             attention=attention,
             middle_attention=middle_attention,
             norm=NormFactory(groups, code_dim if spatial_norm else None),
+            num_maps=self.likelihood.num_maps,
         )
         self.to_latents = nn.Conv2d(channels, code_dim, 1)
         self.from_codes = nn.Conv2d(code_dim, channels, 1)
-        self.codebook = (
-            LogitCodebook(num_tokens, code_dim)
-            if codebook == "gumbel"
-            else Codebook(num_tokens, code_dim, is_cosine=codebook == "cosine")
-        )
+        self.codebook: Quantizer
+        if quantizer is not None:
+            self.codebook = quantizer
+        elif codebook == "gumbel":
+            self.codebook = LogitCodebook(num_tokens, code_dim)
+        else:
+            self.codebook = Codebook(num_tokens, code_dim, is_cosine=codebook == "cosine")
+        if (self.codebook.num_tokens, self.codebook.channels) != (num_tokens, code_dim):
+            raise UserError(
+                f"model.network.num_tokens={num_tokens} or code_dim={code_dim} differs from the "
+                f"quantizer's {self.codebook.num_tokens} and {self.codebook.channels}: make them "
+                "equal"
+            )
+
+    @property
+    def quantizer(self) -> Quantizer:
+        """The codebook, under the name that it has in every image tokenizer."""
+        return self.codebook
 
     def extra_repr(self) -> str:
         """Returns the settings that change the tokens and are not in the weights."""
-        cosine = self.codebook.is_cosine
+        cosine = isinstance(self.codebook, Codebook) and self.codebook.is_cosine
         return f"pixels={self.pixels}, cosine={cosine}, groups={self.encoder.norm.num_groups}"
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles the encoder and the decoder, because training calls each of them directly."""
+        self.encoder.compile(*args, **kwargs)
+        self.decoder.compile(*args, **kwargs)
+
+    def latents(self, images: Tensor) -> Tensor:
+        """Returns the codebook's input [B, code_dim, h, w], in fp32, for images in [0, 1].
+
+        Raises:
+            ValueError: the images are not [B, 3, image_size, image_size].
+        """
+        side = self.image_size
+        if images.ndim != 4 or images.shape[1:] != (3, side, side):
+            raise ValueError(f"expected images [B, 3, {side}, {side}], got {list(images.shape)}")
+        hidden = self.encoder(2 * images - 1 if self.pixels == "signed" else images)
+        with torch.autocast(images.device.type, enabled=False):
+            return self.to_latents(hidden.float())
+
+    def maps(self, codes: Tensor) -> Tensor:
+        """Returns the likelihood's maps [B, num_maps, H, W] for the codebook's codes."""
+        maps = self.decoder(self.from_codes(codes), codes)
+        return (maps + 1) / 2 if self.pixels == "signed" else maps
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -264,21 +351,14 @@ class VQGAN(nn.Module):
         Raises:
             ValueError: the images are not [B, 3, image_size, image_size].
         """
-        side = self.image_size
-        if images.ndim != 4 or images.shape[1:] != (3, side, side):
-            raise ValueError(f"expected images [B, 3, {side}, {side}], got {list(images.shape)}")
         with torch.autocast(images.device.type, enabled=False):  # tokens must not depend on it
-            pixels = 2 * images - 1 if self.pixels == "signed" else images
-            return self.codebook.tokens(self.to_latents(self.encoder(pixels)))
+            return self.codebook.tokens(self.latents(images))
 
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
         """Returns the images [B, 3, H, W] in [0, 1] of image tokens [B, h, w]."""
         with torch.autocast(tokens.device.type, enabled=False):
-            codes = self.codebook.codes(tokens)
-            pixels = self.decoder(self.from_codes(codes), codes)
-        images = (pixels + 1) / 2 if self.pixels == "signed" else pixels
-        return images.clamp(0, 1)
+            return self.likelihood.image(self.maps(self.codebook.codes(tokens)))
 
 
 def _check_widths(widths: Iterable[int], groups: int) -> None:

@@ -1,6 +1,12 @@
 """Runs and models on disk: finding, loading, saving, listing and comparing them."""
 
-from tilewright.runs.bases import base_folder, dvae_folder, image_size, name_base
+from tilewright.runs.bases import (
+    base_folder,
+    dvae_folder,
+    image_size,
+    name_base,
+    perceptual_network,
+)
 from tilewright.runs.folders import (
     ADAPTER,
     CONFIG,
@@ -81,6 +87,7 @@ __all__ = [
     "lock",
     "name_base",
     "override_key",
+    "perceptual_network",
     "reads_features",
     "relocate",
     "save_conversion",

@@ -13,7 +13,14 @@ from omegaconf import DictConfig
 from tilewright import files
 from tilewright.errors import UserError
 from tilewright.runs import hub
-from tilewright.runs.folders import CONFIG, DVAE, MODEL_CONFIG, follow_latest, load_config
+from tilewright.runs.folders import (
+    CONFIG,
+    DVAE,
+    MODEL_CONFIG,
+    follow_latest,
+    load_config,
+    loss_network,
+)
 
 PEFT_CONFIG = "adapter_config.json"
 
@@ -90,3 +97,9 @@ def image_size(folder: Path) -> int:
     """Returns the side, in pixels, of the images that a run's network generates or reads."""
     is_prior = load_config(folder).stage == "prior"
     return load_config(dvae_folder(folder) if is_prior else folder).model.network.image_size
+
+
+def perceptual_network(folder: Path) -> str | None:
+    """Returns the name of the feature network in the loss of a run's dVAE, or None."""
+    config = load_config(folder)
+    return loss_network(load_config(dvae_folder(folder)) if config.stage == "prior" else config)

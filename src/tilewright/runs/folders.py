@@ -254,6 +254,14 @@ def _check_format(config: DictConfig, file: Path) -> None:
         )
 
 
+def loss_network(config: DictConfig) -> str | None:
+    """Returns the name of the feature network in a dVAE's perceptual loss, or None.
+
+    A model keeps the name alone, because the settings may hold a private path.
+    """
+    return config.get("perceptual_network") or OmegaConf.select(config, "model.perceptual.network")
+
+
 def reads_features(config: DictConfig) -> bool:
     """Returns True if a prior reads the features of a text encoder in place of text tokens."""
     return OmegaConf.select(config, "tokenizer._target_") == CAPTION_ENCODER

@@ -26,6 +26,7 @@ from tilewright.runs.folders import (
     follow_latest,
     is_model,
     load_config,
+    loss_network,
     public_family,
     reads_features,
 )
@@ -348,6 +349,8 @@ def _save_config(
     for key in ("tokenizer", "sampling", *more_keys):
         if config.get(key):
             saved[key] = config[key]
+    if network := loss_network(config):
+        saved["perceptual_network"] = network
     plain: Any = OmegaConf.to_container(OmegaConf.create(saved), resolve=True)
     if "path" in plain.get("tokenizer", {}) and not reads_features(config):
         plain["tokenizer"]["path"] = None  # private, and the model has its own tokenizer.json
