@@ -90,7 +90,7 @@ def test_building_keeps_the_random_state_and_ignores_the_default_device_and_dtyp
     assert torch.equal(before, torch.get_rng_state())
     tensors = [*network.parameters(), *network.buffers()]
     assert {tensor.device.type for tensor in tensors} == {"cpu"}
-    assert {tensor.dtype for tensor in tensors} == {torch.float32, torch.int64}
+    assert {tensor.dtype for tensor in tensors} == {torch.float32}
 
 
 def test_weights_that_are_not_installed_are_named_with_pips_command(monkeypatch):

