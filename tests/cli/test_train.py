@@ -48,17 +48,6 @@ def test_resume_from_a_checkpoint_that_does_not_fit_keeps_the_configuration(copi
     assert config.read_text() == before
 
 
-def test_a_prior_that_was_saved_without_the_hidden_token_is_not_resumed(copied):
-    last = copied.prior / "checkpoints" / "last.ckpt"
-    checkpoint, name = torch.load(last, weights_only=True), "network.image_embedding.weight"
-    for state in ("state_dict", "current_model_state"):
-        checkpoint[state][name] = checkpoint[state][name][:-1].clone()
-    torch.save(checkpoint, last)
-    line = fail(copied, "train", "stage=prior", "resume=true", "trainer.max_steps=9")
-    assert f"size mismatch for {name}" in line
-    assert line.endswith("start a new run from its weights with init=PATH")
-
-
 def test_a_requeued_job_without_a_name_does_not_start_over(trained, monkeypatch):
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert "without run_name=NAME it would start a new run" in fail(trained, "train", "stage=dvae")

@@ -239,4 +239,4 @@ def test_the_published_size_has_1300_million_parameters_and_a_place_for_every_te
     published = {**mindalle.SIZES, "vocab_size_txt": 16384, "vocab_size_img": 16384}
     converted = mindalle.convert_weights(Tensors(public, "the checkpoint"), published)
     assert {k: v.shape for k, v in converted.items()} == {k: v.shape for k, v in ours.items()}
-    assert sum(value.numel() for value in ours.values()) == count + 1536  # the hidden token
+    assert sum(value.numel() for value in ours.values()) == count

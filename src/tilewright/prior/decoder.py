@@ -20,10 +20,11 @@ class Decoder(nn.Module, ABC):
     """Predicts each next token of a stream from all tokens before it.
 
     Text positions predict text tokens, image positions predict image tokens. Each kind has its own
-    output layer. A subclass builds the layers and embeds text and image.
+    output layer. A subclass builds the layers, embeds text and adds learned positions of images.
     """
 
     stream: BaseStream
+    image_embedding: nn.Embedding
     blocks: Sequence[Block]
     norm: nn.Module
     text_head: nn.Module | None  # None if the stream does not predict text
@@ -35,13 +36,30 @@ class Decoder(nn.Module, ABC):
     def embed_text(self, text: Tensor) -> Tensor:
         """Embeds the text, and the start token if there is one, as states [B, positions, dim]."""
 
-    @abstractmethod
-    def embed_image(self, image: Tensor, first_index: int | Tensor = 0) -> Tensor:
+    def embed_image(
+        self, image: Tensor, first_index: int | Tensor = 0, dropped: Tensor | None = None
+    ) -> Tensor:
         """Embeds image tokens [B, n] as states [B, n, dim].
 
         Args:
             first_index: index of the first token in raster order.
+            dropped: booleans [B, n], True for tokens whose embedding is replaced by zeros. Their
+                learned position remains. None drops nothing.
         """
+        states = self.image_embedding(image)
+        if dropped is not None:
+            states = states.masked_fill(dropped[..., None], 0.0)
+        return self.add_image_positions(states, first_index)
+
+    def add_image_positions(self, states: Tensor, first_index: int | Tensor) -> Tensor:
+        """Adds learned positions to states [B, n, dim] of image tokens.
+
+        A network without learned positions returns the states.
+
+        Args:
+            first_index: index of the first token in raster order.
+        """
+        return states
 
     def visible_text(self, text: Tensor) -> Tensor | None:
         """Returns booleans [B, T], False for text that no later position attends to, or None."""
@@ -77,10 +95,11 @@ class Decoder(nn.Module, ABC):
         Returns:
             Logits [B, T', text_classes] of the text tokens and [B, N, K] of the image tokens.
         """
-        tokens = image
+        dropped = None
         if image_dropout_mask is not None:
-            tokens = image.masked_fill(image_dropout_mask, self.stream.hidden_token)
-        x = torch.cat([self.embed_text(text), self.embed_image(tokens.flatten(1)[:, :-1])], dim=1)
+            dropped = image_dropout_mask.flatten(1)[:, :-1]
+        image_inputs = self.embed_image(image.flatten(1)[:, :-1], dropped=dropped)
+        x = torch.cat([self.embed_text(text), image_inputs], dim=1)
         for block, mask in zip(self.blocks, self.masks(x, text), strict=True):
             if self.checkpointing and self.training:
                 x = checkpoint(block, x, mask, use_reentrant=False)
@@ -182,13 +201,3 @@ class Decoder(nn.Module, ABC):
         for block in self.blocks:
             x, _, _ = block.prefill(x)
         return self._text_logits(self.norm(x[:, -1]))
-
-
-def add_hidden_token(embedding: Tensor) -> Tensor:
-    """Returns the image embedding [K + 1, dim] of a network that was trained without image dropout.
-
-    The hidden token's row is random, with the standard deviation of the others.
-    """
-    generator = torch.Generator().manual_seed(0)
-    row = torch.randn(1, embedding.shape[1], generator=generator, device="cpu").to(embedding)
-    return torch.cat([embedding, row * embedding.std()])

@@ -64,16 +64,6 @@ class BaseStream(ABC):
         """T', the number of text tokens that are predicted: the last T' of the text."""
 
     @property
-    def hidden_token(self) -> int:
-        """Id of the hidden token in the image embedding, which replaces dropped image tokens."""
-        return self.image_vocab
-
-    @property
-    def image_embeddings(self) -> int:
-        """Size of the image embedding: image tokens, hidden token."""
-        return self.image_vocab + 1
-
-    @property
     @abstractmethod
     def text_classes(self) -> int:
         """Number of classes of a text prediction. 0 if text is not predicted."""

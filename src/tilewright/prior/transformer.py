@@ -97,7 +97,7 @@ class Transformer(Decoder):
             self.text_embedding = FeatureEmbedding(stream, dim)
         else:
             self.text_embedding = nn.Embedding(stream.text_embeddings, dim)
-        self.image_embedding = nn.Embedding(stream.image_embeddings, dim)
+        self.image_embedding = nn.Embedding(stream.image_vocab, dim)
         if self.learned_positions:
             self.text_position = nn.Embedding(stream.first_image_position, dim)
             self.row_position = nn.Embedding(stream.grid, dim)
@@ -133,11 +133,10 @@ class Transformer(Decoder):
             return states
         return states + self.text_position.weight[: states.shape[1]]
 
-    def embed_image(self, image: Tensor, first_index: int | Tensor = 0) -> Tensor:
-        states = self.image_embedding(image)
+    def add_image_positions(self, states: Tensor, first_index: int | Tensor) -> Tensor:
         if not self.learned_positions:
             return states
-        index = first_index + torch.arange(image.shape[1], device=image.device)
+        index = first_index + torch.arange(states.shape[1], device=states.device)
         return (
             states + self.row_position(self.rows[index]) + self.column_position(self.columns[index])
         )

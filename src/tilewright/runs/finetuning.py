@@ -59,8 +59,6 @@ def adopt(config: DictConfig, source: Path, keys: Iterable[str]) -> None:
             config.dvae = escape(str(runs.dvae_folder(source)))
             if saved.get("sampling"):
                 _adopt_sampling(config, source, keys)
-            if "model.image_dropout" not in keys:
-                _adopt_image_dropout(config, saved)
         for key, value in changes.items():
             OmegaConf.update(config, key, escape(value))
 
@@ -71,12 +69,6 @@ def _adopt_sampling(config: DictConfig, source: Path, keys: list[str]) -> None:
     for key in config.sampling.keys() & recommended.keys():
         if f"sampling.{key}" not in keys:
             config.sampling[key] = recommended[key]
-
-
-def _adopt_image_dropout(config: DictConfig, saved: DictConfig) -> None:
-    """Keeps the image dropout of the source. Its hidden token is only trained with some."""
-    if "image_dropout" in config.model and "image_dropout" in saved.model:
-        config.model.image_dropout = saved.model.image_dropout
 
 
 def _check_conflicts(

@@ -33,8 +33,7 @@ from tilewright.runs.folders import (
 from tilewright.training.checkpoint_steps import read_steps
 from tilewright.weight_files import limit_parameters, read_tensors, write_tensors
 
-# Settings of a run's `model` that a model keeps.
-MODEL_KEYS = ("network", "caption_dropout", "image_dropout")
+MODEL_KEYS = ("network", "caption_dropout")  # settings of a run's `model` that a model keeps
 SAMPLING = "tilewright.prior.Sampling"
 ADAPTERS = "tilewright.training.LowRankAdapters"
 
@@ -178,31 +177,12 @@ def load_into(network: Any, weights: dict[str, Any], folder: Path) -> None:
         UserError: the weights do not fit the network.
     """
     try:
-        network.load_state_dict(_with_hidden_token(network, weights))
+        network.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(
             f"the weights in {folder} do not fit the network of its configuration: "
             f"{mismatch(error)}"
         ) from error
-
-
-def _with_hidden_token(network: Any, weights: dict[str, Any]) -> dict[str, Any]:
-    """Adds the hidden token's initial embedding to weights of a prior that was saved without it.
-
-    Only a training with image dropout uses it.
-    """
-    import torch
-
-    from tilewright.prior import Transformer
-
-    name = "image_embedding.weight"
-    if not isinstance(network, Transformer) or name not in weights:
-        return weights
-    hidden = network.stream.hidden_token
-    if len(weights[name]) != hidden:
-        return weights
-    initial = network.image_embedding.weight.detach()[hidden:]
-    return {**weights, name: torch.cat([weights[name], initial])}
 
 
 def load_weights(folder: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -343,7 +323,7 @@ def _save_config(
         "stage": config.stage,
         "choices": config.choices,
         "steps": steps,
-        # Without caption dropout, a prior refuses guidance. Fine-tuning keeps the image dropout.
+        # Without caption dropout, a prior refuses guidance.
         "model": {key: config.model[key] for key in MODEL_KEYS if key in config.model},
     }
     for key in ("tokenizer", "sampling", *more_keys):
@@ -366,8 +346,6 @@ def save_conversion(folder: Path, conversion: Conversion, name: str) -> None:
     model: dict[str, Any] = {"network": conversion.network}
     if conversion.caption_dropout is not None:
         model["caption_dropout"] = conversion.caption_dropout
-    if conversion.stage == "prior":
-        model["image_dropout"] = 0.0  # its hidden token is not trained
     config = {
         "stage": conversion.stage,
         "choices": {"model": name, "family": name},

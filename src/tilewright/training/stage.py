@@ -44,7 +44,7 @@ class StageModule(pl.LightningModule):
         except RuntimeError as error:
             raise UserError(
                 f"the checkpoint does not fit the network of this version ({mismatch(error)}): "
-                "start a new run from its weights with init=PATH"
+                "resume with the version in the run's environment.json, or start a new run"
             ) from error
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

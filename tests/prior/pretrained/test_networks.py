@@ -149,8 +149,18 @@ def test_training_with_dropped_captions_and_image_tokens_reaches_every_weight(na
     module.terms(text, image.repeat(4, 1, 1), mask.repeat(4, 1, 1))["loss"].backward()
     for key, parameter in network.named_parameters():
         assert parameter.grad.abs().sum() > 0, key
-    embedding = network.image_embedding.weight.grad
-    assert embedding[network.stream.hidden_token].abs().sum() > 0
+
+
+@torch.no_grad()
+def test_dropped_image_tokens_keep_their_learned_position(name):
+    network, image = make(name), make_batch(name)[1].flatten(1)
+    dropped = torch.rand(image.shape) < 0.5
+    states = network.embed_image(image, dropped=dropped)
+    positions = torch.zeros(GRID**2, 32)
+    if name == "mindalle":  # LlamaGen's positions are rotary
+        positions = network.image_position.weight
+    assert torch.equal(states[dropped], positions.expand_as(states)[dropped])
+    assert torch.equal(states[~dropped], network.embed_image(image)[~dropped])
 
 
 def test_all_weights_of_the_blocks_are_sharded_and_compressed_with_their_block(name):

@@ -14,7 +14,7 @@ from tilewright.conversion import Conversion, Family
 from tilewright.errors import UserError
 from tilewright.prior.attention import SelfAttention
 from tilewright.prior.blocks import SwiGLU
-from tilewright.prior.decoder import Decoder, add_hidden_token
+from tilewright.prior.decoder import Decoder
 from tilewright.prior.norms import RMSNorm
 from tilewright.prior.rotary import Rotary, grid_angles
 from tilewright.prior.stream import CaptionStream
@@ -60,7 +60,7 @@ class LlamaGenTransformer(Decoder):
         self.no_caption = nn.Embedding(stream.text_length, stream.features)
         self.text_in = nn.Linear(stream.features, dim, bias=False)
         self.text_out = nn.Linear(dim, dim, bias=False)
-        self.image_embedding = nn.Embedding(stream.image_embeddings, dim)
+        self.image_embedding = nn.Embedding(stream.image_vocab, dim)
         rotary = image_rotary(stream, dim // heads)
         norm = partial(RMSNorm, dim, eps=1e-5)
         (block_type,) = self.block_types
@@ -83,9 +83,6 @@ class LlamaGenTransformer(Decoder):
         features = torch.where(is_empty[:, None, None], learned, features.to(learned.dtype))
         hidden = F.gelu(self.text_in(features), approximate="tanh")
         return self.text_out(hidden).to(learned.dtype)  # low-precision layers may return bf16
-
-    def embed_image(self, image: Tensor, first_index: int | Tensor = 0) -> Tensor:
-        return self.image_embedding(image)
 
     def visible_text(self, text: Tensor) -> Tensor:
         _, is_token, _ = self.stream.split(text)
@@ -214,12 +211,11 @@ def convert_weights(source: Tensors, depth: int, heads: int) -> dict[str, Tensor
     def take(key: str, *shape: int) -> Tensor:
         return source.take(key, shape).float()
 
-    embedding = take("tok_embeddings.weight", image_vocab, dim)
     weights = {
         "no_caption.weight": take("cls_embedding.uncond_embedding", text_length, features),
         "text_in.weight": take("cls_embedding.cap_proj.fc1.weight", dim, features),
         "text_out.weight": take("cls_embedding.cap_proj.fc2.weight", dim, dim),
-        "image_embedding.weight": add_hidden_token(embedding),
+        "image_embedding.weight": take("tok_embeddings.weight", image_vocab, dim),
         "norm.weight": take("norm.weight", dim),
         "image_head.weight": take("output.weight", image_vocab, dim),
     }

@@ -15,7 +15,7 @@ from tilewright.conversion import Conversion, Family
 from tilewright.errors import UserError, first_line
 from tilewright.prior.attention import SelfAttention
 from tilewright.prior.blocks import GELUNetwork
-from tilewright.prior.decoder import Decoder, add_hidden_token
+from tilewright.prior.decoder import Decoder
 from tilewright.prior.norms import LayerNorm
 from tilewright.prior.stream import PlainStream
 from tilewright.training.precision import Float32Linear
@@ -58,7 +58,7 @@ class MinDALLETransformer(Decoder):
         self.stream: PlainStream = stream
         self.checkpointing = checkpointing
         self.text_embedding = nn.Embedding(stream.text_embeddings, dim)
-        self.image_embedding = nn.Embedding(stream.image_embeddings, dim)
+        self.image_embedding = nn.Embedding(stream.image_vocab, dim)
         self.text_position = nn.Embedding(stream.text_length, dim)
         self.image_position = nn.Embedding(stream.image_length, dim)
         norm = partial(LayerNorm, dim)
@@ -76,9 +76,9 @@ class MinDALLETransformer(Decoder):
         states = self.text_embedding(self.stream.text_inputs(text))
         return states + self.text_position.weight[: states.shape[1]]
 
-    def embed_image(self, image: Tensor, first_index: int | Tensor = 0) -> Tensor:
-        index = first_index + torch.arange(image.shape[1], device=image.device)
-        return self.image_embedding(image) + self.image_position(index)
+    def add_image_positions(self, states: Tensor, first_index: int | Tensor) -> Tensor:
+        index = first_index + torch.arange(states.shape[1], device=states.device)
+        return states + self.image_position(index)
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ def convert_weights(source: Tensors, sizes: dict[str, int]) -> dict[str, Tensor]
 
     weights = {
         "text_embedding.weight": take("tok_emb_txt.weight", texts, dim),
-        "image_embedding.weight": add_hidden_token(take("tok_emb_img.weight", images, dim)),
+        "image_embedding.weight": take("tok_emb_img.weight", images, dim),
         "text_position.weight": take("pos_emb_txt.weight", sizes["ctx_len_txt"], dim),
         "image_position.weight": take("pos_emb_img.weight", sizes["ctx_len_img"], dim),
         "text_head.weight": take("head_txt.weight", texts, dim),
