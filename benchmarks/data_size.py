@@ -4,7 +4,7 @@ Trains both stages on each number of pairs and samples images. The smaller sets 
 larger ones. `metric=identification` measures captions of the training, which a model may know by
 heart, and captions of concepts that no training pair shows.
 
-    python benchmarks/data_size.py sizes=[250,1000,4000]
+    python benchmarks/data_size.py sizes=[250,1000,3200]
     python benchmarks/data_size.py dvae=[experiment=dvae_emoji] prior=[experiment=prior_emoji]
 
 Every other key is one of both trainings. An interrupted benchmark continues where it stopped.
@@ -32,7 +32,7 @@ from tilewright.viz.images import captioned_grid, save_png
 from tilewright.viz.plots import plot_lines
 
 DEFAULTS = {
-    "sizes": [250, 500, 1000, 2000, 4000],  # training pairs
+    "sizes": [250, 500, 1000, 2000, 3200],  # training pairs; emoji without skin tones has 3,230
     "dvae": ["experiment=dvae_laptop"],  # settings of stage 1
     "prior": ["experiment=prior_laptop"],  # settings of stage 2
     "among": 100,  # candidates of the identification

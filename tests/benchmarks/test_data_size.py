@@ -1,13 +1,17 @@
 """Benchmark of the number of training pairs, on tiny networks and sets."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from helpers.command import command
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import data_size
+
 DVAE = "experiment=dvae_laptop,model.network.n_hid=8,model.network.n_init=8"
 PRIOR = (
     "experiment=prior_laptop,model.network.dim=16,model.network.depth=1,model.network.heads=2,"
@@ -26,11 +30,16 @@ TRAINING = [
 
 
 @pytest.mark.slow
-def test_every_size_is_trained_and_measured_once(tmp_path):
+def test_every_size_is_trained_and_measured_once(tmp_path, monkeypatch):
     pytest.importorskip("resvg_py")
-    words = [
-        sys.executable,
-        str(ROOT / "benchmarks" / "data_size.py"),
+    commands = []
+
+    def run_here(name, *arguments):
+        commands.append(name)
+        assert command(name, arguments) is None
+
+    monkeypatch.setattr(data_size, "run_command", run_here)
+    arguments = [
         "sizes=[4,8]",
         f"dvae=[{DVAE}]",
         f"prior=[{PRIOR}]",
@@ -39,19 +48,19 @@ def test_every_size_is_trained_and_measured_once(tmp_path):
         f"logs={tmp_path / 'logs'}",
         f"out={tmp_path / 'sizes.json'}",
         f"paths.data={tmp_path / 'data'}",
-        *TRAINING,
     ]
-    for _ in range(2):  # the second run finds everything trained and evaluated
-        done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=600)
-        assert done.returncode == 0, done.stderr
-    assert "Trained" not in done.stdout
+    monkeypatch.setattr("sys.argv", ["data_size.py", *arguments, *TRAINING])
+    for _ in range(2):  # the second time, everything has been trained and measured
+        data_size.main()
+    assert commands == ["train", "train", "eval", "eval"] * 2
     results = json.loads((tmp_path / "sizes.json").read_text())["results"]
     assert [result["pairs"] for result in results] == [4, 8]
     for result in results:
         assert result["last_update"] == 2
-        assert {
-            "known captions, generated, first 1",
-            "new captions, reconstructed, first 1",
-        } <= set(result["shares"])
+        assert set(result["shares"]) == {
+            f"{kind} captions, {image_set}, first 1"
+            for kind in ("known", "new")
+            for image_set in ("generated", "reconstructed")
+        }
     for name in ("sizes.png", "data_size_curve.png"):
         assert (tmp_path / name).is_file()
