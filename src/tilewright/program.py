@@ -1,4 +1,4 @@
-"""The program that is running: the name it was started by, and its standard output."""
+"""The program that is running: its name, its settings in conf/, and its standard output."""
 
 import os
 import re
@@ -6,6 +6,10 @@ import sys
 from pathlib import Path
 
 NAME = "tilewright"
+
+PACKAGE = Path(__file__).parent
+# A wheel holds conf/ inside the package. A checkout has it at the top.
+CONF = next(path for path in (PACKAGE / "conf", PACKAGE.parents[1] / "conf") if path.is_dir())
 
 
 def is_installed_command() -> bool:

@@ -55,6 +55,33 @@ def test_all_commands_accept_any_quantizer(quantizer, home):
     assert set(images(out)) == {"000-000.png", "000-001.png", "grid.png"}
 
 
+@pytest.mark.slow
+def test_all_commands_accept_a_vqgan_with_a_discriminator(home, tmp_path):
+    vqgan = ["model=dvae_vqgan", "loss=adversarial", "model.network.widths=[8,8,8,8]"]
+    vqgan += ["loss.adversarial.discriminator.width=8", "callbacks.frechet.images=8"]
+    stdout = run(home, "train", "stage=dvae", "run_name=first", *vqgan, *SMALL)
+    assert "validation/fd_efficientnet_lite2" in metric_names(home.dvae)
+    assert {"train/generator", "train/discriminator"} <= metric_names(home.dvae)
+    assert "perceptual" in stdout
+    fine_tuned = ["stage=dvae", "run_name=second", f"init={home.dvae}", "~callbacks.frechet"]
+    run(home, "train", *fine_tuned, *SMALL)
+    run(home, "train", "stage=prior", "run_name=first", "~callbacks.samples", "~callbacks.frechet",
+        f"dvae={home.dvae}", *SMALL)  # fmt: skip
+    out = tmp_path / "model"
+    run(home, "export", f"run={home.prior}", "captions=1", "n=1", f"out={out}")
+    judged = ["metric=fid", "images=4", "device=cpu", "data=shapes", *SMALL[1:4]]
+    for folder in (home.prior, out):  # an exported model remembers the network, too
+        warning = "efficientnet_lite0 took part in the training of the dVAE"
+        arguments = [f"run={folder}", *judged]
+        assert warning in run(home, "eval", "extractor=efficientnet_lite0", *arguments)
+        assert warning not in run(home, "eval", "extractor=efficientnet_lite2", *arguments)
+
+
+def metric_names(folder):
+    header, *_ = (folder / "metrics.csv").read_text().splitlines()
+    return set(header.split(","))
+
+
 @pytest.fixture
 def models(copied, tmp_path):
     """Folders of the exported prior with its ranker, the dVAE, and the ranker."""

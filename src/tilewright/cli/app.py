@@ -8,7 +8,6 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -19,10 +18,7 @@ from tilewright import program
 from tilewright.cli import settings, text_values
 from tilewright.cli.messages import one_line_errors
 from tilewright.errors import UserError
-
-PACKAGE = Path(__file__).parents[1]
-# A wheel holds conf/ inside the package. A checkout has it at the top.
-CONF = next(path for path in (PACKAGE / "conf", PACKAGE.parents[1] / "conf") if path.is_dir())
+from tilewright.program import CONF
 
 # Library warnings about choices that are intended here.
 IGNORED_WARNINGS = (

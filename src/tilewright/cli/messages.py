@@ -110,7 +110,7 @@ def one_line(error: BaseException, has_data: bool = False) -> str:
         return "data has no keys before a dataset is named: add data=NAME, or leave data.KEY out"
     for explain in (
         _unreadable_override,
-        _sampling_option,
+        _absent_group,
         _misspelled_key,
         _constructor_error,
         _several_values,
@@ -148,14 +148,24 @@ def _unreadable_override(error: BaseException) -> str | None:
     )
 
 
-def _sampling_option(error: BaseException) -> str | None:
-    """Explains sampling=NAME for a command whose sampling is a mapping: train and export."""
-    if not str(error).startswith("Could not override 'sampling'"):
+def _absent_group(error: BaseException) -> str | None:
+    """Explains GROUP=OPTION for a command or a stage that does not have the group."""
+    match = re.match(r"Could not override '(\w+)'\. No match", str(error))
+    if match is None:
         return None
-    return (
-        "sampling= does not take an option here: set its keys, for the paper's "
-        "sampling.temperature=1 sampling.guidance=1"
-    )
+    if match[1] == "sampling":  # a mapping in train and export
+        return (
+            "sampling= does not take an option here: set its keys, for the paper's "
+            "sampling.temperature=1 sampling.guidance=1"
+        )
+    stages = [
+        file.stem
+        for file in sorted((program.CONF / "stage").glob("*.yaml"))
+        if re.search(rf"^  - /{match[1]}:", file.read_text(), re.M)
+    ]
+    if not stages:
+        return None
+    return f"{match[1]}= is for {' or '.join(f'stage={name}' for name in stages)}: leave it out"
 
 
 def _is_missing_data(error: BaseException) -> bool:

@@ -12,6 +12,21 @@ CASES = {
     "unknown data": ([*DVAE, "data=nope"], None, ["data/nope", "webdataset"]),
     "unknown model": ([*DVAE, "model=nope"], None, ["model/nope", "dvae_small"]),
     "unknown filter": ([*DVAE, "filter=nope"], None, ["filter/nope", "paper"]),
+    "group of another stage": (
+        [*PRIOR, "loss=perceptual"],
+        None,
+        ["error: loss= is for stage=dvae: leave it out"],
+    ),
+    "unknown network of a perceptual loss": (
+        [*DVAE, "loss=perceptual", "loss.perceptual.network=vgg"],
+        None,
+        ["error: loss.perceptual.network=vgg is not possible", "efficientnet_lite0"],
+    ),
+    "negative weight of a discriminator": (
+        [*DVAE, "loss=adversarial", "loss.adversarial.weight=-1"],
+        None,
+        ["error: loss.adversarial.weight=-1"],
+    ),
     "unknown key": ([*DVAE, "trainer.nope=3"], None, ["trainer.nope"]),
     "key without a value": ([*DVAE, "trainer.max_steps"], None, ["trainer.max_steps"]),
     "mandatory key": ([*DVAE, "data=folder"], None, ["data.source.path"]),
