@@ -195,3 +195,45 @@ def test_debug_options_that_change_the_training_are_refused(option):
     assert resumed(trained, "stage=dvae", "resume=true", f"debug={option}") == trained
     with pytest.raises(UserError, match=f"debug=anomaly cannot change .* has debug={option}"):
         resumed(trained, "stage=dvae", "resume=true", "debug=anomaly")
+
+
+def test_a_typed_value_counts_also_where_conf_has_it_now():
+    saved = saved_run("stage=dvae", callbacks={"ema": {"decay": 0.5}})
+    default = saved_run("stage=dvae").callbacks.ema.decay
+    assert resumed(saved, "stage=dvae").callbacks.ema.decay == 0.5
+    config = resumed(saved, "stage=dvae", f"callbacks.ema.decay={default}")
+    assert config.callbacks.ema.decay == default != 0.5
+
+
+def test_what_follows_from_a_typed_default_follows_it():
+    default = saved_run("stage=dvae").trainer.max_steps
+    saved = saved_run("stage=dvae")
+    saved.trainer.max_steps = saved.model.learning_rate.then.steps = 10  # of an earlier conf/
+    config = resumed(saved, "stage=dvae", f"trainer.max_steps={default}")
+    assert config.trainer.max_steps == config.model.learning_rate.then.steps == default
+
+
+ENCODER = {"_target_": "tilewright.data.CaptionEncoder", "path": "/t5", "length": 32, "width": 8}
+
+
+def tuned_run():
+    """Configuration of a fine-tuned prior whose source reads a text encoder."""
+    saved = saved_run("experiment=finetune", "init=/model", *PRIOR[1:])
+    saved.overrides = ["experiment=finetune", "init=/model"]
+    saved.choices.caption = "encoder"
+    saved.caption = saved.tokenizer = saved.data.tokenizer = ENCODER
+    stream = {"_target_": "tilewright.prior.CaptionStream", "text_length": 32, "features": 8}
+    saved.model.network.stream = {**stream, "grid": 8, "image_vocab": 64}
+    return saved
+
+
+def test_the_text_encoder_of_a_fine_tuned_run_may_move(tmp_path, monkeypatch):
+    (tmp_path / "moved").mkdir()
+    monkeypatch.chdir(tmp_path)
+    words = ["stage=prior", "caption=encoder", "caption.path=moved"]
+    config = resumed(tuned_run(), *words)
+    moved = {**ENCODER, "path": str(tmp_path / "moved")}  # absolute, for any working directory
+    assert config.caption == config.tokenizer == config.data.tokenizer == moved
+    assert config.model.network == tuned_run().model.network
+    with pytest.raises(UserError, match=r"caption\.length=16 cannot change a resumed run"):
+        resumed(tuned_run(), *words, "caption.length=16")

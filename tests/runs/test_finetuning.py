@@ -145,6 +145,7 @@ def test_other_stages_start_from_weights_too(home, stage):
         (["model.network.dim=32"], ["model.network.dim=16", "32"]),
         (["model.network.stream.grid=8"], ["stream.grid=4", "8"]),
         (["model=prior_medium"], ["model=prior_tiny", "model=prior_medium"]),
+        (["model.network={{dim: 32}}"], ["contains its network: leave model.network=… out"]),
         (["data.image_size=32"], ["data.image_size=16", "32"]),
         (["dvae={logs}/dvae/untrained"], ["dvae", "leave"]),
         (["init={logs}/dvae/untrained"], ["stage=dvae", "stage=prior"]),
@@ -172,7 +173,7 @@ def test_another_likelihood_than_that_of_the_weights_is_refused(home):
     ]
     settings = [*SHORT, path, "stage=dvae", f"init={source}", f"likelihood={other}"]
     line = fail(home, "train", *settings)
-    assert f"the weights of init={source} need likelihood=" in line
+    assert f"the weights of init={source} have a likelihood of their own" in line
     assert f"leave likelihood={other} out" in line
 
 
@@ -209,6 +210,45 @@ def test_source_that_would_run_code_is_refused_before_it_is_built(home, tmp_path
         config = composed()
         with open_dict(config), pytest.raises(UserError, match=r"os\.system"):
             finetuning.adopt(config, source, [])
+
+
+def with_choices(config):
+    """Adds the options that training records."""
+    with open_dict(config):
+        config.choices = {"data": "folder", "model": "prior_modern", "tokenizer": "bpe"}
+        config.choices.caption = "joint"
+    return config
+
+
+def test_a_run_records_the_options_of_its_weights(home):
+    config = with_choices(composed())
+    finetuning.adopt(config, home.folder / "model", [])
+    assert config.choices == {"data": "folder", "model": "prior_tiny", "caption": "joint"}
+
+
+def write_encoded(home, folder):
+    """Writes the exported model as if it read the features of a text encoder."""
+    shutil.copytree(home.folder / "model", folder)
+    saved = OmegaConf.load(folder / "config.json")
+    target = "tilewright.data.CaptionEncoder"
+    saved.tokenizer = {"_target_": target, "path": "/t5", "length": 12, "width": 4}
+    (folder / "config.json").write_text(json.dumps(OmegaConf.to_container(saved)))
+    return folder
+
+
+def test_a_run_records_that_its_source_reads_a_text_encoder(home, tmp_path):
+    config = with_choices(composed())
+    finetuning.adopt(config, write_encoded(home, tmp_path / "encoded"), [])
+    assert config.choices.caption == "encoder"
+    assert config.tokenizer == config.caption
+    assert config.caption.path == "/t5"
+
+
+def test_setting_that_the_text_tokenizer_of_the_source_lacks_is_refused(home, tmp_path):
+    source = write_encoded(home, tmp_path / "encoded")
+    config = composed("tokenizer.dropout=0.1")
+    with pytest.raises(UserError, match=r"tokenizer\.dropout= has no effect"):
+        finetuning.adopt(config, source, ["tokenizer.dropout"])
 
 
 def test_changeable_settings_of_the_command_line_are_kept(home):

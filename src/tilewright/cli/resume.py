@@ -15,6 +15,7 @@ Since then conf/ has changed: new runs start at a learning rate of 0.004. The us
     python src/train.py stage=dvae resume=true trainer.max_steps=3000
 
 1. `before` is conf/ composed with the recorded overrides: max_steps 1000, start 0.004, steps 1000.
+   Keys of this command line have their saved value.
 2. `after` adds the overrides of this command line: max_steps 3000, start 0.004, steps 3000.
 3. The saved configuration takes the keys in which `before` and `after` differ:
 
@@ -27,6 +28,7 @@ rate stays as saved, because no argument changes it.
 """
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import hydra
@@ -37,7 +39,7 @@ from tilewright.checks import format_value
 from tilewright.cli import settings, text_values
 from tilewright.configs import escape
 from tilewright.errors import UserError
-from tilewright.runs import fixed_keys
+from tilewright.runs import finetuning, fixed_keys
 
 # Groups whose option may change: the trained model does not depend on it.
 EXCHANGEABLE = {"trainer", "logger"}
@@ -66,7 +68,8 @@ def resumed_config(saved: DictConfig) -> DictConfig:
         kept = [text for text in kept if not HARDWARE.match(runs.override_key(text))]
     by_key = {runs.override_key(text): text for text in [*kept, *settings.overrides()]}
     config.overrides = escape(list(by_key.values()))  # the last value of a key counts
-    before, after = _compose(saved, recorded), _compose(saved, config.overrides)
+    before = _compose(saved, recorded, typed=settings.typed_keys())
+    after = _compose(saved, config.overrides)
     _check_fixed_keys(saved, before, after)
     _apply_difference(config, before, after)
     return config
@@ -147,13 +150,25 @@ def _exchanged_options(saved: DictConfig) -> dict[str, str]:
     return exchanged
 
 
-def _compose(saved: DictConfig, overrides: list[str]) -> dict[str, Any]:
-    """Composes conf/ with overrides and with the keys that training filled in."""
+def _compose(saved: DictConfig, overrides: list[str], typed: Sequence[str] = ()) -> dict[str, Any]:
+    """Composes conf/ with overrides and with what training filled in or adopted.
+
+    Args:
+        typed: keys that take their saved value, so that a typed value which differs from it is a
+            change, also where it is the default of conf/.
+    """
     config = hydra.compose("train", text_values.to_hydra(overrides, "train"))
     with open_dict(config):
+        settings.make_encoder_absolute(config)
+        if saved.get("init"):
+            finetuning.adopt_network(config, saved, map(runs.override_key, overrides))
         for key in FILLED_IN:
             if key in saved:
                 config[key] = escape(saved[key])
+        for key in typed:
+            value = OmegaConf.select(saved, key)
+            if value is not None and not isinstance(value, DictConfig):
+                OmegaConf.update(config, key, escape(value))
     resolved: Any = OmegaConf.to_container(config, resolve=True)
     return resolved
 

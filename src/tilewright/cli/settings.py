@@ -11,7 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from tilewright import runs
+from tilewright import files, runs
 from tilewright.checks import MAX_SEED, check_flag, check_whole, format_value
 from tilewright.cli import text_values
 from tilewright.configs import escape
@@ -185,6 +185,13 @@ def check_absent(key: str, folder: Path) -> None:
     """
     if folder.exists():
         raise UserError(f"{key}={folder} exists: name another folder, or remove it")
+
+
+def make_encoder_absolute(config: DictConfig) -> None:
+    """Makes the path of a text encoder's folder absolute, because a run may be used anywhere."""
+    path = OmegaConf.select(config, "caption.path")
+    if isinstance(path, str):
+        config.caption.path = escape(files.absolute_folder(path))
 
 
 def check_complete(config: DictConfig) -> None:

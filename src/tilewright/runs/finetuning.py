@@ -34,41 +34,76 @@ def adopt(config: DictConfig, source: Path, keys: Iterable[str]) -> None:
             that may not be built.
     """
     saved, keys = runs.load_config(source), list(keys)
+    _check_safe(source, saved)
     image_size = runs.image_size(source)
     _check_conflicts(config, source, keys, saved, image_size)
-    safe_build.check(saved.model.network, f"tilewright.{saved.stage}", f"model.network in {source}")
-    if saved.get("tokenizer"):
-        safe_build.check(saved.tokenizer, "tilewright.data", f"tokenizer in {source}")
     _log_differences(config, source, saved, image_size)
-    changes = {key: OmegaConf.select(config, key) for key in keys if key in fixed_keys.CHANGEABLE}
     with open_dict(config):
         config.init = escape(str(source))
-        config.model.network = saved.model.network
-        if saved.choices.get("family"):  # the model card names it
-            config.choices.family = saved.choices.family
+        adopt_network(config, saved, keys)
         config.data.image_size = image_size
-        if saved.get("tokenizer"):
-            config.tokenizer = saved.tokenizer
+        _adopt_choices(config, saved)
         if saved.stage == "prior":
-            config.caption = None
-            if runs.reads_features(saved):
-                config.caption, config.tokenizer = saved.tokenizer, "${caption}"
-        if "likelihood" in saved.model.network:
-            config.likelihood = saved.model.network.likelihood
-        if saved.stage == "prior":
-            config.dvae = escape(str(runs.dvae_folder(source)))
-            if saved.get("sampling"):
-                _adopt_sampling(config, source, keys)
-        for key, value in changes.items():
-            OmegaConf.update(config, key, escape(value))
+            _adopt_prior(config, source, saved, keys)
 
 
-def _adopt_sampling(config: DictConfig, source: Path, keys: list[str]) -> None:
-    """Recommends the sampling of the source, except for keys set on the command line."""
-    recommended = vars(runs.load_sampling(source))
-    for key in config.sampling.keys() & recommended.keys():
-        if f"sampling.{key}" not in keys:
-            config.sampling[key] = recommended[key]
+def adopt_network(config: DictConfig, saved: DictConfig, keys: Iterable[str]) -> None:
+    """Sets the network and the text side to those of a saved configuration.
+
+    Args:
+        config: with interpolations. Changed in place.
+        saved: configuration of a run or model of the same stage.
+        keys: keys whose value in `config` is kept.
+    """
+    kept = {key: OmegaConf.select(config, key) for key in keys if fixed_keys.follows_weights(key)}
+    config.model.network = saved.model.network
+    if saved.get("tokenizer"):
+        config.tokenizer = saved.tokenizer
+    if saved.stage == "prior":
+        config.caption = None
+        if runs.reads_features(saved):
+            config.caption, config.tokenizer = saved.tokenizer, "${caption}"
+    if "likelihood" in saved.model.network:
+        config.likelihood = saved.model.network.likelihood
+    for key, value in kept.items():
+        OmegaConf.update(config, key, escape(value))
+
+
+def _check_safe(source: Path, saved: DictConfig) -> None:
+    """Checks that the settings to adopt build no class that could run a stranger's code.
+
+    Raises:
+        UserError: they name such a class.
+    """
+    network = OmegaConf.select(saved, "model.network")
+    safe_build.check(network, f"tilewright.{saved.stage}", f"model.network in {source}")
+    if saved.get("tokenizer"):
+        safe_build.check(saved.tokenizer, "tilewright.data", f"tokenizer in {source}")
+
+
+def _adopt_choices(config: DictConfig, saved: DictConfig) -> None:
+    """Records the options of the weights in place of those of this command line."""
+    for group in (*GROUPS, "family"):  # the model card names the family
+        config.choices.pop(group, None)
+        if option := _saved_option(saved, group):
+            config.choices[group] = option
+
+
+def _saved_option(saved: DictConfig, group: str) -> str | None:
+    """Returns the option of a group that weights were trained with, or None if it is unknown."""
+    if group == "caption" and saved.stage == "prior":  # a converted model does not record it
+        return "encoder" if runs.reads_features(saved) else "joint"
+    return saved.choices.get(group)
+
+
+def _adopt_prior(config: DictConfig, source: Path, saved: DictConfig, keys: list[str]) -> None:
+    """Adopts the dVAE of a prior, and its sampling, except for typed keys."""
+    config.dvae = escape(str(runs.dvae_folder(source)))
+    if saved.get("sampling"):
+        recommended = vars(runs.load_sampling(source))
+        for key in config.sampling.keys() & recommended.keys():
+            if f"sampling.{key}" not in keys:
+                config.sampling[key] = recommended[key]
 
 
 def _check_conflicts(
@@ -89,9 +124,16 @@ def _check_conflicts(
     if "likelihood" in saved.model.network:
         trained["likelihood"] = saved.model.network.likelihood
     expected = OmegaConf.create(trained)
+    for group in GROUPS:
+        chosen, required = config.choices.get(group), _saved_option(saved, group)
+        if group in keys and chosen != required:
+            need = f"need {group}={required}" if required else f"have a {group} of their own"
+            raise UserError(f"the weights of init={source} {need}: leave {group}={chosen} out")
     for key in keys:
         if key == "dvae":
             raise UserError(f"init={source} contains its dVAE: leave dvae=… out")
+        if key == "model.network":
+            raise UserError(f"init={source} contains its network: leave model.network=… out")
         if fixed_keys.is_fixed_by_weights(key):
             requested, required = OmegaConf.select(config, key), OmegaConf.select(expected, key)
             if requested != required:
@@ -99,13 +141,9 @@ def _check_conflicts(
                     f"the weights of init={source} need {key}={format_value(required)}: leave "
                     f"{key}={format_value(requested)} out"
                 )
-    for group in GROUPS:
-        chosen, required = config.choices.get(group), saved.choices.get(group)
-        if group == "caption":  # a converted model has no choices
-            required = "encoder" if runs.reads_features(saved) else "joint"
-        if group in keys and chosen != required:
+        elif key.startswith(("tokenizer.", "caption.")) and OmegaConf.select(expected, key) is None:
             raise UserError(
-                f"the weights of init={source} need {group}={required}: leave {group}={chosen} out"
+                f"{key}= has no effect on the text tokenizer of init={source}: leave it out"
             )
 
 

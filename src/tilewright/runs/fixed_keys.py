@@ -45,3 +45,8 @@ def is_fixed_by_weights(key: str) -> bool:
 def is_fixed_by_training(key: str) -> bool:
     """Returns True if a training cannot continue with another value of a key."""
     return key.startswith(FIXED_BY_TRAINING) and key not in CHANGEABLE
+
+
+def follows_weights(key: str) -> bool:
+    """Returns True if the value of a key is taken over with weights, fixed or not."""
+    return key.startswith(FIXED_BY_WEIGHTS)
