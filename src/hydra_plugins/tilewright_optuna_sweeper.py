@@ -20,6 +20,7 @@ from hydra.types import HydraContext, TaskFunction
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from tilewright.checks import check_whole
 from tilewright.errors import UserError, first_line
 from tilewright.files import write_atomically
 
@@ -78,7 +79,8 @@ class OptunaSweeper(Sweeper):
         """Runs the trials.
 
         Raises:
-            UserError: Optuna is not installed, nothing varies, or too many trials failed.
+            UserError: Optuna is not installed, a setting is not possible, nothing varies, or too
+                many trials failed.
         """
         try:
             import optuna
@@ -87,20 +89,22 @@ class OptunaSweeper(Sweeper):
                 "Optuna is not installed, and sweep= needs it: pip install 'tilewright[sweep]'"
             ) from error
 
+        check_whole("hydra.sweeper.n_trials", self.n_trials)
+        check_whole("hydra.sweeper.max_failures", self.max_failures)
         space, fixed = search_space(
             [*(f"{key!s}={value}" for key, value in self.params.items()), *arguments]
         )
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        study = optuna.create_study(
-            study_name=self.study_name,
-            storage=self.storage,
-            sampler=instantiate(self.sampler),
-            direction=self.direction,  # type: ignore[arg-type]
-            load_if_exists=True,
-        )
+        study = self._open_study()
         failed_in_a_row = 0
         for _ in range(self.n_trials):
-            trial = study.ask(space)
+            try:
+                trial = study.ask(space)
+            except ValueError as error:  # an option was added to a study
+                raise UserError(
+                    f"the study {self.study_name} has another search space ({first_line(error)}): "
+                    "set another hydra.sweeper.study_name"
+                ) from error
             overrides = [*fixed, *(f"{key}={value}" for key, value in trial.params.items())]
             try:
                 study.tell(trial, self._run(trial.number, overrides))
@@ -116,6 +120,42 @@ class OptunaSweeper(Sweeper):
             raise UserError(f"all {self.n_trials} trials failed: see the lines above")
         log.info(f"Best parameters: {study.best_params}")
         log.info(f"Best value: {study.best_value}")
+
+    def _open_study(self) -> "optuna.Study":
+        """Creates the study, or opens that of `storage`.
+
+        Raises:
+            UserError: the direction is not possible or is not that of the study, or the storage
+                cannot be opened.
+        """
+        import optuna
+
+        if self.direction not in ("minimize", "maximize"):
+            raise UserError(
+                f"hydra.sweeper.direction={self.direction} is not possible: set minimize or "
+                "maximize"
+            )
+        sampler = instantiate(self.sampler)
+        try:
+            study = optuna.create_study(
+                study_name=self.study_name,
+                storage=self.storage,
+                sampler=sampler,
+                direction=self.direction,  # type: ignore[arg-type]
+                load_if_exists=True,
+            )
+        except Exception as error:  # databases raise errors of many classes
+            raise UserError(
+                f"hydra.sweeper.storage={self.storage} cannot be opened ({first_line(error)}): set "
+                "a database such as sqlite:///study.db"
+            ) from error
+        saved = study.direction.name.lower()
+        if saved != self.direction:  # Optuna ignores the requested one
+            raise UserError(
+                f"the study {self.study_name} has direction={saved}: set "
+                f"hydra.sweeper.direction={saved}, or another hydra.sweeper.study_name"
+            )
+        return study
 
     def _run(self, number: int, overrides: Sequence[str]) -> float:
         """Runs one job and returns its value. The trial's number is unique in a study.
@@ -155,13 +195,21 @@ def search_space(arguments: Sequence[str]) -> tuple[dict[str, "BaseDistribution"
     A later override replaces an earlier one of the same key.
 
     Raises:
-        UserError: nothing varies.
+        UserError: nothing varies, or an interval is not possible.
     """
     overrides = {
         override.key_or_group: override
         for override in OverridesParser.create().parse_overrides(list(arguments))
     }
-    space = {k: distribution(o) for k, o in overrides.items() if o.is_sweep_override()}
+    space = {}
+    for key, override in overrides.items():
+        if override.is_sweep_override():
+            try:
+                space[key] = distribution(override)
+            except ValueError as error:
+                raise UserError(
+                    f"{override.input_line} cannot be searched: {first_line(error)}"
+                ) from error
     if not space:
         raise UserError(
             "nothing varies in this sweep: add KEY='choice(A,B)' or KEY='interval(LOW,HIGH)'"

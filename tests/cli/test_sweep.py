@@ -205,3 +205,42 @@ def test_missing_optuna_is_one_line(home, monkeypatch):
     assert end == (
         "error: Optuna is not installed, and sweep= needs it: pip install 'tilewright[sweep]'"
     )
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (["callbacks.best.mode=max", "monitor=validation/x"], "direction=minimize does not fit"),
+        (["hydra.sweeper.direction=maximize"], "does not fit callbacks.best.mode=min"),
+        (["callbacks.best=null"], "callbacks.best=null has none"),
+        (["trainer.limit_val_batches=0"], "trainer.limit_val_batches=0 has none"),
+    ],
+)
+def test_sweep_without_a_best_value_in_its_direction_ends_before_a_training(
+    home, settings, expected
+):
+    pytest.importorskip("optuna")
+    words = ["stage=dvae", "sweep=learning_rate", "hydra.sweeper.max_failures=1"]
+    assert expected in command("train", [*words, *SMALL, *settings], home)
+    assert not (home.logs / "dvae").exists()
+
+
+def test_impossible_settings_of_a_search_are_refused(tmp_path):
+    pytest.importorskip("optuna")
+    with pytest.raises(UserError, match=r"rate=interval\(1\.0, ?0\.0\) cannot be searched"):
+        sweeper.search_space(["rate=interval(1.0,0.0)"])
+    for name in ("n_trials", "max_failures"):
+        with pytest.raises(UserError, match=rf"hydra\.sweeper\.{name}=null is not possible"):
+            sweep(tmp_path, [1.0], **{name: None})
+    with pytest.raises(UserError, match="direction=max is not possible"):
+        sweep(tmp_path, [1.0], direction="max")
+    with pytest.raises(UserError, match="storage=nothing cannot be opened"):
+        sweep(tmp_path, [1.0], storage="nothing")
+
+
+def test_stored_study_keeps_its_direction(tmp_path):
+    pytest.importorskip("optuna")
+    stored = {"study_name": "rates", "storage": f"sqlite:///{tmp_path / 'rates.db'}"}
+    sweep(tmp_path, [3.0], **stored)
+    with pytest.raises(UserError, match="the study rates has direction=minimize"):
+        sweep(tmp_path, [1.0], direction="maximize", **stored)

@@ -166,8 +166,9 @@ def test_a_launcher_of_several_processes_needs_a_trainer_of_several(monkeypatch)
     config = OmegaConf.create({"trainer": {"strategy": "auto", "num_nodes": 1, "devices": 1}})
     launch.check_launch(config)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="started 2 processes, and the trainer has one"):
-        launch.check_launch(config)
+    for needs_name in (True, False):  # of a new run, and of a resumed one
+        with pytest.raises(UserError, match="started 2 processes, and the trainer has one"):
+            launch.check_launch(config, needs_name)
 
 
 def test_several_nodes_without_a_launcher_are_refused_instead_of_waiting(monkeypatch):

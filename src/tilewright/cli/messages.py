@@ -27,6 +27,8 @@ NOT_WRITABLE = {
 
 # Groups of train.py that have no keys with some options: the advice on a key of them.
 EMPTY_GROUPS = {
+    "logger": "has no effect with logger=none: leave one of them out",
+    "lora": "needs adapters: set lora=default, too",
     "caption": "needs a text encoder: set caption=encoder, too",
     "tokenizer": "has no effect here: set caption.{} with caption=encoder, and leave it out for a "
     "dVAE",
@@ -185,6 +187,8 @@ def _misspelled_key(error: BaseException) -> str | None:
     refusal = trainer_settings.refusal(name) if parent == "trainer" else None
     if refusal is not None:
         return refusal
+    if parent == "hydra.sweeper":
+        return f"{cause.full_key}= is for a search with Optuna: add sweep=NAME, or leave it out"
     siblings = [str(key) for key in cause.parent_node or ()]
     if parent in EMPTY_GROUPS and not siblings:
         return f"{cause.full_key}= {EMPTY_GROUPS[parent].format(name)}"

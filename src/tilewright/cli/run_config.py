@@ -6,9 +6,11 @@ Nothing here loads torch, so mistakes in names, paths and settings are reported 
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from tilewright import files, runs
+from tilewright import runs
+from tilewright.checks import check_whole
 from tilewright.cli import settings
 from tilewright.cli.resume import resumed_config
 from tilewright.configs import escape, instantiate
@@ -59,6 +61,7 @@ def check_not_filled_in() -> None:
         "image_tokens": "choose a dVAE with dvae=PATH",
         "choices": "choose an option with GROUP=OPTION",
         "overrides": "set the keys themselves",
+        "base": "name the source of the weights with init=PATH",
     }
     for key in settings.typed_keys():
         branch = key.partition(".")[0]
@@ -67,13 +70,15 @@ def check_not_filled_in() -> None:
 
 
 def check_new(run: Path) -> None:
-    """Checks that no checkpoint is lost if a new run uses a folder.
+    """Checks that no weights are lost if a new run uses a folder.
 
     A run that was killed before its first checkpoint starts over.
 
     Raises:
-        UserError: the folder contains a run with a checkpoint.
+        UserError: the folder contains a model, or a run with a checkpoint.
     """
+    if runs.is_model(run):
+        raise UserError(f"{run} is a model: choose another run_name")
     if runs.has_checkpoint(run):
         raise UserError(f"{run} exists: resume it with resume={run}, or choose another run_name")
 
@@ -96,6 +101,7 @@ def resumed_run(config: DictConfig) -> tuple[DictConfig, Path]:
     if config.stage == "prior":
         check_guidance(config)
     check_trainer(config)
+    launch.check_launch(config, needs_name=False)
     return config, checkpoint
 
 
@@ -121,18 +127,18 @@ def new_run(config: DictConfig) -> DictConfig:
     with open_dict(config):
         config.choices = settings.choices()
         config.overrides = escape(settings.overrides())
+        check_sweep(config)
         if config.init:
             path = None if config.init is True else config.init
             source = runs.find(logs, config.stage, path)
             finetuning.adopt(config, source, map(runs.override_key, config.overrides))
         check_adapters(config)
         if config.lora:
-            config.base = {"path": config.init, "digest": None}
+            config.base = {"path": escape(config.init), "digest": None}
         if config.stage == "prior":
             dvae = runs.find(logs, "dvae", config.dvae, data=settings.training_data(config))
-            network = runs.load_config(dvae).model.network
             config.dvae = escape(str(dvae))
-            config.image_tokens = {"grid": network.grid, "vocab": network.num_tokens}
+            config.image_tokens = image_tokens(dvae)
             check_guidance(config)
         if config.tokenizer is not None:
             check_tokenizer(config)
@@ -143,6 +149,50 @@ def new_run(config: DictConfig) -> DictConfig:
         settings.check_complete(config)
         launch.check_launch(config)
     return config
+
+
+def check_sweep(config: DictConfig) -> None:
+    """Checks that the jobs of a sweep do not depend on each other, and return a value to Optuna.
+
+    Raises:
+        UserError: each job would start from the one before it, or Optuna would get no value or
+            prefer the worst one.
+    """
+    if not settings.is_sweep():
+        return
+    if config.init is True:
+        raise UserError(
+            "init=true names the newest run, which in a sweep is that of the job before: set "
+            "init=PATH"
+        )
+    direction = HydraConfig.get().sweeper.get("direction")
+    if direction is None:  # not a sweep of Optuna
+        return
+    best = config.callbacks.get("best")
+    if best is None or config.trainer.limit_val_batches == 0:
+        cause = "trainer.limit_val_batches=0" if best else "callbacks.best=null"
+        raise UserError(
+            f"Optuna needs the best value of {config.monitor}, and {cause} has none: leave it out"
+        )
+    mode = best.get("mode", "min")
+    if {"minimize": "min", "maximize": "max"}.get(direction) != mode:
+        raise UserError(
+            f"hydra.sweeper.direction={direction} does not fit callbacks.best.mode={mode}: set "
+            "minimize with min, or maximize with max"
+        )
+
+
+def image_tokens(dvae: Path) -> dict[str, Any]:
+    """Returns the grid and the vocabulary of a dVAE's image tokens.
+
+    Raises:
+        UserError: its configuration has none.
+    """
+    network = OmegaConf.select(runs.load_config(dvae), "model.network") or {}
+    grid, vocab = network.get("grid"), network.get("num_tokens")
+    check_whole(f"model.network.grid in {dvae}", grid)
+    check_whole(f"model.network.num_tokens in {dvae}", vocab)
+    return {"grid": grid, "vocab": vocab}
 
 
 def check_adapters(config: DictConfig) -> None:
@@ -182,9 +232,7 @@ def fill_in_tokenizer(config: DictConfig) -> None:
     Raises:
         UserError: there is no such tokenizer, or it cannot be used.
     """
-    encoder = OmegaConf.select(config, "caption.path")
-    if isinstance(encoder, str):  # the run must find it from any working directory
-        config.caption.path = escape(files.absolute_folder(encoder))
+    settings.make_encoder_absolute(config)
     node = config.tokenizer
     unknown = [key for key in TOKENIZER_SIZES if key in node and node[key] is None]
     if not unknown:
@@ -221,3 +269,8 @@ def check_trainer(config: DictConfig) -> None:
     """
     plain: Any = OmegaConf.to_container(config.trainer, resolve=True)
     trainer_settings.check(plain)
+    if plain.get("gradient_scaling") == "per_block" and config.stage != "prior":
+        raise UserError(
+            "trainer.gradient_scaling=per_block is for priors, not for "
+            f"stage={config.stage}: leave it out"
+        )

@@ -40,9 +40,11 @@ def main(config: DictConfig) -> float | None:
     from tilewright.callbacks.checkpoints import best_score
     from tilewright.callbacks.monitoring import check_measured
 
-    data = build_data(config, trainer)
+    data = instantiate(config.data)
     model = build_model(config, trainer, checkpoint)
     check_measured(trainer, model)
+    if trainer.is_global_zero:
+        data.setup()  # last, because preparing the splits takes longest
     run = Path(config.run)
     with lock_run(run, trainer, checkpoint), keep_config_until_started(run, trainer, checkpoint):
         begin(config, trainer, data, checkpoint)
@@ -91,14 +93,6 @@ def build_trainer(config: DictConfig) -> "pl.Trainer":
 def _build_each(configs: DictConfig) -> list[Any]:
     """Builds the named objects of a group. A name that is null is left out."""
     return [built for built in instantiate(configs).values() if built is not None]
-
-
-def build_data(config: DictConfig, trainer: "pl.Trainer") -> Any:
-    """Builds the data module. The first process prepares the splits."""
-    data = instantiate(config.data)
-    if trainer.is_global_zero:
-        data.setup()
-    return data
 
 
 def build_model(config: DictConfig, trainer: "pl.Trainer", checkpoint: Path | None) -> Any:

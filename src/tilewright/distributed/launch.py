@@ -42,8 +42,11 @@ def is_first() -> bool:
     return not any(int(rank) for rank in ranks)
 
 
-def check_launch(config: DictConfig) -> None:
+def check_launch(config: DictConfig, needs_name: bool = True) -> None:
     """Checks settings that do not work with several processes.
+
+    Args:
+        needs_name: True for a new run, which all processes must name alike.
 
     Raises:
         UserError: the job is part of a sweep, or a launcher's processes have no common run name.
@@ -64,7 +67,7 @@ def check_launch(config: DictConfig) -> None:
         )
     processes = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
     has_name = any(text.startswith("run_name=") for text in job.overrides.task)
-    if (processes > 1 or config.trainer.num_nodes > 1) and not has_name:
+    if needs_name and (processes > 1 or config.trainer.num_nodes > 1) and not has_name:
         raise UserError(
             "the processes of a launcher or of several nodes need one run name: set run_name=NAME"
         )

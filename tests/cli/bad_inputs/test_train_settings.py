@@ -1,5 +1,7 @@
 """Settings of a training that are not possible: one line, and nothing is written."""
 
+import shutil
+
 import pytest
 
 from helpers.bad_inputs import DVAE, PRIOR, assert_refused, write_images
@@ -168,6 +170,11 @@ CASES = {
         ["File name too long"],
     ),
     "run name that exists": ([*DVAE, "run_name=first"], None, ["exists", "resume="]),
+    "run name of a model": (
+        [*DVAE, "run_name=shared"],
+        lambda h: shutil.copytree(h.prior / "dvae", h.logs / "dvae" / "shared"),
+        ["logs/dvae/shared is a model: choose another run_name"],
+    ),
     "empty run name": ([*DVAE, "run_name="], None, ["run_name= is empty"]),
     "empty run to resume": ([*DVAE, "resume="], None, ["resume= is empty"]),
     "empty run to start from": ([*DVAE, "init="], None, ["init= is empty"]),
@@ -228,6 +235,33 @@ CASES = {
         [*DVAE, "trainer.precision=3"],
         None,
         ["trainer.precision=3 is not possible", "bf16-mixed"],
+    ),
+    "base of adapters": (
+        ["experiment=finetune", "lora=default", "base={prior}"],
+        None,
+        ["base= is filled in by training: name the source of the weights with init=PATH"],
+    ),
+    "key of adapters without adapters": ([*PRIOR, "lora.rank=8"], None, ["set lora=default"]),
+    "key of a search without a search": (
+        [*DVAE, "hydra.sweeper.n_trials=2"],
+        None,
+        ["hydra.sweeper.n_trials= is for a search with Optuna: add sweep=NAME"],
+    ),
+    "key of no logger": ([*DVAE, "logger=none", "logger.csv.name=a"], None, ["logger=none"]),
+    "newest run as the source of a sweep": (
+        ["experiment=finetune", "trainer=cpu", "seed=1,2", "-m"],
+        None,
+        ["init=true names the newest run, which in a sweep is that of the job before"],
+    ),
+    "mistake in a model before its data": (
+        [*DVAE, "data=folder", "data.source.path=/no", "+model.betas=[2,2]"],
+        None,
+        ["model.betas=[2, 2] is not possible"],
+    ),
+    "scales of blocks without a prior": (
+        [*DVAE, "trainer.precision=16-mixed", "trainer.gradient_scaling=per_block"],
+        None,
+        ["trainer.gradient_scaling=per_block is for priors, not for stage=dvae"],
     ),
     "batch that processes cannot share": (
         [*DVAE, "trainer.devices=3", "data.batch_size=32"],
