@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tilewright.files import atomic_file, atomic_folder, write_atomically
+from tilewright.errors import UserError
+from tilewright.files import atomic_file, atomic_folder, locked_folder, write_atomically
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path):
@@ -74,3 +75,33 @@ def test_the_first_of_two_writers_of_a_folder_wins(tmp_path):
             (first / "a").write_text("first")
     assert (path / "a").read_text() == "first"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_exclusive_folder_is_not_replaced_by_that_of_another_writer(tmp_path):
+    path = tmp_path / "folder"
+    refused = pytest.raises(UserError, match="another process has made")
+    with refused, atomic_folder(path, exclusive=True) as second:
+        (second / "a").write_text("second")
+        with atomic_folder(path, exclusive=True) as first:
+            (first / "a").write_text("first")
+    assert (path / "a").read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_locked_folder_admits_one_process_and_leaves_no_lock(tmp_path):
+    def lock(folder):
+        return locked_folder(folder, "in use", "choose another")
+
+    folder = tmp_path / "a" / "b"
+    with lock(folder):
+        with pytest.raises(UserError, match="in use"), lock(folder):
+            pass
+        assert folder.is_dir()
+    assert not folder.exists()
+    folder.mkdir()
+    with lock(folder):
+        pass
+    assert list(folder.iterdir()) == []  # and the folder that was there before stays
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="choose another"), lock(tmp_path / "file" / "a"):
+        pass

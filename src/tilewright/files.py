@@ -6,7 +6,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from tilewright.errors import UserError
+
+LOCK = ".lock"
 
 
 @contextlib.contextmanager
@@ -29,13 +33,17 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path, exclusive: bool = False) -> Iterator[Path]:
     """Yields a temporary folder beside `path`, which is renamed to `path` when the block succeeds.
 
     Several processes may make the same folder at the same time. The first one wins.
 
+    Args:
+        exclusive: True if the folder of another process cannot replace this one.
+
     Raises:
         OSError: `path` cannot be written.
+        UserError: another process has made an exclusive folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
@@ -46,9 +54,46 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             _sync(file)
         try:
             temporary.rename(path)
-        except OSError:
+        except OSError as error:
             if not path.is_dir():
                 raise
+            if exclusive:
+                raise UserError(
+                    f"another process has made {path} in the meantime: name another folder"
+                ) from error
+
+
+@contextlib.contextmanager
+def locked_folder(folder: Path, in_use: str, advice: str) -> Iterator[None]:
+    """Locks a folder for one process, and creates it if needed.
+
+    The operating system releases the lock of a killed process. A folder that was created and is
+    empty at the end is removed.
+
+    Args:
+        in_use: message for the case that another process holds the lock.
+        advice: what to do if the folder cannot be written or locked.
+
+    Raises:
+        UserError: another process holds the lock, or the folder cannot be written or locked.
+    """
+    file_lock, existed = FileLock(folder / LOCK), folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file_lock.acquire(blocking=False)
+    except Timeout as error:
+        raise UserError(in_use) from error
+    except (OSError, NotImplementedError) as error:  # the latter on file systems without locks
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{folder} cannot be written or locked ({reason}): {advice}") from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            (folder / LOCK).unlink()
+            if not existed:
+                folder.rmdir()  # fails if files are in the folder
+        file_lock.release()
 
 
 def _sync(file: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from helpers.command import PROMPT, fail, images, make_home, run
+from tilewright import files
 from tilewright.pipeline import TextToImage
 
 
@@ -136,3 +137,18 @@ def test_best_of_without_a_ranker_is_refused(copied, tmp_path):
     shutil.copytree(copied.prior, alone.prior)
     line = fail(alone, "generate", f"prompt={PROMPT}", "best_of=9")
     assert "python src/train.py stage=ranker" in line
+
+
+def test_two_commands_do_not_mix_their_images_in_one_folder(copied, tmp_path):
+    out = tmp_path / "out"
+    arguments = [f"prompt={PROMPT}", f"run={copied.prior}", "n=1"]
+    with files.locked_folder(out, "in use", "wait"):
+        line = fail(copied, "generate", *arguments, f"out={out}")
+        assert f"another process generates images in {out}" in line
+        assert not images(out)
+
+
+def test_images_can_be_written_to_the_working_directory(copied, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(copied, "generate", f"prompt={PROMPT}", f"run={copied.prior}", "n=1", "out=.")
+    assert set(images(tmp_path)) == {"000-000.png", "grid.png"}

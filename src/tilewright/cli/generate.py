@@ -36,9 +36,11 @@ def main(config: DictConfig) -> None:
     prompts = parse_prompts(config)
     run = resolve(config)
     out = output_folder(config, run)
-    pipeline = load(config, run)
-    prompts = complete(config, pipeline, prompts)
-    grids = generate(config, run, pipeline, prompts, out)
+    in_use = f"another process generates images in {out}: wait for its end, or set out=FOLDER"
+    with files.locked_folder(out, in_use, "set out=FOLDER, on a file system that has locks"):
+        pipeline = load(config, run)
+        prompts = complete(config, pipeline, prompts)
+        grids = generate(config, run, pipeline, prompts, out)
     print(f"The images are in {out}, all of them together in {' to '.join(grids)}")
 
 
@@ -103,7 +105,9 @@ def output_folder(config: DictConfig, run: Path) -> Path:
     Each job of a sweep has its own folder.
     """
     out = runs.follow_latest(config.out) if config.out else run / "samples"
-    out = out.with_name(settings.job_name(out.name))
+    if settings.is_sweep():
+        out = out.resolve()
+        out = out.with_name(settings.job_name(out.name))
     settings.check_folder(out, "name another one with out=")
     return out
 

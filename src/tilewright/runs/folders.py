@@ -25,7 +25,6 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import AliasToken, SafeLoader, YAMLError, scan
@@ -47,7 +46,6 @@ DVAE = "dvae"
 RANKER = "ranker"
 LATEST = "latest"
 CAPTION_ENCODER = "tilewright.data.CaptionEncoder"
-LOCK = ".lock"
 STAGES = ("dvae", "prior", "ranker")
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)+")  # someone/name, possibly with a subfolder
 FORMAT = 2  # of config.yaml and config.json; Tilewright 0.1 wrote no number
@@ -94,33 +92,15 @@ def set_latest(run: Path) -> None:
 def lock(run: Path) -> Iterator[None]:
     """Locks a run's folder for one training, and creates it if needed.
 
-    The operating system releases the lock of a killed process. A folder that is still without a
-    configuration at the end is removed.
+    A folder that is still empty at the end is removed.
 
     Raises:
         UserError: another process trains this run, or the folder cannot be written or locked.
     """
-    file_lock = FileLock(run / LOCK)
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        file_lock.acquire(blocking=False)
-    except Timeout as error:
-        raise UserError(
-            f"another process is training {run}: wait for its end, or choose another run_name"
-        ) from error
-    except OSError as error:
-        raise UserError(
-            f"{run} cannot be written or locked ({error.strerror or error}): choose another folder "
-            "with paths.logs, on a file system that has locks"
-        ) from error
-    try:
+    in_use = f"another process is training {run}: wait for its end, or choose another run_name"
+    advice = "choose another folder with paths.logs, on a file system that has locks"
+    with files.locked_folder(run, in_use, advice):
         yield
-    finally:
-        if not (run / CONFIG).exists():
-            with contextlib.suppress(OSError):  # other files may be in the folder
-                (run / LOCK).unlink()
-                run.rmdir()
-        file_lock.release()
 
 
 def follow_latest(path: str | Path) -> Path:
@@ -171,6 +151,8 @@ def load_config(folder: Path) -> DictConfig:
             f"{file} is not a run's configuration: its stage is not one of {', '.join(STAGES)}"
         )
     _check_format(config, file)
+    if not isinstance(config.get("choices"), DictConfig):  # of a stranger's model
+        config.choices = {}
     return config
 
 

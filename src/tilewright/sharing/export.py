@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tilewright import runs
-from tilewright.data import CaptionedImages
 from tilewright.errors import UserError
 from tilewright.files import atomic_folder
 from tilewright.pipeline import TextToImage
@@ -68,7 +68,7 @@ def export(
             "it, set tokenizer.path in config.json to the encoder's name on the Hub",
             config.tokenizer.path,
         )
-    with atomic_folder(out) as folder:
+    with atomic_folder(out, exclusive=True) as folder:
         _copy_networks(stage, folder, run, ranker, sampling or {}, adapter)
         samples: Samples | None = None
         if stage == "prior":
@@ -107,16 +107,26 @@ def _resolve_captions(run: Path, captions: Sequence[str] | int) -> list[str]:
     """Returns the captions, or a sample of the run's validation split."""
     if not isinstance(captions, int):
         return list(captions)
-    data = _load_data(run)
-    if data is None:
-        raise UserError(f"{run} has no data for the captions of the samples: set prompt=…")
-    return [caption for _, caption in data.examples("validation", captions)]
+    pairs = _examples(run, captions, "the captions of the samples: set prompt=…")
+    return [caption for _, caption in pairs]
 
 
-def _load_data(run: Path) -> CaptionedImages | None:
-    """Loads the data that a run was trained on; None for an exported model."""
+def _examples(run: Path, count: int, purpose: str) -> list[tuple[Tensor, str]]:
+    """Returns images and captions of the validation split that a run was trained on.
+
+    Args:
+        purpose: use of the data and a way out, for messages.
+
+    Raises:
+        UserError: the run is an exported model, or its data cannot be read.
+    """
     settings = runs.load_config(run).get("data")
-    return None if settings is None else runs.load_data(settings)
+    if settings is None:
+        raise UserError(f"{run} has no data for {purpose}")
+    try:
+        return list(runs.load_data(settings).examples("validation", count))
+    except UserError as error:
+        raise UserError(f"{run} has data that cannot be read ({error}) for {purpose}") from error
 
 
 def _write_samples(folder: Path, captions: list[str], n: int, seed: int) -> Samples:
@@ -134,10 +144,8 @@ def _write_reconstructions(folder: Path, run: Path, count: int) -> Samples | Non
     network = runs.load_network(folder)
     if count == 0:
         return None
-    data = _load_data(run)
-    if data is None:
-        raise UserError(f"{run} has no data for images={count}: leave it out")
-    originals = torch.stack([image for image, _ in data.examples("validation", count)])
+    pairs = _examples(run, count, f"images={count}: leave it out")
+    originals = torch.stack([image for image, _ in pairs])
     reconstructions = network.decode(network.encode(originals))
     save_png(reconstruction_grid(originals, reconstructions), folder / SAMPLES)
     return Samples(SAMPLES)

@@ -13,6 +13,12 @@ CASES = {
         None,
         ["trust=yes is not possible: set true or false"],
     ),
+    "no family": (["out={cache}/m"], None, ["family= is missing: choose one of family=chameleon"]),
+    "range of pixels": (
+        ["family=diffusers_vq", "family.path=a", "out={cache}/m", "family.pixels=sined"],
+        None,
+        ["family.pixels=sined is not possible: set null, signed or unit"],
+    ),
     "converted model in the place of a run": (
         [*OPENAI, "out={dvae}", "trust=true"],
         None,

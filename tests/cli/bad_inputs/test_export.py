@@ -2,7 +2,7 @@
 
 import pytest
 
-from helpers.bad_inputs import RED, assert_refused, remove_rankers
+from helpers.bad_inputs import RED, assert_refused, change_config, remove_rankers
 
 # name: (arguments, a function that makes the input bad, parts of the message)
 CASES = {
@@ -28,6 +28,11 @@ CASES = {
         )
         for argument in ("n=2", "captions=2", RED)
     },
+    "export of a prior whose data cannot be read": (
+        ["out={cache}/m"],
+        lambda h: change_config(h.prior / "config.yaml", data__source__image_size=16),
+        ["has data that cannot be read (image_size=16 is too small", "set prompt=…"],
+    ),
     "export of no caption": (["out={cache}/m", "captions=0"], None, ["captions=0 is not possible"]),
     "export of captions of two kinds": (
         ["out={cache}/m", RED, "captions=2"],
