@@ -21,6 +21,8 @@ def test_available_cpus_respects_the_affinity_mask():
 
 
 def test_unavailable_devices_are_refused():
+    with pytest.raises(UserError, match="device=null is not available"):
+        resolve_device(None)
     assert resolve_device("cpu") == "cpu"
     for device in ("nonsense", "cuda:99", "meta", "hpu", "cpu:-1"):
         with pytest.raises(UserError, match=f"device={device} is not available"):

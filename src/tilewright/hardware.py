@@ -29,13 +29,14 @@ def resolve_device(requested: str) -> str:
 
     if requested == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    refusal = UserError(f"device={requested} is not available on this machine: use device=auto")
+    name = "null" if requested is None else requested
+    refusal = UserError(f"device={name} is not available on this machine: use device=auto")
     try:
         kind = torch.device(requested).type
         if kind not in ("cpu", trainer_device("auto")):  # torch knows more, such as "meta"
             raise refusal
         torch.empty(0, device=requested)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise refusal from error
     return requested
 

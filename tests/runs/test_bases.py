@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from omegaconf import OmegaConf
 
 from tilewright import runs
 from tilewright.errors import UserError
@@ -40,3 +41,14 @@ def test_a_chain_of_bases_that_has_no_end_is_refused(tmp_path):
     adapter(tmp_path / "second", first)
     with pytest.raises(UserError, match="has adapters of itself"):
         runs.dvae_folder(first)
+
+
+def test_a_base_is_found_after_the_folder_around_it_has_moved(tmp_path):
+    run = tmp_path / "new" / "logs" / "prior" / "a"
+    base = tmp_path / "new" / "models" / "base"
+    run.mkdir(parents=True)
+    base.mkdir(parents=True)
+    for former in ("logs/prior/a", str(tmp_path / "old" / "logs" / "prior" / "a")):
+        path = str(tmp_path / "old" / "models" / "base")
+        config = OmegaConf.create({"run": former, "base": {"path": path}})
+        assert runs.base_folder(run, config) == base.resolve()

@@ -136,3 +136,18 @@ def test_a_wrong_local_path_does_not_ask_the_hub(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", None)
     for path in ("vqvae/nothing", "nothing", "/nothing/at_all", "../no/where"):
         assert f"there is no run {Path(path)}" in refusal(runs.find, tmp_path, "dvae", path)
+
+
+def test_the_weights_of_a_whole_pipeline_are_not_downloaded(tmp_path, monkeypatch):
+    (tmp_path / "vqvae").mkdir()
+    (tmp_path / "vqvae" / "config.json").write_text(json.dumps({"_class_name": "VQModel"}))
+    asked = []
+
+    def snapshot_download(repository, revision, allow_patterns):
+        asked.extend(allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    line = refusal(runs.find, tmp_path, "dvae", "someone/pipeline")
+    assert f"give a folder in it, such as {tmp_path / 'vqvae'}" in line
+    assert asked == ["*.json"]

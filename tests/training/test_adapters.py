@@ -227,3 +227,10 @@ def test_adapters_of_another_network_are_refused(plain, adapted):
     ):
         with pytest.raises(UserError, match=message):
             merge_adapters(weights, adapters, 1.0)
+
+
+def test_small_changes_of_a_base_in_bf16_are_not_rounded_away():
+    base = {"layer.weight": torch.full((2, 2), 1.0, dtype=torch.bfloat16)}
+    matrices = {"layer.lora_A.weight": torch.ones(1, 2), "layer.lora_B.weight": torch.ones(2, 1)}
+    merged = merge_adapters(base, matrices, 1e-4)["layer.weight"]
+    torch.testing.assert_close(merged, torch.full((2, 2), 1.0001))

@@ -65,3 +65,12 @@ def test_the_number_of_updates_of_a_broken_checkpoint_is_unknown(folder):
     assert torch.load(file, weights_only=True, mmap=True) == {"global_step": 3}
     file.write_bytes(file.read_bytes()[:100])
     assert read_steps(file) == 0
+
+
+def test_only_folders_of_older_shards_are_removed(folder):
+    mine, shards = folder / "last.ckpt-before-the-change", folder / "last.ckpt-0123abcd"
+    for path in (mine, shards):
+        path.mkdir(parents=True)
+    AtomicCheckpointIO().save_checkpoint({"global_step": 1}, folder / "last.ckpt")
+    assert mine.is_dir()
+    assert not shards.exists()

@@ -54,13 +54,16 @@ def load(config: DictConfig, run: Path, has_ranker: bool) -> "Playground":
     """Loads the prior, its dVAE, and the ranker if there is one."""
     from tilewright.pipeline import TextToImage
     from tilewright.playground.session import Playground
+    from tilewright.reranking import resolve_best_of
 
     config.device = resolve_device(config.device)
     settings.fill_in_sampling(config, run)
     instantiate(config.sampling)  # refuses values that are not possible
+    ranker = instantiate(config.ranker) if has_ranker else None
+    resolve_best_of(config.n, config.best_of, ranker)
     return Playground(
         TextToImage.from_run(run, config.device),
-        instantiate(config.ranker) if has_ranker else None,
+        ranker,
         run_name=run.name,
         ranker_name=settings.choices()["ranker"] if has_ranker else None,
         batch_size=config.batch_size,
@@ -75,6 +78,6 @@ def serve(config: DictConfig, run: Path, playground: "Playground") -> None:
     from tilewright.playground import server
     from tilewright.playground.page import build_page
 
-    data = runs.load_config(run).choices.data
-    page = build_page(playground, config, config.examples.get(data, []))
+    data = runs.TrainingData.from_run(runs.load_config(run)).name  # of a converted model, unknown
+    page = build_page(playground, config, config.examples.get(data or "", []))
     server.serve(page, config.host, config.port)

@@ -4,10 +4,13 @@ import functools
 import logging
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tilewright import configs, runs
@@ -50,27 +53,36 @@ def find_run(config: DictConfig) -> Path:
     if OmegaConf.is_missing(config, "metric"):
         metrics = ", ".join(f"metric={name}" for name in settings.options("metric"))
         raise UserError(f"metric= is missing: choose one of {metrics}")
-    check_used()
+    check_used(sys.argv[1:])
     data = settings.training_data(config)
     return runs.find(Path(config.paths.logs), config.stage, config.run, data=data)
 
 
-def check_used() -> None:
+def check_used(arguments: Sequence[str]) -> None:
     """Checks that a metric of this command reads each general setting of the command line.
 
+    Args:
+        arguments: the command line, with the metrics of all jobs.
+
     Raises:
-        UserError: none reads one of them.
+        UserError: no metric reads a setting, or `metric=` is repeated.
     """
-    (chosen,) = [word for word in sys.argv[1:] if word.startswith("metric=")] or [""]
-    names = chosen.removeprefix("metric=").split(",")
-    if not set(names) <= set(settings.options("metric")):
-        return  # such as glob(*)
-    composed = [hydra.compose("eval", [f"metric={name}"]) for name in names]
-    used = set().union(*(_references(config, "metric") for config in composed))
+    words = [word for word in arguments if runs.override_key(word) == "metric"]
+    if len(words) > 1:
+        metrics = ",".join(word.partition("=")[2] for word in words)
+        raise UserError(f"{words[1]} replaces {words[0]}: for several, set metric={metrics}")
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+    used: set[str] = set()
+    for override in parser.parse_overrides(words):
+        is_list = override.is_sweep_override()
+        for name in override.sweep_string_iterator() if is_list else [override.value()]:
+            if name not in settings.options("metric"):
+                return  # its job reports it
+            used |= _references(hydra.compose("eval", [f"metric={name}"]), "metric")
     for key in settings.typed_keys():
         branch = key.partition(".")[0]
         if branch in SHARED and branch not in used:
-            raise UserError(f"{key}= has no effect on {chosen}: leave it out")
+            raise UserError(f"{key}= has no effect on {words[0]}: leave it out")
 
 
 def _references(config: DictConfig, key: str) -> set[str]:
@@ -90,9 +102,15 @@ def data_settings(config: DictConfig, run: Path) -> tuple[str, dict[str, Any]]:
     keys = [runs.override_key(override) for override in settings.overrides()]
     changes = {key: OmegaConf.select(config, key) for key in keys if key.startswith("data.")}
     name = settings.choices().get("data")
+    requested = changes.get("data.image_size")
+    if requested is not None and requested != (size := runs.image_size(run)):
+        raise UserError(
+            f"data.image_size={requested} does not fit {run}, whose images have {size} pixels: "
+            "leave it out"
+        )
     with open_dict(config):
-        if "data" in saved and name in {None, saved.choices.data}:
-            config.data, name = saved.data, saved.choices.data
+        if "data" in saved and name in {None, saved.choices.get("data")}:
+            config.data, name = saved.data, saved.choices.get("data")
             for key, value in changes.items():
                 OmegaConf.update(config, key, configs.escape(value))
         elif config.get("data") is None:

@@ -21,6 +21,7 @@ from tilewright.errors import UserError, first_line
 
 SHARDS = "shards"  # checkpoint key that stores the shard folder and its files
 TENSOR = "tilewright.stored_tensor"  # key of a stored tensor's name
+SUFFIX = 8 * "[0-9a-f]"  # of a shard folder's name, as a pattern; other folders are the user's
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def load_stored_tensors(value: Any) -> Any:
 def remove_old_shards(file: Path, checkpoint: dict[str, Any]) -> None:
     """Removes the folders of checkpoints that a file held before this one."""
     current = checkpoint.get(SHARDS, {}).get("folder")
-    for folder in file.parent.glob(f"{file.name}-*"):
+    for folder in file.parent.glob(f"{file.name}-{SUFFIX}"):
         if folder.name != current:
             shutil.rmtree(folder, ignore_errors=True)
 

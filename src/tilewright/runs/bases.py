@@ -8,9 +8,10 @@ import json
 import os
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from tilewright import files
+from tilewright.checks import check_whole
 from tilewright.errors import UserError
 from tilewright.runs import hub
 from tilewright.runs.folders import (
@@ -48,7 +49,9 @@ def _find_base(folder: Path, config: DictConfig) -> Path:
     named = follow_latest(config.base.path)
     places = [named]
     if config.get("run") and named.is_absolute():
-        places.append(Path(os.path.normpath(folder / os.path.relpath(named, config.run))))
+        # A relative `run` was below the working directory, which may be any folder above the base.
+        former = [parent / config.run for parent in reversed(named.parents)]
+        places += [Path(os.path.normpath(folder / os.path.relpath(named, f))) for f in former]
     for place in places:
         if place.is_dir():
             return place.resolve()
@@ -96,7 +99,10 @@ def dvae_folder(prior: Path, above: tuple[Path, ...] = ()) -> Path:
 def image_size(folder: Path) -> int:
     """Returns the side, in pixels, of the images that a run's network generates or reads."""
     is_prior = load_config(folder).stage == "prior"
-    return load_config(dvae_folder(folder) if is_prior else folder).model.network.image_size
+    place = dvae_folder(folder) if is_prior else folder
+    size = OmegaConf.select(load_config(place), "model.network.image_size")
+    check_whole(f"model.network.image_size in {place}", size)
+    return size
 
 
 def perceptual_network(folder: Path) -> str | None:

@@ -4,7 +4,7 @@ from pathlib import Path, PurePosixPath
 
 from tilewright import weight_files
 from tilewright.errors import UserError, first_line
-from tilewright.runs.folders import follow_latest, public_family
+from tilewright.runs.folders import MODEL_CONFIG, follow_latest, public_family
 
 # Files of a model. Others, such as pickles, are not downloaded.
 FILES = ["*.json", "*.safetensors"]
@@ -51,8 +51,10 @@ def image_tokenizer_folder(name: str) -> Path:
 
     folder = download(["*.json"])
     family = public_family(folder)
-    if family is None:
+    if family is None and (folder / MODEL_CONFIG).is_file():
         return download(FILES)
+    if family is None:  # a whole pipeline, whose weights nobody reads; loading it names its parts
+        return folder
     return download(["*.json", *weight_files.names_in_folder(folder, family.prefix)])
 
 

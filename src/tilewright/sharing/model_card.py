@@ -256,7 +256,7 @@ def _results(run: Path) -> str:
         return "Not evaluated."
     lines = [f"| {' | '.join(COLUMNS)} | settings |", "|---" * (len(COLUMNS) + 1) + "|"]
     for result in results:
-        cells = [_format(result[column]) for column in COLUMNS]
+        cells = [_format(result.get(column, "")) for column in COLUMNS]
         settings = [
             f"{key}={_without_folder(value)}"
             for key, value in result.items()

@@ -176,7 +176,8 @@ def merge_adapters(
                 f"the adapter of {layer} has shapes {list(b.shape)} and {list(a.shape)}, which do "
                 f"not fit {list(weight.shape)}: use the base that it was trained on"
             )
-        merged[name] = weight + scale * (b.to(weight.dtype) @ a.to(weight.dtype))
+        # In fp32, because a base in bf16 would round small changes away.
+        merged[name] = weight.float() + scale * (b.float() @ a.float())
     return merged
 
 

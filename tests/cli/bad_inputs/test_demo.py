@@ -10,6 +10,8 @@ CASES = {
     "port above the limit": (["port=99999"], None, ["port=99999 is not possible"]),
     "no image to show": (["n=0"], None, ["n=0 is not possible"]),
     "no row of an image": (["rows=0"], None, ["rows=0 is not possible"]),
+    "word as a number of candidates": (["best_of=x"], None, ["best_of=x is not possible"]),
+    "fewer candidates than images": (["n=4", "best_of=2"], None, ["best_of=2 is smaller than n=4"]),
     "page of a negative temperature": (
         ["temperature=-1"],
         None,

@@ -44,6 +44,26 @@ CASES = {
         None,
         ["images=0 is not possible"],
     ),
+    "repeated metric": (
+        ["metric=fid", "metric=kid"],
+        None,
+        ["metric=kid replaces metric=fid: for several, set metric=fid,kid"],
+    ),
+    "setting of another metric in quotes": (
+        ["metric='retrieval'", "temperature=0.5"],
+        None,
+        ["temperature= has no effect on metric='retrieval'"],
+    ),
+    "images of another size": (
+        ["metric=reconstruction", "data=shapes", "data.image_size=64"],
+        None,
+        ["data.image_size=64 does not fit {dvae}, whose images have 32 pixels"],
+    ),
+    "images of another size than a model's": (
+        ["metric=reconstruction", "run={prior}/dvae", "data=shapes", "data.image_size=64"],
+        None,
+        ["data.image_size=64 does not fit {prior}/dvae"],
+    ),
     "no image to measure": (["metric=fid", "images=0"], None, ["images=0 is not possible"]),
     "file in the place of results": (
         ["metric=reconstruction"],

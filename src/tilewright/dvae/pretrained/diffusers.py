@@ -15,6 +15,7 @@ DOWN = {
     "AttnDownEncoderBlock2D": True,
 }  # True for blocks with attention
 UP = {"UpDecoderBlock2D": False, "AttnUpDecoderBlock2D": True}
+RANGES = ("signed", "unit")  # of pixels
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,13 @@ class Diffusers(FolderFamily):
     """
 
     pixels: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pixels not in (None, *RANGES):
+            raise UserError(
+                f"family.pixels={self.pixels} is not possible: set null, {' or '.join(RANGES)}"
+            )
 
     def settings(self) -> dict[str, Any]:
         options = self.options()

@@ -192,7 +192,10 @@ def render(scene: Scene, image_size: int = UNITS) -> np.ndarray:
         UserError: `image_size` is below 32. Small shapes are not distinguishable there.
     """
     if image_size < UNITS:
-        raise UserError(f"image_size={image_size} is too small for shapes: set {UNITS} or more")
+        raise UserError(
+            f"image_size={image_size} is too small for shapes: set {UNITS} or more, or choose "
+            "other data"
+        )
     scale = image_size / UNITS
     image = np.full((image_size, image_size, 3), BACKGROUND, dtype=np.float32)
     for thing in scene.things:
