@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from helpers.gray_model import CAPTIONS, BrightnessRanker, GrayTiles, make_model, make_tokenizer
+from tilewright import pipeline
 from tilewright.checks import format_value
 from tilewright.data import BytePairTokenizer
 from tilewright.errors import UserError
@@ -194,8 +195,27 @@ def test_scores_do_not_depend_on_the_batch_size(model):
     assert sum(small_batches.batch_sizes) == 30
 
 
+def test_batches_of_images_fit_the_memory(model, monkeypatch):
+    """A public prior of 36 layers needs 138 MB for each image, and twice that with guidance."""
+    tokens, images = model.sample_tokens(CAPTIONS, 5), model.generate(CAPTIONS, 5).images
+    _, caches = model.prior.prefill(torch.zeros(1, 8, dtype=torch.long), 1)
+    assert model.prior.cache_bytes == sum(cache.nbytes for cache in caches)
+    assert model._max_batch(guidance=1.0) > 128
+    monkeypatch.setattr(pipeline, "FREE_BYTES", 9 * model.prior.cache_bytes)
+    assert [model._max_batch(guidance) for guidance in (1.0, 3.0)] == [4, 2]
+    sizes, prefill = [], model.prior.prefill
+    monkeypatch.setattr(
+        model.prior, "prefill", lambda text, n: sizes.append(len(text) * n) or prefill(text, n)
+    )
+    monkeypatch.setattr(pipeline, "DECODED_PIXELS", 3 * 16**2)
+    generated = model.generate(CAPTIONS, 5)
+    assert max(sizes) == 4
+    assert torch.equal(generated.images, images)
+    assert torch.equal(model.sample_tokens(CAPTIONS, 5), tokens)
+
+
 @pytest.mark.parametrize("ranker", [None, BrightnessRanker()])
-def test_images_are_decoded_in_batches_of_the_given_size(model, monkeypatch, ranker):
+def test_images_are_decoded_in_batches_of_batch_size(model, monkeypatch, ranker):
     sizes, decode = [], model.image_tokenizer.decode
     monkeypatch.setattr(
         model.image_tokenizer, "decode", lambda tokens: sizes.append(len(tokens)) or decode(tokens)

@@ -34,6 +34,9 @@ from tilewright.reranking import ContrastiveRanker, Ranker, resolve_best_of
 from tilewright.runs import hub
 from tilewright.viz.images import to_pil
 
+FREE_BYTES = 2**33  # memory that sampling may assume on another device than CUDA
+DECODED_PIXELS = 2**21  # of one batch: 32 images of 256x256, or 8 of 512x512
+
 
 @dataclass(frozen=True)
 class GeneratedImages:
@@ -285,7 +288,8 @@ class TextToImage:
             seed: seed of the random numbers.
             image_prompt: image whose top rows of image tokens are kept.
             rows: number of rows kept from `image_prompt`; 0 without one.
-            batch_size: number of images that are sampled, scored or decoded in one batch.
+            batch_size: number of images that are sampled, scored or decoded in one batch, if the
+                memory allows it.
             first_caption: index of the first caption, if the captions are a part of a longer list.
 
         Raises:
@@ -329,6 +333,7 @@ class TextToImage:
         check_whole("batch_size", batch_size)
         sampling = self._resolve_sampling(sampling)
         self.check_supports(sampling)
+        batch_size = min(batch_size, self._max_batch(sampling.guidance))
         self._check_captions(captions)
         # Converts the weights here, not once per batch.
         prior = with_low_precision_weights(self.prior, sampling.weights)
@@ -357,7 +362,8 @@ class TextToImage:
     @torch.inference_mode()
     def decode(self, tokens: Tensor, batch_size: int = 128) -> Tensor:
         """Decodes image tokens [C, n, h, w] to images [C, n, 3, H, W] in [0, 1]."""
-        batches = tokens.flatten(0, 1).split(batch_size)
+        limit = max(1, DECODED_PIXELS // self.image_tokenizer.image_size**2)
+        batches = tokens.flatten(0, 1).split(min(batch_size, limit))
         images = torch.cat([self.image_tokenizer.decode(batch) for batch in batches])
         return images.unflatten(0, tokens.shape[:2])
 
@@ -432,6 +438,20 @@ class TextToImage:
         """
         text = self._encode_captions(captions)
         return log_likelihood(self.prior, text, self.image_tokenizer.encode(images.to(self.device)))
+
+    def _max_batch(self, guidance: float) -> int:
+        """Returns the number of images whose keys and values fit the memory, a power of two.
+
+        Steps are compiled for each batch size, and the free memory changes.
+        """
+        bytes_per_image = getattr(self.prior, "cache_bytes", 1) * (1 if guidance == 1 else 2)
+        free = FREE_BYTES
+        if self.device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(self.device)
+            free += torch.cuda.memory_reserved(self.device)
+            free -= torch.cuda.memory_allocated(self.device)
+        images = max(1, free // 2 // bytes_per_image)
+        return 1 << (images.bit_length() - 1)
 
     def _resolve_sampling(self, sampling: Sampling | None) -> Sampling:
         """Returns the sampling of a call, or the default for None."""

@@ -24,7 +24,7 @@ def test_waiting_between_all_steps_counts(monkeypatch, interval):
     assert logged["speed/images_per_second"][-1] == pytest.approx(8 / 4)
 
 
-def test_a_validation_is_no_wait(monkeypatch):
+def test_a_validation_does_not_count_as_waiting(monkeypatch):
     now, logged = [0.0], {}
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     module = SimpleNamespace(log=lambda name, value: logged.update({name: value}))

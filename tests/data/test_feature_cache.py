@@ -66,8 +66,8 @@ def test_captions_whose_hash_ends_in_zero_are_found(tmp_path):
     tokenizer = SimpleNamespace(truncated=0, encode=torch.tensor)
     feature_cache._write_index([captions], tokenizer, tmp_path / "index")
     index = feature_cache.CaptionIndex(tmp_path / "index")
-    found = {index.find(torch.from_numpy(caption)) for caption in captions}
-    assert found == set(range(1000))
+    entries = {index.find(torch.from_numpy(caption)) for caption in captions}
+    assert entries == set(range(1000))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

@@ -139,6 +139,14 @@ class Decoder(nn.Module, ABC):
         for block in self.blocks:
             block.compile(*args, **kwargs)
 
+    @property
+    def cache_bytes(self) -> int:
+        """Memory of the keys and values of one image and its caption in fp32, in bytes."""
+        norm: Any = self.norm
+        (width,) = norm.normalized_shape
+        slots = [cache_slots(block.attention.pattern, self.stream).count for block in self.blocks]
+        return 8 * width * (sum(slots) + len(slots) * self.stream.first_image_position)
+
     def prefill(
         self, text: Tensor, candidates: int, compiled_steps: bool = False
     ) -> tuple[Tensor, list[LayerCache]]:

@@ -13,7 +13,8 @@ class Prior(Protocol):
 
     `PriorModule`, `sample`, `complete`, `log_likelihood`, `TextToImage`, low-precision weights and
     FSDP use a network only through these members. `text` is the text of the stream: text tokens
-    [B, T], which are negative after the caption's end, or features [B, T, D + 1].
+    [B, T], which are negative after the caption's end, or features [B, T, D + 1]. A network may
+    also have `cache_bytes`, the memory of the cache of one image, which limits batches.
     """
 
     stream: BaseStream
