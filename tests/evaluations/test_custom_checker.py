@@ -70,7 +70,7 @@ class WhiteModel:
         """Candidate 0 is white and all others are black."""
         return (torch.arange(n) == 0).long().view(1, n, 1, 1).repeat(len(captions), 1, 1, 1)
 
-    def decode(self, tokens):
+    def decode(self, tokens, batch_size):
         return tokens.float()[:, :, None].expand(-1, -1, 3, SIDE, SIDE)
 
     def score(self, ranker, captions, tokens, batch_size):
