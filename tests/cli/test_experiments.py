@@ -115,6 +115,8 @@ def test_priors_have_the_documented_number_of_parameters(size, millions):
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_composes_and_builds(recipe):
     config = composed(f"experiment={recipe}", *(f"++{text}" for text in TOKENS))
+    if recipe == "dvae_vqgan_gpu":  # whose perceptual loss is on weights to download
+        config.loss.perceptual.network = "efficientnet_lite0"
     with torch.device("meta"):
         module = instantiate(config.model)
     rate, steps = module.learning_rate, config.trainer.max_steps
@@ -122,7 +124,7 @@ def test_every_recipe_composes_and_builds(recipe):
     callbacks = instantiate(config.callbacks)
     assert any(isinstance(callback, Throughput) for callback in callbacks.values())
     left_out = {name for name, callback in callbacks.items() if callback is None}
-    assert left_out == ({"best"} if recipe == "prior_emoji" else set())
+    assert left_out == ({"best"} if recipe in {"prior_emoji", "dvae_vqgan_gpu"} else set())
 
 
 def test_cluster_processes_share_a_batch_evenly():
@@ -171,3 +173,13 @@ def test_laptop_recipes_train_on_a_folder(home):
     tokens = record.config.image_tokens
     assert (tokens.grid, tokens.vocab) == (16, 512)
     assert len(list(home.data.glob("image_tokens/*"))) > 8  # crops, and the validation
+
+
+def test_dvae_vqgan_gpu_has_the_sizes_of_llamagens_vq16():
+    """Their tokenizer has 71.9 million parameters."""
+    config = composed("experiment=dvae_vqgan_gpu")
+    with torch.device("meta"):
+        network = instantiate(config.model.network)
+    assert sum(p.numel() for p in network.parameters()) == pytest.approx(71.9e6, rel=1e-3)
+    assert (network.grid, network.num_tokens, network.codebook.channels) == (16, 16384, 8)
+    assert config.data.batch_size * config.trainer.accumulate_grad_batches == 128

@@ -50,6 +50,7 @@ OTHER_KEYS = (
         "loss.*",
     ),
     *("model.network.padding_mode", "model.network.pattern", "model.network.norm"),
+    "model.network.codebook",
     *("model.network.mlp", "model.network.positions", "sampling.*", "trainer.*"),
 )
 CAPTIONS = [
