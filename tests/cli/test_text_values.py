@@ -50,7 +50,7 @@ OTHER_KEYS = (
         "loss.*",
     ),
     *("model.network.padding_mode", "model.network.pattern", "model.network.norm"),
-    "model.network.codebook",
+    *("model.network.codebook", "model.network.quantizer", "callbacks.samples.captions"),
     *("model.network.mlp", "model.network.positions", "sampling.*", "trainer.*"),
 )
 CAPTIONS = [
