@@ -35,6 +35,7 @@ def test_a_converted_prior_with_all_its_parts_generates(tmp_path):
     assert weights.keys() == conversion.weights.keys()
     config = runs.load_config(folder)
     assert (config.choices.model, config.model.caption_dropout) == ("some_family", 0.1)
+    assert config.model.image_dropout == 0
     assert runs.load_sampling(folder) == Sampling(top_k=3, guidance=2.0)
     model = TextToImage.from_pretrained(folder)
     assert model(["a red circle"])[0][0].size == (untrained.SIZE, untrained.SIZE)

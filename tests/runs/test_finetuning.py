@@ -69,6 +69,21 @@ def test_run_recommends_the_sampling_of_its_source(home, tmp_path):
     assert {key: config.sampling[key] for key in expected} == expected
 
 
+def test_run_keeps_the_image_dropout_of_a_source_that_records_it(home, tmp_path):
+    source = shutil.copytree(home.folder / "model", tmp_path / "model")
+    config = composed()
+    default = config.model.image_dropout
+    finetuning.adopt(config, source, [])
+    assert config.model.image_dropout == default > 0
+    saved = runs.load_config(source)
+    saved.model.image_dropout = 0.0
+    runs.save_network(source, saved, runs.load_weights(source))
+    finetuning.adopt(config, source, ["model.image_dropout"])
+    assert config.model.image_dropout == default
+    finetuning.adopt(config, source, [])
+    assert config.model.image_dropout == 0
+
+
 def test_run_starts_with_the_weights_tokenizer_and_dvae_of_its_source(home):
     source = home.folder / "model"
     tuned = finetune(home, "equal", *rate(0), "tokenizer.dropout=0.5")

@@ -33,7 +33,8 @@ from tilewright.runs.folders import (
 from tilewright.training.checkpoint_steps import read_steps
 from tilewright.weight_files import limit_parameters, read_tensors, write_tensors
 
-MODEL_KEYS = ("network", "caption_dropout")  # settings of a run's `model` that a model keeps
+# Settings of a run's `model` that a model keeps.
+MODEL_KEYS = ("network", "caption_dropout", "image_dropout")
 SAMPLING = "tilewright.prior.Sampling"
 ADAPTERS = "tilewright.training.LowRankAdapters"
 
@@ -323,7 +324,7 @@ def _save_config(
         "stage": config.stage,
         "choices": config.choices,
         "steps": steps,
-        # Without caption dropout, a prior refuses guidance.
+        # Without caption dropout, a prior refuses guidance. Fine-tuning keeps the image dropout.
         "model": {key: config.model[key] for key in MODEL_KEYS if key in config.model},
     }
     for key in ("tokenizer", "sampling", *more_keys):
@@ -346,6 +347,8 @@ def save_conversion(folder: Path, conversion: Conversion, name: str) -> None:
     model: dict[str, Any] = {"network": conversion.network}
     if conversion.caption_dropout is not None:
         model["caption_dropout"] = conversion.caption_dropout
+    if conversion.stage == "prior":
+        model["image_dropout"] = 0.0  # published priors never saw dropped tokens
     config = {
         "stage": conversion.stage,
         "choices": {"model": name, "family": name},
