@@ -84,6 +84,15 @@ def test_run_keeps_the_image_dropout_of_a_source_that_records_it(home, tmp_path)
     assert config.model.image_dropout == 0
 
 
+def test_image_dropout_of_a_stranger_builds_nothing(home, tmp_path):
+    source = shutil.copytree(home.folder / "model", tmp_path / "model")
+    saved = runs.load_config(source)
+    saved.model.image_dropout = {"_target_": "os.system", "command": "true"}
+    runs.save_network(source, saved, runs.load_weights(source))
+    with pytest.raises(UserError, match=r"model\.image_dropout in .* is not"):
+        finetuning.adopt(composed(), source, [])
+
+
 def test_run_starts_with_the_weights_tokenizer_and_dvae_of_its_source(home):
     source = home.folder / "model"
     tuned = finetune(home, "equal", *rate(0), "tokenizer.dropout=0.5")

@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tilewright import runs
-from tilewright.checks import format_value
+from tilewright.checks import check_number, format_value
 from tilewright.configs import escape
 from tilewright.errors import UserError
 from tilewright.runs import fixed_keys, safe_build
@@ -97,8 +97,15 @@ def _saved_option(saved: DictConfig, group: str) -> str | None:
 
 
 def _adopt_prior(config: DictConfig, source: Path, saved: DictConfig, keys: list[str]) -> None:
-    """Adopts the dVAE of a prior, and its sampling, except for typed keys."""
+    """Adopts the dVAE of a prior, its image dropout and its sampling, except for typed keys.
+
+    Raises:
+        UserError: the image dropout is not a number.
+    """
     config.dvae = escape(str(runs.dvae_folder(source)))
+    if "model.image_dropout" not in keys and "image_dropout" in saved.model:
+        check_number(f"model.image_dropout in {source}", saved.model.image_dropout, 0, 1)
+        config.model.image_dropout = saved.model.image_dropout
     if saved.get("sampling"):
         recommended = vars(runs.load_sampling(source))
         for key in config.sampling.keys() & recommended.keys():
