@@ -1,13 +1,13 @@
 """Quality of a text-to-image model by the number of its training pairs, on data=emoji.
 
 Trains both stages on each number of pairs and samples images. The smaller sets are part of the
-larger ones. `metric=identification` measures captions of the training, which a model may know by
-heart, and captions of concepts that no training pair shows.
+larger ones. `metric=identification` measures training captions, which a model may memorize,
+and captions of concepts that no training pair shows.
 
     python benchmarks/data_size.py sizes=[250,1000,3200]
     python benchmarks/data_size.py dvae=[experiment=dvae_emoji] prior=[experiment=prior_emoji]
 
-Every other key is one of both trainings. An interrupted benchmark continues where it stopped.
+Every other key is a setting of both runs. An interrupted benchmark continues where it stopped.
 """
 
 import csv

@@ -26,7 +26,7 @@ def test_guidance_of_a_prior_without_caption_dropout_is_refused_at_the_start(
 
 @pytest.mark.parametrize("captions", ["a red circle", 7, [7, 8], ["a red circle", None]])
 def test_captions_that_are_not_a_list_of_text_are_refused_before_the_training(captions):
-    with pytest.raises(UserError, match=r"^captions=.* of callbacks\.samples is not a list"):
+    with pytest.raises(UserError, match=r"^callbacks\.samples\.captions=.* is not a list"):
         Samples(captions=captions)
 
 

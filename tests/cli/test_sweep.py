@@ -212,8 +212,8 @@ def test_missing_optuna_is_one_line(home, monkeypatch):
     [
         (["callbacks.best.mode=max", "monitor=validation/x"], "direction=minimize does not fit"),
         (["hydra.sweeper.direction=maximize"], "does not fit callbacks.best.mode=min"),
-        (["callbacks.best=null"], "callbacks.best=null has none"),
-        (["trainer.limit_val_batches=0"], "trainer.limit_val_batches=0 has none"),
+        (["callbacks.best=null"], "callbacks.best=null disables it"),
+        (["trainer.limit_val_batches=0"], "trainer.limit_val_batches=0 disables it"),
     ],
 )
 def test_sweep_without_a_best_value_in_its_direction_ends_before_a_training(

@@ -42,8 +42,8 @@ class Samples(pl.Callback):
     ):
         if captions is not None and not _are_captions(captions):
             raise UserError(
-                f"captions={captions} of callbacks.samples is not a list of captions: write it "
-                "like ['a red circle']"
+                f"callbacks.samples.captions={captions} is not a list of captions: write "
+                "callbacks.samples.captions=['a red circle']"
             )
         check_whole("callbacks.samples.count", count)
         check_whole("callbacks.samples.candidates", candidates)

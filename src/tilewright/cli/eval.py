@@ -77,7 +77,7 @@ def check_used(arguments: Sequence[str]) -> None:
         is_list = override.is_sweep_override()
         for name in override.sweep_string_iterator() if is_list else [override.value()]:
             if name not in settings.options("metric"):
-                return  # its job reports it
+                return  # the job of this metric reports the error
             used |= _references(hydra.compose("eval", [f"metric={name}"]), "metric")
     for key in settings.typed_keys():
         branch = key.partition(".")[0]

@@ -15,7 +15,7 @@ Since then conf/ has changed: new runs start at a learning rate of 0.004. The us
     python src/train.py stage=dvae resume=true trainer.max_steps=3000
 
 1. `before` is conf/ composed with the recorded overrides: max_steps 1000, start 0.004, steps 1000.
-   Keys of this command line have their saved value.
+   Keys on this command line take their saved values.
 2. `after` adds the overrides of this command line: max_steps 3000, start 0.004, steps 3000.
 3. The saved configuration takes the keys in which `before` and `after` differ:
 
@@ -154,8 +154,8 @@ def _compose(saved: DictConfig, overrides: list[str], typed: Sequence[str] = ())
     """Composes conf/ with overrides and with what training filled in or adopted.
 
     Args:
-        typed: keys that take their saved value, so that a typed value which differs from it is a
-            change, also where it is the default of conf/.
+        typed: keys to set to their saved value, so that a typed value that differs from it counts
+            as a change, even if it is the default in conf/.
     """
     config = hydra.compose("train", text_values.to_hydra(overrides, "train"))
     with open_dict(config):

@@ -172,7 +172,8 @@ def check_sweep(config: DictConfig) -> None:
     if best is None or config.trainer.limit_val_batches == 0:
         cause = "trainer.limit_val_batches=0" if best else "callbacks.best=null"
         raise UserError(
-            f"Optuna needs the best value of {config.monitor}, and {cause} has none: leave it out"
+            f"Optuna needs the best value of {config.monitor}, and {cause} disables it: "
+            "leave it out"
         )
     mode = best.get("mode", "min")
     if {"minimize": "min", "maximize": "max"}.get(direction) != mode:

@@ -20,7 +20,7 @@ from tilewright.training.schedules import FIRST_VALUE
 
 # Keys that name a run or a sweep. They do not describe the training.
 RUN_NAMES = {"resume", "run_name", "run", "sweep"}
-# Keys with the value `auto`, also where an option such as sampling=paper sets a number.
+# Keys with the value `auto`, even if an option such as sampling=paper sets a number.
 AUTO_KEYS = {"temperature", "top_k", "top_p", "guidance", "compile"}
 
 

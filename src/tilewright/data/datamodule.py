@@ -85,7 +85,7 @@ class CaptionedImages(pl.LightningDataModule):
             rows. 0 uses all data.
         filters: filters by name.
         max_pixels: larger images are skipped.
-        require_captions: leave out images without a caption. Otherwise, their caption is "".
+        require_captions: skip images without a caption. If false, their caption is "".
         cache: folder for image tokens and caption features.
         num_workers: dataloader workers of each process. 0 reads between the steps.
         seed: seed of the order, the choice of captions, the crops and BPE dropout.

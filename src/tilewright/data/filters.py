@@ -157,7 +157,7 @@ def usable_captions(value: Any, filters: Sequence[Filter] = (), required: bool =
     Args:
         value: a caption or a list of captions, as stored.
         filters: filters of captions.
-        required: False returns "" as the caption of a row that has none.
+        required: skip a row without a caption. If false, its caption is "".
 
     Raises:
         SkipRow: no caption can be used.
@@ -192,7 +192,7 @@ def filter_table(
 
     Args:
         name: name of the split, for messages.
-        require_captions: False keeps rows without a caption.
+        require_captions: drop rows without a caption.
 
     Raises:
         UserError: no row is left.

@@ -32,7 +32,7 @@ class RowReader:
             first caption without dropout.
         filters: filters of captions and images.
         max_pixels: larger images are skipped.
-        require_captions: skip rows without a caption. Otherwise, their caption is "".
+        require_captions: skip rows without a caption. If false, their caption is "".
     """
 
     def __init__(

@@ -32,7 +32,7 @@ def prepare_splits(
     shuffles them.
 
     Args:
-        require_captions: False keeps rows without a caption.
+        require_captions: drop rows without a caption.
 
     Raises:
         UserError: no row of the training or validation split is left.

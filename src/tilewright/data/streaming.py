@@ -116,8 +116,8 @@ class StreamingDataset(torch.utils.data.IterableDataset):
         part = position.parts[0]
         if part.shards is not None and part.shards["count"] != self.data.num_shards:
             log.warning(
-                "the data has %d shards now, and had %d: reader %d starts its epoch again",
-                self.data.num_shards, part.shards["count"], position.reader,
+                "the data has %d shards instead of %d: reader %d restarts its epoch",
+                self.data.num_shards, part.shards["count"], position.reader + 1,
             )  # fmt: skip
             position = position.move(0, 0, None)
             part = position.parts[0]
@@ -150,8 +150,8 @@ class StreamingDataset(torch.utils.data.IterableDataset):
         if skipped and readers == 1:
             raise no_usable_rows(skipped)
         if skipped and self.seed is not None:
-            name = f"reader {reader + 1} of {readers}, one for each worker of each process,"
-            raise no_usable_rows(skipped, name)
+            error = no_usable_rows(skipped, f"reader {reader + 1} of {readers}")
+            raise UserError(f"{error} (each worker of each process is a reader)")
         if self.seed is not None:
             raise UserError(
                 f"the streaming data has too few rows for {readers} readers, one for each worker "

@@ -64,7 +64,7 @@ class StageTwoCrop:
         check_flag("flip", self.flip)
 
     def for_captions(self, captions: Sequence[str]) -> "StageTwoCrop":
-        """Returns the augmentation of an image with these captions."""
+        """Returns this crop, without mirroring if a caption forbids it."""
         is_fixed = any(map(NOT_MIRRORED.search, captions))
         return StageTwoCrop(self.size, flip=False) if is_fixed else self
 

@@ -20,7 +20,7 @@ from tilewright.runs import listing
 
 logger = logging.getLogger(__name__)
 
-# Keys that every record of results.json has, also where a metric does not use them.
+# Keys that every record of results.json has, even if a metric does not use them.
 OPTIONAL_KEYS = ("extractor", "extractor_digest", "resize")
 RESULTS = "results.json"
 

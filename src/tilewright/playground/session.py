@@ -75,7 +75,7 @@ class Playground:
         model: generates the images.
         ranker: ranks the candidates of `best_of`.
         run_name: name of the model's run, for the page and for saved settings.
-        ranker_name: name of the ranker, likewise.
+        ranker_name: name of the ranker, for the same uses.
         batch_size: number of images that are sampled, scored or decoded in one batch.
         max_candidates: largest number of candidates that a request may sample.
         weights, compile: see `Sampling`.

@@ -31,8 +31,8 @@ class Sampling:
             does any value below 1e-6.
         top_k: sample from the k most likely tokens. None, or a k of the vocabulary's size or more,
             samples from all.
-        top_p: sample from the most likely tokens that together reach this probability, which counts
-            among the `top_k` tokens. None samples from all.
+        top_p: sample from the most likely tokens that together reach this probability, after
+            `top_k` is applied. None samples from all.
         guidance: classifier-free guidance scale. 1 is no guidance; larger values follow the caption
             more closely. Needs a prior that was trained with caption dropout.
         weights: dtype of the linear layers' weights. "bfloat16" and "int8" are faster and sample
@@ -119,7 +119,7 @@ def sample_rows(
         sampling: sampling settings; None uses the defaults.
         seed: seed of the noise.
         caption_offset: index of the first caption, if these are a part of a longer list.
-        candidate_offset: index of the first candidate, likewise.
+        candidate_offset: index of the first candidate, if these are a part of all.
         image_prompt_tokens: image tokens [C, R, w] of the first R rows of all images of a caption.
 
     Yields:

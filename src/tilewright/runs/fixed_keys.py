@@ -48,5 +48,5 @@ def is_fixed_by_training(key: str) -> bool:
 
 
 def follows_weights(key: str) -> bool:
-    """Returns True if the value of a key is taken over with weights, fixed or not."""
+    """Returns True for a key whose value comes with the weights, even if it may change."""
     return key.startswith(FIXED_BY_WEIGHTS)

@@ -107,26 +107,26 @@ def _resolve_captions(run: Path, captions: Sequence[str] | int) -> list[str]:
     """Returns the captions, or a sample of the run's validation split."""
     if not isinstance(captions, int):
         return list(captions)
-    pairs = _examples(run, captions, "the captions of the samples: set prompt=…")
+    pairs = _examples(run, captions, "set prompt=…")
     return [caption for _, caption in pairs]
 
 
-def _examples(run: Path, count: int, purpose: str) -> list[tuple[Tensor, str]]:
+def _examples(run: Path, count: int, advice: str) -> list[tuple[Tensor, str]]:
     """Returns images and captions of the validation split that a run was trained on.
 
     Args:
-        purpose: use of the data and a way out, for messages.
+        advice: what to do without the data, for messages.
 
     Raises:
         UserError: the run is an exported model, or its data cannot be read.
     """
     settings = runs.load_config(run).get("data")
     if settings is None:
-        raise UserError(f"{run} has no data for {purpose}")
+        raise UserError(f"{run} is a model, which has no data: {advice}")
     try:
         return list(runs.load_data(settings).examples("validation", count))
     except UserError as error:
-        raise UserError(f"{run} has data that cannot be read ({error}) for {purpose}") from error
+        raise UserError(f"the data of {run} cannot be read ({error}): {advice}") from error
 
 
 def _write_samples(folder: Path, captions: list[str], n: int, seed: int) -> Samples:
@@ -144,7 +144,7 @@ def _write_reconstructions(folder: Path, run: Path, count: int) -> Samples | Non
     network = runs.load_network(folder)
     if count == 0:
         return None
-    pairs = _examples(run, count, f"images={count}: leave it out")
+    pairs = _examples(run, count, f"leave images={count} out")
     originals = torch.stack([image for image, _ in pairs])
     reconstructions = network.decode(network.encode(originals))
     save_png(reconstruction_grid(originals, reconstructions), folder / SAMPLES)

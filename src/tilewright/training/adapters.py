@@ -224,7 +224,10 @@ def save_adapters(
 
 
 def without_adapters(layer: Any) -> nn.Module:
-    """Returns a plain copy of a layer with adapters, with the merged weights, or another layer."""
+    """Returns a copy of a layer with its adapters merged.
+
+    A layer without adapters is returned unchanged.
+    """
     if not (hasattr(layer, "lora_A") and hasattr(layer, "get_base_layer")):
         return layer
     layer = copy.deepcopy(layer)

@@ -31,7 +31,7 @@ CASES = {
     "export of a prior whose data cannot be read": (
         ["out={cache}/m"],
         lambda h: change_config(h.prior / "config.yaml", data__source__image_size=16),
-        ["has data that cannot be read (image_size=16 is too small", "set prompt=…"],
+        ["the data of ", " cannot be read (image_size=16 is too small", "set prompt=…"],
     ),
     "export of no caption": (["out={cache}/m", "captions=0"], None, ["captions=0 is not possible"]),
     "export of captions of two kinds": (

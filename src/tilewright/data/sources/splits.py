@@ -76,9 +76,9 @@ def resolve_splits(
 
     Without a validation split, `test` becomes the validation split. Without both, `hold_out`
     divides the training split. A single split is the training split, whatever its name. A split
-    without rows does not count. If the training split has captions, a split without any does not
-    become the validation split. One line of the log has the sizes, and where the validation split
-    comes from. A warning names the splits that are not used.
+    without rows does not count. If the training split has captions, a validation or test split
+    without any is not used for validation. One line of the log has the sizes and the origin of the
+    validation split. A warning names the splits that are not used.
 
     Args:
         hold_out: divides rows into (train, validation).
@@ -136,7 +136,7 @@ def _has_caption(rows: Any) -> bool:
 
 
 def _are_captioned(rows: Dataset) -> Iterator[bool]:
-    """Yields for each row of a table if it has a caption."""
+    """Yields True for each row with a caption, and False for each other row."""
     for batch in rows.select_columns("caption").iter(1000):
         yield from (bool(find_captions(value)[0]) for value in batch["caption"])
 
