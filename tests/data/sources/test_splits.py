@@ -2,15 +2,18 @@
 
 import numpy as np
 import pytest
+from datasets import Dataset
 
-from helpers.numbered_images import assert_load_fails, numbered_rows, write_folder
+from helpers.numbered_images import assert_load_fails, numbered_rows, png, write_folder
 from tilewright.data.sources import FolderSource
 from tilewright.data.sources.splits import (
     group_by_split,
     hash_position,
+    hold_out_validation,
     image_identity,
+    is_held_out,
+    moved_position,
     resolve_splits,
-    validation_limit,
 )
 from tilewright.errors import UserError
 
@@ -29,19 +32,45 @@ def test_hash_positions_are_uniform():
     assert abs(shares - 400).max() < 100
 
 
-@pytest.mark.parametrize("positions", [[0.5, 0.9], [0.01, 0.02], [0.3, 0.3, 0.4], [0.0, 0.9]])
-def test_limit_leaves_no_split_empty(positions):
-    limit = validation_limit(positions, 0.05, "set")
-    assert min(positions) < limit <= max(positions)
+@pytest.mark.parametrize("positions", [[0.5, 0.9], [0.01, 0.02], [0.3, 0.3, 0.4], [0.0, 0.04]])
+def test_one_image_moves_if_a_split_would_be_empty(positions):
+    moved = moved_position(positions, 0.05, "set")
+    assert moved in positions
+    assert {is_held_out(position, 0.05, moved) for position in positions} == {True, False}
 
 
-def test_limit_is_the_fraction_if_no_split_is_empty():
-    assert validation_limit([n / 100 for n in range(100)], 0.055, "set") == 0.055
+def test_no_image_moves_if_no_split_is_empty():
+    assert moved_position([n / 100 for n in range(100)], 0.055, "set") is None
 
 
-def test_limit_needs_two_different_images():
+def test_a_hold_out_needs_two_different_images():
     with pytest.raises(UserError, match=r"^set has 1 different"):
-        validation_limit([0.3, 0.3], 0.05, "set")
+        moved_position([0.3, 0.3], 0.05, "set")
+
+
+@pytest.mark.parametrize("form", ["table", "streaming"])
+@pytest.mark.parametrize(
+    ("captioned", "moved"),
+    [([-1, -2, -3], -3), ([0, 1], 1), ([0, -1], None), ([-1], None), ([], None)],
+)
+def test_captions_move_one_image_at_most(form, captioned, moved):
+    order = sorted(range(60), key=lambda n: hash_position(0, png(n)))
+    captions = {order[rank]: "a caption" for rank in captioned}
+    numbers = [*range(60), *order[-3:]]  # the last ones are copies
+    rows = Dataset.from_dict(
+        {
+            "image": [png(n) for n in numbers],
+            "caption": [captions.get(n) for n in numbers],
+            "number": numbers,
+        }
+    )
+    rows = rows.to_iterable_dataset() if form == "streaming" else rows
+    splits = hold_out_validation(rows, 0.1, 0, "set")
+    train, validation = ({row["number"] for row in split} for split in splits)
+    expected = {n for n in order if hash_position(0, png(n)) < 0.1}
+    expected ^= set() if moved is None else {order[moved]}
+    assert validation == expected
+    assert train == {*order} - expected
 
 
 def test_splits_that_are_not_used_are_counted(caplog):

@@ -22,7 +22,12 @@ from rich.progress import track
 
 from tilewright.checks import check_whole
 from tilewright.data.sources.emoji_names import TONES, codepoints, concept, phrase
-from tilewright.data.sources.splits import hash_position, require_fraction, validation_limit
+from tilewright.data.sources.splits import (
+    hash_position,
+    is_held_out,
+    moved_position,
+    require_fraction,
+)
 from tilewright.errors import UserError
 from tilewright.files import atomic_folder
 
@@ -186,24 +191,20 @@ class EmojiSource:
         concepts = _join_lookalikes([concept(e) for e in emoji], images_by_style)
 
         positions = {name: hash_position(self.seed, name) for name in concepts}
-        limit = validation_limit(list(positions.values()), self.validation_fraction, "emoji")
+        validation = _hold_out(positions, self.validation_fraction)
         zeroshot_style = {}
         if len(self.styles) > 1 and self.zeroshot_fraction:
             zeroshot_positions = {
                 name: hash_position(self.seed, f"zeroshot {name}")
                 for name in positions
-                if positions[name] >= limit
+                if name not in validation
             }
-            zeroshot_limit = validation_limit(
-                list(zeroshot_positions.values()), self.zeroshot_fraction, "emoji"
-            )
-            for name, position in zeroshot_positions.items():
-                if position < zeroshot_limit:
-                    index = int(hash_position(self.seed, f"style {name}") * len(self.styles))
-                    zeroshot_style[name] = self.styles[index]
+            for name in _hold_out(zeroshot_positions, self.zeroshot_fraction):
+                index = int(hash_position(self.seed, f"style {name}") * len(self.styles))
+                zeroshot_style[name] = self.styles[index]
 
         def split(style: str, name: str) -> str:
-            if positions[name] < limit:
+            if name in validation:
                 return "validation"
             return "zeroshot" if zeroshot_style.get(name) == style else "train"
 
@@ -212,6 +213,12 @@ class EmojiSource:
             for e, name in zip(emoji, concepts, strict=True)
             for style in self.styles
         }
+
+
+def _hold_out(positions: dict[str, float], fraction: float) -> set[str]:
+    """Returns the concepts that are held out, by their hash positions."""
+    moved = moved_position([*positions.values()], fraction, "emoji")
+    return {name for name, position in positions.items() if is_held_out(position, fraction, moved)}
 
 
 def _import_package(package: str) -> Any:

@@ -153,14 +153,13 @@ def hash_position(seed: int, identity: bytes | str) -> float:
     return int.from_bytes(digest[:6], "big") / 2**48  # 48 bits: exact in a float, never 1.0
 
 
-def validation_limit(
+def moved_position(
     positions: Sequence[float] | np.ndarray, fraction: float, description: str
-) -> float:
-    """Returns the hash position below which an image belongs to validation.
+) -> float | None:
+    """Returns the hash position whose image changes its split, so that no split is empty, or None.
 
-    This is `fraction`, unless one split would be empty. Then the limit moves until the lowest
-    position is in validation, or the highest in train. An added row can move another row only in
-    such tiny datasets.
+    An image belongs to validation if its position is below `fraction`. If no position is, the
+    lowest one moves to validation. If all are, the highest one moves to train.
 
     Raises:
         UserError: `fraction` is not between 0 and 1, or there are fewer than two different images.
@@ -172,16 +171,28 @@ def validation_limit(
             f"{description} has {len(distinct)} different image(s), too few for a training and a "
             "validation split: add images, or a validation split"
         )
-    return float(np.clip(fraction, np.nextafter(distinct[0], 1), distinct[-1]))
+    if distinct[0] >= fraction:
+        return float(distinct[0])
+    return float(distinct[-1]) if distinct[-1] < fraction else None
 
 
-def _captioned_limit(
+def is_held_out(position: Any, fraction: float, moved: float | None) -> Any:
+    """Returns True if an image belongs to validation.
+
+    Args:
+        position: hash position of an image, or an array of them, which returns an array.
+        moved: see `moved_position`.
+    """
+    return (position < fraction) != (position == moved)
+
+
+def _moved_position(
     positions: np.ndarray, is_captioned: np.ndarray, fraction: float, description: str
-) -> float:
-    """Returns the limit that leaves a captioned image in each split, if there are two of them."""
+) -> float | None:
+    """Returns the position that moves, so that two captioned images are in different splits."""
     captioned = positions[is_captioned]
     is_enough = len(np.unique(captioned)) > 1
-    return validation_limit(captioned if is_enough else positions, fraction, description)
+    return moved_position(captioned if is_enough else positions, fraction, description)
 
 
 def hold_out_validation(
@@ -190,7 +201,7 @@ def hold_out_validation(
     """Divides rows into (train, validation) by a hash of the images' bytes.
 
     Copies of an image are therefore in the same split. One line of the log counts them. If two
-    images have captions, each split has one of them.
+    images have captions, each split has one of them: `_moved_position` moves one image for this.
 
     A Dataset is read once, and `datasets` caches the positions on disk. An IterableDataset is
     filtered while it streams, so its validation split reads all of the data.
@@ -208,25 +219,22 @@ def hold_out_validation(
         )
         positions = np.array(table["position"])
         captioned = np.fromiter(_are_captioned(encoded), bool)
-        limit = _captioned_limit(positions, captioned, fraction, description)
+        moved = _moved_position(positions, captioned, fraction, description)
         _log_copies(encoded, positions, hash_position(seed, b""), description)
-        return (
-            rows.select(np.flatnonzero(positions >= limit)),
-            rows.select(np.flatnonzero(positions < limit)),
-        )
+        held_out = is_held_out(positions, fraction, moved)
+        return rows.select(np.flatnonzero(~held_out)), rows.select(np.flatnonzero(held_out))
 
     require_fraction(fraction)
     positions, captioned = np.empty(0), np.empty(0, bool)
     for row in encoded.take(HEAD):
         positions = np.append(positions, hash_position(seed, image_identity(row["image"])))
         captioned = np.append(captioned, bool(find_captions(row["caption"])[0]))
-    limit = fraction
+    moved = None
     if len(positions) < HEAD:
-        limit = _captioned_limit(positions, captioned, fraction, description)
+        moved = _moved_position(positions, captioned, fraction, description)
+    rule = {"seed": seed, "fraction": fraction, "moved": moved}
     train, validation = (
-        encoded.filter(
-            _is_in_split, fn_kwargs={"seed": seed, "limit": limit, "validation": validation}
-        )
+        encoded.filter(_is_in_split, fn_kwargs={**rule, "validation": validation})
         for validation in (False, True)
     )
     return train, validation
@@ -283,5 +291,8 @@ def _log_copies(rows: Dataset, positions: np.ndarray, no_image: float, descripti
         )  # fmt: skip
 
 
-def _is_in_split(row: dict[str, Any], seed: int, limit: float, validation: bool) -> bool:
-    return (hash_position(seed, image_identity(row["image"])) < limit) == validation
+def _is_in_split(
+    row: dict[str, Any], seed: int, fraction: float, moved: float | None, validation: bool
+) -> bool:
+    position = hash_position(seed, image_identity(row["image"]))
+    return is_held_out(position, fraction, moved) == validation
