@@ -15,6 +15,8 @@ from tilewright.data import images
 from tilewright.data.fingerprints import fingerprint_files
 from tilewright.data.sources import ParquetSource
 from tilewright.data.sources.folder import FolderSource
+from tilewright.data.transforms import StageOneCrop, StageTwoCrop
+from tilewright.errors import UserError
 
 
 def test_tokens_are_encoded_once(make):
@@ -225,6 +227,29 @@ def test_validation_uses_the_center_crop(make):
     for batch in batches(data, data.val_dataloader()):
         assert (batch["image_tokens"][:, 0, 0] // 10).tolist() == row_indices(batch)
     assert tokenizer.encoded == 8
+
+
+@pytest.mark.parametrize("flipped", [StageTwoCrop(SIZE, flip=True), StageOneCrop(SIZE)])
+def test_flips_that_no_image_token_has_are_an_error(make, flipped):
+    data = make(image_tokenizer=Levels(), train_transform=flipped)
+    with pytest.raises(UserError, match=r"flip=true has no effect .* set data.crops_per_image=8"):
+        data.train_dataloader()
+    assert batches(data, data.val_dataloader())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"image_tokenizer": None},
+        {"crops_per_image": 1},
+        {"augmented_tokens": True},
+        {"source": TinySource(streaming=True)},
+    ],
+)
+def test_crops_and_images_that_are_read_anew_may_be_flipped(make, settings):
+    settings = {"image_tokenizer": Levels(), **settings}
+    data = make(train_transform=StageTwoCrop(SIZE, flip=True), **settings)
+    assert batches(data, data.train_dataloader(), 1)
 
 
 @pytest.mark.parametrize("name", ["images", "bit_depth", "transforms"])

@@ -256,9 +256,15 @@ class CaptionedImages(pl.LightningDataModule):
             One cache per augmented crop, or the cache of the center crop.
 
         Raises:
-            UserError: the split streams, or the tokens cannot be written.
+            UserError: the split streams, the tokens cannot be written, or the training images would
+                be flipped without any effect.
         """
         assert self.image_tokenizer is not None
+        if training and not self.crops_per_image and getattr(self.train_transform, "flip", False):
+            raise UserError(
+                "augmentation.flip=true has no effect on image tokens of the center crop: set "
+                "data.crops_per_image=8 or data.augmented_tokens=true, or augmentation.flip=false"
+            )
         encode = partial(
             encode_split,
             self.table(split),
