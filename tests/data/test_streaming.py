@@ -274,6 +274,15 @@ def test_another_number_of_shards_starts_the_epoch_again(make, monkeypatch, capl
     assert f"the data has {shards} shards instead of 4: reader 1 restarts" in caplog.text
 
 
+def test_a_position_without_a_number_of_shards_starts_the_epoch_again(make, caplog):
+    _, states = train(make(), 4)
+    for position in states[-1]["streaming"]["positions"].values():
+        del position["parts"][0]["shards"]["count"]
+    captions, _ = train(make(batches=4, state=states[-1]), 9)
+    assert sorted(chain(*captions)) == usable_captions("generator")
+    assert "shards instead of an unknown number: reader 1 restarts its" in caplog.text
+
+
 def test_a_reader_without_usable_rows_is_named(make):
     reader = make().dataset("train").reader
     rows = [{"image": {"bytes": b"no", "path": None}, "caption": "a"}] * 4

@@ -114,10 +114,11 @@ class StreamingDataset(torch.utils.data.IterableDataset):
 
     def _shuffled_epoch(self, position: StreamingPosition, seed: int) -> Iterator[dict | str]:
         part = position.parts[0]
-        if part.shards is not None and part.shards["count"] != self.data.num_shards:
+        if part.shards is not None and part.shards.get("count") != self.data.num_shards:
+            before = part.shards.get("count", "an unknown number")  # of an early checkpoint
             log.warning(
-                "the data has %d shards instead of %d: reader %d restarts its epoch",
-                self.data.num_shards, part.shards["count"], position.reader + 1,
+                "the data has %d shards instead of %s: reader %d restarts its epoch",
+                self.data.num_shards, before, position.reader + 1,
             )  # fmt: skip
             position = position.move(0, 0, None)
             part = position.parts[0]
