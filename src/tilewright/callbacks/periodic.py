@@ -10,6 +10,9 @@ from tilewright.checks import check_whole
 class PeriodicMeasurement(pl.Callback):
     """Calls `measure` every N validations and at the last one of a training.
 
+    A validation whose result ends the training (`callbacks.overfitting.stop=true`) does not count
+    as the last one, because the end is decided after the measurements.
+
     Subclasses override `measure`. The number of validations is part of the checkpoint, so that a
     resumed run measures at the same updates.
 
