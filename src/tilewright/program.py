@@ -5,11 +5,30 @@ import re
 import sys
 from pathlib import Path
 
+from tilewright.errors import UserError
+
 NAME = "tilewright"
 
 PACKAGE = Path(__file__).parent
-# A wheel holds conf/ inside the package. A checkout has it at the top.
-CONF = next(path for path in (PACKAGE / "conf", PACKAGE.parents[1] / "conf") if path.is_dir())
+
+
+def find_conf(package: Path) -> Path:
+    """Returns the folder conf/. A wheel holds it inside the package, a checkout at the top.
+
+    Raises:
+        UserError: neither is there.
+    """
+    folders = (package / "conf", package.parents[1] / "conf")
+    for folder in folders:
+        if folder.is_dir():
+            return folder
+    raise UserError(
+        f"{NAME} needs its settings in {' or '.join(map(str, folders))}: install it again with "
+        f"pip install --force-reinstall {NAME}, or restore conf/ in its checkout"
+    )
+
+
+CONF = find_conf(PACKAGE)
 
 
 def is_installed_command() -> bool:
