@@ -5,20 +5,26 @@ import math
 import pytest
 import pytorch_lightning as pl
 import torch
+from hydra import compose, initialize_config_dir
 from pytorch_lightning.callbacks import ModelCheckpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
 
 from tilewright.callbacks import OverfittingCheck
+from tilewright.configs import instantiate
+from tilewright.errors import UserError
+from tilewright.program import CONF
 from tilewright.training.loggers import StepTensorBoardLogger
 
 TURNING = [2.0, 1.5, 1.6, 1.7, 1.8, 1.9]  # best at the second validation, worse at three more
 FALLING = [2.0, 1.5, 1.2, 1.0, 0.8, 0.6]
 WARNING = (
     "At update 5 the model overfits: validation/loss rises from 1.5 at update 2 to 1.8, while "
-    "train/loss falls from 1.5 to 0.8. best.ckpt holds the best weights. Stop the run "
-    "(callbacks.overfitting.stop=true does so), or start a new one with more images"
+    "train/loss falls from 1.5 to 0.8. "
 )
+BEST = "best.ckpt holds the best weights. "
+REMEDIES = "with more images, more augmentation or a smaller model"
+GO_ON = "Stop the run, or set callbacks.overfitting.stop=true. Then start a new one " + REMEDIES
 
 
 class Model(pl.LightningModule):
@@ -49,15 +55,17 @@ def train(
     steps=None,
     checkpoint=None,
     logger=False,
+    best_monitor="validation/loss",
     **settings,
 ):
     """Trains to `steps` updates, and returns the trainer and the callback.
 
     Args:
-        monitor: metric of the best checkpoint. None keeps no best checkpoint.
+        monitor: metric of the check.
+        best_monitor: metric of the best checkpoint. None keeps no best checkpoint.
     """
-    overfitting = OverfittingCheck(**settings)
-    best = ModelCheckpoint(folder, "best", monitor=monitor, mode=mode, enable_version_counter=False)
+    overfitting = OverfittingCheck(monitor, mode, **settings)
+    best = ModelCheckpoint(folder, "best", monitor=best_monitor, enable_version_counter=False)
     trainer = pl.Trainer(
         max_steps=steps or len(validation),
         val_check_interval=1,
@@ -69,7 +77,7 @@ def train(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    module = Model(monitor or "validation/loss", training, validation)
+    module = Model(monitor, training, validation)
     trainer.fit(module, DataLoader(range(100)), DataLoader([0]), ckpt_path=checkpoint)
     return trainer, overfitting
 
@@ -81,7 +89,7 @@ def warnings(caplog):
 def test_a_turned_validation_loss_warns_once(tmp_path, caplog):
     trainer, overfitting = train(tmp_path)
     [warning] = warnings(caplog)
-    assert warning.startswith(WARNING)
+    assert warning == WARNING + BEST + GO_ON
     assert trainer.global_step == 6
     assert overfitting.stopped_by is None
 
@@ -91,7 +99,7 @@ def test_the_warning_is_a_text_in_tensorboard(tmp_path):
     events = EventAccumulator(str(tmp_path)).Reload()
     [event] = events.Tensors("warnings/overfitting/text_summary")
     assert event.step == 5
-    assert event.tensor_proto.string_val[0].decode().startswith(WARNING)
+    assert event.tensor_proto.string_val[0].decode() == WARNING + BEST + GO_ON
 
 
 @pytest.mark.parametrize(
@@ -110,21 +118,22 @@ def test_other_curves_do_not_warn(tmp_path, caplog, validation, training):
     assert trainer.global_step == 6
 
 
-def test_a_run_without_a_best_checkpoint_is_not_checked(tmp_path, caplog):
-    trainer, _ = train(tmp_path, monitor=None, stop=True)
-    assert not warnings(caplog)
-    assert trainer.global_step == 6
+def test_a_run_without_a_best_checkpoint_is_checked(tmp_path, caplog):
+    train(tmp_path, best_monitor=None)
+    assert warnings(caplog) == [WARNING + GO_ON]
 
 
-def test_stop_ends_the_training_at_the_turn(tmp_path):
+def test_stop_ends_the_training_at_the_turn(tmp_path, caplog):
     trainer, overfitting = train(tmp_path, stop=True)
     assert trainer.global_step == 5
     assert overfitting.stopped_by == "callbacks.overfitting.stop"
+    stops = f"The run stops here: start a new one {REMEDIES}"
+    assert warnings(caplog) == [WARNING + BEST + stops]
 
 
 def test_a_metric_that_rises_turns_when_it_falls(tmp_path, caplog):
     values = [20.0, 24.0, 23.0, 22.0, 21.0, 20.0]
-    train(tmp_path, values, monitor="validation/psnr", mode="max")
+    train(tmp_path, values, monitor="validation/psnr", mode="max", best_monitor=None)
     [warning] = warnings(caplog)
     assert "validation/psnr falls from 24 at update 2 to 21, while train/loss falls" in warning
 
@@ -144,3 +153,31 @@ def test_a_resumed_training_stops_if_it_is_told_to_after_the_warning(tmp_path):
     losses = {"validation": [*TURNING, 2.0, 2.1], "training": [*FALLING, 0.5, 0.4]}
     trainer, _ = train(tmp_path, **losses, checkpoint=tmp_path / "last.ckpt", stop=True)
     assert trainer.global_step == 6
+
+
+@pytest.mark.parametrize(
+    ("settings", "mode"),
+    [
+        ([], "min"),
+        (["callbacks.best.mode=max"], "max"),
+        (["callbacks.best=null"], "min"),
+    ],
+)
+def test_the_direction_is_that_of_the_best_checkpoint(settings, mode):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("train", ["stage=dvae", "run=x", "monitor=own", *settings])
+    check = instantiate(config.callbacks.overfitting)
+    assert (check.monitor, check.mode) == ("own", mode)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mode": "lowest"}, "callbacks.overfitting.mode=lowest is not possible: set one of min"),
+        ({"mode": "max"}, "best at its minimum: set callbacks.overfitting.mode=min"),
+        ({"stop": 1}, "callbacks.overfitting.stop=1 is not possible"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        OverfittingCheck("validation/loss", **settings)

@@ -11,6 +11,7 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import RichModelSummary, Timer
 
+from tilewright.callbacks import OverfittingCheck
 from tilewright.checks import format_value
 from tilewright.cli import app
 from tilewright.cli.messages import one_line
@@ -152,6 +153,14 @@ def test_loggers_and_the_progress_bar_can_be_left_out():
     assert [type(logger).__name__ for logger in trainer.loggers] == ["StepTensorBoardLogger"]
     assert trainer.progress_bar_callback is None
     assert build_trainer(composed("logger=none")).loggers == []
+
+
+def test_settings_of_a_callback_that_is_off_have_no_effect_and_are_shown(caplog):
+    """The recipe ends a training that overfits, and the loss switches the check off."""
+    trainer = build_trainer(composed("experiment=dvae_laptop", "loss=adversarial"))
+    assert not any(isinstance(callback, OverfittingCheck) for callback in trainer.callbacks)
+    [warning] = [text for text in caplog.messages if "has no effect" in text]
+    assert warning.startswith("callbacks.overfitting is off, so {'stop': True} has no effect")
 
 
 def test_a_run_without_checkpoints_is_refused():

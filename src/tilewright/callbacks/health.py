@@ -1,6 +1,5 @@
 """Warnings about a training that goes wrong, with the setting that most likely helps."""
 
-import logging
 import operator
 from typing import Any
 
@@ -8,16 +7,14 @@ import pytorch_lightning as pl
 import torch
 from torch.nn.utils import get_total_norm
 
-from tilewright.checks import check_flag, check_number, check_whole
+from tilewright.callbacks.problems import ProblemCallback
+from tilewright.checks import check_number, check_whole
 from tilewright.distributed.fsdp import full_tensor
 from tilewright.dvae.quantizers.base import GumbelSoftmax
-from tilewright.training.loggers import log_text
 from tilewright.training.schedules import find_key, find_peak
 
-log = logging.getLogger(__name__)
 
-
-class TrainingHealth(pl.Callback):
+class TrainingHealth(ProblemCallback):
     """Logs the gradient norm, and warns about a non-finite loss and a collapsing codebook.
 
     Each warning appears once.
@@ -28,12 +25,7 @@ class TrainingHealth(pl.Callback):
             without a codebook are not checked.
         codebook_grace_updates: updates before the first check of the codebook, whose usage
             is always low at first.
-
-    Attributes:
-        stopped_by: key of the setting that has ended the training, or None.
     """
-
-    stopped_by: str | None = None
 
     def __init__(
         self,
@@ -41,13 +33,11 @@ class TrainingHealth(pl.Callback):
         min_codebook_usage: float = 0.05,
         codebook_grace_updates: int = 1000,
     ):
-        check_flag("callbacks.health.stop", stop)
+        super().__init__("callbacks.health.stop", stop)
         check_number("callbacks.health.min_codebook_usage", min_codebook_usage, 0, 1)
         check_whole("callbacks.health.codebook_grace_updates", codebook_grace_updates, 0)
-        self.stop = stop
         self.min_codebook_usage = min_codebook_usage
         self.codebook_grace_updates = codebook_grace_updates
-        self._reported: set[str] = set()
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
@@ -70,33 +60,20 @@ class TrainingHealth(pl.Callback):
             return  # reading the loss synchronizes a GPU
         is_finite = bool(torch.isfinite(outputs["loss"]))
         if not trainer.strategy.reduce_boolean_decision(is_finite):
-            self._report(
-                trainer,
-                "loss",
-                f"the loss is not finite: {_loss_advice(trainer, pl_module)}",
-            )
+            advice = _loss_advice(trainer, pl_module)
+            self.report(trainer, "loss", f"the loss is not finite: {advice}")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         usage = trainer.callback_metrics.get("codebook/usage")
         if usage is None or trainer.global_step < self.codebook_grace_updates:
             return
         if usage < self.min_codebook_usage:
-            self._report(
+            self.report(
                 trainer,
                 "codebook",
                 f"the codebook collapses, with {float(usage):.1%} of the codes in use: "
                 f"{_codebook_advice(pl_module)}",
             )
-
-    def _report(self, trainer: pl.Trainer, problem: str, message: str) -> None:
-        if problem not in self._reported:
-            self._reported.add(problem)
-            message = f"At update {trainer.global_step} {message}"
-            log.warning("%s", message)
-            log_text(trainer, f"warnings/{problem}", message)
-        if self.stop:
-            trainer.should_stop = True
-            self.stopped_by = "callbacks.health.stop"
 
 
 def _loss_advice(trainer: pl.Trainer, module: pl.LightningModule) -> str:

@@ -71,7 +71,7 @@ def build_trainer(config: DictConfig) -> "pl.Trainer":
             "use bf16-mixed or 32-true to train"
         )
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    callbacks = _build_each(config.callbacks)
+    callbacks = _build_each("callbacks", config.callbacks)
     if not any(isinstance(callback, Checkpoint) for callback in callbacks):
         raise UserError(
             "callbacks has no checkpoint, and a run needs one: keep callbacks.last or "
@@ -81,7 +81,7 @@ def build_trainer(config: DictConfig) -> "pl.Trainer":
         config.trainer,
         devices=launch.devices(config),
         precision=precision,
-        logger=_build_each(config.logger),
+        logger=_build_each("logger", config.logger),
         callbacks=callbacks,
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
     )
@@ -90,9 +90,19 @@ def build_trainer(config: DictConfig) -> "pl.Trainer":
     return trainer
 
 
-def _build_each(configs: DictConfig) -> list[Any]:
-    """Builds the named objects of a group. A name that is null is left out."""
-    return [built for built in instantiate(configs).values() if built is not None]
+def _build_each(group: str, configs: DictConfig) -> list[Any]:
+    """Builds the named objects of a group. A name that is null is left out.
+
+    So is a name with settings alone: a recipe has settings of an object that another option, such
+    as `loss=adversarial`, switches off.
+    """
+    built = []
+    for name, config in configs.items():
+        if isinstance(config, DictConfig) and "_target_" in config:
+            built.append(instantiate(config))
+        elif config is not None:
+            log.warning("%s.%s is off, so %s has no effect: leave it out", group, name, config)
+    return built
 
 
 def build_model(config: DictConfig, trainer: "pl.Trainer", checkpoint: Path | None) -> Any:
@@ -266,11 +276,14 @@ def fit(
     config: DictConfig, trainer: "pl.Trainer", model: Any, data: Any, checkpoint: Path | None
 ) -> None:
     """Trains to the end, from a checkpoint if there is one."""
+    from tilewright.callbacks.problems import ProblemCallback
+
     with launch.kill_children_on_error(trainer):
         trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
     if trainer.is_global_zero and trainer.global_step < trainer.max_steps:
         callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
-        stops = [key for callback in callbacks if (key := getattr(callback, "stopped_by", None))]
+        problems = [callback for callback in callbacks if isinstance(callback, ProblemCallback)]
+        stops = [key for callback in problems if (key := callback.stopped_by)]
         reason = f" by {stops[0]}=true" if stops else ""
         changes = [f"{key}=false" for key in stops]
         if config.trainer.get("max_time"):
