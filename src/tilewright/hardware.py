@@ -2,6 +2,7 @@
 
 import os
 
+from tilewright.checks import format_value
 from tilewright.errors import UserError
 
 # Lightning's short names of the precisions that can train.
@@ -29,8 +30,9 @@ def resolve_device(requested: str) -> str:
 
     if requested == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    name = "null" if requested is None else requested
-    refusal = UserError(f"device={name} is not available on this machine: use device=auto")
+    refusal = UserError(
+        f"device={format_value(requested)} is not available on this machine: use device=auto"
+    )
     try:
         kind = torch.device(requested).type
         if kind not in ("cpu", trainer_device("auto")):  # torch knows more, such as "meta"

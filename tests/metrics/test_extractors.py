@@ -159,7 +159,7 @@ def test_a_named_inception_is_not_replaced(home: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (("nope",), "extractor=nope is unknown: choose one of auto, inception, efficientnet_lite0"),
+        (("nope",), "extractor=nope is not possible: set one of auto, inception, efficientnet_"),
         (("efficientnet_lite1", "x.pt"), "inception_weights= has no effect on extractor=effic"),
         (("inception", "nowhere.pt"), r"nowhere\.pt does not exist"),
         (("auto", "nowhere.pt"), r"nowhere\.pt does not exist"),

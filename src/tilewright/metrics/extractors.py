@@ -25,6 +25,7 @@ from cleanfid.downloads_helper import check_download_inception, inception_url
 from cleanfid.inception_torchscript import InceptionV3W
 from torch import Tensor
 
+from tilewright.checks import check_option
 from tilewright.efficientnet import SIZES, EfficientNetLite, weights_path
 from tilewright.errors import UserError
 from tilewright.weight_files import file_digest
@@ -97,8 +98,7 @@ def check_extractor(extractor: str, inception_weights: Path | str | None = None)
         UserError: the choice is unknown, the package of its weights is not installed,
             `inception_weights` does not exist, or the chosen network does not read it.
     """
-    if extractor not in EXTRACTORS:
-        raise UserError(f"extractor={extractor} is unknown: choose one of {', '.join(EXTRACTORS)}")
+    check_option("extractor", extractor, EXTRACTORS)
     if extractor in SIZES:
         weights_path(extractor)
         if inception_weights is not None:

@@ -17,7 +17,7 @@ CASES = {
     "range of pixels": (
         ["family=diffusers_vq", "family.path=a", "out={cache}/m", "family.pixels=sined"],
         None,
-        ["family.pixels=sined is not possible: set null, signed or unit"],
+        ["family.pixels=sined is not possible: set one of signed, unit"],
     ),
     "converted model in the place of a run": (
         [*OPENAI, "out={dvae}", "trust=true"],

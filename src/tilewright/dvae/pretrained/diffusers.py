@@ -1,8 +1,9 @@
 """Image tokenizers of diffusers: any `VQModel`, such as aMUSEd's and MoVQ."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
+from tilewright.checks import check_option
 from tilewright.dvae.pretrained.folder_family import FolderFamily
 from tilewright.dvae.pretrained.key_maps import diffusers_key
 from tilewright.errors import UserError
@@ -15,7 +16,6 @@ DOWN = {
     "AttnDownEncoderBlock2D": True,
 }  # True for blocks with attention
 UP = {"UpDecoderBlock2D": False, "AttnUpDecoderBlock2D": True}
-RANGES = ("signed", "unit")  # of pixels
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class Diffusers(FolderFamily):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.pixels not in (None, *RANGES):
-            raise UserError(
-                f"family.pixels={self.pixels} is not possible: set null, {' or '.join(RANGES)}"
-            )
+        if self.pixels is not None:
+            from tilewright.dvae.vqgan import Pixels  # loads torch
+
+            check_option("family.pixels", self.pixels, get_args(Pixels))
 
     def settings(self) -> dict[str, Any]:
         options = self.options()
