@@ -444,7 +444,7 @@ class TextToImage:
 
         Steps are compiled for each batch size, and the free memory changes.
         """
-        bytes_per_image = getattr(self.prior, "cache_bytes", 1) * (1 if guidance == 1 else 2)
+        bytes_per_image = self.prior.cache_bytes * (1 if guidance == 1 else 2)
         free = FREE_BYTES
         if self.device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self.device)

@@ -39,6 +39,10 @@ class RecurrentPrior(nn.Module):
         self.image_head = nn.Linear(dim, stream.image_vocab)
         self.initialize(self.modules())
 
+    @property
+    def cache_bytes(self):
+        return 4 * len(self.blocks) * self.image_embedding.embedding_dim
+
     def initialize(self, modules):
         for module in modules:
             for parameter in module.parameters(recurse=False):

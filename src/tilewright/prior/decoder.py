@@ -142,8 +142,7 @@ class Decoder(nn.Module, ABC):
     @property
     def cache_bytes(self) -> int:
         """Memory of the keys and values of one image and its caption in fp32, in bytes."""
-        norm: Any = self.norm
-        (width,) = norm.normalized_shape
+        width = self.image_embedding.embedding_dim
         slots = [cache_slots(block.attention.pattern, self.stream).count for block in self.blocks]
         return 8 * width * (sum(slots) + len(slots) * self.stream.first_image_position)
 

@@ -13,8 +13,7 @@ class Prior(Protocol):
 
     `PriorModule`, `sample`, `complete`, `log_likelihood`, `TextToImage`, low-precision weights and
     FSDP use a network only through these members. `text` is the text of the stream: text tokens
-    [B, T], which are negative after the caption's end, or features [B, T, D + 1]. A network may
-    also have `cache_bytes`, the memory of the cache of one image, which limits batches.
+    [B, T], which are negative after the caption's end, or features [B, T, D + 1].
     """
 
     stream: BaseStream
@@ -22,6 +21,11 @@ class Prior(Protocol):
 
     block_types: tuple[type[nn.Module], ...]
     """Classes of the repeated blocks. FSDP shards and PowerSGD compresses each block by itself."""
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory of the cache of one image and its caption, in bytes. It limits batches."""
+        ...
 
     def __call__(
         self, text: Tensor, image: Tensor, image_dropout_mask: Tensor | None = None
