@@ -60,7 +60,7 @@ class DistributionMetric(ABC):
             "generated": write_image_folder(images.generated, folder / "generated"),
         }
         name = features.extractor.metric_name(self.metric)
-        shared = {**features.settings, **vars(self.sampling)}
+        shared = {**features.result_settings, **vars(self.sampling)}
         results = [
             Result(name, value, self.split, len(images.captions), {**settings, **shared})
             for value, settings in self.measure(features, folders, seed)

@@ -52,7 +52,7 @@ class ImageSetFeatures:
         self.cache = data.cache.parent / "features"
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def result_settings(self) -> dict[str, Any]:
         """Settings of every result that is computed on the features."""
         return {
             "extractor": self.extractor.name,
@@ -77,13 +77,13 @@ class ImageSetFeatures:
         images: dict[str, Tensor],
         split: str,
         folder: Path,
-        settings: dict[str, Any] | None = None,
+        extra: dict[str, Any] | None = None,
     ) -> Result:
         """Returns the Fréchet distance between two image sets [N, 3, H, W].
 
         Args:
             images: the two sets; each is written to the subfolder of its name.
-            settings: settings of the result beside those of the features.
+            extra: settings of the result beside those of the features.
         """
         first, second = (self.of_images(batch, folder / name) for name, batch in images.items())
         return Result(
@@ -91,7 +91,7 @@ class ImageSetFeatures:
             frechet_distance(first, second),
             split,
             len(second),
-            {**(settings or {}), **self.settings},
+            {**(extra or {}), **self.result_settings},
         )
 
 

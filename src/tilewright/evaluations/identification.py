@@ -72,7 +72,7 @@ class Identification:
         true_images = torch.stack([image for image, _ in candidates])
         true_features = features.of_images(true_images, folder / "true")
         styles = np.array([_style(data, caption) for _, caption in candidates])
-        shared = {**features.settings, **vars(self.sampling)}
+        shared = {**features.result_settings, **vars(self.sampling)}
         results = []
         for name, image_set in image_sets.items():
             own_features = features.of_images(image_set, folder / name)
