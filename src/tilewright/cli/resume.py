@@ -45,8 +45,6 @@ from tilewright.runs import finetuning, fixed_keys
 EXCHANGEABLE = {"trainer", "logger"}
 # Options that only observe a training. They last until the next resume.
 DIAGNOSTICS = {"debug=anomaly", "debug=profile"}
-# Keys that training fills in.
-FILLED_IN = ("run", "run_name", "dvae", "image_tokens", "base")
 # Settings of one trainer that do not apply to another one.
 HARDWARE = re.compile(r"trainer\.(accelerator|devices|num_nodes|strategy)\b")
 
@@ -57,7 +55,7 @@ def resumed_config(saved: DictConfig) -> DictConfig:
     Raises:
         UserError: the command line changes an option or a key that must stay as trained.
     """
-    _check_filled_in(saved)
+    _check_chosen_once(saved)
     config = saved.copy()
     if f"debug={saved.choices.get('debug')}" in DIAGNOSTICS:
         del config.choices["debug"]
@@ -75,19 +73,20 @@ def resumed_config(saved: DictConfig) -> DictConfig:
     return config
 
 
-def _check_filled_in(saved: DictConfig) -> None:
-    """Checks that the command line keeps the keys that training filled in.
+def _check_chosen_once(saved: DictConfig) -> None:
+    """Checks that the command line keeps the keys of `CHOSEN_ONCE`.
 
     Raises:
         UserError: an argument changes one of them.
     """
+    recorded = saved.get("overrides", [])
     for override in settings.overrides():
-        key, _, value = override.lstrip("+~").partition("=")
-        trained = OmegaConf.select(saved, key)
-        if key.partition(".")[0] not in FILLED_IN or override in saved.get("overrides", []):
+        key, value = runs.split_override(override)
+        if key not in fixed_keys.CHOSEN_ONCE or override in recorded:
             continue
-        if value != format_value(trained):
-            raise UserError(_refusal(override, f"was trained with {key}={format_value(trained)}"))
+        trained = format_value(OmegaConf.select(saved, key))
+        if value != trained:
+            raise UserError(_refusal(override, f"was trained with {key}={trained}"))
 
 
 def _check_fixed_keys(saved: DictConfig, before: dict[str, Any], after: dict[str, Any]) -> None:
@@ -135,7 +134,7 @@ def _exchanged_options(saved: DictConfig) -> dict[str, str]:
     """Returns the options that the command line chooses in the exchangeable groups."""
     groups, exchanged = settings.choices(), {}
     for override in settings.overrides():
-        key, _, value = override.lstrip("+~").partition("=")
+        key, value = runs.split_override(override)
         trained = saved.choices.get(key)
         observes = override in DIAGNOSTICS and f"debug={trained}" in DIAGNOSTICS | {"debug=None"}
         if key in EXCHANGEABLE or observes:
@@ -162,7 +161,7 @@ def _compose(saved: DictConfig, overrides: list[str], typed: Sequence[str] = ())
         settings.make_encoder_absolute(config)
         if saved.get("init"):
             finetuning.adopt_network(config, saved, map(runs.override_key, overrides))
-        for key in FILLED_IN:
+        for key in (*fixed_keys.FILLED_IN, *fixed_keys.CHOSEN_ONCE):
             if key in saved:
                 config[key] = escape(saved[key])
         for key in typed:

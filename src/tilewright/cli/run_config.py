@@ -16,7 +16,7 @@ from tilewright.cli.resume import resumed_config
 from tilewright.configs import escape, instantiate
 from tilewright.distributed import launch
 from tilewright.errors import UserError
-from tilewright.runs import finetuning
+from tilewright.runs import finetuning, fixed_keys
 from tilewright.training import trainer_settings
 
 TOKENIZER_SIZES = ("vocab_size", "width", "digest")  # settings of a text tokenizer that may be null
@@ -56,17 +56,10 @@ def check_not_filled_in() -> None:
     Raises:
         UserError: it sets one.
     """
-    advice = {
-        "run": "name a new run with run_name=NAME, or continue one with resume=PATH",
-        "image_tokens": "choose a dVAE with dvae=PATH",
-        "choices": "choose an option with GROUP=OPTION",
-        "overrides": "set the keys themselves",
-        "base": "name the source of the weights with init=PATH",
-    }
     for key in settings.typed_keys():
         branch = key.partition(".")[0]
-        if branch in advice:
-            raise UserError(f"{key}= is filled in by training: {advice[branch]}")
+        if advice := fixed_keys.FILLED_IN.get(branch):
+            raise UserError(f"{key}= is filled in by training: {advice}")
 
 
 def check_new(run: Path) -> None:

@@ -32,6 +32,7 @@ from tilewright.runs.folders import (
     relocate,
     set_latest,
     skip_unreadable,
+    split_override,
 )
 from tilewright.runs.training_data import TrainingData
 from tilewright.runs.weights import (
@@ -95,5 +96,6 @@ __all__ = [
     "save_network",
     "set_latest",
     "skip_unreadable",
+    "split_override",
     "trained_steps",
 ]

@@ -25,6 +25,16 @@ FIXED_BY_TRAINING = (
     "data.require_captions",
     "data.overfit_batches",
 )
+# Keys that training fills in, with the way to set each of them on the command line.
+FILLED_IN = {
+    "run": "name a new run with run_name=NAME, or continue one with resume=PATH",
+    "image_tokens": "choose a dVAE with dvae=PATH",
+    "choices": "choose an option with GROUP=OPTION",
+    "overrides": "set the keys themselves",
+    "base": "name the source of the weights with init=PATH",
+}
+# Keys that a new run may set. Training fills them in otherwise.
+CHOSEN_ONCE = ("run_name", "dvae")
 # Exceptions: neither the weights nor the data depend on them.
 CHANGEABLE = (
     "tokenizer.dropout",

@@ -249,9 +249,15 @@ def reads_features(config: DictConfig) -> bool:
     return OmegaConf.select(config, "tokenizer._target_") == CAPTION_ENCODER
 
 
+def split_override(override: str) -> tuple[str, str]:
+    """Returns the key, or the config group, that a command-line override sets, and the value."""
+    key, _, value = override.lstrip("+~").partition("=")
+    return key, value
+
+
 def override_key(override: str) -> str:
     """Returns the key, or the config group, that a command-line override sets."""
-    return override.lstrip("+~").partition("=")[0]
+    return split_override(override)[0]
 
 
 def relocate(config: DictConfig, run: Path) -> DictConfig:
