@@ -84,7 +84,8 @@ def write_run(logs, stage, images):
     folder = logs / stage / "untrained"
     config = {
         "stage": stage,
-        "choices": {"data": "folder", "model": f"{stage}_tiny"},
+        "choices": {"data": "folder", "model": f"{stage}_tiny"}
+        | ({"caption": "joint"} if stage == "prior" else {}),
         "overrides": [f"stage={stage}", f"data.source.path={images}"],
         "run": str(folder),
         "model": {"network": NETWORKS[stage]},

@@ -34,7 +34,8 @@ def test_a_converted_prior_with_all_its_parts_generates(tmp_path):
     weights = load_file(folder / runs.WEIGHTS)
     assert weights.keys() == conversion.weights.keys()
     config = runs.load_config(folder)
-    assert (config.choices.model, config.model.caption_dropout) == ("some_family", 0.1)
+    assert config.choices == {"model": "some_family", "family": "some_family", "caption": "joint"}
+    assert config.model.caption_dropout == 0.1
     assert config.model.image_dropout == 0
     assert runs.load_sampling(folder) == Sampling(top_k=3, guidance=2.0)
     model = TextToImage.from_pretrained(folder)

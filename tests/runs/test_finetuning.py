@@ -256,6 +256,7 @@ def write_encoded(home, folder):
     saved = OmegaConf.load(folder / "config.json")
     target = "tilewright.data.CaptionEncoder"
     saved.tokenizer = {"_target_": target, "path": "/t5", "length": 12, "width": 4}
+    saved.choices.caption = "encoder"
     (folder / "config.json").write_text(json.dumps(OmegaConf.to_container(saved)))
     return folder
 

@@ -15,8 +15,8 @@ from tilewright.runs import fixed_keys, safe_build
 
 log = logging.getLogger(__name__)
 
-# Groups whose option must be that of the source.
-GROUPS = ("model", "likelihood", "tokenizer", "caption")
+# Groups whose option is that of the source. The model card names the family.
+GROUPS = ("model", "likelihood", "tokenizer", "caption", "family")
 
 
 def adopt(config: DictConfig, source: Path, keys: Iterable[str]) -> None:
@@ -83,17 +83,10 @@ def _check_safe(source: Path, saved: DictConfig) -> None:
 
 def _adopt_choices(config: DictConfig, saved: DictConfig) -> None:
     """Records the options of the weights in place of those of this command line."""
-    for group in (*GROUPS, "family"):  # the model card names the family
+    for group in GROUPS:
         config.choices.pop(group, None)
-        if option := _saved_option(saved, group):
+        if option := saved.choices.get(group):
             config.choices[group] = option
-
-
-def _saved_option(saved: DictConfig, group: str) -> str | None:
-    """Returns the option of a group that weights were trained with, or None if it is unknown."""
-    if group == "caption" and saved.stage == "prior":  # a converted model does not record it
-        return "encoder" if runs.reads_features(saved) else "joint"
-    return saved.choices.get(group)
 
 
 def _adopt_prior(config: DictConfig, source: Path, saved: DictConfig, keys: list[str]) -> None:
@@ -132,7 +125,7 @@ def _check_conflicts(
         trained["likelihood"] = saved.model.network.likelihood
     expected = OmegaConf.create(trained)
     for group in GROUPS:
-        chosen, required = config.choices.get(group), _saved_option(saved, group)
+        chosen, required = config.choices.get(group), saved.choices.get(group)
         if group in keys and chosen != required:
             need = f"need {group}={required}" if required else f"have a {group} of their own"
             raise UserError(f"the weights of init={source} {need}: leave {group}={chosen} out")

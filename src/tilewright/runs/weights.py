@@ -349,14 +349,17 @@ def save_conversion(folder: Path, conversion: Conversion, name: str) -> None:
         model["caption_dropout"] = conversion.caption_dropout
     if conversion.stage == "prior":
         model["image_dropout"] = 0.0  # published priors never saw dropped tokens
-    config = {
+    settings = {
         "stage": conversion.stage,
         "choices": {"model": name, "family": name},
         "model": model,
         "tokenizer": conversion.tokenizer,
         "sampling": conversion.sampling and {"_target_": SAMPLING, **conversion.sampling},
     }
-    save_network(folder, OmegaConf.create(escape(config)), conversion.weights)
+    config = OmegaConf.create(escape(settings))
+    if conversion.stage == "prior":
+        config.choices.caption = "encoder" if reads_features(config) else "joint"
+    save_network(folder, config, conversion.weights)
     if conversion.tokenizer_json is not None:
         files.write_atomically(folder / TOKENIZER, conversion.tokenizer_json)
     if conversion.dvae is not None:
