@@ -90,14 +90,9 @@ PATHS = (
     *("prompts", "run", "compare", "dvae", "init", "base", "resume", "ranker.run", "ranker.path"),
     *("paths.*", "out", "image_prompt", "family.*", "*inception_weights", "metric.clip"),
     *("loss.perceptual.vgg_weights", "trainer.default_root_dir", "trainer.profiler.dirpath"),
-    *(
-        "callbacks.*.dirpath",
-        "callbacks.tensorboard.run",
-        "callbacks.samples.before_after",
-        "logger.*.save_dir",
-    ),
-    *("data.cache", "data.image_tokenizer.run", "tokenizer.path", "caption.path"),
-    *("data.source.path", "data.source.root", "data.source.name"),
+    *("callbacks.*.dirpath", "callbacks.tensorboard.run", "callbacks.samples.before_after"),
+    *("logger.*.save_dir", "data.cache", "data.image_tokenizer.run", "tokenizer.path"),
+    *("caption.path", "data.source.path", "data.source.root", "data.source.name"),
 )
 # Folders that commands write to.
 NEW_FOLDERS = ("paths.*", "data.cache", "out", "callbacks.*.dirpath", "logger.*.save_dir")
