@@ -129,7 +129,6 @@ PRIOR = ["stage=prior", "dvae=a", "image_tokens.grid=8", "image_tokens.vocab=64"
         (["stage=dvae"], "data.max_pixels=9", "data.max_pixels=89478485"),
         (["stage=dvae"], "data.overfit_batches=1", "data.overfit_batches=0"),
         (PRIOR, "tokenizer.length=64", "tokenizer.length=32"),
-        (PRIOR, "image_tokens.grid=16", "image_tokens.grid=8"),
         (PRIOR, "model.muon=false", "model.muon=True"),
         (PRIOR, "dvae=b", "dvae=a"),
         (PRIOR, "data.image_tokenizer.run=b", "data.image_tokenizer.run=a"),

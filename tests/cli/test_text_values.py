@@ -51,7 +51,8 @@ OTHER_KEYS = (
     ),
     *("model.network.padding_mode", "model.network.pattern", "model.network.norm"),
     *("model.network.codebook", "model.network.quantizer", "callbacks.samples.captions"),
-    *("model.network.mlp", "model.network.positions", "sampling.*", "trainer.*"),
+    *("model.network.mlp", "model.network.positions", "callbacks.overfitting"),
+    *("sampling.*", "trainer.*"),
 )
 CAPTIONS = [
     *("Kreis in Grün", "a dog's ball", "red circle, blue ring", "wow!", "a red circle (large)"),
