@@ -147,6 +147,19 @@ def test_a_resumed_training_warns_once_in_all(tmp_path, caplog, first, resumed):
     assert [text.startswith(WARNING) for text in warnings(caplog)] == [True] * resumed
 
 
+def test_a_resumed_training_with_another_metric_starts_the_check_again(tmp_path, caplog):
+    losses = {"validation": [*TURNING, *TURNING], "training": [*FALLING, *FALLING]}
+    trainer, _ = train(tmp_path, **losses, steps=6)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    caplog.clear()
+    other = {"monitor": "validation/mean", "best_monitor": None}
+    train(tmp_path, **losses, **other, checkpoint=tmp_path / "last.ckpt")
+    [warning] = warnings(caplog)
+    assert warning.startswith(
+        "At update 11 the model overfits: validation/mean rises from 1.5 at update 8 to 1.8"
+    )
+
+
 def test_a_resumed_training_stops_if_it_is_told_to_after_the_warning(tmp_path):
     trainer, _ = train(tmp_path, steps=5)
     trainer.save_checkpoint(tmp_path / "last.ckpt")

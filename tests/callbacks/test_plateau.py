@@ -26,7 +26,8 @@ class Model(pl.LightningModule):
         return self.weight * 0
 
     def validation_step(self, batch, index):
-        self.log("validation/loss", self.losses[self.global_step - 1])
+        loss = self.losses[self.global_step - 1]
+        self.log_dict({"validation/loss": loss, "validation/half": loss / 2})
 
     def configure_optimizers(self):
         return scheduled(torch.optim.SGD(self.parameters(), lr=1.0), self.rate)
@@ -78,6 +79,17 @@ def test_a_resumed_training_keeps_the_rate_and_the_count(tmp_path):
     assert resumed == pytest.approx(uninterrupted[6:])
 
 
+def test_a_resumed_training_with_another_metric_keeps_only_the_number_of_halvings(tmp_path):
+    losses = [1.0, 1.0, 1.0, 1.0, 0.9, 0.8, 0.7, 0.7, 0.7]
+    half = {"monitor": "validation/half", "max_halvings": 1}
+    assert learning_rates(losses[:4], save=tmp_path / "four.ckpt", **half)[-1] == 0.4
+    resumed = [
+        learning_rates(losses, checkpoint=tmp_path / "four.ckpt", max_halvings=maximum, patience=1)
+        for maximum in (1, 2)
+    ]
+    assert resumed == [pytest.approx([0.4] * 5), pytest.approx([0.4] * 4 + [0.2])]
+
+
 def test_validations_of_the_warm_up_are_not_a_plateau():
     rates = learning_rates([1.0] * 8, grace_updates=4)
     assert rates == pytest.approx([0.8] * 6 + [0.4] * 2)  # after validations 5 and 6
@@ -94,5 +106,7 @@ def test_a_metric_that_rises_has_no_plateau():
 
 
 def test_a_metric_that_is_not_measured_is_one_line():
-    with pytest.raises(UserError, match=r"monitor=other .*: set one of validation/loss"):
+    with pytest.raises(
+        UserError, match=r"monitor=other .*: set one of validation/half, validation/loss"
+    ):
         learning_rates([1.0], monitor="other")

@@ -129,6 +129,8 @@ class OverfittingCheck(ProblemCallback):
 
     def state_dict(self) -> dict[str, Any]:
         return {
+            "monitor": self.monitor,
+            "mode": self.mode,
             "best": self._best,
             "best_update": self._best_update,
             "best_train_loss": self._best_train_loss,
@@ -139,5 +141,8 @@ class OverfittingCheck(ProblemCallback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for name, value in state_dict.items():
-            setattr(self, f"_{name}", value)
+        state = dict(state_dict)
+        metric = state.pop("monitor", None), state.pop("mode", None)
+        if metric == (self.monitor, self.mode):  # values of another metric are not comparable
+            for name, value in state.items():
+                setattr(self, f"_{name}", value)

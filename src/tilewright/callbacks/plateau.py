@@ -82,8 +82,14 @@ class HalveOnPlateau(pl.Callback):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "waited": self.waited, "halvings": self.halvings}
+        return {
+            "monitor": self.monitor,
+            "best": self.best,
+            "waited": self.waited,
+            "halvings": self.halvings,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best, self.waited = state_dict["best"], state_dict["waited"]
         self.halvings = state_dict["halvings"]
+        if state_dict.get("monitor") == self.monitor:  # values of other metrics are not comparable
+            self.best, self.waited = state_dict["best"], state_dict["waited"]
