@@ -69,6 +69,17 @@ def test_a_single_image_warns_and_does_not_end_the_training(caplog):
     assert "1 readable image" in caplog.text
 
 
+@pytest.mark.parametrize("network", ["means", "lpips"])
+@pytest.mark.usefixtures("_cheap_features")
+def test_a_judge_that_is_in_the_loss_warns(network, caplog):
+    module = Module()
+    module.perceptual = SimpleNamespace(network=network)
+    frechet.FrechetDistance().setup(trainer_with(torch.rand(4, 3, 16, 16)), module, "fit")
+    is_judge = network == "means"
+    assert ("means is in the loss of the dVAE" in caplog.text) == is_judge
+    assert ("callbacks.frechet.extractor=efficientnet_lite2" in caplog.text) == is_judge
+
+
 @pytest.mark.usefixtures("_cheap_features")
 def test_an_undefined_distance_warns_and_is_logged_as_nan(caplog, monkeypatch):
     monkeypatch.setattr("scipy.linalg.sqrtm", lambda matrix, disp: (matrix + 1j, 0.0))

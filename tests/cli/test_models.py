@@ -71,7 +71,7 @@ def test_all_commands_accept_a_vqgan_with_a_discriminator(home, tmp_path):
     run(home, "export", f"run={home.prior}", "captions=1", "n=1", f"out={out}")
     judged = ["metric=fid", "images=4", "device=cpu", "data=shapes", *SMALL[1:4]]
     for folder in (home.prior, out):  # an exported model remembers the network, too
-        warning = "efficientnet_lite0 took part in the training of the dVAE"
+        warning = "efficientnet_lite0 is in the loss of the dVAE"
         arguments = [f"run={folder}", *judged]
         assert warning in run(home, "eval", "extractor=efficientnet_lite0", *arguments)
         assert warning not in run(home, "eval", "extractor=efficientnet_lite2", *arguments)

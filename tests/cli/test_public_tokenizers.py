@@ -58,6 +58,14 @@ def test_another_image_size_is_refused_with_the_right_one(home, folder):
     assert "data.image_size=64 does not match the dVAE, which encodes images of 256x256" in line
 
 
-def test_a_public_tokenizer_is_not_trained(home, folder):
-    line = fail(home, "train", "stage=dvae", f"init={folder}", *SMALL)
-    assert "cannot be trained" in line
+@pytest.mark.slow
+def test_a_public_tokenizer_is_trained_on(home, folder):
+    small = [word for word in SMALL if not word.startswith("data.source")]
+    few = ["data.source.train=16", "data.source.validation=8", "data.source.zeroshot=8"]
+    settings = ["trainer.max_steps=2", "trainer.val_check_interval=2", "~callbacks.frechet"]
+    loss = ["loss=adversarial", "loss.adversarial.start=0"]
+    run(home, "train", "stage=dvae", f"init={folder}", *loss, *few, *small, *settings)
+    before, after = runs.load_weights(folder), runs.load_weights(home.dvae)
+    assert before.keys() == after.keys()
+    changed = {name for name, weight in after.items() if not torch.equal(weight, before[name])}
+    assert {"encoder.stem.weight", "decoder.head.weight", "codebook.vectors"} <= changed

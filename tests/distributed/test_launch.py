@@ -38,9 +38,9 @@ def test_two_processes_train_what_one_trains(stage, trained):
 
 def test_two_processes_train_a_discriminator_as_one_process_does(trained):
     """Compares the first updates: a discriminator soon multiplies rounding errors."""
-    expected = logged_metrics(trained("adversarial", steps=8, noise=False))
-    actual = logged_metrics(trained("adversarial", 2, steps=8, noise=False))
-    assert {step for step, name in expected if name == "train/discriminator"} == set(range(3, 8))
+    expected = logged_metrics(trained("adversarial", steps=6, noise=False))
+    actual = logged_metrics(trained("adversarial", 2, steps=6, noise=False))
+    assert {step for step, name in expected if name == "train/discriminator"} == {3, 4, 5}
     assert_close(expected, actual, rel=1e-3)
 
 
@@ -73,6 +73,7 @@ def test_processes_share_an_epoch_and_draw_different_noise(tmp_path):
     assert not set(notes[0]["noise"]) & set(notes[1]["noise"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", FullyShardedStrategy], ids=["ddp", "fsdp"])
 def test_accumulated_gradients_equal_those_of_one_process(strategy, trained):
     arguments = {"steps": 10, "noise": False, "accumulate_grad_batches": 2}

@@ -86,6 +86,15 @@ def test_before_its_start_the_discriminator_changes_nothing():
     assert (discriminator == 0).all()
 
 
+def test_images_that_are_too_small_are_refused_before_the_training():
+    network = DiscreteVAE(image_size=16, grid=4, num_tokens=16, n_hid=16, n_init=16)
+    adversarial = AdversarialLoss(PatchDiscriminator(width=2, layers=4), start=1000)
+    schedules = (Constant(1.0), Constant(1.0), Constant(1e-3))
+    message = r"cannot read images of 16 pixels .*: lower loss\.adversarial\.discriminator\.layers"
+    with pytest.raises(UserError, match=message):
+        DiscreteVAEModule(network, *schedules, adversarial=adversarial)
+
+
 def test_logits_of_an_image_do_not_depend_on_its_batch():
     torch.manual_seed(0)
     discriminator = PatchDiscriminator(width=8, layers=2)
@@ -121,6 +130,19 @@ def test_the_discriminator_has_its_own_rate_and_its_gradients_are_clipped_apart(
     assert norms[0] == pytest.approx(1.0, rel=1e-4)
     count = sum(p.numel() for p in optimizer.param_groups[1]["params"])
     assert norms[1] == pytest.approx(0.001 * count**0.5, rel=1e-4)
+
+
+def test_another_ratio_of_learning_rates_takes_effect_on_a_resumed_run():
+    def configured(ratio):
+        module = make_module(learning_rate_ratio=ratio)
+        values = module.configure_optimizers()
+        return values["optimizer"], values["lr_scheduler"]["scheduler"]
+
+    saved = [part.state_dict() for part in configured(1.0)]
+    optimizer, scheduler = configured(0.25)
+    for part, state in zip((optimizer, scheduler), saved, strict=True):
+        part.load_state_dict(state)
+    assert [group["lr"] for group in optimizer.param_groups] == [1e-3, 0.25e-3]
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,9 @@ def test_laplace_is_the_density_around_pixel_values():
     actual = PixelLaplace(scale=0.2).nll(x, maps)
     torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-5)
     assert torch.equal(PixelLaplace().image(maps), maps.clamp(0, 1))
+    signed = PixelLaplace(scale=0.2, signed=True)
+    torch.testing.assert_close(signed.nll(x, 2 * maps - 1), actual)
+    torch.testing.assert_close(signed.image(2 * maps - 1), maps.clamp(0, 1))
 
 
 def test_gaussian_is_a_normal_distribution_around_the_unclamped_image():

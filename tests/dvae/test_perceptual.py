@@ -50,6 +50,17 @@ def test_gradients_reach_the_reconstructions_only(loss):
     assert all(p.grad is None for p in loss.distance.parameters())
 
 
+def test_a_validation_moves_the_network_to_ordinary_tensors(monkeypatch):
+    """Tensors of inference mode cannot be used in a training."""
+    loss, modes = PerceptualLoss(), []
+    loss._device = torch.device("meta")  # so that the next call moves the network
+    record = lambda device: modes.append(torch.is_inference_mode_enabled())  # noqa: E731
+    monkeypatch.setattr(loss.distance, "to", record)
+    with torch.inference_mode():
+        loss(images(), images())
+    assert modes == [False]
+
+
 def test_a_copied_module_shares_the_frozen_network(loss):
     assert copy.deepcopy(loss) is loss
 

@@ -48,6 +48,16 @@ def test_any_multiple_of_the_factor_is_an_image_size(image_size):
     assert images.max() <= 1
 
 
+@pytest.mark.parametrize("codebook", ["nearest", "cosine", "gumbel"])
+def test_tokens_of_latents_do_not_depend_on_autocast(codebook):
+    torch.manual_seed(0)
+    quantizer = VQGAN(**{**SIZES, "num_tokens": 400}, codebook=codebook).quantizer
+    latents = torch.randn(8, 3, 8, 8)
+    tokens = quantizer.tokens(latents)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(quantizer.tokens(latents), tokens)
+
+
 @pytest.mark.parametrize("codebook", ["nearest", "gumbel"])
 def test_tokens_do_not_depend_on_autocast(codebook):
     torch.manual_seed(0)
@@ -111,7 +121,7 @@ def test_every_codebook_trains(codebook):
     optimizer = torch.optim.AdamW(module.parameters(), 3e-3)
     before = module.network.decode(module.network.eval().encode(images)).sub(images).abs().mean()
     module.train()
-    for _ in range(60):
+    for _ in range(120):
         optimizer.zero_grad()
         module.training_step({"image": images}, 0).backward()
         optimizer.step()

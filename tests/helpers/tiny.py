@@ -16,7 +16,13 @@ from tilewright.callbacks import (
 )
 from tilewright.data import BytePairTokenizer, CaptionedImages
 from tilewright.data.transforms import CenterCrop, StageOneCrop
-from tilewright.dvae import AdversarialLoss, DiscreteVAE, PatchDiscriminator, PerceptualLoss
+from tilewright.dvae import (
+    VQGAN,
+    AdversarialLoss,
+    DiscreteVAE,
+    PatchDiscriminator,
+    PerceptualLoss,
+)
 from tilewright.dvae.losses import categorical_kl
 from tilewright.dvae.module import DiscreteVAEModule
 from tilewright.dvae.quantizers.base import GumbelSoftmax
@@ -59,10 +65,10 @@ def make(stage, folder, noise=True, source=None, workers=0, batch_size=4):
 
     Args:
         stage: "dvae", "prior", "ranker" or a variant. "vq" and "fsq" are dVAEs with these
-            quantizers. "adversarial" is a dVAE with a perceptual loss and a discriminator. "muon"
-            is a prior trained with Muon. "clipped" clips Adam's variances at `VARIANCE_CLIP`.
-            "lora" is a prior with low-rank adapters. "recurrent" is a network that is not a
-            Transformer.
+            quantizers, and "vqgan" is a VQGAN. "adversarial" is a dVAE with a perceptual loss and a
+            discriminator. "muon" is a prior trained with Muon. "clipped" clips Adam's variances at
+            `VARIANCE_CLIP`. "lora" is a prior with low-rank adapters. "recurrent" is a network that
+            is not a Transformer.
         folder: folder of the token cache.
         noise: use dropout, relaxation noise and CutMix negatives, which differ between processes.
         source: data source. None uses `RandomImages`.
@@ -75,7 +81,7 @@ def make(stage, folder, noise=True, source=None, workers=0, batch_size=4):
         "fsq": lambda: FiniteScalarQuantizer([8]),
         "dvae": lambda: None if noise else NoiselessRelaxation(8),
     }
-    quantizers["adversarial"] = quantizers["dvae"]
+    quantizers["adversarial"] = quantizers["vqgan"] = quantizers["dvae"]
     network = DiscreteVAE(
         image_size=SIZE,
         grid=4,
@@ -85,6 +91,9 @@ def make(stage, folder, noise=True, source=None, workers=0, batch_size=4):
         blocks_per_group=1,
         quantizer=quantizers.get(stage, quantizers["dvae"])(),
     )
+    if stage == "vqgan":
+        sizes = {"code_dim": 4, "channels": 8, "widths": [8, 8, 8], "blocks": 1, "groups": 4}
+        network = VQGAN(image_size=SIZE, grid=4, num_tokens=8, attention=[], **sizes)
     tokenizer, image_tokenizer = None, None
     if stage not in quantizers:
         tokenizer = BytePairTokenizer(vocab_size=280, length=12, dropout=0.3)

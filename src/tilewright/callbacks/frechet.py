@@ -20,6 +20,7 @@ from tilewright.metrics.extractors import (
     OFFLINE,
     Extractor,
     check_extractor,
+    judge_warning,
     load_efficientnet,
     load_extractor,
     metric_name,
@@ -69,6 +70,9 @@ class FrechetDistance(PeriodicMeasurement):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._extractor = self._load_extractor(trainer.strategy.root_device)
+        perceptual = getattr(pl_module, "perceptual", None)
+        if perceptual is not None and perceptual.network == self._extractor.name:
+            log.warning("%s", judge_warning(perceptual.network, "callbacks.frechet.extractor"))
 
     def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]

@@ -173,6 +173,7 @@ def save(
         images: folder of the evaluation's images. It is emptied.
     """
     from tilewright.evaluations import results
+    from tilewright.metrics.extractors import judge_warning
 
     requested = config.metric.get("images", config.metric.get("captions"))
     common = {
@@ -188,12 +189,9 @@ def save(
             if key not in {"_target_", "device"}
         }
     judges = {result.settings.get("extractor") for result in measured}
-    if (network := runs.perceptual_network(run)) in judges:
-        log.warning(
-            "%s took part in the training of the dVAE, so it favors its images: judge them by "
-            "another network, such as extractor=efficientnet_lite2",
-            network,
-        )
+    network = runs.loss_network(runs.dvae_config(run))
+    if network is not None and network in judges:
+        log.warning("%s", judge_warning(network, "extractor"))
     folder = results_folder(run)
     with folders.lock(run):
         results.replace_images(images, folder)

@@ -129,7 +129,8 @@ class FullyShardedStrategy(ModelParallelStrategy):
         for block in network.modules():
             if isinstance(block, network.block_types):
                 _materialize(block, network)
-                policy = BLOCK_POLICIES[precision if self._can_cast(block) else "32-true"]
+                can_cast = self._can_cast(block) and not getattr(network, "shards_in_fp32", False)
+                policy = BLOCK_POLICIES[precision if can_cast else "32-true"]
                 fully_shard(block, mesh=self._device_mesh, mp_policy=policy)
         _materialize(network, network)
         fully_shard(

@@ -126,9 +126,11 @@ class Laplace:
 
     Args:
         scale: expected absolute error of a pixel value in [0, 1].
+        signed: the maps are in [-1, 1], and otherwise in [0, 1].
     """
 
     scale: float = 0.1
+    signed: bool = False
     num_maps = 3
 
     def __post_init__(self) -> None:
@@ -142,11 +144,15 @@ class Laplace:
             maps: [B, 3, H, W], medians of the pixel values.
         """
         with torch.autocast(images.device.type, enabled=False):
-            return (images.float() - maps.float()).abs() / self.scale + math.log(2 * self.scale)
+            residual = (images.float() - self._pixels(maps)).abs()
+            return residual / self.scale + math.log(2 * self.scale)
 
     def image(self, maps: Tensor) -> Tensor:
         """Returns the images [B, 3, H, W] in [0, 1] at the median of the distribution."""
-        return maps.float().clamp(0, 1)
+        return self._pixels(maps).clamp(0, 1)
+
+    def _pixels(self, maps: Tensor) -> Tensor:
+        return (maps.float() + 1) / 2 if self.signed else maps.float()
 
 
 def categorical_kl(logits: Tensor) -> Tensor:

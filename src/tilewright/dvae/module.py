@@ -19,6 +19,8 @@ from tilewright.training.stage import StageModule, num_rows
 class DiscreteVAEModule(StageModule):
     """Training of an image tokenizer on the negative evidence lower bound (section 2.1).
 
+    A perceptual and an adversarial loss, which the paper does not have, make it sharper.
+
     Args:
         network: the dVAE or VQGAN.
         temperature: schedule of the relaxation's temperature.
@@ -45,6 +47,8 @@ class DiscreteVAEModule(StageModule):
         adversarial: AdversarialLoss | None = None,
     ):
         super().__init__()
+        if adversarial is not None:
+            adversarial.check_size(network.image_size)
         check_optimizer(learning_rate, weight_decay, betas, eps)
         check_schedule("model.temperature", temperature, exclusive=True)
         check_schedule("model.beta", beta)
@@ -75,27 +79,33 @@ class DiscreteVAEModule(StageModule):
             maps: [B, num_maps, H, W], the decoder's output.
             penalties: the quantizer's penalties per token, such as the KL.
         """
-        image_loss, image_terms = self._image_terms(images, maps)
-        penalty, penalty_terms = self._penalty_terms(images, penalties)
-        return {"loss": image_loss + penalty, **image_terms, **penalty_terms}
+        reconstructions = self.network.likelihood.image(maps)
+        image_loss, terms = self._image_loss(images, maps, reconstructions)
+        return self._with_penalties(images, image_loss, terms, penalties)
 
-    def _image_terms(self, images: Tensor, maps: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _image_loss(
+        self, images: Tensor, maps: Tensor, reconstructions: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the loss of the decoder's output, and its terms."""
         loss = self.network.likelihood.nll(images, maps).mean()
         terms = {"reconstruction": loss}
         if self.perceptual is not None:
-            terms["perceptual"] = self.perceptual(images, self.network.likelihood.image(maps))
+            terms["perceptual"] = self.perceptual(images, reconstructions)
             loss = loss + self.perceptual.weight * terms["perceptual"]
         return loss, terms
 
-    def _penalty_terms(
-        self, images: Tensor, penalties: dict[str, Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the quantizer's loss, and its terms per pixel value."""
+    def _with_penalties(
+        self,
+        images: Tensor,
+        image_loss: Tensor,
+        terms: dict[str, Tensor],
+        penalties: dict[str, Tensor],
+    ) -> dict[str, Tensor]:
+        """Returns the terms with the quantizer's penalties per pixel value, and the `loss`."""
         tokens_per_value = self.network.grid**2 / images[0].numel()  # 1 / 192 in the paper
-        terms = {name: value * tokens_per_value for name, value in penalties.items()}
-        zero = images.new_zeros(())
-        return self.beta(self.global_step) * sum(terms.values(), zero), terms
+        penalties = {name: value * tokens_per_value for name, value in penalties.items()}
+        loss = image_loss + self.beta(self.global_step) * sum(penalties.values())
+        return {"loss": loss, **terms, **penalties}
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         images = batch["image"]
@@ -103,50 +113,25 @@ class DiscreteVAEModule(StageModule):
         codes, penalties = self.network.quantizer(self.network.latents(images), temperature)
         maps = self.network.maps(codes)
         weight = self.row_weight(batch)
-        if self.adversarial is not None and self.global_step >= self.adversarial.start:
-            objective, terms = self._adversarial_step(images, maps, penalties, weight)
-        else:
-            terms = {k: weight * x for k, x in self.terms(images, maps, penalties).items()}
+        if self.adversarial is None:
+            terms = self.terms(images, maps, penalties)
             objective = terms["loss"]
-            if self.adversarial is not None:  # DDP and FSDP expect a gradient of every weight
-                objective = objective + 0 * sum(p.sum() for p in self.adversarial.parameters())
-        self.log_dict({f"train/{k}": value.detach() for k, value in terms.items()}, sync_dist=True)
+        else:
+            step = self.adversarial(
+                images,
+                maps,
+                self.network.likelihood.image,
+                self._image_loss,
+                weight,
+                self.global_step,
+            )
+            terms = self._with_penalties(images, step.image_loss, step.terms, penalties)
+            objective = terms["loss"] + step.discriminator_loss
+        values = {f"train/{name}": weight * value.detach() for name, value in terms.items()}
+        self.log_dict(values, sync_dist=True)
         self.log("schedule/beta", self.beta(self.global_step))
         self.log("schedule/temperature", temperature)
-        return objective
-
-    def _adversarial_step(
-        self, images: Tensor, maps: Tensor, penalties: dict[str, Tensor], weight: Tensor | float
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the objective whose gradients train both networks, and the terms to log.
-
-        Gradients of the generator's losses stop at the decoder's output, where they give the
-        adaptive weight. Their sum goes through the decoder in one backward pass.
-
-        Args:
-            weight: weight of the batch.
-        """
-        assert self.adversarial is not None
-        output = maps.detach().float().requires_grad_()
-        image_loss, image_terms = self._image_terms(images, output)
-        penalty, penalty_terms = self._penalty_terms(images, penalties)
-        fake = self.adversarial.logits(self.network.likelihood.image(output))
-        generator = -fake.mean()
-        # Gradients of sums: those of means would underflow in fp16.
-        scale = weight * output.numel()
-        image_gradient = _gradient(scale * image_loss, output)
-        generator_gradient = _gradient(scale * generator, output)
-        ratio = self.adversarial.generator_weight(image_gradient, generator_gradient)
-        gradient = (image_gradient + ratio * generator_gradient) / output.numel()
-
-        discriminator = self.adversarial.hinge(self.adversarial.logits(images), fake)
-        loss = image_loss + penalty
-        terms = {"loss": loss, **image_terms, **penalty_terms}
-        terms |= {"generator": generator, "discriminator": discriminator}
-        self.log("schedule/generator_weight", ratio)
-        objective = _with_gradient(weight * image_loss, maps, gradient)
-        objective = objective + weight * (penalty + discriminator)
-        return objective, {name: weight * value for name, value in terms.items()}
+        return weight * objective
 
     def validation_step(self, batch: dict, batch_idx: int) -> dict[str, Tensor]:
         """Logs the loss on hard codes, which the prior will see, and its gap to relaxed codes.
@@ -189,17 +174,9 @@ class DiscreteVAEModule(StageModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         groups: list[dict[str, Any]] = [{"params": list(self.network.parameters())}]
+        factors = [1.0]
         if self.adversarial is not None:
             groups.append(self.adversarial.parameter_group())
+            factors.append(self.adversarial.learning_rate_ratio)
         optimizer = torch.optim.AdamW(groups, lr=1.0, **self.optimizer)  # type: ignore[arg-type]
-        return scheduled(optimizer, self.learning_rate)
-
-
-def _gradient(loss: Tensor, output: Tensor) -> Tensor:
-    return torch.autograd.grad(loss, output, retain_graph=True)[0]
-
-
-def _with_gradient(value: Tensor, output: Tensor, gradient: Tensor) -> Tensor:
-    """Returns a scalar with a value, and with a gradient at `output` that is known already."""
-    product = (output * gradient.detach()).sum()
-    return value.detach() + product - product.detach()
+        return scheduled(optimizer, self.learning_rate, factors)

@@ -1,7 +1,7 @@
 """Perceptual loss: distance of two images in the features of a network trained on ImageNet.
 
-A pixel error alone is lowest for the mean of all sharp images that have the same tokens, which is
-blurred. Features react to edges and textures, and so make the decoder generate them.
+Many different sharp images share the same tokens. A squared error is lowest for their mean, which
+is blurred. Features respond to edges and textures even if these are slightly displaced.
 """
 
 import warnings
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tilewright.checks import check_number
+from tilewright.checks import check_number, check_option
 from tilewright.efficientnet import SIZES, EfficientNetLite
 from tilewright.errors import UserError, first_line
 
@@ -41,11 +41,7 @@ class PerceptualLoss:
         weight: float = 1.0,
         vgg_weights: Path | str | None = None,
     ):
-        if network not in NETWORKS:
-            raise UserError(
-                f"loss.perceptual.network={network} is not possible: set one of "
-                f"{', '.join(NETWORKS)}"
-            )
+        check_option("loss.perceptual.network", network, NETWORKS)
         check_number("loss.perceptual.weight", weight, 0, exclusive=True)
         self.network = network
         self.weight = weight
@@ -57,7 +53,7 @@ class PerceptualLoss:
         self._device = torch.device("cpu")
 
     def __deepcopy__(self, memo: dict) -> "PerceptualLoss":
-        return self  # it has no state, so the averaged module shares it
+        return self  # frozen, so the averaged module shares it
 
     def __call__(self, images: Tensor, reconstructions: Tensor) -> Tensor:
         """Returns the mean distance over a batch, a scalar.
@@ -67,7 +63,9 @@ class PerceptualLoss:
         """
         if images.device != self._device:
             self._device = images.device
-            self.distance.to(images.device)
+            # In a validation, weights of inference mode would be of no use to the training.
+            with torch.inference_mode(False):
+                self.distance.to(images.device)
         return self.distance(images, reconstructions).mean()
 
 
@@ -97,15 +95,15 @@ class FeatureDistance(nn.Module):
         return torch.stack(distances).mean(dim=0)
 
 
-class SignedRange(nn.Module):
-    """Wrapper that maps images from [0, 1] to [-1, 1], the range of LPIPS."""
+class UnitLPIPS(nn.Module):
+    """LPIPS of images in [0, 1]."""
 
-    def __init__(self, distance: nn.Module):
+    def __init__(self, network: nn.Module):
         super().__init__()
-        self.distance = distance
+        self.network = network
 
     def forward(self, images: Tensor, reconstructions: Tensor) -> Tensor:
-        return self.distance(2 * images - 1, 2 * reconstructions - 1)
+        return self.network(images, reconstructions, normalize=True)
 
 
 def _load_lpips(vgg_weights: Path | str | None) -> nn.Module:
@@ -132,7 +130,7 @@ def _load_lpips(vgg_weights: Path | str | None) -> nn.Module:
         raise UserError(
             f"loss.perceptual.vgg_weights={vgg_weights} is not VGG16: give torchvision's {VGG_FILE}"
         ) from error
-    return SignedRange(network.requires_grad_(False).eval())
+    return UnitLPIPS(network.requires_grad_(False).eval())
 
 
 def _load_vgg(path: Path | str | None) -> dict[str, Tensor]:
@@ -141,7 +139,7 @@ def _load_vgg(path: Path | str | None) -> dict[str, Tensor]:
     Raises:
         UserError: they cannot be read or downloaded.
     """
-    from torchvision.models import VGG16_Weights
+    from torchvision.models import VGG16_Weights  # slow to import
 
     try:
         if path is None:

@@ -68,12 +68,16 @@ class Codebook(Quantizer):
 
     def tokens(self, latents: Tensor) -> Tensor:
         """Returns the image tokens [B, h, w] of latents [B, D, h, w]."""
-        queries, vectors = self._scale(latents.movedim(1, -1)), self._scale(self.vectors)
-        offsets = vectors.square().sum(dim=1) / 2
-        # |latent - code|^2 / 2 without the term of the latent, which is the same for all codes.
-        parts = queries.flatten(0, -2).split(max(1, SCORES // len(vectors)))
-        indices = [torch.addmm(offsets, part, vectors.T, alpha=-1).argmin(1) for part in parts]
-        return torch.cat(indices).view(queries.shape[:-1])
+        with torch.autocast(latents.device.type, enabled=False):  # tokens must not depend on it
+            queries, vectors = (
+                self._scale(latents.float().movedim(1, -1)),
+                self._scale(self.vectors),
+            )
+            offsets = vectors.square().sum(dim=1) / 2
+            # |latent - code|^2 / 2 without the term of the latent, which all codes share.
+            parts = queries.flatten(0, -2).split(max(1, SCORES // len(vectors)))
+            indices = [torch.addmm(offsets, part, vectors.T, alpha=-1).argmin(1) for part in parts]
+            return torch.cat(indices).view(queries.shape[:-1])
 
     def codes(self, tokens: Tensor) -> Tensor:
         """Returns the codes [B, D, h, w] of image tokens [B, h, w]."""
@@ -104,7 +108,8 @@ class LogitCodebook(Codebook):
             return torch.einsum("bkhw,kd->bdhw", weights, self.vectors), penalties
 
     def tokens(self, latents: Tensor) -> Tensor:
-        return self.logits(latents).argmax(dim=1)
+        with torch.autocast(latents.device.type, enabled=False):
+            return self.logits(latents.float()).argmax(dim=1)
 
 
 class Encoder(nn.Module):
@@ -214,9 +219,9 @@ class VQGAN(nn.Module):
         codebook: choice of tokens: by the "nearest" code, the code of largest "cosine", or by
             logits ("gumbel").
         spatial_norm: the decoder's normalizations depend on the codes, as in MoVQ.
-        pixels: range that the networks see: "signed" is [-1, 1], "unit" is [0, 1].
-        likelihood: likelihood of pixel values. None is `Laplace`, whose maps are the pixel values
-            that published decoders return.
+        pixels: range that the encoder reads: "signed" is [-1, 1], "unit" is [0, 1].
+        likelihood: likelihood of pixel values. None is `Laplace` with pixel values of this range,
+            which published decoders return.
         quantizer: quantizer of the latents, which replaces the `codebook`.
 
     Raises:
@@ -224,6 +229,7 @@ class VQGAN(nn.Module):
     """
 
     block_types = (ResidualBlock, Attention)
+    shards_in_fp32 = True  # `encode` and `decode` run without autocast
 
     def __init__(
         self,
@@ -276,7 +282,7 @@ class VQGAN(nn.Module):
         self.grid = grid
         self.num_tokens = num_tokens
         self.pixels = pixels
-        self.likelihood = likelihood or Laplace()
+        self.likelihood = likelihood or Laplace(signed=pixels == "signed")
         self.encoder = Encoder(
             channels=channels,
             stem_width=stem_width,
@@ -341,8 +347,7 @@ class VQGAN(nn.Module):
 
     def maps(self, codes: Tensor) -> Tensor:
         """Returns the likelihood's maps [B, num_maps, H, W] for the codebook's codes."""
-        maps = self.decoder(self.from_codes(codes), codes)
-        return (maps + 1) / 2 if self.pixels == "signed" else maps
+        return self.decoder(self.from_codes(codes), codes)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

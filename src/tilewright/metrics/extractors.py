@@ -112,6 +112,20 @@ def check_extractor(extractor: str, inception_weights: Path | str | None = None)
         )
 
 
+def judge_warning(network: str, key: str) -> str:
+    """Returns the warning that a network judges images of a dVAE that was trained on it.
+
+    Args:
+        network: name of the network.
+        key: configuration key that chooses the network.
+    """
+    other = next(name for name in reversed(SIZES) if name != network)
+    return (
+        f"{network} is in the loss of the dVAE, so its metrics favor this dVAE: set another "
+        f"network, such as {key}={other}"
+    )
+
+
 def load_extractor(
     device: torch.device | str,
     extractor: str = AUTO,

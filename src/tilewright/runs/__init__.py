@@ -2,10 +2,10 @@
 
 from tilewright.runs.bases import (
     base_folder,
+    dvae_config,
     dvae_folder,
     image_size,
     name_base,
-    perceptual_network,
 )
 from tilewright.runs.folders import (
     ADAPTER,
@@ -27,6 +27,7 @@ from tilewright.runs.folders import (
     is_model,
     load_config,
     lock,
+    loss_network,
     override_key,
     reads_features,
     relocate,
@@ -69,6 +70,7 @@ __all__ = [
     "checkpoint",
     "copy_dvae",
     "create",
+    "dvae_config",
     "dvae_folder",
     "find",
     "find_resumable",
@@ -86,9 +88,9 @@ __all__ = [
     "load_tokenizer",
     "load_weights",
     "lock",
+    "loss_network",
     "name_base",
     "override_key",
-    "perceptual_network",
     "reads_features",
     "relocate",
     "save_conversion",

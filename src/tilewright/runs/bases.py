@@ -8,10 +8,9 @@ import json
 import os
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from tilewright import files
-from tilewright.checks import check_whole
 from tilewright.errors import UserError
 from tilewright.runs import hub
 from tilewright.runs.folders import (
@@ -20,7 +19,6 @@ from tilewright.runs.folders import (
     MODEL_CONFIG,
     follow_latest,
     load_config,
-    loss_network,
 )
 
 PEFT_CONFIG = "adapter_config.json"
@@ -96,16 +94,12 @@ def dvae_folder(prior: Path, above: tuple[Path, ...] = ()) -> Path:
     return prior / DVAE
 
 
+def dvae_config(folder: Path) -> DictConfig:
+    """Returns the configuration of the dVAE of a run, or of a run that is one."""
+    config = load_config(folder)
+    return load_config(dvae_folder(folder)) if config.stage == "prior" else config
+
+
 def image_size(folder: Path) -> int:
     """Returns the side, in pixels, of the images that a run's network generates or reads."""
-    is_prior = load_config(folder).stage == "prior"
-    place = dvae_folder(folder) if is_prior else folder
-    size = OmegaConf.select(load_config(place), "model.network.image_size")
-    check_whole(f"model.network.image_size in {place}", size)
-    return size
-
-
-def perceptual_network(folder: Path) -> str | None:
-    """Returns the name of the feature network in the loss of a run's dVAE, or None."""
-    config = load_config(folder)
-    return loss_network(load_config(dvae_folder(folder)) if config.stage == "prior" else config)
+    return dvae_config(folder).model.network.image_size

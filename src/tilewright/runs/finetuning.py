@@ -41,6 +41,8 @@ def adopt(config: DictConfig, source: Path, keys: Iterable[str]) -> None:
     with open_dict(config):
         config.init = escape(str(source))
         adopt_network(config, saved, keys)
+        if network := runs.loss_network(saved):  # a judge of the weights
+            config.perceptual_network = network
         config.data.image_size = image_size
         _adopt_choices(config, saved)
         if saved.stage == "prior":
@@ -125,6 +127,8 @@ def _check_conflicts(
         trained["likelihood"] = saved.model.network.likelihood
     expected = OmegaConf.create(trained)
     for group in GROUPS:
+        if group == "model" and saved.choices.get("family"):
+            continue  # converted weights have no option, so any gives the settings of the training
         chosen, required = config.choices.get(group), saved.choices.get(group)
         if group in keys and chosen != required:
             need = f"need {group}={required}" if required else f"have a {group} of their own"

@@ -15,6 +15,8 @@ FIXED_BY_TRAINING = (
     "model._target_",
     "model.muon",
     "model.adam_bits",
+    "loss.perceptual.network",
+    "loss.adversarial.discriminator.",
     "lora.",
     "seed",
     "data._target_",

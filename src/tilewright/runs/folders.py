@@ -239,9 +239,9 @@ def _check_format(config: DictConfig, file: Path) -> None:
 def loss_network(config: DictConfig) -> str | None:
     """Returns the name of the feature network in a dVAE's perceptual loss, or None.
 
-    A model keeps the name alone, because the settings may hold a private path.
+    A model, and a run that starts from other weights, record the name as `perceptual_network`.
     """
-    return config.get("perceptual_network") or OmegaConf.select(config, "model.perceptual.network")
+    return OmegaConf.select(config, "model.perceptual.network") or config.get("perceptual_network")
 
 
 def reads_features(config: DictConfig) -> bool:

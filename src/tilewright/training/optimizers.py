@@ -19,10 +19,13 @@ from tilewright.training.schedules import Schedule, check_schedule
 class ScheduledRate(LambdaLR):
     """Learning rate that follows a schedule, which may change when a training resumes."""
 
-    def __init__(self, optimizer: Optimizer, learning_rate: Schedule):
+    def __init__(self, optimizer: Optimizer, learning_rate: Schedule, factors: Sequence[float]):
         # LambdaLR saves callable objects in checkpoints, which weights_only=True refuses. It does
         # not save plain functions.
-        super().__init__(optimizer, lambda step: learning_rate(step))
+        def times(factor: float) -> Callable[[int], float]:
+            return lambda step: factor * learning_rate(step)
+
+        super().__init__(optimizer, [times(factor) for factor in factors])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads the index of the update, and sets the rate of the next update."""
@@ -35,15 +38,19 @@ class ScheduledRate(LambdaLR):
             group["lr"] = rate
 
 
-def scheduled(optimizer: Optimizer, learning_rate: Schedule) -> OptimizerLRScheduler:
+def scheduled(
+    optimizer: Optimizer, learning_rate: Schedule, factors: Sequence[float] | None = None
+) -> OptimizerLRScheduler:
     """Returns the value of `configure_optimizers` for a learning rate that follows a schedule.
 
     Args:
         optimizer: created with lr=1, because LambdaLR multiplies its rate by the schedule.
         learning_rate: schedule of the update's index.
+        factors: factor of the schedule for each parameter group. None is 1.
     """
     keep_settings(optimizer)
-    scheduler = ScheduledRate(optimizer, learning_rate)
+    factors = [1.0] * len(optimizer.param_groups) if factors is None else factors
+    scheduler = ScheduledRate(optimizer, learning_rate, factors)
     return {
         "optimizer": optimizer,
         "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
@@ -59,9 +66,18 @@ def check_optimizer(learning_rate: Any, weight_decay: Any, betas: Any, eps: Any)
     check_schedule("model.learning_rate", learning_rate)
     check_number("model.weight_decay", weight_decay, 0)
     check_number("model.eps", eps, 0)
+    check_betas("model.betas", betas)
+
+
+def check_betas(name: str, betas: Any) -> None:
+    """Checks the betas of AdamW.
+
+    Raises:
+        UserError: they are not two numbers from 0 to below 1.
+    """
     is_pair = isinstance(betas, Sequence) and len(betas) == 2
     if not is_pair or not all(is_number(beta, 0) and beta < 1 for beta in betas):
-        raise UserError(f"model.betas={betas} is not possible: set two numbers below 1")
+        raise UserError(f"{name}={betas} is not possible: set two numbers below 1")
 
 
 def check_adam_bits(adam_bits: Any, muon: bool, variance_clip: float | None = None) -> None:
