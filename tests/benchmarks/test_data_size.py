@@ -22,7 +22,7 @@ TRAINING = [
     "trainer.max_steps=2",
     "trainer.val_check_interval=1",
     "data.batch_size=4",
-    "data.crops_per_image=0",
+    "data.crops_per_image=1",
     "+data.source.limit=100",
     "compile=false",
     "~callbacks.frechet",
