@@ -18,7 +18,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from tilewright.prior import Sampling, Transformer, sample, with_low_precision_weights
+from tilewright.prior import Prior, Sampling, sample, with_low_precision_weights
 
 DEFAULTS = {
     "candidates": 64,
@@ -43,7 +43,7 @@ SEED = 0
 
 
 @torch.inference_mode()
-def cache_bytes(network: Transformer, text: Tensor, candidates: int) -> int:
+def cache_bytes(network: Prior, text: Tensor, candidates: int) -> int:
     """Returns the bytes of the KV cache per image."""
     _, caches = network.prefill(text, candidates)
     return sum(cache.nbytes for cache in caches) // (len(text) * candidates)

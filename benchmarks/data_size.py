@@ -8,6 +8,7 @@ and captions of concepts that no training pair shows.
     python benchmarks/data_size.py dvae=[experiment=dvae_emoji] prior=[experiment=prior_emoji]
 
 Every other key is a setting of both runs. An interrupted benchmark continues where it stopped.
+Another recipe needs another logs=.
 """
 
 import csv
@@ -27,6 +28,7 @@ import training
 from tilewright.cli.messages import one_line_errors
 from tilewright.data import CaptionedImages
 from tilewright.errors import UserError
+from tilewright.files import write_atomically
 from tilewright.pipeline import TextToImage
 from tilewright.viz.images import captioned_grid, save_png
 from tilewright.viz.plots import plot_lines
@@ -74,13 +76,36 @@ def read_data(settings: Any, size: int, others: list[str]) -> CaptionedImages:
     return data
 
 
+def recipe(stage: str, settings: Any) -> list[str]:
+    """Returns the settings of a stage's trainings that are the same for all sizes."""
+    return [*settings[stage], f"seed={settings.seed}"]
+
+
+def check_recipe(run: Path, words: list[str]) -> None:
+    """Writes the recipe of a training beside its run, or compares it with that of an earlier one.
+
+    Raises:
+        UserError: the run was trained with another recipe, or with an unknown one.
+    """
+    file = run.with_name(f"{run.name}.recipe.json")
+    if not file.exists() and not run.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, json.dumps(words))
+        return
+    earlier = json.loads(file.read_text()) if file.exists() else None
+    if earlier != words:
+        raise UserError(
+            f"{run} was trained with {earlier or 'an unknown recipe'}, and this benchmark asks for "
+            f"{words}: set another logs="
+        )
+
+
 def arguments_of(stage: str, settings: Any, size: int) -> list[str]:
     """Returns the settings of a stage's training on `size` pairs."""
     return [
-        *settings[stage],
+        *recipe(stage, settings),
         "data=emoji",
         f"data.source.train={size}",
-        f"seed={settings.seed}",
         f"paths.logs={settings.logs}",
         f"run_name=pairs_{size}",
     ]
@@ -91,6 +116,7 @@ def train_and_evaluate(settings: Any, size: int, others: list[str]) -> None:
     dvae, prior = Path(settings.logs) / "dvae" / f"pairs_{size}", prior_run(settings, size)
     for run, more in ((dvae, []), (prior, [f"dvae={dvae}"])):
         stage, finished = run.parent.name, run / "finished"
+        check_recipe(run, [*recipe(stage, settings), *others])
         if finished.exists():
             continue
         if (run / "checkpoints" / "last.ckpt").exists():
@@ -98,7 +124,8 @@ def train_and_evaluate(settings: Any, size: int, others: list[str]) -> None:
         else:
             run_command("train", *arguments_of(stage, settings, size), *more, *others)
         finished.touch()
-    for split in set(splits(settings).values()) - {record["split"] for record in records(prior)}:
+    measured_splits = {record["split"] for record in records(settings, size)}
+    for split in set(splits(settings).values()) - measured_splits:
         run_command(
             "eval",
             "metric=identification",
@@ -106,15 +133,22 @@ def train_and_evaluate(settings: Any, size: int, others: list[str]) -> None:
             f"metric.split={split}",
             f"metric.among={settings.among}",
             f"images={settings.captions}",
+            f"seed={settings.seed}",
             f"paths.logs={settings.logs}",
             *[text for text in others if text.startswith("paths.")],
         )
 
 
-def records(run: Path) -> list[dict[str, Any]]:
-    """Returns what has been measured of a prior's run."""
-    file = run / "eval" / "identification" / "results.json"
-    return json.loads(file.read_text()) if file.exists() else []
+def records(settings: Any, size: int) -> list[dict[str, Any]]:
+    """Returns the records of a size's prior that were measured with these settings."""
+    file = prior_run(settings, size) / "eval" / "identification" / "results.json"
+    saved = json.loads(file.read_text()) if file.exists() else []
+    wanted = {
+        "among": settings.among,
+        "requested_images": settings.captions,
+        "seed": settings.seed,
+    }
+    return [record for record in saved if wanted.items() <= record.items()]
 
 
 def measured(settings: Any, size: int) -> dict[str, Any]:
@@ -126,7 +160,7 @@ def measured(settings: Any, size: int) -> dict[str, Any]:
             *record["interval"],
         )
         for kind, split in splits(settings).items()
-        for record in records(run)
+        for record in records(settings, size)
         if record["split"] == split and record["image_set"] in ("generated", "reconstructed")
     }
     with (run / "metrics.csv").open() as file:

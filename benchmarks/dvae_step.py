@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
+from typing import Any
 
 import peers
 import settings as command_line
@@ -108,10 +109,11 @@ def ours(
     if compiled:
         torch._inductor.config.fallback_random = True  # the same noise as in eager mode
         loss = torch.compile(loss)
+    optimizers: Any = module.configure_optimizers()
     return Training(
         loss=loss,
         parameters=list(network.parameters()),
-        optimizer=module.configure_optimizers()["optimizer"],
+        optimizer=optimizers["optimizer"],
         images=images.to(memory_format=layout),
         bf16=bf16,
     )

@@ -85,7 +85,7 @@ def ours(
         },
     }
     threads = torch.get_num_threads()
-    for _split, _cache in encode_in_parallel(config):
+    for _ in encode_in_parallel(config):
         pass
     torch.set_num_threads(threads)  # encode() lowers them
 

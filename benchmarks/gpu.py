@@ -109,6 +109,12 @@ def prior(settings: DictConfig, model: str, device: str, *overrides: str) -> Tra
     return network.to(device)  # its tables are built on the CPU
 
 
+def random_text(network: Any, captions: int, device: str) -> Tensor:
+    """Returns random text tokens of captions."""
+    shape = (captions, network.stream.text_length)
+    return torch.randint(network.stream.text_vocab, shape, device=device)
+
+
 def training_step(
     settings: DictConfig, module: StageModule, batch: dict[str, Any], clip: float
 ) -> Callable[[], None]:
@@ -136,7 +142,7 @@ def prior_step(
 ) -> Callable[[], None]:
     """An update on random tokens; the recipe is the paper's: AdamW, and nothing is hidden."""
     stream = network.stream
-    text = torch.randint(stream.text_vocab, (batch_size, stream.text_length), device=device)
+    text = random_text(network, batch_size, device)
     image = torch.randint(stream.image_vocab, (batch_size, stream.grid, stream.grid), device=device)
     batch = {"text": text, "image_tokens": image}
     return training_step(settings, PriorModule(network, Constant(1e-4)), batch, clip=4.0)
@@ -244,7 +250,7 @@ def measure_checkpointing(settings: DictConfig, device: str) -> dict[str, Any]:
     return results
 
 
-def bytes_read(network: Transformer) -> float:
+def bytes_read(network: Any) -> float:
     """Returns the average bytes that one step reads for one image: weights, keys and values."""
     weights = [*network.blocks.parameters(), *network.blocks.buffers()]
     weights += [*network.image_head.parameters(), *network.image_head.buffers()]
@@ -261,7 +267,7 @@ def measure_decoding(settings: DictConfig, device: str) -> dict[str, Any]:
     """Sampling tokens/s of one image, and share of the peak bandwidth."""
     _, peak = peaks(device)
     network = prior(settings, settings.decoding.model, device, *settings.decoding.overrides).eval()
-    text = torch.randint(network.stream.text_vocab, (1, network.stream.text_length), device=device)
+    text = random_text(network, 1, device)
     results = {}
     for weights in settings.decoding.weights:
         light = with_low_precision_weights(network, weights)
@@ -278,7 +284,7 @@ def measure_candidates(settings: DictConfig, device: str) -> dict[str, Any]:
     """Images/s for many candidates of one caption."""
     network = prior(settings, settings.candidates.model, device).eval()
     light = with_low_precision_weights(network, settings.candidates.weights)
-    text = torch.randint(network.stream.text_vocab, (1, network.stream.text_length), device=device)
+    text = random_text(network, 1, device)
     sampling = Sampling(compile=settings.compile)
     results = {}
     for number in settings.candidates.numbers:

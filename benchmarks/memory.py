@@ -101,7 +101,7 @@ def build(model: str, device: str = "meta", *overrides: str) -> Transformer:
         return instantiate(config.model.network)
 
 
-def count(module: nn.Module) -> int:
+def count(module: Any) -> int:
     """Returns the number of parameters."""
     return sum(parameter.numel() for parameter in module.parameters())
 
@@ -302,7 +302,8 @@ def train_briefly(
         enable_model_summary=False,
         callbacks=[AveragedWeights(0.99)],
     )
-    trainer.fit(PriorModule(network, Constant(1e-4)), DataLoader([batch] * 2, batch_size=None))
+    rows: Any = [batch] * 2
+    trainer.fit(PriorModule(network, Constant(1e-4)), DataLoader(rows, batch_size=None))
     peaks.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 2**10)
 
 

@@ -30,7 +30,6 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 import training
-from tilewright import runs
 from tilewright.cli import app
 from tilewright.cli.messages import one_line_errors
 from tilewright.data import CaptionedImages
@@ -103,18 +102,14 @@ class Progress:
         self.moments.append({"steps": steps, "seconds": seconds, "alignment": results})
 
 
-def configuration(overrides: list[str], dvae: Path, steps: int, moments: int) -> DictConfig:
+def configuration(overrides: list[str], steps: int, moments: int) -> DictConfig:
     """Returns the configuration of `python src/train.py` with these settings, without observers.
 
     Args:
         moments: number of validations, evenly spread, of one batch each. The averaged weights are
             in place during them.
     """
-    network = runs.load_config(dvae).model.network
     own = [
-        f"dvae='{dvae}'",
-        f"image_tokens.grid={network.grid}",
-        f"image_tokens.vocab={network.num_tokens}",
         f"trainer.max_steps={steps}",
         f"trainer.val_check_interval={steps // max(moments, 1)}",
         f"trainer.limit_val_batches={min(moments, 1)}",
@@ -323,15 +318,14 @@ def main() -> None:
     app.ignore_warnings()
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    logs = next((o.partition("=")[2] for o in overrides if o.startswith("paths.logs=")), "logs")
-    dvae = runs.find(Path(logs), "dvae", settings.dvae, data="shapes")
+    overrides += training.dvae_settings(settings.dvae, overrides)
     steps = steps_in(
         settings.minutes * 60,
-        lambda steps: configuration(overrides, dvae, steps, moments=0),
+        lambda steps: configuration(overrides, steps, moments=0),
         settings.timed_steps,
     )
     steps = max(steps // settings.moments, 1) * settings.moments  # the last moment is the end
-    config = configuration(overrides, dvae, steps, settings.moments)
+    config = configuration(overrides, steps, settings.moments)
     data = read_data(config)
     examine = AlignmentTest(data, settings.splits, settings.captions)
     trained = [train_ours(config, data, examine)]

@@ -13,7 +13,6 @@ import os
 import socket
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -24,7 +23,6 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 import training
-from tilewright import runs
 
 DEFAULTS = {
     "stage": "prior",
@@ -67,11 +65,7 @@ def configuration(settings: DictConfig, overrides: list[str]) -> DictConfig:
     """Returns the configuration of the training."""
     words = [f"stage={settings.stage}", *overrides]
     if settings.stage == "prior":
-        logs = Path(training.configuration(words[:1]).paths.logs)
-        dvae = runs.find(logs, "dvae", settings.dvae, data="shapes")
-        network = runs.load_config(dvae).model.network
-        words += [f"dvae='{dvae}'", f"image_tokens.grid={network.grid}"]
-        words += [f"image_tokens.vocab={network.num_tokens}"]
+        words += training.dvae_settings(settings.dvae, overrides)
     length = settings.warmup + settings.steps
     words += [f"trainer.max_steps={length}", "trainer.limit_val_batches=0"]
     config = training.configuration([*words, "trainer.accelerator=cpu", "logger={}"])

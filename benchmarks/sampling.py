@@ -66,7 +66,8 @@ class Products:
     """
 
     def __init__(self, network: Transformer, captions: int):
-        stream, weight = network.stream, network.image_head.weight
+        stream, image_head = network.stream, network.image_head
+        weight: Any = image_head.weight
         self.network, self.captions, self.prompt = network, captions, stream.first_image_position
         patterns = [block.attention.pattern for block in network.blocks]
         reads = zip(
@@ -74,7 +75,8 @@ class Products:
         )
         # Number of keys that each token sees in each layer, text included.
         self.keys = [[self.prompt + keys for keys in token] for token in reads]
-        self.dim, heads = weight.shape[1], network.blocks[0].attention.heads
+        attention: Any = network.blocks[0].attention
+        self.dim, heads = weight.shape[1], attention.heads
         rows = captions * self.prompt
         self.states = weight.new_zeros(rows, self.dim)
         self.hidden = weight.new_zeros(rows, 4 * self.dim)

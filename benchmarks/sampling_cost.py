@@ -30,7 +30,7 @@ DEFAULTS = {
     "out": "logs/benchmarks/sampling_cost.json",
 }
 LINEAR = ("row", "column")
-PAPER = {"dim": 3968, "depth": 64, "stream": Stream()}
+PAPER: dict[str, Any] = {"dim": 3968, "depth": 64, "stream": Stream()}
 SEED = 0
 
 

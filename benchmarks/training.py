@@ -1,12 +1,14 @@
 """This project's training as in `python src/train.py`, without callbacks that only observe."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import pytorch_lightning as pl
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from tilewright import runs
 from tilewright.cli import app
 from tilewright.hardware import resolve_precision
 
@@ -25,6 +27,23 @@ def configuration(overrides: Iterable[str]) -> DictConfig:
     for name in OBSERVERS & set(config.callbacks):
         del config.callbacks[name]
     return config
+
+
+def dvae_settings(dvae: str | None, overrides: Sequence[str]) -> list[str]:
+    """Returns the settings that give a dVAE to a prior.
+
+    Args:
+        dvae: a run; None takes the newest one on shapes.
+        overrides: the other settings of the prior.
+    """
+    logs = Path(configuration(["stage=prior", *overrides]).paths.logs)
+    run = runs.find(logs, "dvae", dvae, runs.TrainingData("shapes"))
+    network = runs.load_config(run).model.network
+    return [
+        f"dvae='{run}'",
+        f"image_tokens.grid={network.grid}",
+        f"image_tokens.vocab={network.num_tokens}",
+    ]
 
 
 def make_trainer(config: DictConfig, *callbacks: pl.Callback) -> pl.Trainer:

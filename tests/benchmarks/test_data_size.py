@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +12,8 @@ from helpers.command import command
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import data_size
+
+from tilewright.errors import UserError
 
 DVAE = "experiment=dvae_laptop,model.network.n_hid=8,model.network.n_init=8"
 PRIOR = (
@@ -64,3 +67,24 @@ def test_every_size_is_trained_and_measured_once(tmp_path, monkeypatch):
         }
     for name in ("sizes.png", "data_size_curve.png"):
         assert (tmp_path / name).is_file()
+
+
+def test_a_run_of_another_recipe_is_refused(tmp_path):
+    run = tmp_path / "dvae" / "pairs_4"
+    data_size.check_recipe(run, ["experiment=dvae_laptop", "seed=0"])
+    run.mkdir()
+    data_size.check_recipe(run, ["experiment=dvae_laptop", "seed=0"])
+    with pytest.raises(UserError, match=r"experiment=dvae_laptop.*set another logs="):
+        data_size.check_recipe(run, ["experiment=dvae_emoji", "seed=0"])
+    with pytest.raises(UserError, match="unknown recipe"):
+        data_size.check_recipe(tmp_path / "dvae", ["seed=0"])
+
+
+def test_only_records_of_the_same_settings_are_reported(tmp_path):
+    settings = SimpleNamespace(logs=tmp_path, among=100, captions=200, seed=0)
+    folder = data_size.prior_run(settings, 4) / "eval" / "identification"
+    folder.mkdir(parents=True)
+    same = {"among": 100, "requested_images": 200, "seed": 0, "split": "validation"}
+    others = [same | {key: 1} for key in ("among", "requested_images", "seed")]
+    (folder / "results.json").write_text(json.dumps([*others, same]))
+    assert data_size.records(settings, 4) == [same]

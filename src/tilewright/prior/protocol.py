@@ -19,8 +19,10 @@ class Prior(Protocol):
     stream: BaseStream
     """Token layout."""
 
-    block_types: tuple[type[nn.Module], ...]
-    """Classes of the repeated blocks. FSDP shards and PowerSGD compresses each block by itself."""
+    @property
+    def block_types(self) -> tuple[type[nn.Module], ...]:
+        """Classes of the repeated blocks. FSDP shards and PowerSGD compresses each by itself."""
+        ...
 
     @property
     def cache_bytes(self) -> int:
