@@ -188,20 +188,20 @@ class TrialError(Exception):
 def search_space(arguments: Sequence[str]) -> tuple[dict[str, "BaseDistribution"], list[str]]:
     """Splits overrides into distributions by key and overrides with a fixed value.
 
-    A later override replaces an earlier one of the same key.
+    The keys keep `+` and `++`. A later override replaces an earlier one of the same key.
 
     Raises:
         UserError: nothing varies, or an interval is not possible.
     """
     overrides = {
-        override.key_or_group: override
+        override.get_key_element().lstrip("+~"): override
         for override in OverridesParser.create().parse_overrides(list(arguments))
     }
     space = {}
-    for key, override in overrides.items():
+    for override in overrides.values():
         if override.is_sweep_override():
             try:
-                space[key] = distribution(override)
+                space[override.get_key_element()] = distribution(override)
             except ValueError as error:
                 raise UserError(
                     f"{override.input_line} cannot be searched: {first_line(error)}"

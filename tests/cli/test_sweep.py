@@ -97,6 +97,11 @@ def test_search_space_of_every_kind_of_override():
             "g=0.5",
             "~callbacks.frechet",
             "+extra=1",
+            "+new=interval(0,1)",
+            "h=interval(0,1)",
+            "++h=interval(0,2)",
+            "data@first=choice(x,y)",
+            "data@second=choice(x,y)",
         ]
     )
     assert space == {
@@ -106,6 +111,10 @@ def test_search_space_of_every_kind_of_override():
         "d": distributions.FloatDistribution(0.0, 0.75, step=0.25),
         "e": distributions.CategoricalDistribution(["small", "large", 3]),
         "f": distributions.CategoricalDistribution(["'two words'", "null"]),
+        "+new": distributions.FloatDistribution(0.0, 1.0),
+        "++h": distributions.FloatDistribution(0.0, 2.0),
+        "data@first": distributions.CategoricalDistribution(["x", "y"]),
+        "data@second": distributions.CategoricalDistribution(["x", "y"]),
     }
     assert fixed == ["g=0.5", "~callbacks.frechet", "+extra=1"]
 
