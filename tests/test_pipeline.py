@@ -10,7 +10,7 @@ from PIL import Image
 from helpers.gray_model import CAPTIONS, BrightnessRanker, GrayTiles, make_model, make_tokenizer
 from tilewright import pipeline
 from tilewright.checks import format_value
-from tilewright.data import BytePairTokenizer
+from tilewright.data import BytePairTokenizer, image_tokenizer
 from tilewright.errors import UserError
 from tilewright.pipeline import TextToImage
 from tilewright.prior import Sampling
@@ -200,18 +200,55 @@ def test_batches_of_images_fit_the_memory(model, monkeypatch):
     tokens, images = model.sample_tokens(CAPTIONS, 5), model.generate(CAPTIONS, 5).images
     _, caches = model.prior.prefill(torch.zeros(1, 8, dtype=torch.long), 1)
     assert model.prior.cache_bytes == sum(cache.nbytes for cache in caches)
-    assert model._max_batch(guidance=1.0) > 128
+    limits = [model._max_batch(model._cache_bytes(guidance)) for guidance in (1.0, 3.0)]
+    assert min(limits) > 128
     monkeypatch.setattr(pipeline, "FREE_BYTES", 9 * model.prior.cache_bytes)
-    assert [model._max_batch(guidance) for guidance in (1.0, 3.0)] == [4, 2]
+    limits = [model._max_batch(model._cache_bytes(guidance)) for guidance in (1.0, 3.0)]
+    assert limits == [4, 2]
     sizes, prefill = [], model.prior.prefill
     monkeypatch.setattr(
         model.prior, "prefill", lambda text, n: sizes.append(len(text) * n) or prefill(text, n)
     )
-    monkeypatch.setattr(pipeline, "DECODED_PIXELS", 3 * 16**2)
+    monkeypatch.setattr(image_tokenizer, "BATCH_PIXELS", 3 * 16**2)
     generated = model.generate(CAPTIONS, 5)
     assert max(sizes) == 4
     assert torch.equal(generated.images, images)
     assert torch.equal(model.sample_tokens(CAPTIONS, 5), tokens)
+
+
+def test_scored_logits_fit_the_memory(model, monkeypatch):
+    """Text logits of 256 tokens and 16,640 classes take 17 MB for each image."""
+    tokens, stream = model.sample_tokens(CAPTIONS, 5), model.prior.stream
+    images = model.decode(tokens)[:, 0]
+    expected = model.log_likelihood(CAPTIONS, images)
+    with torch.inference_mode():
+        logits = model.prior(torch.zeros(1, 8, dtype=torch.long), tokens[0, :1])
+    logits = [part.numel() for part in logits]
+    assert sum(logits) == (
+        stream.predicted_text * stream.text_classes + stream.image_length * stream.image_vocab
+    )
+    each = model.prior.cache_bytes + 4 * sum(logits)
+    monkeypatch.setattr(pipeline, "FREE_BYTES", 2 * 2 * each)
+    ranker, sizes, forward = BrightnessRanker(), [], model.prior.forward
+    monkeypatch.setattr(
+        model.prior, "forward", lambda *pair: sizes.append(len(pair[0])) or forward(*pair)
+    )
+    model.score(ranker, CAPTIONS, tokens)
+    assert max(ranker.batch_sizes) == 2
+    torch.testing.assert_close(model.log_likelihood(CAPTIONS, images), expected)
+    assert sizes == [2, 1]
+
+
+def test_images_are_encoded_in_batches_that_fit_the_memory(model, monkeypatch):
+    images = torch.rand(7, 3, 16, 16)
+    expected = model.image_tokenizer.encode(images)
+    sizes, encode = [], model.image_tokenizer.encode
+    monkeypatch.setattr(
+        model.image_tokenizer, "encode", lambda batch: sizes.append(len(batch)) or encode(batch)
+    )
+    monkeypatch.setattr(image_tokenizer, "BATCH_PIXELS", 3 * 16**2)
+    assert torch.equal(model.encode(images), expected)
+    assert sizes == [3, 3, 1]
 
 
 @pytest.mark.parametrize("ranker", [None, BrightnessRanker()])

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from helpers.gray_model import CAPTIONS, GrayTiles, make_model
+from tilewright.data import image_tokenizer
 from tilewright.errors import UserError
 from tilewright.pipeline import TextToImage
 from tilewright.prior import Sampling
@@ -45,6 +46,20 @@ def test_the_contrastive_ranker_without_likelihood_scores_by_the_cosine(
             text = network.encode_text(model.tokenizer.encode([caption]))
             images = network.encode_images(model.decode(tokens)[i])
             torch.testing.assert_close(scores[i], (images @ text[0]))
+
+
+def test_the_contrastive_ranker_encodes_images_in_batches_that_fit_the_memory(
+    model, network, cosine_ranker, monkeypatch
+):
+    tokens = model.sample_tokens(CAPTIONS, 5)
+    expected = model.score(cosine_ranker, CAPTIONS, tokens)
+    sizes, encode = [], network.encode_images
+    monkeypatch.setattr(
+        network, "encode_images", lambda images: sizes.append(len(images)) or encode(images)
+    )
+    monkeypatch.setattr(image_tokenizer, "BATCH_PIXELS", 4 * 16**2)
+    torch.testing.assert_close(model.score(cosine_ranker, CAPTIONS, tokens), expected)
+    assert sizes == [4, 4, 4, 3]
 
 
 def test_the_contrastive_ranker_adds_the_likelihood_per_image_token(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tilewright import runs
 from tilewright.checks import check_whole
-from tilewright.data.image_tokenizer import ImageTokenizer
+from tilewright.data.image_tokenizer import ImageTokenizer, split_batches
 from tilewright.data.images import to_rgb, to_tensor
 from tilewright.data.text_tokenizer import TextTokenizer
 from tilewright.data.transforms import CenterCrop
@@ -34,8 +34,7 @@ from tilewright.reranking import ContrastiveRanker, Ranker, resolve_best_of
 from tilewright.runs import hub
 from tilewright.viz.images import to_pil
 
-FREE_BYTES = 2**33  # memory that sampling may assume on another device than CUDA
-DECODED_PIXELS = 2**21  # of one batch: 32 images of 256x256, or 8 of 512x512
+FREE_BYTES = 2**33  # memory that the prior may assume on another device than CUDA
 
 
 @dataclass(frozen=True)
@@ -333,7 +332,7 @@ class TextToImage:
         check_whole("batch_size", batch_size)
         sampling = self._resolve_sampling(sampling)
         self.check_supports(sampling)
-        batch_size = min(batch_size, self._max_batch(sampling.guidance))
+        batch_size = min(batch_size, self._max_batch(self._cache_bytes(sampling.guidance)))
         self._check_captions(captions)
         # Converts the weights here, not once per batch.
         prior = with_low_precision_weights(self.prior, sampling.weights)
@@ -362,10 +361,15 @@ class TextToImage:
     @torch.inference_mode()
     def decode(self, tokens: Tensor, batch_size: int = 128) -> Tensor:
         """Decodes image tokens [C, n, h, w] to images [C, n, 3, H, W] in [0, 1]."""
-        limit = max(1, DECODED_PIXELS // self.image_tokenizer.image_size**2)
-        batches = tokens.flatten(0, 1).split(min(batch_size, limit))
+        batches = split_batches(tokens.flatten(0, 1), self.image_tokenizer.image_size, batch_size)
         images = torch.cat([self.image_tokenizer.decode(batch) for batch in batches])
         return images.unflatten(0, tokens.shape[:2])
+
+    @torch.inference_mode()
+    def encode(self, images: Tensor) -> Tensor:
+        """Encodes images [B, 3, H, W] in [0, 1] to image tokens [B, h, w]."""
+        batches = split_batches(images, self.image_tokenizer.image_size)
+        return torch.cat([self.image_tokenizer.encode(batch.to(self.device)) for batch in batches])
 
     def rank(
         self,
@@ -397,13 +401,14 @@ class TextToImage:
         """Returns a ranker's scores [C, n] of image tokens [C, n, h, w], on the CPU.
 
         Args:
-            batch_size: number of images scored in one batch.
+            batch_size: number of images scored in one batch, if the memory allows it.
 
         Raises:
             UserError: the ranker needs another prior, or a score is nan.
         """
         check_whole("batch_size", batch_size)
         self.check_supports(ranker=ranker)
+        batch_size = min(batch_size, self._max_scored())
         scores = torch.empty(tokens.shape[:2])
         for captions_slice, candidates_slice in _batch_slices(
             len(tokens), tokens.shape[1], batch_size
@@ -436,15 +441,29 @@ class TextToImage:
         Args:
             images: [B, 3, H, W] in [0, 1], one per caption.
         """
-        text = self._encode_captions(captions)
-        return log_likelihood(self.prior, text, self.image_tokenizer.encode(images.to(self.device)))
+        pairs = self._encode_captions(captions), self.encode(images)
+        size = self._max_scored()
+        batches = zip(*(rows.split(size) for rows in pairs), strict=True)
+        nats = [log_likelihood(self.prior, text, tokens) for text, tokens in batches]
+        caption_nats, image_nats = zip(*nats, strict=True)
+        return torch.cat(caption_nats), torch.cat(image_nats)
 
-    def _max_batch(self, guidance: float) -> int:
-        """Returns the number of images whose keys and values fit the memory, a power of two.
+    def _cache_bytes(self, guidance: float = 1.0) -> int:
+        """Returns the bytes of the keys and values of one image."""
+        return self.prior.cache_bytes * (1 if guidance == 1 else 2)
+
+    def _max_scored(self) -> int:
+        """Returns the number of images whose logits, keys and values fit the memory."""
+        stream = self.prior.stream
+        text_logits = stream.predicted_text * stream.text_classes
+        logits = text_logits + stream.image_length * stream.image_vocab
+        return self._max_batch(self._cache_bytes() + 4 * logits)
+
+    def _max_batch(self, bytes_per_image: int) -> int:
+        """Returns the number of images that fit half of the free memory, a power of two.
 
         Steps are compiled for each batch size, and the free memory changes.
         """
-        bytes_per_image = self.prior.cache_bytes * (1 if guidance == 1 else 2)
         free = FREE_BYTES
         if self.device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self.device)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from tilewright import runs
 from tilewright.checks import check_number, check_whole
-from tilewright.data.image_tokenizer import ImageTokenizer
+from tilewright.data.image_tokenizer import ImageTokenizer, split_batches
 from tilewright.data.text_tokenizer import TextTokenizer
 from tilewright.errors import UserError
 from tilewright.metrics.clip import load_clip
@@ -29,6 +29,8 @@ class TextToImageModel(Protocol):
     tokenizer: TextTokenizer
 
     def decode(self, tokens: Tensor) -> Tensor: ...
+
+    def encode(self, images: Tensor) -> Tensor: ...
 
 
 class Ranker(Protocol):
@@ -114,7 +116,7 @@ class ContrastiveRanker:
         if not self.likelihood_weight:
             return scores
         text = model.tokenizer.encode(captions).to(tokens.device)
-        tokens = model.image_tokenizer.encode(images).view_as(tokens)
+        tokens = model.encode(images).view_as(tokens)
         image_log_p = image_log_likelihood(model.prior, text, tokens)
         return scores + self.likelihood_weight * image_log_p / tokens[0, 0].numel()
 
@@ -125,7 +127,8 @@ class ContrastiveRanker:
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Encodes images [B, 3, H, W] in [0, 1] as unit vectors [B, D]."""
-        return self.network.encode_images(images)
+        batches = split_batches(images, self.image_size)
+        return torch.cat([self.network.encode_images(batch) for batch in batches])
 
 
 class ClipRanker:

@@ -42,7 +42,8 @@ class Data:
 class Model:
     """Model that generates the caption's image, except a 5 for each 3; tokens are red and gray."""
 
-    image_tokenizer = SimpleNamespace(encode=lambda images: (images[:, :2] * 8).long())
+    def encode(self, images):
+        return (images[:, :2] * 8).long()
 
     def generate(self, captions, **settings):
         keys = [caption.split(" of number ") for caption in captions]

@@ -5,13 +5,14 @@ import pytest
 import torch
 from PIL import Image
 
+from tilewright.data import image_tokenizer
 from tilewright.dvae import DiscreteVAE
 from tilewright.evaluations import features, reconstruction
 from tilewright.evaluations.reconstruction import Reconstruction
 from tilewright.metrics.distances import frechet_distance
 from tilewright.metrics.extractors import Extractor
 
-COUNT = 70  # more than a batch
+COUNT = 70
 
 
 class Data:
@@ -31,6 +32,13 @@ class Data:
 def network(monkeypatch):
     torch.manual_seed(0)
     network = DiscreteVAE(image_size=16, grid=4, num_tokens=8, n_hid=8, n_init=8).eval()
+    encode, network.batch_sizes = network.encode, []
+    monkeypatch.setattr(
+        network,
+        "encode",
+        lambda images: network.batch_sizes.append(len(images)) or encode(images),
+    )
+    monkeypatch.setattr(image_tokenizer, "BATCH_PIXELS", 32 * 16**2)
     monkeypatch.setattr(reconstruction.runs, "load_network", lambda run, device: network)
     means = lambda x: torch.cat([x.mean(dim=(2, 3)), x.std(dim=(2, 3))], dim=1)  # noqa: E731
     extractor = Extractor("means", 6, 16, "0123", torch.device("cpu"), means, torch.nn.Identity())
@@ -47,6 +55,7 @@ def measure(tmp_path, **settings):
 
 def test_metrics_of_pixels_codebook_and_distribution(network, tmp_path):
     results, data = measure(tmp_path)
+    assert network.batch_sizes == [32, 32, 6]
     with torch.no_grad():
         tokens = network.encode(data.images)
         reconstructions = network.decode(tokens)

@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from helpers import untrained
 from tilewright import TextToImage, runs
+from tilewright.data import image_tokenizer
+from tilewright.dvae import DiscreteVAE
 from tilewright.errors import UserError
 from tilewright.reranking import ContrastiveRanker
 from tilewright.sharing.export import export
@@ -163,13 +165,21 @@ def test_a_failed_export_leaves_no_files(exported, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_images_of_a_dvaes_data_are_published_on_request_only(logs, tmp_path):
+def test_the_images_of_a_dvaes_data_are_published_on_request_only(logs, tmp_path, monkeypatch):
+    sizes, encode = [], DiscreteVAE.encode
+    monkeypatch.setattr(
+        DiscreteVAE,
+        "encode",
+        lambda network, images: sizes.append(len(images)) or encode(network, images),
+    )
+    monkeypatch.setattr(image_tokenizer, "BATCH_PIXELS", 1)
     run = logs / "dvae" / "untrained"
     export(run, tmp_path / "without", name="a")
     assert "samples.png" not in (tmp_path / "without" / "README.md").read_text()
     assert not list((tmp_path / "without").glob("*.png"))
     export(run, tmp_path / "with", name="a", images=3)
     assert (tmp_path / "with" / "samples.png").is_file()
+    assert sizes == [1, 1, 1]
     with pytest.raises(UserError, match="is a model, which has no data: leave images=3 out"):
         export(tmp_path / "with", tmp_path / "again", name="a", images=3)
     assert not (tmp_path / "again").exists()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tilewright.callbacks.periodic import PeriodicMeasurement
 from tilewright.checks import check_whole
+from tilewright.data.image_tokenizer import split_batches
 from tilewright.distributed.collectives import gather_objects
 from tilewright.distributed.fsdp import gathered_weights
 from tilewright.metrics.distances import frechet_distance
@@ -130,7 +131,7 @@ class FrechetDistance(PeriodicMeasurement):
         data = trainer.datamodule  # type: ignore[attr-defined]
         if data.image_tokenizer is None:
             network: Any = pl_module.network
-            batches = real.to(pl_module.device).split(64)
+            batches = split_batches(real.to(pl_module.device), network.image_size)
             return torch.cat([network.decode(network.encode(batch)) for batch in batches])
         model = TextToImage.from_trainer(trainer, pl_module)
         return model.generate(captions, seed=trainer.global_rank).images.squeeze(1)

@@ -8,6 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+BATCH_PIXELS = 2**21  # of one batch: 32 images of 256x256, or 8 of 512x512
+
 
 class ImageTokenizer(Protocol):
     """Encoder and decoder of image tokens, an `nn.Module`: a dVAE or a pretrained VQ model.
@@ -32,6 +34,17 @@ class ImageTokenizer(Protocol):
     def decode(self, tokens: Tensor) -> Tensor:
         """Decodes image tokens, int64 [B, h, w], to images, float [B, 3, H, W] in [0, 1]."""
         ...
+
+
+def split_batches(rows: Tensor, image_size: int, batch_size: int = 128) -> tuple[Tensor, ...]:
+    """Splits images, or their tokens, into batches whose images have at most `BATCH_PIXELS`.
+
+    Args:
+        rows: one row per image.
+        image_size: side of the images in pixels.
+        batch_size: maximum number of images in a batch.
+    """
+    return rows.split(min(batch_size, max(1, BATCH_PIXELS // image_size**2)))
 
 
 def weights_digest(weights: torch.nn.Module | Mapping[str, Tensor]) -> str:

@@ -112,8 +112,7 @@ class Identification:
 def _reconstruct(run: Path, images: Tensor, device: str) -> Tensor:
     """Returns the reconstructions of images [N, 3, H, W] from the run's image tokens."""
     model = TextToImage.from_run(run, device)
-    tokens = [model.image_tokenizer.encode(batch.to(device)) for batch in images.split(64)]
-    return model.decode(torch.cat(tokens)[:, None]).squeeze(1).cpu()
+    return model.decode(model.encode(images)[:, None]).squeeze(1).cpu()
 
 
 def _style(data: CaptionedImages, caption: str) -> str:

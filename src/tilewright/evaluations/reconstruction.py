@@ -11,6 +11,7 @@ from torch import Tensor
 from tilewright import runs
 from tilewright.checks import check_flag, check_whole
 from tilewright.data import CaptionedImages
+from tilewright.data.image_tokenizer import split_batches
 from tilewright.evaluations.features import FeatureSettings, ImageSetFeatures
 from tilewright.evaluations.results import Result
 from tilewright.evaluations.splits import available_splits
@@ -75,7 +76,7 @@ def _reconstruct(
     pixel_metrics = ReconstructionMetrics().to(device)
     codebook = CodebookUsage(network.num_tokens).to(device)
     reconstructions = []
-    for batch in images.split(64):
+    for batch in split_batches(images, network.image_size):
         tokens = network.encode(batch.to(device))
         reconstructions.append(network.decode(tokens))
         pixel_metrics.update(reconstructions[-1], batch.to(device))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tilewright import runs
+from tilewright.data.image_tokenizer import split_batches
 from tilewright.errors import UserError
 from tilewright.files import atomic_folder
 from tilewright.pipeline import TextToImage
@@ -146,6 +147,7 @@ def _write_reconstructions(folder: Path, run: Path, count: int) -> Samples | Non
         return None
     pairs = _examples(run, count, f"leave images={count} out")
     originals = torch.stack([image for image, _ in pairs])
-    reconstructions = network.decode(network.encode(originals))
+    batches = split_batches(originals, network.image_size)
+    reconstructions = torch.cat([network.decode(network.encode(batch)) for batch in batches])
     save_png(reconstruction_grid(originals, reconstructions), folder / SAMPLES)
     return Samples(SAMPLES)
