@@ -10,7 +10,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from tilewright.cli import app, resume
+from helpers.command import run as run_command
+from tilewright import runs
+from tilewright.cli import app, resume, settings
 from tilewright.errors import UserError
 
 
@@ -26,8 +28,7 @@ def command_line(*arguments):
 def saved_run(*arguments, **changes):
     """Returns the configuration that a training with these arguments saves."""
     with command_line(*arguments) as config:
-        choices = {group: HydraConfig.get().runtime.choices[group] for group in ("data", "model")}
-        choices |= {"stage": config.stage, "trainer": HydraConfig.get().runtime.choices["trainer"]}
+        choices = settings.choices()
         OmegaConf.set_struct(config, False)
         del config["hydra"]
         config.update(run="logs/dvae/a", run_name="a", choices=choices, overrides=list(arguments))
@@ -236,3 +237,60 @@ def test_the_text_encoder_of_a_fine_tuned_run_may_move(tmp_path, monkeypatch):
     assert config.model.network == tuned_run().model.network
     with pytest.raises(UserError, match=r"caption\.length=16 cannot change a resumed run"):
         resumed(tuned_run(), *words, "caption.length=16")
+
+
+def write_run(logs, saved):
+    """Writes a run with an empty checkpoint, and returns its folder."""
+    folder = logs / saved.stage / "a"
+    runs.create(folder, saved)
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "last.ckpt").touch()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "change"),
+    [
+        (["stage=dvae", "data=folder", "data.source.path=/old"], "data.source.path=/new"),
+        (["stage=dvae", "loss=adversarial"], "loss.adversarial.weight=0.1"),
+        (["stage=dvae", "model=dvae_vqgan"], "model.betas=[0.8, 0.9]"),
+        (["stage=dvae", "trainer=ddp_powersgd"], "trainer.strategy.warmup_updates=7"),
+        (["experiment=prior_paper", *PRIOR[1:]], "callbacks.plateau.patience=3"),
+        (["experiment=finetune", "init=/model", *PRIOR[1:]], "callbacks.samples.before_after=b"),
+    ],
+)
+def test_key_of_an_option_of_the_run_may_change(tmp_path, arguments, change):
+    folder = write_run(tmp_path, saved_run(*arguments))
+    words = resume.with_recorded_options([f"resume={folder}", change])
+    config = resumed(runs.load_config(folder), *words)
+    key, _, value = change.partition("=")
+    assert str(OmegaConf.select(config, key)) == value
+    assert config.overrides == [*arguments, change] or key in arguments[-1]
+
+
+def test_train_reads_keys_of_the_options_of_the_run(home):
+    folder = write_run(home.logs, saved_run("stage=dvae", "loss=adversarial"))
+    change = "loss.adversarial.weight=0.0625"
+    for words in ([f"resume={folder}"], ["resume=true", "stage=dvae"]):
+        assert "weight: 0.0625" in run_command(home, "train", *words, change, "--cfg", "job")
+
+
+def test_options_of_the_run_come_before_resume_and_do_not_replace_typed_ones(tmp_path):
+    trained = ["data=folder", "data.source.path=/old", "trainer=ddp", "debug=anomaly"]
+    folder = write_run(tmp_path, saved_run("stage=dvae", *trained))
+    newest = ["resume=true", "stage=dvae", f"paths.logs={tmp_path}"]
+    for words, expected in (
+        ([f"resume={folder}", "trainer=cpu"], ["stage=dvae", "data=folder"]),
+        ([f"resume={folder}/checkpoints/last.ckpt"], ["stage=dvae", "data=folder", "trainer=ddp"]),
+        (newest, ["data=folder", "trainer=ddp"]),
+        (newest[:1], []),  # the command asks for a stage
+        (["resume=false", "stage=dvae"], []),
+        (["resume=true", "stage=other"], []),  # Hydra reports it
+        (["stage=dvae"], []),
+    ):
+        assert resume.with_recorded_options(words) == [*expected, *words]
+    words = ["--config-dir", "mine", f"resume={folder}", "trainer=cpu"]
+    expected = [*words[:2], "stage=dvae", "data=folder", *words[2:]]
+    assert resume.with_recorded_options(words) == expected
+    with pytest.raises(UserError, match="there is no run nowhere"):
+        resume.with_recorded_options(["resume=nowhere", "data.source.path=/new"])

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,6 +12,11 @@ from pathlib import Path
 from urllib.request import ProxyHandler, build_opener
 
 import pytest
+from omegaconf import OmegaConf
+
+from helpers import untrained
+from tilewright import runs
+from tilewright.cli.demo import set_ranker_run_if_available
 
 ROOT = Path(__file__).parents[2]
 DEMO = str(ROOT / "src" / "demo.py")
@@ -57,9 +63,11 @@ def test_the_page_is_served_to_this_machine_until_it_is_interrupted(run, tmp_pat
         watchdog = threading.Timer(TIMEOUT, process.kill)
         watchdog.start()
         try:
-            line = process.stdout.readline()
-            address = re.search(r"http://127\.0\.0\.1:(\d+)/", line)
-            assert address, line
+            lines = []  # the first is that there is no ranker
+            while not lines or (lines[-1] and "http" not in lines[-1]):
+                lines.append(process.stdout.readline())
+            address = re.search(r"http://127\.0\.0\.1:(\d+)/", lines[-1])
+            assert address, lines
             with build_opener(ProxyHandler({})).open(address[0], timeout=TIMEOUT) as response:
                 assert "Tilewright" in response.read().decode()
             # 127.0.0.2 is this machine too. A page served to everybody would answer there.
@@ -105,3 +113,26 @@ def test_a_port_in_use_is_an_error(run, tmp_path):
         line = error_line(DEMO, *overrides(run, tmp_path, f"port={port}"))
     assert f"port={port}" in line
     assert "port=0" in line
+
+
+def test_a_ranker_of_another_image_size_is_left_out(tmp_path, caplog):
+    caplog.set_level("INFO")
+    logs = untrained.all_stages(tmp_path)
+    prior, ranker = logs / "prior" / "untrained", logs / "ranker" / "untrained"
+    larger = Path(shutil.copytree(ranker, ranker.with_name("larger")))
+    saved = OmegaConf.load(larger / runs.CONFIG)
+    saved.model.network.image_size *= 2
+    OmegaConf.save(saved, larger / runs.CONFIG)
+    (larger / "checkpoints" / "best.ckpt").touch()  # the newest
+
+    def config():
+        settings = {"_target_": "ContrastiveRanker", "run": None}
+        return OmegaConf.create({"paths": {"logs": logs}, "best_of": None, "ranker": settings})
+
+    demo = config()
+    assert set_ranker_run_if_available(demo, prior)
+    assert demo.ranker.run == str(ranker.resolve())
+    shutil.rmtree(ranker)
+    assert not set_ranker_run_if_available(config(), prior)
+    assert "The page has no ranker: " in caplog.text
+    assert "larger was trained on data.image_size=32" in caplog.text

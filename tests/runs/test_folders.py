@@ -180,6 +180,44 @@ def test_checkpoint_falls_back_to_the_other_kind(tmp_path):
     assert runs.checkpoint(last).name == "last.ckpt"
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"callbacks": {"best": None}},
+        {"callbacks": {"last": {}}},
+        {"callbacks": {"best": {}}, "trainer": {"limit_val_batches": 0}},
+    ],
+)
+def test_a_run_that_no_longer_selects_its_best_weights_has_its_last_ones(tmp_path, changes):
+    run = trained(tmp_path, "a")
+    newer = {"state_dict": weights(), "global_step": 5}
+    AtomicCheckpointIO().save_checkpoint(newer, run / "checkpoints" / "last.ckpt")
+    runs.create(run, config(callbacks={"best": {}}))
+    assert runs.trained_steps(run) == 3
+    runs.create(run, config(**changes))
+    assert runs.checkpoint(run).name == "last.ckpt"
+    assert runs.trained_steps(run) == 5
+    loaded = runs.load_network(run).weight
+    assert torch.equal(loaded, newer["state_dict"]["network.weight"])
+    (run / "checkpoints" / "last.ckpt").unlink()
+    assert runs.checkpoint(run).name == "best.ckpt"
+
+
+def test_newest_run_of_an_image_size(tmp_path):
+    small, large = trained(tmp_path, "small", at=100), trained(tmp_path, "large", at=200)
+    for run, size in ((small, 16), (large, 32)):
+        saved = runs.load_config(run)
+        saved.model.network.image_size = size
+        runs.create(run, saved)
+    data = runs.TrainingData("shapes")
+    assert runs.find(tmp_path, "dvae", data=data, image_size=16) == small.resolve()
+    assert runs.find(tmp_path, "dvae", data=data, image_size=32) == large.resolve()
+    with pytest.raises(UserError) as caught:
+        runs.find(tmp_path, "dvae", data=data, image_size=64)
+    assert f"({large} was trained on data.image_size=32): train one first" in message(caught)
+    assert "stage=dvae data=shapes data.image_size=64`" in message(caught)
+
+
 def test_loaded_network_is_frozen(tmp_path):
     run = trained(tmp_path, "a")
     network = runs.load_network(run)

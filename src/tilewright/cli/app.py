@@ -36,11 +36,17 @@ IGNORED_WARNINGS = (
 OmegaConf.register_new_resolver("share", lambda share, total: round(share * total), replace=True)
 
 
-def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
+def command(
+    config_name: str, complete: Callable[[list[str]], list[str]] = list
+) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
     """Returns a decorator that turns a function of a configuration into a command.
 
     The command is `hydra.main` with errors on one line: a user error ends the program with status
     1. Any `debug=` setting shows the traceback instead.
+
+    Args:
+        config_name: name of the command and of its file in conf/.
+        complete: adds arguments to those of the command line before Hydra reads them.
     """
 
     def decorate(main: Callable[[DictConfig], Any]) -> Callable[[], None]:
@@ -60,7 +66,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
             has_data = "data" in _groups(config_name)
             with one_line_errors(has_data), _adapted_help(config_name):
                 _check_options(typed)
-                sys.argv[1:] = text_values.to_hydra(typed, config_name)
+                sys.argv[1:] = text_values.to_hydra(complete(typed), config_name)
                 start(job)()
 
         return run

@@ -1,6 +1,7 @@
 """Serves the playground page: `python src/demo.py`, then open http://127.0.0.1:7860."""
 
 import importlib.util
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ from tilewright.hardware import resolve_device
 
 if TYPE_CHECKING:  # torch is loaded after the settings have been checked
     from tilewright.playground.session import Playground
+
+log = logging.getLogger(__name__)
 
 
 @app.command("demo")
@@ -37,15 +40,16 @@ def main(config: DictConfig) -> None:
 
 
 def set_ranker_run_if_available(config: DictConfig, prior: Path) -> bool:
-    """Sets `config.ranker.run`. Returns False if no ranker exists and the user named none."""
+    """Sets `config.ranker.run`. Returns False if no ranker fits and the user named none."""
     is_required = config.best_of is not None or config.ranker.get("run") is not None
     if config.ranker._target_ is None and not is_required:
         return False
     try:
         settings.set_ranker_run(config, prior)
-    except UserError:
+    except UserError as error:
         if is_required:
             raise
+        log.info("The page has no ranker: %s", error)
         return False
     return True
 

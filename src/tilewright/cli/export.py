@@ -40,8 +40,7 @@ def find_ranker(config: DictConfig, run: Path) -> Path | None:
             f"with_ranker= needs a prior, and {run} is of stage={saved.stage}: leave it out"
         )
     path = None if config.with_ranker is True else config.with_ranker
-    data = runs.TrainingData.from_run(saved)
-    return runs.find(Path(config.paths.logs), "ranker", path, data=data)
+    return settings.find_ranker(Path(config.paths.logs), run, path)
 
 
 def check_stage(config: DictConfig, run: Path) -> None:

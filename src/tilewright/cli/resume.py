@@ -25,13 +25,18 @@ Since then conf/ has changed: new runs start at a learning rate of 0.004. The us
 
 The schedule grows with the training, because its length follows trainer.max_steps. The learning
 rate stays as saved, because no argument changes it.
+
+Some keys exist only with an option of a group, such as data.source.path with data=folder. Before
+Hydra reads the command line, `with_recorded_options` therefore adds the options of the run.
 """
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tilewright import runs
@@ -39,6 +44,7 @@ from tilewright.checks import format_value
 from tilewright.cli import settings, text_values
 from tilewright.configs import escape
 from tilewright.errors import UserError
+from tilewright.program import CONF
 from tilewright.runs import finetuning, fixed_keys
 
 # Groups whose option may change: the trained model does not depend on it.
@@ -47,6 +53,49 @@ EXCHANGEABLE = {"trainer", "logger"}
 DIAGNOSTICS = {"debug=anomaly", "debug=profile"}
 # Settings of one trainer that do not apply to another one.
 HARDWARE = re.compile(r"trainer\.(accelerator|devices|num_nodes|strategy)\b")
+# Keys that determine which run is resumed.
+NAMING = {"resume", "stage", "experiment", "paths", "paths.logs"}
+
+
+def with_recorded_options(arguments: list[str]) -> list[str]:
+    """Returns the arguments of a training with the options of the run that `resume=` names.
+
+    They stand beside `resume=`, because Hydra's parser accepts settings on one side of a flag only.
+    A group that the arguments set keeps their option.
+
+    Raises:
+        UserError: there is no such run, or it cannot be read.
+    """
+    typed = list(map(runs.override_key, arguments))
+    if "resume" not in typed:
+        return arguments
+    naming = [text for text in arguments if runs.override_key(text) in NAMING]
+    try:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            config = hydra.compose("train", text_values.to_hydra(naming, "train"))
+    except HydraException:  # the command reports it, or knows an option from --config-dir
+        return arguments
+    if not config.resume or (config.resume is True and OmegaConf.is_missing(config, "stage")):
+        return arguments
+    saved = runs.load_config(find_run(config)[0])
+    options = [
+        text
+        for text in _recorded(saved)
+        if runs.override_key(text) in saved.choices.keys() - set(typed) and text not in DIAGNOSTICS
+    ]
+    place = typed.index("resume")
+    return [*arguments[:place], *options, *arguments[place:]]
+
+
+def find_run(config: DictConfig) -> tuple[Path, Path]:
+    """Returns the run that `resume=` names, and the checkpoint to resume from.
+
+    Raises:
+        UserError: no such run or checkpoint exists.
+    """
+    stage = None if OmegaConf.is_missing(config, "stage") else config.stage
+    path = None if config.resume is True else config.resume
+    return runs.find_resumable(Path(config.paths.logs), stage, path)
 
 
 def resumed_config(saved: DictConfig) -> DictConfig:
@@ -60,7 +109,7 @@ def resumed_config(saved: DictConfig) -> DictConfig:
     if f"debug={saved.choices.get('debug')}" in DIAGNOSTICS:
         del config.choices["debug"]
     config.choices.update(_exchanged_options(saved))
-    recorded = list(saved.get("overrides", [f"stage={saved.stage}"]))
+    recorded = _recorded(saved)
     kept = [text for text in recorded if text not in DIAGNOSTICS]
     if config.choices.get("trainer") != saved.choices.get("trainer"):
         kept = [text for text in kept if not HARDWARE.match(runs.override_key(text))]
@@ -71,6 +120,11 @@ def resumed_config(saved: DictConfig) -> DictConfig:
     _check_fixed_keys(saved, before, after)
     _apply_difference(config, before, after)
     return config
+
+
+def _recorded(saved: DictConfig) -> list[str]:
+    """Returns the settings of the command line that trained a run."""
+    return list(saved.get("overrides", [f"stage={saved.stage}"]))
 
 
 def _check_chosen_once(saved: DictConfig) -> None:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from tilewright import runs
 from tilewright.checks import check_whole
 from tilewright.cli import settings
-from tilewright.cli.resume import resumed_config
+from tilewright.cli.resume import find_run, resumed_config
 from tilewright.configs import escape, instantiate
 from tilewright.distributed import launch
 from tilewright.errors import UserError
@@ -78,10 +78,9 @@ def check_new(run: Path) -> None:
 
 def resumed_run(config: DictConfig) -> tuple[DictConfig, Path]:
     """Returns the configuration and the checkpoint of the run that `resume=` names."""
-    if config.init and settings.is_typed("init"):
+    if settings.is_typed("init") and config.init:
         raise UserError("resume= continues a run and init= starts a new one: leave one of them out")
-    path = None if config.resume is True else config.resume
-    run, checkpoint = runs.find_resumable(Path(config.paths.logs), config.stage, path)
+    run, checkpoint = find_run(config)
     if settings.is_typed("run_name") and config.run_name != run.name:
         raise UserError(
             f"run_name={config.run_name} cannot rename {run}, which resume= continues: leave "

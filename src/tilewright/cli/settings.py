@@ -234,7 +234,7 @@ def training_data(config: DictConfig) -> runs.TrainingData | None:
 def set_ranker_run(config: DictConfig, prior: Path) -> None:
     """Sets `config.ranker.run` to the ranker of a prior, unless the user has named one.
 
-    The ranker stored with the prior comes first, then the newest one trained on the same data.
+    The ranker stored with the prior comes first, then the newest one that fits the prior.
 
     Raises:
         UserError: no ranker exists, or `ranker=none`.
@@ -246,6 +246,14 @@ def set_ranker_run(config: DictConfig, prior: Path) -> None:
     path = config.ranker.run
     if path is None and (prior / runs.RANKER).is_dir():
         path = str(prior / runs.RANKER)
+    config.ranker.run = escape(str(find_ranker(Path(config.paths.logs), prior, path)))
+
+
+def find_ranker(logs: Path, prior: Path, path: str | None = None) -> Path:
+    """Returns the ranker at a path, or the newest one of a prior's data and image size.
+
+    Raises:
+        UserError: no such ranker exists.
+    """
     data = runs.TrainingData.from_run(runs.load_config(prior))
-    run = runs.find(Path(config.paths.logs), "ranker", path, data=data)
-    config.ranker.run = escape(str(run))
+    return runs.find(logs, "ranker", path, data=data, image_size=runs.image_size(prior))

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from tilewright import files, program, runs
 from tilewright.checks import format_value
 from tilewright.cli import app, settings
+from tilewright.cli.resume import with_recorded_options
 from tilewright.cli.run_config import check_new, final_config
 from tilewright.configs import instantiate
 from tilewright.distributed import launch
@@ -31,7 +32,7 @@ log = logging.getLogger(__name__)
 TOKENIZER_CAPTIONS = 1_000_000  # enough for any vocabulary; a streaming dataset may never end
 
 
-@app.command("train")
+@app.command("train", with_recorded_options)
 def main(config: DictConfig) -> float | None:
     """Trains a run and returns the best value of its monitored metric, for a sweep."""
     config, checkpoint = final_config(config)

@@ -286,13 +286,17 @@ def relocate(config: DictConfig, run: Path) -> DictConfig:
 def checkpoint(run: Path, kind: str = "best") -> Path:
     """Returns the path of a run's "best" or "last" checkpoint, or of the other if only that exists.
 
+    A run that no longer selects its best weights may still have those of before, so its last
+    checkpoint comes first.
+
     Raises:
         UserError: the run has no checkpoint.
     """
-    folder = run / "checkpoints"
-    for name in (kind, "best", "last"):
-        if (folder / f"{name}.ckpt").is_file():
-            return folder / f"{name}.ckpt"
+    best, last = (run / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
+    if last.is_file() and (kind == "last" or not best.is_file() or not _selects_best(run)):
+        return last
+    if best.is_file():
+        return best
     if is_model(run):
         raise UserError(
             f"{run} is a model, which cannot be resumed: start a run from its weights with "
@@ -303,6 +307,15 @@ def checkpoint(run: Path, kind: str = "best") -> Path:
     raise UserError(
         f"{run} has no checkpoint yet: wait for its first one, or start it again with run_name="
         f"{run.name} if its process has ended"
+    )
+
+
+def _selects_best(run: Path) -> bool:
+    """Returns True unless a run's configuration leaves out the best checkpoint, or validations."""
+    config = load_config(run)
+    validates = OmegaConf.select(config, "trainer.limit_val_batches") != 0
+    return validates and (
+        "callbacks" not in config or OmegaConf.select(config, "callbacks.best") is not None
     )
 
 
@@ -328,7 +341,11 @@ def has_checkpoint(run: Path) -> bool:
 
 
 def find(
-    logs: Path, stage: str | None, path: str | None = None, data: TrainingData | None = None
+    logs: Path,
+    stage: str | None,
+    path: str | None = None,
+    data: TrainingData | None = None,
+    image_size: int | None = None,
 ) -> Path:
     """Returns the run or model at a path, or the newest run of a stage that has a checkpoint.
 
@@ -340,6 +357,7 @@ def find(
         stage: the stage that the run must have; None accepts any, if a path is given.
         path: of a run or model; None takes the newest run.
         data: without a path, only runs trained on the same data.
+        image_size: without a path, only runs whose network reads images of this size, in pixels.
 
     Raises:
         UserError: no such run exists; the message has the command that trains one.
@@ -352,16 +370,21 @@ def find(
         return run
     assert stage is not None
     others: list[str] = []
+    settings: dict[str, Any] = {"data": data.name} if data and data.name else {}
     for run in _newest_first(logs / stage):
         with skip_unreadable(run):
-            trained = TrainingData.from_run(load_config(run))
-            difference = data.difference(trained) if data else None
+            config = load_config(run)
+            difference = data.difference(TrainingData.from_run(config)) if data else None
+            size = OmegaConf.select(config, "model.network.image_size")
+            if difference is None and None not in (size, image_size) and size != image_size:
+                difference = f"data.image_size={size}"
+                settings["data.image_size"] = image_size
             if difference is None:
                 if data:
                     log.info("Using %s, the newest %s of the same data", run, stage)
                 return run
             others.append(f"{run} was trained on {difference}")
-    name = f" data={data.name}" if data and data.name else ""
+    name = "".join(f" {key}={value}" for key, value in settings.items())
     raise UserError(
         f"no trained {stage} in {logs / stage}/{name and f' for{name}'}"
         f"{f' ({others[0]})' if others else ''}: "
@@ -395,12 +418,12 @@ def _newest_first(folder: Path) -> list[Path]:
     return [run for _, run in sorted(runs, reverse=True)]
 
 
-def find_resumable(logs: Path, stage: str, path: str | None = None) -> tuple[Path, Path]:
+def find_resumable(logs: Path, stage: str | None, path: str | None = None) -> tuple[Path, Path]:
     """Returns the run to resume and the checkpoint to resume from.
 
     Args:
         logs: folder of all runs.
-        stage: of the run.
+        stage: of the run; None accepts any, if a path is given.
         path: of a run or of one of its checkpoints; None takes the newest run.
 
     Raises:
