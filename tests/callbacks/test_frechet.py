@@ -98,7 +98,7 @@ def test_an_undefined_distance_warns_and_is_logged_as_nan(caplog, monkeypatch):
         *(({"images": n}, f"callbacks.frechet.images={n} is not possible") for n in (0, 1, 2.5)),
         *(({"every_n_validations": n}, f"every_n_validations={n} is not possible")
           for n in (0, -1, 1.5)),
-        ({"extractor": "nope"}, "extractor=nope is unknown"),
+        ({"extractor": "nope"}, "extractor=nope is not possible"),
         ({"inception_weights": "/nowhere.pt"}, "inception_weights=/nowhere.pt does not exist"),
     ],
 )  # fmt: skip

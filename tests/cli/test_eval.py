@@ -54,6 +54,7 @@ def test_results_hold_what_is_needed_to_repeat_them(copied, metric, setting):
             assert sum(row["images"] for row in rows if row["split"] == split) == 8
 
 
+@pytest.mark.slow
 def test_several_metrics_repeat_byte_for_byte(copied):
     written = []
     for _ in range(2):

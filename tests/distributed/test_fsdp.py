@@ -47,10 +47,10 @@ def tensors_of_last_checkpoint(folder):
 @pytest.mark.parametrize(
     "stage",
     [
-        "dvae",
+        pytest.param("dvae", marks=pytest.mark.slow),
         "fsq",
         "prior",
-        "muon",
+        pytest.param("muon", marks=pytest.mark.slow),
         "clipped",
         "recurrent",
         "ranker",

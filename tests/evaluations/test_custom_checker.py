@@ -80,7 +80,7 @@ class WhiteModel:
 class WhiteVAE:
     """dVAE that reconstructs every image as a white one."""
 
-    num_tokens = 4
+    image_size, num_tokens = SIDE, 4
 
     def encode(self, images):
         return torch.zeros(len(images), 2, 2, dtype=torch.long)

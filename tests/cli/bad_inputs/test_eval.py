@@ -37,7 +37,7 @@ CASES = {
     "unknown network": (
         ["metric=fid", "extractor=resnet"],
         None,
-        ["extractor=resnet is unknown: choose one of auto, inception, efficientnet_lite0"],
+        ["extractor=resnet is not possible: set one of auto, inception, efficientnet_lite0"],
     ),
     "setting of one metric among several": (
         ["metric=alignment,fid", "resize=legacy_pytorch", "images=0"],

@@ -57,7 +57,7 @@ CASES = {
     "unknown feature network": (
         [*DVAE, "callbacks.frechet.extractor=resnet"],
         None,
-        ["error: callbacks.frechet.extractor=resnet is unknown: choose one of auto"],
+        ["error: callbacks.frechet.extractor=resnet is not possible: set one of auto"],
     ),
     "decay above 1": (
         [*DVAE, "callbacks.ema.decay=2"],
