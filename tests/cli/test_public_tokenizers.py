@@ -64,7 +64,8 @@ def test_a_public_tokenizer_is_trained_on(home, folder):
     few = ["data.source.train=16", "data.source.validation=8", "data.source.zeroshot=8"]
     settings = ["trainer.max_steps=2", "trainer.val_check_interval=2", "~callbacks.frechet"]
     loss = ["loss=adversarial", "loss.adversarial.start=0"]
-    run(home, "train", "stage=dvae", f"init={folder}", *loss, *few, *small, *settings)
+    name = "run_name=first"
+    run(home, "train", "stage=dvae", name, f"init={folder}", *loss, *few, *small, *settings)
     before, after = runs.load_weights(folder), runs.load_weights(home.dvae)
     assert before.keys() == after.keys()
     changed = {name for name, weight in after.items() if not torch.equal(weight, before[name])}

@@ -44,7 +44,8 @@ COMMANDS = {
     "export": {"captions": 2, "n": 1},
     "demo": {"device": "cpu"},
 }
-OTHER_KEYS = {"dvae_patches"}  # models of the documentation whose networks have other keys
+# Models of the documentation whose networks have other keys.
+OTHER_KEYS = {"dvae_patches", "dvae_vqgan"}
 # Stages of recipes whose names do not begin with one.
 STAGES = {"finetune": "prior", "shapes_hour": "prior", "saturation": "dvae"}
 
