@@ -5,7 +5,8 @@ from omegaconf import OmegaConf
 
 from tilewright.runs import TrainingData
 
-FOLDER = {"_target_": "FolderSource", "path": "/a", "caption_column": None, "seed": 0}
+CAPTIONS = {"caption_column": None, "encoding": None}
+FOLDER = {"_target_": "FolderSource", "path": "/a", **CAPTIONS, "seed": 0}
 
 
 def data(**changes):
@@ -21,6 +22,7 @@ def data(**changes):
         ({"seed": 7}, None),
         ({"streaming": True}, None),
         ({"caption_column": "text"}, None),
+        ({"encoding": "cp1251"}, None),
         ({"root": "/data"}, None),
         ({"path": "???"}, None),
     ],

@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 # Beginnings of the names of settings that do not determine which images a source has.
-IGNORED = ("root", "caption")
+IGNORED = ("root", "caption", "encoding")
 
 
 @dataclass(frozen=True)
