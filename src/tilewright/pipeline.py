@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tilewright import runs
 from tilewright.checks import check_whole
-from tilewright.data.image_tokenizer import ImageTokenizer, split_batches
+from tilewright.data.image_tokenizer import ImageTokenizer, encode_images, split_batches
 from tilewright.data.images import to_rgb, to_tensor
 from tilewright.data.text_tokenizer import TextTokenizer
 from tilewright.data.transforms import CenterCrop
@@ -368,8 +368,7 @@ class TextToImage:
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:
         """Encodes images [B, 3, H, W] in [0, 1] to image tokens [B, h, w]."""
-        batches = split_batches(images, self.image_tokenizer.image_size)
-        return torch.cat([self.image_tokenizer.encode(batch.to(self.device)) for batch in batches])
+        return encode_images(self.image_tokenizer, images, self.device)
 
     def rank(
         self,

@@ -8,6 +8,7 @@ import torch
 
 from helpers.gray import SIZE, Levels, TinySource, batches, flatten, row_indices
 from helpers.numbered_images import write_folder
+from tilewright.data import image_tokenizer
 from tilewright.data.sources import FolderSource
 from tilewright.errors import UserError
 
@@ -40,6 +41,19 @@ def test_prior_batches_have_text_and_image_tokens(make, tokenizer):
             assert batch["image_tokens"].dtype == torch.long
             assert (batch["image_tokens"][:, 0, 0] // 10).tolist() == row_indices(batch)
             assert tokenizer.decode(batch["text"]) == batch["caption"]
+
+
+def test_a_large_batch_is_encoded_in_parts_that_fit_the_memory(make, monkeypatch):
+    monkeypatch.setattr(image_tokenizer, "BATCH_PIXELS", 3 * SIZE**2)
+    tokenizer, sizes = Levels(), []
+    encode = tokenizer.encode
+    monkeypatch.setattr(
+        tokenizer, "encode", lambda images: sizes.append(len(images)) or encode(images)
+    )
+    data = make(image_tokenizer=tokenizer, augmented_tokens=True)
+    (batch,) = batches(data, data.train_dataloader(), 1)
+    assert (batch["image_tokens"][:, 0, 0] // 10).tolist() == row_indices(batch)
+    assert sizes == [3, 1]
 
 
 def test_training_uses_random_captions_and_validation_the_first(make):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from helpers.open_files import limited_open_files
-from tilewright.data import shards, token_cache
+from tilewright.data import image_tokenizer, shards, token_cache
 from tilewright.data.image_tokenizer import weights_digest
 from tilewright.data.images import REASONS
 from tilewright.data.token_cache import TokenCache, encode_rows, unreadable_reason
@@ -79,6 +79,17 @@ def test_each_row_is_encoded_once(tmp_path):
     again = encode_rows(100, Reader(fails_at=0), tokenizer, folder, batch_size=16)
     assert levels(again) == list(range(100))
     assert tokenizer.encoded == 100
+
+
+def test_images_are_encoded_in_batches_that_fit_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_tokenizer, "BATCH_PIXELS", 3 * 4**2)
+    tokenizer, sizes = Brightness(), []
+    encode = tokenizer.encode
+    monkeypatch.setattr(
+        tokenizer, "encode", lambda images: sizes.append(len(images)) or encode(images)
+    )
+    assert levels(encode_rows(8, Reader(), tokenizer, tmp_path)) == list(range(8))
+    assert sizes == [3, 3, 2]
 
 
 def test_tokens_are_read_only(tmp_path):

@@ -23,7 +23,7 @@ from tilewright.data.captions import find_captions
 from tilewright.data.encode_split import encode_split
 from tilewright.data.feature_cache import FeatureCache, encode_captions
 from tilewright.data.filters import Filter, usable_captions
-from tilewright.data.image_tokenizer import ImageTokenizer
+from tilewright.data.image_tokenizer import ImageTokenizer, encode_images
 from tilewright.data.images import MAX_PIXELS, to_floats
 from tilewright.data.row_reader import RowReader, Transform, collate
 from tilewright.data.skipping import SkipCounts, SkipRow, format_counts
@@ -395,7 +395,8 @@ class CaptionedImages(pl.LightningDataModule):
             read = batch["rows"] + sum(skipped.values())
             self.skip_counts.add(read, skipped, len(truncated))
         if self.image_tokenizer is not None and "image_tokens" not in batch:
-            batch["image_tokens"] = self.image_tokenizer.encode(batch.pop("image"))
+            images = batch.pop("image")
+            batch["image_tokens"] = encode_images(self.image_tokenizer, images, images.device)
         if isinstance(self.tokenizer, CaptionEncoder):
             batch.pop("update_text", None)  # features are not predicted
             states = batch.pop("features", None)

@@ -47,6 +47,18 @@ def split_batches(rows: Tensor, image_size: int, batch_size: int = 128) -> tuple
     return rows.split(min(batch_size, max(1, BATCH_PIXELS // image_size**2)))
 
 
+def encode_images(
+    image_tokenizer: ImageTokenizer, images: Tensor, device: torch.device | str
+) -> Tensor:
+    """Encodes any number of images [B, 3, H, W] in [0, 1], in batches that `split_batches` limits.
+
+    Args:
+        device: device of the image tokenizer.
+    """
+    batches = split_batches(images, image_tokenizer.image_size)
+    return torch.cat([image_tokenizer.encode(batch.to(device)) for batch in batches])
+
+
 def weights_digest(weights: torch.nn.Module | Mapping[str, Tensor]) -> str:
     """Returns a short hash of a module's state dict."""
     state = weights.state_dict() if isinstance(weights, torch.nn.Module) else weights

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tilewright.data.image_tokenizer import ImageTokenizer
+from tilewright.data.image_tokenizer import ImageTokenizer, encode_images
 from tilewright.data.images import REASONS
 from tilewright.data.shards import Advance, encode_shards, map_shard, shard_file
 from tilewright.errors import UserError
@@ -173,6 +173,6 @@ def _encode_batch(
         if isinstance(image, str):
             tokens[i] = _unreadable_token(image, tokens.dtype)
     if usable:
-        stacked = torch.stack([image for image in images if isinstance(image, Tensor)]).to(device)
-        tokens[usable] = image_tokenizer.encode(stacked).cpu().numpy()
+        stacked = torch.stack([image for image in images if isinstance(image, Tensor)])
+        tokens[usable] = encode_images(image_tokenizer, stacked, device).cpu().numpy()
     return tokens
