@@ -1,15 +1,20 @@
-"""Text in configurations: OmegaConf reads `${` as an interpolation unless it is escaped.
+"""Text and objects in configurations.
+
+OmegaConf reads `${` as an interpolation unless it is escaped.
 
 The user's text, such as a path, may contain `${`. `escape` it before it is written to a
 configuration. Reading a key then returns the original text.
 """
 
 import json
+import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from omegaconf import OmegaConf
+
+log = logging.getLogger(__name__)
 
 NEXT_LINE = "\x85"
 
@@ -50,6 +55,19 @@ def instantiate(settings: Any, **arguments: Any) -> Any:
     if escape(plain) == plain:
         return build(settings, **arguments)  # Hydra's messages then contain the full keys
     return build(_with_literals(plain), **arguments)
+
+
+def switched_on(group: str, objects: Mapping[str, Any]) -> Iterator[Any]:
+    """Yields the named objects of a group, or their settings. A name that is null is left out.
+
+    So is a name with settings alone: a recipe has settings of an object that another option, such
+    as `loss=adversarial` or `filter=none`, switches off.
+    """
+    for name, value in objects.items():
+        if isinstance(value, Mapping) and "_target_" not in value:
+            log.warning("%s.%s is off, so %s has no effect: leave it out", group, name, value)
+        elif value is not None:
+            yield value
 
 
 class _Literal(str):

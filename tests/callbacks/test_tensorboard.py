@@ -60,7 +60,8 @@ def train(folder, mode="min", logger=StepTensorBoardLogger, config=CONFIG):
     folder = folder / "dvae" / "a"
     runs.create(folder, OmegaConf.create(config))
     keys = ["stage", "data", "model", "seed", "compile", "data.batch_size"]
-    overview = TensorBoardOverview(str(folder), keys, {"loss": ["train/loss", "validation/loss"]})
+    charts = {"loss": ["train/loss", "validation/loss"], "left out": None}
+    overview = TensorBoardOverview(str(folder), keys, charts)
     best = pl.callbacks.ModelCheckpoint(folder / "x", monitor="validation/loss", mode=mode)
     trainer = pl.Trainer(
         accelerator="cpu",

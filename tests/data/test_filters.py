@@ -108,13 +108,17 @@ class Source:
         return file.getvalue()
 
 
+OFF = {"null": None, "settings of another option": {"max_ratio": 1.0}}
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_dropped_rows_are_counted_by_reason(streaming, caplog):
-    chosen = {"a": AspectRatio(), "b": CaptionLength(), "c": Boilerplate(PHRASES)}
+    chosen = {"a": AspectRatio(), "b": CaptionLength(), "c": Boilerplate(PHRASES), **OFF}
     crop = CenterCrop(8)
     data = CaptionedImages(Source(streaming), 8, 3, crop, crop, filters=chosen)
     with caplog.at_level(logging.INFO):
         batches = [data.on_after_batch_transfer(batch, 0) for batch in data.val_dataloader()]
+    assert "data.filters.settings of another option is off, so {'max_ratio': 1.0}" in caplog.text
     captions = [caption for batch in batches for caption in batch["caption"]]
     assert sorted(captions) == ["a blue dog", "a red dog"]
     assert sorted(data.captions()) == [

@@ -37,10 +37,12 @@ class TensorBoardOverview(pl.Callback):
     Args:
         run: folder of the run.
         settings: keys to show, in addition to those of the command line.
-        charts: tags by the title of the chart that shows them.
+        charts: tags by the title of the chart that shows them. A title with None is left out.
     """
 
-    def __init__(self, run: str, settings: Sequence[str], charts: Mapping[str, Sequence[str]]):
+    def __init__(
+        self, run: str, settings: Sequence[str], charts: Mapping[str, Sequence[str] | None]
+    ):
         self.run = Path(run)
         self.settings = settings
         self.charts = charts
@@ -49,7 +51,8 @@ class TensorBoardOverview(pl.Callback):
         if not trainer.is_global_zero:
             return
         config = runs.load_config(self.run)
-        charts = {title: ["Multiline", list(tags)] for title, tags in self.charts.items()}
+        shown = {title: list(tags) for title, tags in self.charts.items() if tags is not None}
+        charts = {title: ["Multiline", tags] for title, tags in shown.items()}
         session = SessionStartInfo()
         for name, value in settings(config, self.settings).items():
             kind = "bool" if isinstance(value, bool) else "number"

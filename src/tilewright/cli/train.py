@@ -16,7 +16,7 @@ from tilewright.checks import format_value
 from tilewright.cli import app, settings
 from tilewright.cli.resume import with_recorded_options
 from tilewright.cli.run_config import check_new, final_config
-from tilewright.configs import instantiate
+from tilewright.configs import instantiate, switched_on
 from tilewright.distributed import launch
 from tilewright.errors import UserError
 from tilewright.hardware import check_accelerator, has_trainer_gpu, resolve_precision
@@ -72,7 +72,7 @@ def build_trainer(config: DictConfig) -> "pl.Trainer":
             "use bf16-mixed or 32-true to train"
         )
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    callbacks = _build_each("callbacks", config.callbacks)
+    callbacks = list(map(instantiate, switched_on("callbacks", config.callbacks)))
     if not any(isinstance(callback, Checkpoint) for callback in callbacks):
         raise UserError(
             "callbacks has no checkpoint, and a run needs one: keep callbacks.last or "
@@ -82,28 +82,13 @@ def build_trainer(config: DictConfig) -> "pl.Trainer":
         config.trainer,
         devices=launch.devices(config),
         precision=precision,
-        logger=_build_each("logger", config.logger),
+        logger=list(map(instantiate, switched_on("logger", config.logger))),
         callbacks=callbacks,
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
     )
     launch.check_nodes(trainer)
     launch.check_batch_size(config.data.batch_size, trainer.world_size)
     return trainer
-
-
-def _build_each(group: str, configs: DictConfig) -> list[Any]:
-    """Builds the named objects of a group. A name that is null is left out.
-
-    So is a name with settings alone: a recipe has settings of an object that another option, such
-    as `loss=adversarial`, switches off.
-    """
-    built = []
-    for name, config in configs.items():
-        if isinstance(config, DictConfig) and "_target_" in config:
-            built.append(instantiate(config))
-        elif config is not None:
-            log.warning("%s.%s is off, so %s has no effect: leave it out", group, name, config)
-    return built
 
 
 def build_model(config: DictConfig, trainer: "pl.Trainer", checkpoint: Path | None) -> Any:

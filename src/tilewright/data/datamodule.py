@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from tilewright.checks import MAX_SEED, check_flag, check_whole
+from tilewright.configs import switched_on
 from tilewright.data.batches import BatchLoader, EvaluationBatches, TrainingBatches, mark_updates
 from tilewright.data.caption_encoder import CaptionEncoder
 from tilewright.data.captions import find_captions
@@ -83,7 +84,7 @@ class CaptionedImages(pl.LightningDataModule):
             Each epoch uses the next crop. 0 encodes the center crop.
         overfit_batches: train on the first `overfit_batches` batches only, and validate on their
             rows. 0 uses all data.
-        filters: filters by name.
+        filters: filters by name. A name with None is left out.
         max_pixels: larger images are skipped.
         require_captions: skip images without a caption. If false, their caption is "".
         cache: folder for image tokens and caption features.
@@ -106,7 +107,7 @@ class CaptionedImages(pl.LightningDataModule):
         augmented_tokens: bool = False,
         crops_per_image: int = 0,
         overfit_batches: int = 0,
-        filters: Mapping[str, Filter] | None = None,
+        filters: Mapping[str, Filter | None] | None = None,
         max_pixels: int = MAX_PIXELS,
         require_captions: bool = True,
         cache: str | Path = "data/image_tokens",
@@ -145,7 +146,7 @@ class CaptionedImages(pl.LightningDataModule):
         self.augmented_tokens = augmented_tokens
         self.crops_per_image = crops_per_image
         self.overfit_batches = overfit_batches
-        self.filters = list((filters or {}).values())
+        self.filters: list[Filter] = list(switched_on("data.filters", filters or {}))
         self.max_pixels = max_pixels
         self.require_captions = require_captions
         self.cache = Path(cache)

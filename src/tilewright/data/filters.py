@@ -146,7 +146,7 @@ def _classifier() -> Any:
     except ImportError as error:
         raise UserError(
             "the filter of English captions needs the package gcld3: "
-            "pip install 'tilewright[filters]', or remove the filter with ~data.filters.english"
+            "pip install 'tilewright[filters]', or remove the filter with data.filters.english=null"
         ) from error
     return package.NNetLanguageIdentifier(min_num_bytes=0, max_num_bytes=1000)
 
