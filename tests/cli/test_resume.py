@@ -275,6 +275,27 @@ def test_train_reads_keys_of_the_options_of_the_run(home):
         assert "weight: 0.0625" in run_command(home, "train", *words, change, "--cfg", "job")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "change"),
+    [
+        (["stage=dvae", "model=dvae_vqgan"], "model.betas=[0.8, 0.9]"),
+        ([*PRIOR, "model=prior_medium"], "model.weight_decay=0.5"),
+    ],
+)
+def test_run_from_converted_weights_keeps_its_typed_model(tmp_path, arguments, change):
+    saved = saved_run(*arguments, "init=/converted")
+    saved.choices.update(model="llamagen", family="llamagen")  # as `finetuning.adopt` does
+    folder = write_run(tmp_path, saved)
+    words = resume.with_recorded_options([f"resume={folder}", change])
+    config = resumed(runs.load_config(folder), *words)
+    assert config.choices == saved.choices
+    assert config.overrides == [*arguments, "init=/converted", change]
+    key, _, value = change.partition("=")
+    assert str(OmegaConf.select(config, key)) == value
+    with pytest.raises(UserError, match=r"model=dvae_small cannot change .* has model=llamagen"):
+        resumed(saved, arguments[0], "resume=true", "model=dvae_small")
+
+
 def test_options_of_the_run_come_before_resume_and_do_not_replace_typed_ones(tmp_path):
     trained = ["data=folder", "data.source.path=/old", "trainer=ddp", "debug=anomaly"]
     folder = write_run(tmp_path, saved_run("stage=dvae", *trained))

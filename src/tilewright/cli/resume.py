@@ -187,6 +187,7 @@ def _leaves(value: Any, key: str = "") -> dict[str, Any]:
 def _exchanged_options(saved: DictConfig) -> dict[str, str]:
     """Returns the options that the command line chooses in the exchangeable groups."""
     groups, exchanged = settings.choices(), {}
+    recorded = _recorded(saved)  # `init=` may have replaced an option by that of its weights
     for override in settings.overrides():
         key, value = runs.split_override(override)
         trained = saved.choices.get(key)
@@ -198,7 +199,7 @@ def _exchanged_options(saved: DictConfig) -> dict[str, str]:
                 f"{override} cannot change a resumed run, because it changes the training: use "
                 f"{' or '.join(sorted(DIAGNOSTICS))}, or start a new run"
             )
-        elif key in groups and value != trained:
+        elif key in groups and value != trained and override not in recorded:
             raise UserError(_refusal(override, f"has {key}={trained}"))
     return exchanged
 
