@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 import textwrap
 from contextlib import contextmanager
 
@@ -13,6 +14,7 @@ from omegaconf import OmegaConf
 from helpers.command import run as run_command
 from tilewright import runs
 from tilewright.cli import app, resume, settings
+from tilewright.distributed import launch
 from tilewright.errors import UserError
 
 
@@ -294,6 +296,19 @@ def test_run_from_converted_weights_keeps_its_typed_model(tmp_path, arguments, c
     assert str(OmegaConf.select(config, key)) == value
     with pytest.raises(UserError, match=r"model=dvae_small cannot change .* has model=llamagen"):
         resumed(saved, arguments[0], "resume=true", "model=dvae_small")
+
+
+def test_processes_that_the_first_one_starts_need_no_option_of_the_run(home, monkeypatch):
+    """The options may be those of a folder that --config-dir names."""
+    saved = saved_run("stage=dvae")
+    saved.choices.update(model="mine", debug="mine")
+    saved.overrides += ["model=mine", "debug=mine"]
+    folder = write_run(home.logs, saved)
+    monkeypatch.setattr("sys.argv", ["train.py", "--config-dir=mine", "debug=mine"])
+    launch.set_child_arguments(folder, folder / "checkpoints" / "last.ckpt")
+    words = sys.argv[1:]
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert f"run: {folder}" in run_command(home, "train", *words, "--cfg", "job")
 
 
 def test_options_of_the_run_come_before_resume_and_do_not_replace_typed_ones(tmp_path):

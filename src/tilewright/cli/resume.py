@@ -43,6 +43,7 @@ from tilewright import runs
 from tilewright.checks import format_value
 from tilewright.cli import settings, text_values
 from tilewright.configs import escape
+from tilewright.distributed import launch
 from tilewright.errors import UserError
 from tilewright.program import CONF
 from tilewright.runs import finetuning, fixed_keys
@@ -61,13 +62,14 @@ def with_recorded_options(arguments: list[str]) -> list[str]:
     """Returns the arguments of a training with the options of the run that `resume=` names.
 
     They stand beside `resume=`, because Hydra's parser accepts settings on one side of a flag only.
-    A group that the arguments set keeps their option.
+    A group that the arguments set keeps their option. Processes that the first one has started get
+    no options, because they read everything from `config.yaml`.
 
     Raises:
         UserError: there is no such run, or it cannot be read.
     """
     typed = list(map(runs.override_key, arguments))
-    if "resume" not in typed:
+    if "resume" not in typed or launch.is_child(typed):
         return arguments
     naming = [text for text in arguments if runs.override_key(text) in NAMING]
     try:

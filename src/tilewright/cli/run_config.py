@@ -28,7 +28,7 @@ def final_config(config: DictConfig) -> tuple[DictConfig, Path | None]:
     Raises:
         UserError: a name, a path or a setting is not possible.
     """
-    if launch.is_child(config):
+    if launch.is_child(settings.typed_keys()):
         return runs.load_config(Path(config.run)), Path(config.resume) if config.resume else None
     check_not_filled_in()
     if OmegaConf.is_missing(config, "stage"):

@@ -12,7 +12,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,9 +31,9 @@ log = logging.getLogger(__name__)
 MIN_ROWS_PER_PROCESS = 8  # with fewer batch rows, another process on a CPU is useless
 
 
-def is_child(config: DictConfig) -> bool:
-    """Returns True if the first process has started this one for the run in the config."""
-    return "LOCAL_RANK" in os.environ and not OmegaConf.is_missing(config, "run")
+def is_child(keys: Collection[str]) -> bool:
+    """Returns True if the first process has started this one, whose command line sets `keys`."""
+    return "LOCAL_RANK" in os.environ and "run" in keys  # see `set_child_arguments`
 
 
 def is_first() -> bool:
@@ -156,9 +156,10 @@ def check_nodes(trainer: "pl.Trainer") -> None:
 
 def set_child_arguments(run: Path, checkpoint: Path | None) -> None:
     """Replaces this process's command line, which Lightning copies to start the other processes."""
-    debug = [word for word in sys.argv if word.startswith("debug=")]
     resume = "false" if checkpoint is None else str(checkpoint)
-    sys.argv[1:] = [f"run={run}", f"resume={resume}", *debug]
+    # Any option shows tracebacks. The one on the command line may need its --config-dir.
+    has_debug = any(word.startswith("debug=") for word in sys.argv)
+    sys.argv[1:] = [f"run={run}", f"resume={resume}", *["debug=default"] * has_debug]
 
 
 @contextlib.contextmanager
