@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from helpers.command import SMALL, fail, results, run
+from helpers.command import SMALL, fail, results, run, step
 from tilewright import TextToImage, runs
 
 diffusers = pytest.importorskip("diffusers")
@@ -64,9 +64,11 @@ def test_a_public_tokenizer_is_trained_on(home, folder):
     few = ["data.source.train=16", "data.source.validation=8", "data.source.zeroshot=8"]
     settings = ["trainer.max_steps=2", "trainer.val_check_interval=2", "~callbacks.frechet"]
     loss = ["loss=adversarial", "loss.adversarial.start=0"]
-    name = "run_name=first"
-    run(home, "train", "stage=dvae", name, f"init={folder}", *loss, *few, *small, *settings)
+    words = ["stage=dvae", "model=dvae_vqgan", "run_name=first", f"init={folder}"]
+    run(home, "train", *words, *loss, *few, *small, *settings)
     before, after = runs.load_weights(folder), runs.load_weights(home.dvae)
     assert before.keys() == after.keys()
     changed = {name for name, weight in after.items() if not torch.equal(weight, before[name])}
     assert {"encoder.stem.weight", "decoder.head.weight", "codebook.vectors"} <= changed
+    run(home, "train", "stage=dvae", "resume=true", "trainer.max_steps=3")
+    assert step(home.dvae / "checkpoints" / "last.ckpt") == 3
