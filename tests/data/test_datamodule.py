@@ -179,7 +179,7 @@ def test_data_without_a_usable_row_is_an_error(make, streaming, tokens):
 
 
 def test_image_size_that_differs_from_the_dvae_is_an_error(make):
-    with pytest.raises(UserError, match=r"data.image_size=16") as caught:
+    with pytest.raises(UserError, match=r"data.image_size=16, .* with dvae=PATH$") as caught:
         make(image_size=32, image_tokenizer=Levels())
     assert "\n" not in str(caught.value)
 

@@ -215,7 +215,9 @@ def test_newest_run_of_an_image_size(tmp_path):
     with pytest.raises(UserError) as caught:
         runs.find(tmp_path, "dvae", data=data, image_size=64)
     assert f"({large} was trained on data.image_size=32): train one first" in message(caught)
-    assert "stage=dvae data=shapes data.image_size=64`" in message(caught)
+    assert message(caught).endswith(
+        "stage=dvae data=shapes data.image_size=64`, set data.image_size=32, or give its path"
+    )
 
 
 def test_loaded_network_is_frozen(tmp_path):

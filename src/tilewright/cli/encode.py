@@ -1,11 +1,9 @@
 """Encodes a dataset to image tokens: `python src/encode.py data=… dvae=… processes=N`."""
 
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from tilewright import runs
 from tilewright.checks import check_whole
 from tilewright.cli import app, settings
 from tilewright.configs import escape
@@ -22,10 +20,8 @@ def main(config: DictConfig) -> None:
 def resolve(config: DictConfig) -> None:
     """Fills in the dVAE and the device, and checks the settings."""
     check_whole("processes", config.processes)
-    data = settings.training_data(config)
     with open_dict(config):
-        dvae = runs.find(Path(config.paths.logs), "dvae", config.dvae, data=data)
-        config.dvae = escape(str(dvae))
+        config.dvae = escape(str(settings.find_dvae(config)))
     settings.check_complete(config)
     config.device = resolve_device(config.device)
 

@@ -128,7 +128,7 @@ def new_run(config: DictConfig) -> DictConfig:
         if config.lora:
             config.base = {"path": escape(config.init), "digest": None}
         if config.stage == "prior":
-            dvae = runs.find(logs, "dvae", config.dvae, data=settings.training_data(config))
+            dvae = settings.find_dvae(config)
             config.dvae = escape(str(dvae))
             config.image_tokens = image_tokens(dvae)
             check_guidance(config)

@@ -231,6 +231,21 @@ def training_data(config: DictConfig) -> runs.TrainingData | None:
     return runs.TrainingData.from_settings(name, config.data) if name else None
 
 
+def find_dvae(config: DictConfig) -> Path:
+    """Returns the dVAE at the path `dvae=`, or the newest one of the same data and image size.
+
+    Raises:
+        UserError: no such dVAE exists.
+    """
+    return runs.find(
+        Path(config.paths.logs),
+        "dvae",
+        config.dvae,
+        data=training_data(config),
+        image_size=OmegaConf.select(config, "data.image_size"),
+    )
+
+
 def set_ranker_run(config: DictConfig, prior: Path) -> None:
     """Sets `config.ranker.run` to the ranker of a prior, unless the user has named one.
 

@@ -120,8 +120,8 @@ class CaptionedImages(pl.LightningDataModule):
             side = image_tokenizer.image_size
             raise UserError(
                 f"data.image_size={image_size} does not match the dVAE, which encodes images of "
-                f"{side}x{side}: set data.image_size={side}, or train or convert a dVAE for images "
-                f"of {image_size}x{image_size}"
+                f"{side}x{side}: set data.image_size={side}, or choose a dVAE for images of "
+                f"{image_size}x{image_size} with dvae=PATH"
             )
         check_whole("data.image_size", image_size)
         check_whole("data.batch_size", batch_size)

@@ -293,7 +293,9 @@ def checkpoint(run: Path, kind: str = "best") -> Path:
         UserError: the run has no checkpoint.
     """
     best, last = (run / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
-    if last.is_file() and (kind == "last" or not best.is_file() or not _selects_best(run)):
+    if last.is_file() and (
+        kind == "last" or not best.is_file() or not selects_best(load_config(run))
+    ):
         return last
     if best.is_file():
         return best
@@ -310,9 +312,8 @@ def checkpoint(run: Path, kind: str = "best") -> Path:
     )
 
 
-def _selects_best(run: Path) -> bool:
+def selects_best(config: DictConfig) -> bool:
     """Returns True unless a run's configuration leaves out the best checkpoint, or validations."""
-    config = load_config(run)
     validates = OmegaConf.select(config, "trainer.limit_val_batches") != 0
     return validates and (
         "callbacks" not in config or OmegaConf.select(config, "callbacks.best") is not None
@@ -370,6 +371,7 @@ def find(
         return run
     assert stage is not None
     others: list[str] = []
+    other_sizes: list[int] = []
     settings: dict[str, Any] = {"data": data.name} if data and data.name else {}
     for run in _newest_first(logs / stage):
         with skip_unreadable(run):
@@ -379,17 +381,21 @@ def find(
             if difference is None and None not in (size, image_size) and size != image_size:
                 difference = f"data.image_size={size}"
                 settings["data.image_size"] = image_size
+                other_sizes.append(size)
             if difference is None:
                 if data:
                     log.info("Using %s, the newest %s of the same data", run, stage)
                 return run
             others.append(f"{run} was trained on {difference}")
     name = "".join(f" {key}={value}" for key, value in settings.items())
+    # A ranker must have the size of its prior, which is not a setting.
+    can_follow = stage == "dvae" and other_sizes
+    advice = f"set data.image_size={other_sizes[0]}, " if can_follow else ""
     raise UserError(
         f"no trained {stage} in {logs / stage}/{name and f' for{name}'}"
         f"{f' ({others[0]})' if others else ''}: "
-        f"train one first with `{program.invocation('train')} stage={stage}{name}`, or give its "
-        "path"
+        f"train one first with `{program.invocation('train')} stage={stage}{name}`, "
+        f"{advice}or give its path"
     )
 
 
