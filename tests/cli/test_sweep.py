@@ -44,7 +44,7 @@ def test_sweep_saves_the_best_settings_of_its_runs(home, capsys):
     assert command("train", [*words, *SMALL], home) is None
     runs = listing.records(home.logs, "dvae")
     assert {run.name for run in runs} == {"dvae/a_0", "dvae/a_1", "dvae/a_2"}
-    scores = {run.name: listing.metric(run.best(), run.monitor) for run in runs}
+    scores = {run.name: listing.metric(run.validation_row(), run.monitor) for run in runs}
     best = min(runs, key=lambda run: scores[run.name])
     assert len(set(scores.values())) == 3
 

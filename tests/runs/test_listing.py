@@ -61,7 +61,7 @@ def printed(capsys, monkeypatch, function, *arguments):
 def test_best_row_is_not_the_last_row(tmp_path):
     make(tmp_path, "a", losses=(3.0, 1.5, float("nan"), 2.0))
     (record,) = listing.records(tmp_path)
-    best = record.best()
+    best = record.validation_row()
     assert listing.metric(best, "validation/loss") == 1.5
     assert (int(best["step"]), record.steps) == (20, 40)
 
@@ -80,7 +80,17 @@ def test_updates_after_the_last_row_are_counted_from_the_checkpoint(tmp_path):
 def test_best_row_of_a_metric_to_maximize(tmp_path):
     make(tmp_path, "a", losses=(3.0, 1.5), callbacks={"best": {"mode": "max"}})
     (record,) = listing.records(tmp_path)
-    assert listing.metric(record.best(), "validation/loss") == 3.0
+    assert listing.metric(record.validation_row(), "validation/loss") == 3.0
+
+
+def test_a_run_without_a_best_checkpoint_has_its_last_validation(tmp_path, capsys, monkeypatch):
+    losses = (3.0, 1.5, 2.0, float("nan"))
+    make(tmp_path, "a", losses=losses, callbacks={"best": None})
+    (record,) = listing.records(tmp_path)
+    row = record.validation_row()
+    assert (listing.metric(row, "validation/loss"), row["step"]) == (2.0, "30")
+    out = printed(capsys, monkeypatch, listing.print_table, [record])
+    assert "validation/loss 2 at 30" in out
 
 
 def test_records_are_filtered_and_sorted_by_age(tmp_path):
@@ -241,6 +251,44 @@ def test_comparison_prints_a_command_for_each_of_several_settings(tmp_path, caps
     assert "2 settings differ: model.dim, seed" in out
     assert "train.py stage=dvae data.batch_size=8 seed=2\n" in out
     assert "train.py stage=dvae data.batch_size=8 seed=1 model.dim=8\n" in out
+
+
+@pytest.mark.parametrize(
+    ("best", "title"),
+    [
+        ((None, None), "metrics at the last validation"),
+        (({}, None), "metrics at the best validation/loss or the last validation"),
+    ],
+)
+def test_comparison_calls_no_run_better_by_a_metric_that_does_not_select_its_weights(
+    tmp_path, capsys, monkeypatch, best, title
+):
+    for name, seed, kept in zip("ab", (1, 2), best, strict=True):
+        settings = {"overrides": [f"seed={seed}"], "seed": seed, "callbacks": {"best": kept}}
+        make(tmp_path, name, losses=(1.0, 1.0 + seed), **settings)
+    out = comparison(tmp_path, capsys, monkeypatch, "a", "b")
+    lines = [line.split() for line in out.splitlines()]
+    assert title.split() in lines
+    assert ["validation/loss", "1" if best[0] is not None else "2", "3"] in [x[:3] for x in lines]
+    assert "has the best" not in out
+    unselected = "dvae/b" if best[0] is not None else "dvae/a, dvae/b"
+    assert f"by validation/loss, which does not select the weights of {unselected}\n" in out
+    assert "One setting differs: seed" in out
+
+
+def test_metric_of_every_few_validations_is_compared_with_its_step(tmp_path):
+    for name, losses in (("a", (3.0, 2.0, 1.0)), ("b", (3.0, 1.0, 2.0))):
+        table = make(tmp_path, name, losses=losses) / "metrics.csv"
+        lines = table.read_text().splitlines()
+        values = iter(["", "40", "", "30", "", ""])  # at steps 10 and 20
+        frechet = ["validation/frechet", *(next(values) for _ in lines[1:])]
+        lines = [f"{line},{value}" for line, value in zip(lines, frechet, strict=True)]
+        table.write_text("\n".join(lines) + "\n")
+    metrics = compare.training_metrics([listing.find_record(tmp_path, name) for name in "ab"])
+    assert metrics["at step"] == [30, 20]
+    assert metrics["validation/frechet"] == [30, 30]
+    assert metrics["validation/frechet at step"] == [20, None]
+    assert "validation/psnr at step" not in metrics
 
 
 def test_option_of_a_group_is_a_setting_and_its_keys_are_consequences(

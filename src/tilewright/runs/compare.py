@@ -47,7 +47,8 @@ def print_comparison(records: list[Record]) -> None:
     add("settings that differ", settings, with_change=False)
     add("consequences, or changes of the code", consequences, with_change=False)
     add("code and machine", differing_environments(records), with_change=True)
-    add(f"metrics at the best {records[0].monitor}", training_metrics(records), with_change=True)
+    validations = " or ".join(dict.fromkeys(record.validation for record in records))
+    add(f"metrics at {validations}", training_metrics(records), with_change=True)
     add("evaluations", evaluation_metrics(records), with_change=True)
     console = listing.console()
     console.print(table)
@@ -120,23 +121,41 @@ def differing_environments(records: list[Record]) -> Rows:
 
 
 def training_metrics(records: list[Record]) -> Rows:
-    """Returns the validation metrics at the best monitored value, its step, and the speed."""
+    """Returns the metrics at each run's `validation`, its step, and the speed."""
     columns = []
     for record in records:
-        best = record.best() or {}
-        values = {
-            name: metric(best, name)
-            for name, text in best.items()
-            if text and "/" in name and not name.startswith(("train/", "schedule/"))
-        }
+        row = record.validation_row()
+        values = _validation_metrics(record, row) if row else {}
         speeds = [metric(row, "speed/images_per_second") for row in record.rows]
         speeds = [speed for speed in speeds if speed == speed]  # without NaN
         if speeds:
             values["speed/images_per_second"] = statistics.median_high(speeds)
-        if best:
-            values["at step"] = int(best["step"])
+        if row:
+            values["at step"] = int(row["step"])
         columns.append(values)
     return _align(columns)
+
+
+def _validation_metrics(record: Record, chosen: dict[str, str]) -> dict[str, Any]:
+    """Returns the metrics of a row of metrics.csv.
+
+    A metric of every few validations, which the row may lack, comes from the newest earlier row
+    that has it, with its step.
+    """
+    newest: dict[str, tuple[float, int]] = {}
+    for row in record.rows[: record.rows.index(chosen) + 1]:
+        if row.get(record.monitor):  # a validation
+            newest |= {
+                name: (metric(row, name), int(row["step"]))
+                for name, text in row.items()
+                if text and "/" in name and not name.startswith(("train/", "schedule/"))
+            }
+    values: dict[str, Any] = {}
+    for name, (value, step) in newest.items():
+        values[name] = value
+        if step != int(chosen["step"]):
+            values[f"{name} at step"] = step
+    return values
 
 
 def evaluation_metrics(records: list[Record]) -> Rows:
@@ -182,17 +201,27 @@ def _differing(columns: list[dict[str, Any]]) -> Rows:
 
 
 def conclusion(records: list[Record], settings: Rows) -> list[str]:
-    """Returns lines that name the better run, and the settings that can explain it."""
-    best_rows = [(record, record.best()) for record in records]
+    """Returns lines that name the better run, and the settings that can explain it.
+
+    No run is better by a metric that does not select the weights of all of them.
+    """
+    rows = [(record, record.validation_row()) for record in records]
     monitor = records[0].monitor
-    scored = [(metric(best, monitor), record) for record, best in best_rows if best]
+    scored = [(metric(row, monitor), record) for record, row in rows if row]
     if len(scored) < 2:
         return [f"Not all of these runs have a {monitor} yet"]
-    worst_first = sorted(scored, key=lambda pair: pair[0], reverse=records[0].lower_is_better)
-    (low, worst), (high, best) = worst_first[0], worst_first[-1]
-    if low == high:
-        return [f"They have the same {monitor}"]
-    lines = [f"{best.name} has the best {monitor}: {high:.4g}, and {worst.name} has {low:.4g}"]
+    unselected = [record.name for record in records if not record.selects_best]
+    if unselected:
+        names = ", ".join(unselected)
+        before, after = records[0], records[-1]
+        lines = [f"No run is better by {monitor}, which does not select the weights of {names}"]
+    else:
+        scored.sort(key=lambda pair: pair[0], reverse=records[0].lower_is_better)
+        (low, before), (high, after) = scored[0], scored[-1]
+        if low == high:
+            return [f"They have the same {monitor}"]
+        scores = f"{high:.4g}, and {before.name} has {low:.4g}"
+        lines = [f"{after.name} has the best {monitor}: {scores}"]
     keys = list(settings)
     if not keys:
         lines.append("No setting differs: the cause is code, machine or chance")
@@ -201,7 +230,7 @@ def conclusion(records: list[Record], settings: Rows) -> list[str]:
     else:
         lines.append(f"{len(keys)} settings differ: {', '.join(keys)}. To test them one at a time:")
         train = program.invocation("train")
-        lines += [f"  {train} {arguments}" for arguments in _change_one_setting(worst, best)]
+        lines += [f"  {train} {arguments}" for arguments in _change_one_setting(before, after)]
     if len({record.commit for record in records}) > 1:
         lines.append("They were trained by different code")
     return lines

@@ -82,9 +82,21 @@ class Record:
         """True if the best checkpoint has the lowest value of `monitor`."""
         return OmegaConf.select(self.config, "callbacks.best.mode", default="min") != "max"
 
-    def best(self) -> dict[str, str] | None:
-        """Returns the row of metrics.csv with the best monitored value, None without any."""
+    @property
+    def selects_best(self) -> bool:
+        """True if other commands use the weights with the best value of `monitor`."""
+        return runs.selects_best(self.config)
+
+    @property
+    def validation(self) -> str:
+        """Name of the validation whose weights other commands use."""
+        return f"the best {self.monitor}" if self.selects_best else "the last validation"
+
+    def validation_row(self) -> dict[str, str] | None:
+        """Returns the row of `validation` in metrics.csv, None without a monitored value."""
         rows = [row for row in self.rows if math.isfinite(metric(row, self.monitor))]
+        if not self.selects_best:
+            return rows[-1] if rows else None
         pick = min if self.lower_is_better else max
         return pick(rows, key=lambda row: metric(row, self.monitor), default=None)
 
@@ -250,7 +262,7 @@ def print_table(selected: list[Record]) -> None:
             record.name,
             record.data,
             _progress(record),
-            "\n".join([*_best_value(record), *evaluations(record)]) or ABSENT,
+            "\n".join([*_monitored_value(record), *evaluations(record)]) or ABSENT,
             age(time.time() - record.modified),
             record.commit,
         )
@@ -262,9 +274,9 @@ def _progress(record: Record) -> str:
     return str(record.steps) if record.steps == max_steps else f"{record.steps}/{max_steps}"
 
 
-def _best_value(record: Record) -> list[str]:
-    best = record.best()
-    if best is None:
+def _monitored_value(record: Record) -> list[str]:
+    row = record.validation_row()
+    if row is None:
         return []
-    value = metric(best, record.monitor)
-    return [f"{record.monitor} {value:.4g} at {best['step']}"]
+    value = metric(row, record.monitor)
+    return [f"{record.monitor} {value:.4g} at {row['step']}"]
