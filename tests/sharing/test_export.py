@@ -90,6 +90,27 @@ def test_a_model_contains_no_paths_of_this_machine(exported, logs):
         assert "somewhere" not in file.read_text()
 
 
+def test_the_card_has_settings_that_are_not_paths(logs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_images").mkdir()
+    run = shutil.copytree(logs / "dvae" / "untrained", tmp_path / "run")
+    public = ["stage=dvae", "data=hub", "caption.path=t5-small", "+data.source.name=me/images"]
+    private = ["data.source.path=german_shapes", "paths.logs=mine", "dvae=a/b", "+folder=/home/me"]
+    private += ["data.source.name=my_images", "data.cache=here", "~/x=1"]
+    config = runs.load_config(run)
+    config.overrides = [*private, *public]
+    runs.create(run, config)
+    result = {"metric": "psnr", "value": 1.5, "split": "validation", "images": 9}
+    data = {"data.source.name": "me/images", "ranker.run": "/home/me/first"}
+    (run / "eval" / "reconstruction").mkdir(parents=True)
+    results = run / "eval" / "reconstruction" / "results.json"
+    results.write_text(json.dumps([{**result, **data}]))
+    export(run, tmp_path / "out", name="a")
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert f"- settings: `{' '.join(public)}`" in text
+    assert "| data.source.name=me/images ranker.run=first |" in text
+
+
 def test_the_card_has_front_matter_results_and_samples(exported):
     card = ModelCard.load(exported / "README.md")
     assert card.data.library_name == "tilewright"

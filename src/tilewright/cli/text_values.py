@@ -5,7 +5,8 @@ Only `~` at the beginning of a path is replaced, by the home folder: a shell lea
 Hydra reads values by a grammar, in which commas, parentheses, quotes and much else have a meaning.
 `to_hydra` quotes text before Hydra reads it. `from_hydra` undoes this for records and messages.
 
-A list of texts, or a sweep over them, repeats the key: `run=A run=B`.
+A list of texts (`LISTS`), or a sweep over them, repeats the key: `prompt=A prompt=B`. No other key
+takes a list of texts.
 """
 
 import re
@@ -19,6 +20,7 @@ from omegaconf import OmegaConf
 
 from tilewright.configs import escape, unescape
 from tilewright.errors import UserError
+from tilewright.runs import path_keys
 from tilewright.text_files import is_unicode
 
 NULL, SWITCH = ("null",), ("true", "false")
@@ -85,15 +87,6 @@ TEXT_KEYS: dict[str, tuple[str, ...]] = {
 }
 # Text keys with a meaning for empty text, such as a caption.
 MAY_BE_EMPTY = ("prompt", "logger.*.name", "logger.*.version")
-# Files and folders. `~` at their beginning is the home folder.
-PATHS = (
-    *("prompts", "run", "compare", "dvae", "init", "base", "resume", "ranker.run", "ranker.path"),
-    *("paths.*", "out", "image_prompt", "family.*", "*inception_weights", "metric.clip"),
-    *("loss.perceptual.vgg_weights", "trainer.default_root_dir", "trainer.profiler.dirpath"),
-    *("callbacks.*.dirpath", "callbacks.tensorboard.run", "callbacks.samples.before_after"),
-    *("logger.*.save_dir", "data.cache", "data.image_tokenizer.run", "tokenizer.path"),
-    *("caption.path", "data.source.path", "data.source.root", "data.source.name"),
-)
 # Folders that commands write to.
 NEW_FOLDERS = ("paths.*", "data.cache", "out", "callbacks.*.dirpath", "logger.*.save_dir")
 # Keys whose value is a list: repeating them adds to it. Repeating any other key is a sweep.
@@ -142,7 +135,7 @@ def to_hydra(arguments: Sequence[str], command: str) -> list[str]:
             joined.append((argument, ""))
             continue
         prefix, key, text = match.groups()
-        if text.startswith("~") and _matches(key, PATHS):
+        if text.startswith("~") and path_keys.is_path(key):
             text = _expand_home(key, text)
         if key not in values:
             joined.append((f"{prefix}{key}=", key))

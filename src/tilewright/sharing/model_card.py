@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tilewright import runs
 from tilewright.checks import format_value
-from tilewright.runs import environment, listing
+from tilewright.runs import environment, listing, path_keys
 
 PAPER = "[Ramesh et al. 2021](https://arxiv.org/abs/2102.12092)"
 TAGS = {
@@ -234,13 +234,20 @@ def _training(config: DictConfig, run: Path) -> str:
         lines.append(f"- batch size: {batch_size}")
     if trained.get("init"):
         lines.append(f"- initial weights: {Path(trained.init).name}")
-    overrides = [text for text in trained.get("overrides", []) if "/" not in text]
+    overrides = [text for text in trained.get("overrides", []) if not _is_private(text)]
     if overrides:
         lines.append(f"- settings: `{' '.join(overrides)}`")
     versions = _package_versions(run)
     if versions:
         lines.append(f"- packages: {', '.join(versions)}")
     return "\n".join(lines)
+
+
+def _is_private(override: str) -> bool:
+    """Returns True for an override with a path, or with text that may be one."""
+    key, value = runs.split_override(override)
+    is_path = path_keys.is_path(key) or "/" in override
+    return is_path and not path_keys.is_hub_name(key, value)
 
 
 def _package_versions(run: Path) -> list[str]:
@@ -258,7 +265,7 @@ def _results(run: Path) -> str:
     for result in results:
         cells = [_format(result.get(column, "")) for column in COLUMNS]
         settings = [
-            f"{key}={_without_folder(value)}"
+            f"{key}={_without_folder(key, value)}"
             for key, value in result.items()
             if key not in HIDDEN and value is not None and not isinstance(value, list)
         ]
@@ -270,6 +277,7 @@ def _format(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _without_folder(value: Any) -> Any:
+def _without_folder(key: str, value: Any) -> Any:
     """Returns only the last part of a path, because folders are private."""
-    return Path(value).name if isinstance(value, str) and "/" in value else value
+    is_path = isinstance(value, str) and "/" in value and not path_keys.is_hub_name(key, value)
+    return Path(value).name if is_path else value
