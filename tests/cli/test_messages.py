@@ -47,6 +47,28 @@ def test_debug_raises_the_error_of_every_command(home, command, arguments):
         fail(home, command, *arguments, "debug=default")
 
 
+@pytest.mark.parametrize(
+    ("command", "arguments", "repeats"),
+    [
+        ("eval", ["metric=fid", "run={both}"], True),
+        ("eval", ["metric=fid", "run=[{both}]"], True),
+        ("generate", ["prompt=a ring", "run={both}"], False),
+        ("train", ["stage=prior", "dvae={both}"], False),
+    ],
+)
+def test_a_list_of_paths_is_an_error_that_advises_repeating_where_that_works(
+    home, command, arguments, repeats
+):
+    paths = [home.folder / name for name in "ab"]
+    for path in paths:
+        path.mkdir()
+    both = ",".join(map(str, paths))
+    line = fail(home, command, *(word.format(both=both) for word in arguments))
+    assert "there is no run" in line
+    hint = f"(for several, repeat the key: run={paths[0]} run={paths[1]})"
+    assert line.endswith(hint) if repeats else "repeat the key" not in line
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has this device")
 def test_full_disk_is_one_line():
     with pytest.raises(SystemExit) as caught, one_line_errors():

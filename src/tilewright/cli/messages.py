@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from tilewright import program
-from tilewright.cli import text_values
+from tilewright.cli import settings, text_values
 from tilewright.errors import UserError, missing_module
 from tilewright.training import trainer_settings
 
@@ -79,12 +80,21 @@ def _failed_in_mkdir(error: OSError) -> bool:
 
 
 def _repeated_key_hint() -> str:
-    """Returns advice for an argument such as run=A,B, if no such path exists but A and B do."""
+    """Returns advice for an argument such as run=A,B, if no such path exists but A and B do.
+
+    Only a list can be repeated, and any key of text in a sweep, which all of eval.py is.
+    """
+    if not HydraConfig.initialized():
+        return ""
+    lists = text_values.LISTS.get(str(HydraConfig.get().job.config_name), ())
     for word in sys.argv[1:]:
         key, _, text = word.partition("=")
+        repeats = key in lists or (
+            settings.is_sweep() and text_values.reserved_words(key) is not None
+        )
         paths = text.strip("[]").split(",")
         is_list = len(paths) > 1 and all(path and Path(path).exists() for path in paths)
-        if is_list and text_values.reserved_words(key) is not None and not Path(text).exists():
+        if repeats and is_list and not Path(text).exists():
             return f" (for several, repeat the key: {' '.join(f'{key}={path}' for path in paths)})"
     return ""
 

@@ -148,6 +148,15 @@ def test_an_empty_list_of_patterns_is_an_error():
         WebDatasetSource([]).load()
 
 
+def test_a_list_as_text_is_an_error_that_has_the_form_with_braces(tmp_path):
+    for name in "ab":
+        shard(tmp_path / f"{name}.tar", pairs(range(2)))
+    text = f"{tmp_path}/a.tar,{tmp_path}/b.tar"
+    with pytest.raises(UserError, match=r'several as "data\.source\.path={/a,/b}"$'):
+        WebDatasetSource(f"[{text}]").files()
+    assert WebDatasetSource(f"{{{text}}}").files() == text.split(",")
+
+
 def test_patterns_and_lists_of_patterns(tmp_path):
     for name in ("a0", "a1", "b0"):
         shard(tmp_path / f"{name}.tar", pairs(range(2)))

@@ -138,7 +138,8 @@ class WebDatasetSource:
                 matches = sorted(glob(str(path), recursive=True))  # noqa: PTH207
             if not matches:
                 raise UserError(
-                    f"{pattern!r} matches no tar file: give a file, a folder or a pattern"
+                    f"{pattern!r} matches no tar file: give a file, a folder or a pattern, or "
+                    'several as "data.source.path={/a,/b}"'
                 )
             files += matches
         if not files:
