@@ -254,6 +254,7 @@ def write_run(logs, saved):
     ("arguments", "change"),
     [
         (["stage=dvae", "data=folder", "data.source.path=/old"], "data.source.path=/new"),
+        (["stage=dvae", "data=hub", "data.source.name=/old"], "data.source.name=/new"),
         (["stage=dvae", "loss=adversarial"], "loss.adversarial.weight=0.1"),
         (["stage=dvae", "model=dvae_vqgan"], "model.betas=[0.8, 0.9]"),
         (["stage=dvae", "trainer=ddp_powersgd"], "trainer.strategy.warmup_updates=7"),

@@ -46,6 +46,7 @@ CHANGEABLE = (
     "lora.dropout",
     "data.source.path",  # a folder may move
     "data.source.root",
+    "data.source.name",  # likewise, and a dataset of the Hub may be a copy on this machine
 )
 
 
