@@ -5,12 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 
 from tilewright.errors import UserError
 from tilewright.viz.images import (
     MIN_SIDE,
     captioned_grid,
+    make_grid,
     open_image,
     reconstruction_grid,
     save_png,
@@ -28,6 +30,14 @@ def test_small_images_are_upscaled_by_repeating_pixels():
     assert torch.equal(upscaled[..., 5::6, 5::6], images)
     large = torch.rand(1, 3, MIN_SIDE, MIN_SIDE)
     assert upscale_small(large) is large
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 6])
+@pytest.mark.parametrize("columns", [1, 3, 8])
+def test_grid_equals_that_of_torchvision(count, columns):
+    images = torch.rand(count, 3, 7, 5)
+    expected = torchvision.utils.make_grid(images, nrow=columns, padding=4, pad_value=0.5)
+    assert torch.equal(make_grid(images, columns), expected)
 
 
 def test_reconstruction_grid_puts_each_row_above_its_reconstructions():
@@ -70,6 +80,14 @@ def test_captioned_grid_starts_a_new_line_after_the_given_columns():
     for top in (24, 204 + 2 * 24):
         assert grid.getpixel((150, top + 50)) == (0, 255, 0)
         assert grid.getpixel((50, top + 150)) == (0, 0, 255)
+
+
+def test_captions_have_accents_and_other_alphabets():
+    blank = [Image.new("RGB", (96, 96))]
+    captions = ["e", "é", "я", "λ"]
+    grids = [captioned_grid([caption], [blank]).crop((0, 0, 20, 24)) for caption in captions]
+    missing = captioned_grid(["\uffff"], [blank]).crop((0, 0, 20, 24))
+    assert len({grid.tobytes() for grid in [*grids, missing]}) == len(captions) + 1
 
 
 def test_side_by_side_places_each_image_below_its_title():

@@ -1,5 +1,6 @@
 """Image grids and PNG files."""
 
+import importlib.util
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -8,19 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib import get_data_path
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms.functional import to_pil_image, to_tensor
-from torchvision.utils import make_grid
 
-from tilewright.data.images import UnreadableImage, decode_image
+from tilewright.data.images import UnreadableImage, decode_image, to_tensor
 from tilewright.errors import UserError
 
 MIN_SIDE = 96  # pixels; grids upscale smaller images so that people can see them
 CAPTION_WIDTHS = (480, 1200)  # pixels; a grid is widened within these to fit its captions
+BORDER = 4  # pixels of gray around each image of a grid
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -30,13 +29,27 @@ def to_uint8(images: Tensor) -> Tensor:
 
 def to_pil(image: Tensor) -> Image.Image:
     """Converts an image [3, H, W] in [0, 1] to a PIL image."""
-    return to_pil_image(to_uint8(image).cpu())
+    return Image.fromarray(to_uint8(image).cpu().movedim(0, -1).numpy())
 
 
 def upscale_small(images: Tensor) -> Tensor:
     """Repeats the pixels of images [B, 3, H, W] so that a side has at least `MIN_SIDE` pixels."""
     factor = math.ceil(MIN_SIDE / images.shape[-1])
     return F.interpolate(images, scale_factor=factor, mode="nearest") if factor > 1 else images
+
+
+def make_grid(images: Tensor, columns: int) -> Tensor:
+    """Arranges images [B, 3, H, W] in a grid [3, h, w] with gray borders. A single one has none.
+
+    torchvision has this function, too, but is slow to import.
+    """
+    if len(images) == 1:
+        return images[0]
+    columns = min(columns, len(images))
+    missing = -len(images) % columns
+    tiles = F.pad(images, (BORDER, 0, BORDER, 0, 0, 0, 0, missing), value=0.5)
+    rows = tiles.unflatten(0, (-1, columns)).permute(2, 0, 3, 1, 4)
+    return F.pad(rows.flatten(3).flatten(1, 2), (0, BORDER, 0, BORDER), value=0.5)
 
 
 def reconstruction_grid(originals: Tensor, reconstructions: Tensor, columns: int = 8) -> Tensor:
@@ -51,7 +64,7 @@ def reconstruction_grid(originals: Tensor, reconstructions: Tensor, columns: int
     for first in range(0, len(originals), columns):
         rows += [originals[first : first + columns], reconstructions[first : first + columns]]
     images = upscale_small(torch.cat(rows).float())
-    return make_grid(images, nrow=columns, padding=4, pad_value=0.5)
+    return make_grid(images, columns)
 
 
 def captioned_grid(
@@ -72,7 +85,7 @@ def captioned_grid(
         if not isinstance(row, Tensor):
             row = torch.stack([to_tensor(image) for image in row])
         tiles = upscale_small(row.cpu().float())
-        strips.append(to_pil(make_grid(tiles, nrow=columns or len(row), padding=4, pad_value=0.5)))
+        strips.append(to_pil(make_grid(tiles, columns or len(row))))
     width, height = strips[0].size
     line_height, margin = 24, 4
     captions = [" ".join(caption.split()) for caption in captions]  # on one line
@@ -104,8 +117,12 @@ def side_by_side(images: Mapping[str, Image.Image]) -> Image.Image:
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    """Loads DejaVu Sans. Pillow's own font lacks accented letters."""
-    return ImageFont.truetype(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+    """Loads DejaVu Sans of matplotlib. Pillow's own font lacks accented letters."""
+    package = importlib.util.find_spec("matplotlib")  # without its slow import
+    assert package is not None
+    assert package.origin is not None
+    fonts = Path(package.origin).with_name("mpl-data") / "fonts" / "ttf"
+    return ImageFont.truetype(fonts / "DejaVuSans.ttf", size)
 
 
 def open_image(path: str | Path) -> Image.Image:
