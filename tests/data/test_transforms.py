@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 
 from tilewright.data.transforms import CenterCrop, RandomApply, StageOneCrop, StageTwoCrop
@@ -136,6 +137,17 @@ def test_stage_two_crops_near_the_center_and_stage_one_anywhere():
 def test_image_of_the_target_size_is_not_enlarged(crop):
     image = ramp(64, 64)
     assert crop(image).tobytes() == image.tobytes()
+
+
+def test_a_share_of_the_images_is_recolored_as_by_torchvision():
+    recolor = [lambda pixel: pixel + 1, lambda pixel: 2 * pixel]
+    results = []
+    for kind in (RandomApply, torchvision.transforms.RandomApply):
+        torch.manual_seed(0)
+        apply = kind(recolor, p=0.25)
+        results.append([apply(1) for _ in range(400)])
+    assert results[0] == results[1]
+    assert results[0].count(4) == pytest.approx(100, abs=25)
 
 
 @pytest.mark.parametrize("p", [2, -0.1, float("nan")])

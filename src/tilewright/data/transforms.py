@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import torch
 from PIL import Image
-from torchvision.transforms import RandomApply as UncheckedRandomApply
 
 from tilewright.checks import check_flag, check_number, check_whole
 
@@ -101,8 +100,11 @@ class CenterCrop:
         return _resize_square(image, left, top, short, self.size)
 
 
-class RandomApply(UncheckedRandomApply):
-    """torchvision's `RandomApply` with a checked probability. It recolors shapes (docs/dvae.md).
+@dataclass(frozen=True)
+class RandomApply:
+    """Transforms of a random share of the images. It recolors shapes (docs/dvae.md).
+
+    torchvision has this class, too, but does not check `p`, and is slow to import.
 
     Args:
         transforms: transforms of an image.
@@ -112,9 +114,18 @@ class RandomApply(UncheckedRandomApply):
         UserError: `p` is not a share.
     """
 
-    def __init__(self, transforms: Sequence[Callable[[Image.Image], Image.Image]], p: float = 0.5):
-        check_number("recoloring.p", p, 0, 1)
-        super().__init__(transforms, p)
+    transforms: Sequence[Callable[[Image.Image], Image.Image]]
+    p: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_number("recoloring.p", self.p, 0, 1)
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        if torch.rand(1) > self.p:
+            return image
+        for transform in self.transforms:
+            image = transform(image)
+        return image
 
 
 def _random_integer(low: int, high: int) -> int:
