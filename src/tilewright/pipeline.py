@@ -3,9 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
@@ -33,6 +32,9 @@ from tilewright.prior import (
 from tilewright.reranking import ContrastiveRanker, Ranker, resolve_best_of
 from tilewright.runs import hub
 from tilewright.viz.images import to_pil
+
+if TYPE_CHECKING:  # generating images does not need Lightning, which is slow to import
+    import pytorch_lightning as pl
 
 FREE_BYTES = 2**33  # memory that the prior may assume on another device than CUDA
 
@@ -146,7 +148,7 @@ class TextToImage:
         return cls.from_run(hub.model_folder(model, revision), device)
 
     @classmethod
-    def from_trainer(cls, trainer: pl.Trainer, module: pl.LightningModule) -> "TextToImage":
+    def from_trainer(cls, trainer: "pl.Trainer", module: "pl.LightningModule") -> "TextToImage":
         """Wraps the prior that is being trained, with its current weights."""
         prior: Any = module.network
         data: Any = trainer.datamodule  # type: ignore[attr-defined]

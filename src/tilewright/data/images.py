@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets.utils.file_utils import xopen
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
@@ -169,6 +168,8 @@ def _open_path(path: str) -> str | BytesIO:
     """Returns a path, or the content of an address such as `zip://1.png::/a.zip` or `hf://…`."""
     if "://" not in path:
         return path
+    from datasets.utils.file_utils import xopen  # slow to import
+
     try:
         with xopen(path, "rb") as content:
             return BytesIO(content.read())
