@@ -11,10 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.tensor import DTensor
 from torch.utils._pytree import keystr, tree_map, tree_map_only, tree_map_with_path
 
 from tilewright.errors import UserError, first_line
@@ -43,6 +40,10 @@ def write_shards(checkpoint: dict[str, Any], folder: Path) -> dict[str, Any]:
     Raises:
         UserError: a process cannot write its shards. No existing file has changed.
     """
+    import torch.distributed.checkpoint as dcp  # slow to import
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.tensor import DTensor
+
     tensors: dict[str, DTensor] = {}
 
     def replace(path: tuple, leaf: Any) -> Any:
@@ -100,6 +101,8 @@ def read_shards(targets: dict[StoredTensor, Tensor]) -> None:
 
     A process reads only its own shard of a `DTensor`, however the stored tensor was sharded.
     """
+    import torch.distributed.checkpoint as dcp  # slow to import
+
     for folder in {stored.folder for stored in targets}:
         state = {stored.name: t for stored, t in targets.items() if stored.folder == folder}
         reader = dcp.HuggingFaceStorageReader(str(folder))
@@ -117,7 +120,8 @@ def load_stored_tensors(value: Any) -> Any:
         return targets[stored]
 
     loaded = tree_map_only(StoredTensor, allocate, value)
-    read_shards(targets)
+    if targets:
+        read_shards(targets)
     return loaded
 
 
