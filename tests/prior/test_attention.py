@@ -2,19 +2,11 @@
 
 import pytest
 import torch
-from torch.nn.attention.flex_attention import flex_attention
 
-from tilewright.prior import Stream, attention
-from tilewright.prior.attention import (
-    SelfAttention,
-    _block_mask,
-    _compiled_flex_attention,
-    attend,
-    attention_mask,
-)
+from tilewright.prior import Stream, attention, flex_attention
+from tilewright.prior.attention import SelfAttention, attend, attention_mask
 from tilewright.prior.kv_cache import EagerLayerCache
 from tilewright.prior.patterns import PATTERNS, cache_slots, dense_mask
-from tilewright.training.compiling import RECOMPILE_LIMIT
 
 STREAM = Stream(text_length=3, text_vocab=5, grid=4, image_vocab=5)
 
@@ -48,14 +40,6 @@ def test_output_depends_exactly_on_the_inputs_that_the_mask_shows(pattern):
     visible = dense_mask(pattern, STREAM).T
     assert (change[~visible] < 1e-12).all()
     assert (change[visible] > 1e-7).all()
-
-
-def test_flex_attention_compiled_alone_has_the_recompile_limit_of_a_compiled_network(monkeypatch):
-    """Past torch's 8 shapes it would silently run in eager mode."""
-    monkeypatch.setattr(torch.compiler.config, "recompile_limit", 8)
-    _compiled_flex_attention.cache_clear()
-    _compiled_flex_attention()
-    assert torch.compiler.config.recompile_limit == RECOMPILE_LIMIT
 
 
 @pytest.mark.parametrize("min_length", [0, 999], ids=["windows", "dense mask"])
@@ -127,22 +111,6 @@ def test_cached_steps_equal_attention_over_the_whole_sequence(pattern):
         torch.testing.assert_close(actual, expected[:, first + index], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("pattern", PATTERNS)
-@torch.no_grad()
-def test_flex_attention_with_the_block_mask_equals_attention_with_the_dense_mask(pattern):
-    torch.manual_seed(0)
-    q, k, v = torch.randn(3, 1, 2, STREAM.length, 16)
-    actual = flex_attention(q, k, v, block_mask=_block_mask(pattern, STREAM, q.device))
-    expected = attend_with_pattern(q, k, v, pattern)
-    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
-
-
-@torch.inference_mode()
-def test_block_mask_from_inference_mode_is_usable_in_training():
-    assert not _block_mask("row", STREAM, torch.device("cpu")).kv_indices.is_inference()
-
-
 def test_width_that_is_not_a_multiple_of_heads_is_rejected():
     with pytest.raises(ValueError, match="dim=10 is not a multiple of heads=4"):
         SelfAttention(10, 4, "row", STREAM)
@@ -155,7 +123,7 @@ def test_older_gpus_get_a_dense_mask(capability, has_blocks, monkeypatch, fresh_
             return f"dense mask on {device}"
 
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
-    monkeypatch.setattr(attention, "_block_mask", lambda *_: "block mask")
+    monkeypatch.setattr(flex_attention, "make_block_mask", lambda *_: "block mask")
     monkeypatch.setattr(attention, "dense_mask", lambda *_: OnDevice())
     mask = attention_mask("row", STREAM, torch.device("cuda"), torch.float16)
     assert mask == ("block mask" if has_blocks else "dense mask on cuda")

@@ -9,7 +9,7 @@ from helpers.command import command
 from tilewright.errors import UserError
 from tilewright.prior import Sampling, Stream, Transformer, sample
 from tilewright.prior.compiled_step import compile_function
-from tilewright.training.compiling import should_compile
+from tilewright.training.compiling import outside_graphs, should_compile
 
 TINY = ["data.source.train=8", "data.source.validation=8", "data.source.zeroshot=8"]
 
@@ -65,3 +65,26 @@ def test_a_training_ends_in_one_line_and_leaves_no_run(no_compiler, tmp_path):
     words = ["stage=dvae", "compile=true", "trainer=cpu", *TINY]
     assert command("train", words, home).startswith("error: compile=true needs a compiler")
     assert not home.logs.exists()
+
+
+def test_a_function_outside_graphs_runs_eagerly_in_a_compiled_caller():
+    compiling = []
+
+    @outside_graphs
+    def add_one(x, *, twice=False):
+        compiling.append(torch.compiler.is_compiling())
+        return x + (2 if twice else 1)
+
+    def caller(x):
+        return 3 * add_one(2 * x, twice=True)
+
+    expected = caller(torch.ones(2))
+    graphs = []
+
+    def keep(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    assert torch.equal(torch.compile(caller, backend=keep)(torch.ones(2)), expected)
+    assert compiling == [False, False]
+    assert len(graphs) == 2  # before and after the function

@@ -4,23 +4,23 @@ CUDA runs FlexAttention, which skips hidden blocks. It has no backward pass on a
 devices run scaled_dot_product_attention with a dense mask, or query blocks with windows of keys.
 """
 
-from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from tilewright.prior.kv_cache import LayerCache
 from tilewright.prior.norms import RMSNorm
-from tilewright.prior.patterns import attention_predicate, dense_mask
+from tilewright.prior.patterns import dense_mask
 from tilewright.prior.rotary import Rotary
 from tilewright.prior.stream import BaseStream
 from tilewright.prior.window_attention import window_attention
 from tilewright.prior.window_tiling import WindowTiling, window_tiling
-from tilewright.training.compiling import raise_recompile_limit
+
+if TYPE_CHECKING:  # see `flex_attention`
+    from torch.nn.attention.flex_attention import BlockMask
 
 # Measured on a CPU with benchmarks/attention.py. Windows are faster than a dense mask for streams
 # longer than MIN_LENGTH_FOR_WINDOWS, if they compute less than MAX_WINDOW_SHARE of all scores.
@@ -32,7 +32,7 @@ MAX_LENGTH_FOR_PRODUCTS = 512
 # FlexAttention compiles with Triton, which older GPUs (V100, T4) do not fully support.
 FLEX_CAPABILITY = (8, 0)
 
-Mask = BlockMask | WindowTiling | Tensor | None
+Mask: TypeAlias = "BlockMask | WindowTiling | Tensor | None"
 
 
 @lru_cache(maxsize=64)
@@ -54,7 +54,9 @@ def attention_mask(
         - None for a plain causal mask.
     """
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= FLEX_CAPABILITY:
-        return _block_mask(pattern, stream, device)
+        from tilewright.prior.flex_attention import make_block_mask
+
+        return make_block_mask(pattern, stream, device)
     if dtype == torch.bfloat16 and stream.length <= MAX_LENGTH_FOR_PRODUCTS:
         hidden = ~dense_mask(pattern, stream)
         return torch.zeros(hidden.shape).masked_fill(hidden, -torch.inf).to(device, dtype)
@@ -65,19 +67,6 @@ def attention_mask(
         if tiling.num_scores < MAX_WINDOW_SHARE * stream.length**2:
             return tiling
     return dense_mask(pattern, stream).to(device)
-
-
-@torch.inference_mode(False)  # masks are cached, and training cannot use an inference tensor
-def _block_mask(pattern: str, stream: BaseStream, device: torch.device) -> BlockMask:
-    predicate = attention_predicate(pattern, stream)
-    return create_block_mask(
-        lambda _batch, _head, query, key: predicate(query, key),
-        None,
-        None,
-        stream.length,
-        stream.length,
-        device=device,
-    )
 
 
 def hide_padding(visible: Tensor, visible_text: Tensor) -> Tensor:
@@ -97,24 +86,17 @@ def hide_padding(visible: Tensor, visible_text: Tensor) -> Tensor:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     """Computes attention [B, H, L, D] over the whole stream, with a mask of `attention_mask`."""
-    if isinstance(mask, BlockMask):
-        # Uncompiled FlexAttention is slow: it is compiled alone unless the caller is compiled.
-        compiling = torch.compiler.is_compiling()
-        flex: Any = flex_attention if compiling else _compiled_flex_attention()
-        return flex(q, k, v, block_mask=mask)
-    if isinstance(mask, WindowTiling):
-        return window_attention(q, k, v, mask)
     if mask is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    if mask.is_floating_point():
-        return _attention_by_products(q, k, v, mask)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    if isinstance(mask, WindowTiling):
+        return window_attention(q, k, v, mask)
+    if isinstance(mask, Tensor):
+        if mask.is_floating_point():
+            return _attention_by_products(q, k, v, mask)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    from tilewright.prior.flex_attention import block_attention
 
-
-@lru_cache(maxsize=1)
-def _compiled_flex_attention() -> Callable:
-    raise_recompile_limit()  # three patterns in training, validation and a last batch are nine
-    return torch.compile(flex_attention)
+    return block_attention(q, k, v, mask)
 
 
 def _attention_by_products(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from tilewright.prior.blocks import Block
 from tilewright.prior.kv_cache import CompiledLayerCache, EagerLayerCache, LayerCache
 from tilewright.prior.patterns import cache_slots, dense_mask
 from tilewright.prior.stream import BaseStream
-from tilewright.training.compiling import raise_recompile_limit
+from tilewright.training.compiling import outside_graphs, raise_recompile_limit
 
 
 class Decoder(nn.Module, ABC):
@@ -117,7 +117,7 @@ class Decoder(nn.Module, ABC):
             return states.new_empty(*states.shape[:-1], 0)
         return self.text_head(states)
 
-    @torch.compiler.disable  # a graph would rebuild the masks in every update
+    @outside_graphs  # a graph would rebuild the masks in every update
     def masks(self, x: Tensor, text: Tensor) -> list[Mask]:
         """Returns the attention mask of each block, for the device and dtype of x."""
         patterns = [block.attention.pattern for block in self.blocks]
@@ -171,7 +171,7 @@ class Decoder(nn.Module, ABC):
         logits = self.image_head(self.norm(x[:, -1]))
         return logits.repeat_interleave(candidates, dim=0), caches
 
-    @torch.compiler.disable  # a graph would trace `cache_slots`, a loop over positions
+    @outside_graphs  # a graph would trace `cache_slots`, a loop over positions
     def _layer_cache(
         self,
         block: Block,

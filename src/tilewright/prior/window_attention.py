@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tilewright.prior.window_tiling import WindowTiling
+from tilewright.training.compiling import outside_graphs
 
 
 def reference_attention(q: Tensor, k: Tensor, v: Tensor, tiling: WindowTiling) -> Tensor:
@@ -39,7 +40,7 @@ def reference_attention(q: Tensor, k: Tensor, v: Tensor, tiling: WindowTiling) -
     return scores.softmax(dim=-1) @ values
 
 
-@torch.compiler.disable  # a graph would unroll the loop over samples, with little to fuse
+@outside_graphs  # a graph would unroll the loop over samples, with little to fuse
 def window_attention(q: Tensor, k: Tensor, v: Tensor, tiling: WindowTiling) -> Tensor:
     """Computes attention over the whole stream on a CPU, from q, k and v [B, H, L, D]."""
     return _WindowAttention.apply(q, k, v, tiling)

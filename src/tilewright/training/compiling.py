@@ -1,8 +1,11 @@
-"""Setup for `torch.compile`: the choice whether to compile, and the recompile limit."""
+"""Setup for `torch.compile`: the choice whether to compile, what to leave out, and limits."""
 
+import functools
 import os
 import shutil
 import sys
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 import torch
 
@@ -14,6 +17,9 @@ GPU_COMPILERS = ("cc", "gcc", "clang")
 # Past torch's default of 8 shapes, a function silently runs in eager mode. A block has one graph
 # per pattern and batch size, for training and for validation.
 RECOMPILE_LIMIT = 128
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def should_compile(setting: bool | str, device: str = "cpu") -> bool:
@@ -46,3 +52,20 @@ def should_compile(setting: bool | str, device: str = "cpu") -> bool:
 def raise_recompile_limit() -> None:
     """Raises torch's recompile limit to `RECOMPILE_LIMIT` for functions compiled from now on."""
     torch.compiler.config.recompile_limit = RECOMPILE_LIMIT
+
+
+def outside_graphs(function: Callable[P, T]) -> Callable[P, T]:
+    """Keeps a function out of the graphs of its callers, as `torch.compiler.disable` does.
+
+    torch's decorator imports the compiler even if nothing is compiled, which takes as long as
+    importing torch.
+    """
+    disabled = torch._disable_dynamo(function)  # imports the compiler when it is called
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        if torch.compiler.is_compiling() or "torch._dynamo" in sys.modules:
+            return disabled(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return run
