@@ -128,6 +128,13 @@ def test_every_recipe_composes_and_builds(recipe):
     assert left_out == ({"best", "overfitting"} if last_counts else set())
 
 
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if name.startswith("dvae_")])
+def test_every_dvae_recipe_composes_with_the_papers_loss(recipe):
+    config = composed(f"experiment={recipe}", "loss=elbo")
+    assert config.loss.perceptual is None
+    assert config.loss.adversarial is None
+
+
 def test_cluster_processes_share_a_batch_evenly():
     config = composed("experiment=prior_cluster", *TOKENS)
     processes = config.trainer.num_nodes * config.trainer.devices
