@@ -38,7 +38,7 @@ class PerceptualLoss:
     def __init__(
         self,
         network: str = "efficientnet_lite0",
-        weight: float = 1.0,
+        weight: float = 2.0,
         vgg_weights: Path | str | None = None,
     ):
         check_option("loss.perceptual.network", network, NETWORKS)
