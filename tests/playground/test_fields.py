@@ -2,7 +2,7 @@
 
 import pytest
 
-from tilewright.playground.session import Playground
+from tilewright.playground.session import Playground, Request
 
 gr = pytest.importorskip("gradio", reason="the page needs the extra demo")
 
@@ -23,3 +23,16 @@ def test_first_value_of_every_slider_is_one_that_it_accepts(model, change):
     assert len(sliders) == 5
     for slider in sliders:
         assert slider.preprocess(slider.value) == slider.value
+
+
+def test_best_of_0_ranks_as_many_candidates_as_images(playground):
+    from tilewright.playground.page import build_page
+
+    page = build_page(playground, SETTINGS)
+    (best_of,) = (
+        block for block in page.blocks.values() if getattr(block, "label", "") == "Best of"
+    )
+    assert best_of.info.endswith(" 0: as many as images.")
+    *_, last = playground.generate(Request("a ring", n=3, best_of=best_of.value))
+    assert last.settings["best_of"] == len(last.records) == 3
+    assert all("score" in record for record in last.records)

@@ -136,7 +136,7 @@ def _build_fields(playground: Playground, settings: Mapping[str, Any]) -> dict[s
         settings["best_of"] or 0,
         precision=0,
         label="Best of",
-        info="Number of candidates to sample. The ranker keeps the best. 0: no ranking.",
+        info="Number of candidates to sample. The ranker keeps the best. 0: as many as images.",
         visible=playground.ranker is not None,
     )
     fields["seed"] = gr.Number(
