@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from helpers.command import PROMPT, fail, images, make_home, run
-from tilewright import files
+from tilewright import files, runs
 from tilewright.pipeline import TextToImage
 
 
@@ -32,7 +32,10 @@ def test_same_seed_gives_the_same_files_and_records(copied, tmp_path):
     assert record["sampling"]["temperature"] == 0.5
     assert [picture["file"] for picture in record["pictures"]] == ["000-000.png", "000-001.png"]
     assert {picture["prompt"] for picture in record["pictures"]} == {PROMPT}
-    shared = {"run": copied.prior.name, "seed": 1, "sampling": record["sampling"]}
+    steps = runs.trained_steps(copied.prior)
+    assert record["steps"] == steps > 0
+    settings = {"seed": 1, "sampling": record["sampling"]}
+    shared = {"run": copied.prior.name, "steps": steps, **settings}
     second = {**shared, "prompt": PROMPT, "candidate": 1}
     assert record_of(folders[0] / "000-001.png") == second
     assert record_of(folders[0] / "grid.png") == {**shared, "pictures": record["pictures"]}

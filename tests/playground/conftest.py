@@ -24,7 +24,7 @@ def model(tmp_path_factory):
 @pytest.fixture
 def playground(model):
     """Playground with a ranker that shows a preview after every row."""
-    names = {"run_name": "tiny", "ranker_name": "brightness"}
+    names = {"run_name": "tiny", "steps": 7, "ranker_name": "brightness"}
     return Playground(model, BrightnessRanker(), **names, preview_fraction=1)
 
 
@@ -61,6 +61,6 @@ def run(model, tmp_path_factory):
     }
     for stage, (folder, settings, network, more) in parts.items():
         config = {"stage": stage, "choices": {"data": "shapes"}, "model": settings, **more}
-        runs.save_network(folder, OmegaConf.create(config), network.state_dict())
+        runs.save_network(folder, OmegaConf.create(config), network.state_dict(), steps=7)
     model.tokenizer.save(run / runs.TOKENIZER)
     return run

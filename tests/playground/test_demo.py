@@ -12,11 +12,13 @@ from pathlib import Path
 from urllib.request import ProxyHandler, build_opener
 
 import pytest
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from helpers import untrained
 from tilewright import runs
-from tilewright.cli.demo import set_ranker_run_if_available
+from tilewright.cli import app
+from tilewright.cli.demo import load, set_ranker_run_if_available
 
 ROOT = Path(__file__).parents[2]
 DEMO = str(ROOT / "src" / "demo.py")
@@ -87,6 +89,12 @@ def test_a_missing_gradio_is_an_error(run, tmp_path):
     program += f"runpy.run_path({DEMO!r}, run_name='__main__')"
     line = error_line("-c", program, *overrides(run, tmp_path))
     assert line.endswith("pip install 'tilewright[demo]'")
+
+
+def test_saved_settings_have_the_updates_of_the_weights(run):
+    with initialize_config_dir(str(app.CONF), version_base="1.3"):
+        playground = load(compose("demo", ["device=cpu"]), run, has_ranker=False)
+    assert (playground.run_name, playground.steps) == ("tiny", 7)
 
 
 def test_a_missing_prior_is_an_error(tmp_path):

@@ -79,7 +79,7 @@ def test_the_ranker_keeps_the_best_candidates(playground, model):
     assert last.images == [all_images[index] for index in best.indices[:2]]
     settings = json.loads(json.dumps(last.settings))
     assert settings["best_of"] == 9
-    assert (settings["run"], settings["ranker"]) == ("tiny", "brightness")
+    assert (settings["run"], settings["steps"], settings["ranker"]) == ("tiny", 7, "brightness")
 
 
 def test_images_start_from_the_image_prompt(playground, model, photo):

@@ -65,10 +65,12 @@ def load(config: DictConfig, run: Path, has_ranker: bool) -> "Playground":
     instantiate(config.sampling)  # refuses values that are not possible
     ranker = instantiate(config.ranker) if has_ranker else None
     resolve_best_of(config.n, config.best_of, ranker)
+    steps = runs.trained_steps(run)  # before a training replaces the weights
     return Playground(
         TextToImage.from_run(run, config.device),
         ranker,
         run_name=run.name,
+        steps=steps,
         ranker_name=settings.choices()["ranker"] if has_ranker else None,
         batch_size=config.batch_size,
         max_candidates=config.max_candidates,

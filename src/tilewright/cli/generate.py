@@ -46,9 +46,13 @@ def main(config: DictConfig) -> None:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Model, sampling settings, ranker and image prompt of this command line."""
+    """Model, sampling settings, ranker and image prompt of this command line.
+
+    `steps` is the number of updates of the prior's weights.
+    """
 
     model: "TextToImage"
+    steps: int
     sampling: "Sampling"
     ranker: "Ranker | None"
     image_prompt: "Image | None"
@@ -120,8 +124,10 @@ def load(config: DictConfig, run: Path) -> Pipeline:
 
     settings.fill_in_sampling(config, run)
     image_prompt = config.image_prompt
+    steps = runs.trained_steps(run)  # before a training replaces the weights
     pipeline = Pipeline(
         TextToImage.from_run(run, config.device),
+        steps,
         instantiate(config.sampling),
         None if config.best_of is None else instantiate(config.ranker),
         None if image_prompt is None else open_image(runs.follow_latest(image_prompt)),
@@ -155,7 +161,8 @@ def generate(
     from tilewright.data.truncation import warn_of_truncation
     from tilewright.viz import images as viz
 
-    common = {"seed": config.seed, "sampling": vars(pipeline.sampling)}
+    sampling = vars(pipeline.sampling)
+    common = {"steps": pipeline.steps, "seed": config.seed, "sampling": sampling}
     paths = {"run": str(run), **common, **_optional_settings(config)}
     names = {"run": run.name, **common, **_optional_settings(config, by_name=True)}
     pictures: list[dict[str, Any]] = []

@@ -75,6 +75,7 @@ class Playground:
         model: generates the images.
         ranker: ranks the candidates of `best_of`.
         run_name: name of the model's run, for the page and for saved settings.
+        steps: number of updates of the run's weights, for saved settings.
         ranker_name: name of the ranker, for the same uses.
         batch_size: number of images that are sampled, scored or decoded in one batch.
         max_candidates: largest number of candidates that a request may sample.
@@ -91,6 +92,7 @@ class Playground:
         ranker: Ranker | None = None,
         *,
         run_name: str | None = None,
+        steps: int | None = None,
         ranker_name: str | None = None,
         batch_size: int = 128,
         max_candidates: int = 1024,
@@ -102,6 +104,7 @@ class Playground:
         self.model = model
         self.ranker = ranker
         self.run_name = run_name
+        self.steps = steps
         self.ranker_name = ranker_name
         self.batch_size = batch_size
         self.max_candidates = max_candidates
@@ -188,8 +191,8 @@ class Playground:
 
     def _settings(self, request: Request, candidates: int, sampling: Sampling) -> dict[str, Any]:
         """Returns the settings that reproduce the images, for the PNG files."""
-        names = {"run": self.run_name, "ranker": self.ranker_name}
-        settings: dict[str, Any] = {key: name for key, name in names.items() if name is not None}
+        model = {"run": self.run_name, "steps": self.steps, "ranker": self.ranker_name}
+        settings: dict[str, Any] = {key: value for key, value in model.items() if value is not None}
         settings |= {"seed": request.seed, "sampling": vars(sampling)}
         if self.ranker is not None:
             settings["best_of"] = candidates
