@@ -143,6 +143,19 @@ def test_values_of_older_weights_are_not_shown(tmp_path):
     assert listing.evaluations(listing.read(folder)) == ["reconstruction: psnr 20"]
 
 
+def test_values_of_weights_before_a_resume_are_left_out(tmp_path):
+    folder = make(tmp_path, "a")
+    evaluate(folder, "fid", row("fid", 10.0, steps=5))
+    evaluate(folder, "reconstruction", row("psnr", 9.0, steps=5), row("psnr", 20.0, steps=9))
+    (folder / "checkpoints").mkdir()
+    for steps, lines in ((9, ["reconstruction: psnr 20"]), (12, [])):
+        state = {"epoch": 1, "global_step": steps, "state_dict": {"weight": torch.ones(2)}}
+        AtomicCheckpointIO().save_checkpoint(state, folder / "checkpoints" / "best.ckpt")
+        record = listing.read(folder)
+        assert listing.evaluations(record) == lines
+        assert record.num_earlier_results == 3 - len(lines)
+
+
 def test_values_of_several_settings_are_compared_by_setting(tmp_path):
     for name, seeds in (("a", (0, 1)), ("b", (0, 1, 2))):
         rows = [row("fid", 10.0 * seed, seed=seed, steps=len(seeds)) for seed in seeds]

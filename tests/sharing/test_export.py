@@ -126,6 +126,24 @@ def test_the_card_has_front_matter_results_and_samples(exported):
     assert (len(metadata["captions"]), metadata["n"], metadata["seed"]) == (3, 2, 5)
 
 
+def test_the_card_has_the_results_of_its_weights_only(logs, tmp_path):
+    run = shutil.copytree(logs / "dvae" / "untrained", tmp_path / "run")
+    (run / "eval" / "reconstruction").mkdir(parents=True)
+    result = {"metric": "psnr", "value": 1.5, "split": "validation", "images": 9}
+    rows = [{**result, "steps": steps} for steps in (3, 5, 7)]  # the run's weights have 7 updates
+    cards = []
+    for name, count in (("current", 3), ("earlier", 1)):
+        results = json.dumps(rows[:count])
+        (run / "eval" / "reconstruction" / "results.json").write_text(results)
+        export(run, tmp_path / name, name="a")
+        cards.append((tmp_path / name / "README.md").read_text())
+    current, earlier = cards
+    assert "| psnr | 1.5 | validation | 9 | steps=7 |\n\n" in current
+    assert "Results of earlier weights, which are left out: 2." in current
+    assert "steps=5" not in current
+    assert "Not evaluated. Results of earlier weights, which are left out: 1." in earlier
+
+
 def test_the_code_on_the_card_runs(exported, monkeypatch):
     (code,) = re.findall(r"```python\n(.*?)```", (exported / "README.md").read_text(), re.S)
     request = {}

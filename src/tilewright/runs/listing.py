@@ -33,7 +33,9 @@ class Record:
         name: `stage/name`.
         config: the resolved configuration.
         rows: of metrics.csv, as text.
-        results: rows of all results.json files, each with the name of its `evaluation`.
+        results: rows of all results.json files on the run's weights, each with the name of its
+            `evaluation`.
+        num_earlier_results: number of rows on earlier weights, which `results` leaves out.
         environments: entries of environment.json, the oldest first.
         modified: time of the last change of metrics or checkpoints, in seconds since the epoch.
     """
@@ -43,6 +45,7 @@ class Record:
     config: DictConfig
     rows: list[dict[str, str]]
     results: list[dict[str, Any]]
+    num_earlier_results: int
     environments: list[dict[str, Any]]
     modified: float
 
@@ -115,7 +118,7 @@ def read(run: Path) -> Record:
     config = runs.load_config(run)
     run = run.resolve()
     try:
-        rows, results = _read_metrics(run), _read_results(run)
+        rows, (results, num_earlier_results) = _read_metrics(run), _read_results(run)
     except (ValueError, TypeError, csv.Error) as error:  # a file that is not JSON or not of numbers
         raise UserError(f"{run} cannot be read: {first_line(error)}") from error
     return Record(
@@ -124,6 +127,7 @@ def read(run: Path) -> Record:
         config=config,
         rows=rows,
         results=results,
+        num_earlier_results=num_earlier_results,
         environments=environment.load(run),
         modified=_modification_time(run),
     )
@@ -141,17 +145,20 @@ def _read_metrics(run: Path) -> list[dict[str, str]]:
     return rows
 
 
-def _read_results(run: Path) -> list[dict[str, Any]]:
-    results = []
+def _read_results(run: Path) -> tuple[list[dict[str, Any]], int]:
+    """Returns the results of the run's weights, and the number of those of earlier weights."""
+    results: list[dict[str, Any]] = []
     for file in sorted(run.glob("eval/*/results.json")):
         rows = json.loads(file.read_text())
         if not isinstance(rows, list) or not all(map(_is_result, rows)):
             raise ValueError(f"{file} does not hold results")
-        newest = rows[-1].get("steps") if rows else None  # earlier rows may be of older weights
-        results += [
-            {**row, "evaluation": file.parent.name} for row in rows if row.get("steps") == newest
-        ]
-    return results
+        results += [{**row, "evaluation": file.parent.name} for row in rows]
+    try:
+        steps = runs.trained_steps(run)
+    except UserError:  # there is no checkpoint: the newest weights that were measured
+        steps = max((row.get("steps", 0) for row in results), default=0)
+    current = [row for row in results if row.get("steps", steps) == steps]
+    return current, len(results) - len(current)
 
 
 def _is_result(row: Any) -> bool:

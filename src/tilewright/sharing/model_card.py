@@ -257,12 +257,14 @@ def _package_versions(run: Path) -> list[str]:
 
 
 def _results(run: Path) -> str:
-    """Tabulates the results of the run's evaluations."""
-    results = listing.read(run).results
-    if not results:
-        return "Not evaluated."
+    """Tabulates the results of the run's weights, and counts those of earlier weights."""
+    record = listing.read(run)
+    count = record.num_earlier_results
+    left_out = [f"Results of earlier weights, which are left out: {count}."] if count else []
+    if not record.results:
+        return " ".join(["Not evaluated.", *left_out])
     lines = [f"| {' | '.join(COLUMNS)} | settings |", "|---" * (len(COLUMNS) + 1) + "|"]
-    for result in results:
+    for result in record.results:
         cells = [_format(result.get(column, "")) for column in COLUMNS]
         settings = [
             f"{key}={_without_folder(key, value)}"
@@ -270,7 +272,7 @@ def _results(run: Path) -> str:
             if key not in HIDDEN and value is not None and not isinstance(value, list)
         ]
         lines.append(f"| {' | '.join(cells)} | {' '.join(settings)} |")
-    return "\n".join(lines)
+    return "\n\n".join(["\n".join(lines), *left_out])
 
 
 def _format(value: Any) -> str:
