@@ -113,8 +113,8 @@ def test_records_are_filtered_and_sorted_by_age(tmp_path):
 
 def test_table_shows_metrics_evaluations_and_commit(tmp_path, capsys, monkeypatch):
     folder = make(tmp_path, "a", losses=(3.0, 1.5, 2.0))
-    kinds = [row("alignment", 0.25, captions="two"), row("alignment", 0.75, captions="one")]
-    evaluate(folder, "alignment", *kinds, row("alignment", 0.01, "zeroshot", captions="one"))
+    kinds = [row("alignment", share, category=kind) for share, kind in ((0.25, "a"), (0.75, "b"))]
+    evaluate(folder, "alignment", *kinds, row("alignment", 0.01, "zeroshot", category="a"))
     evaluate(folder, "reconstruction", row("psnr", 20.5), row("ssim", "inf"))
     entry = {"commit": "0123456789", "dirty": True}
     (folder / "environment.json").write_text(json.dumps([{"commit": "abc"}, entry]))
@@ -154,6 +154,52 @@ def test_values_of_weights_before_a_resume_are_left_out(tmp_path):
         record = listing.read(folder)
         assert listing.evaluations(record) == lines
         assert record.num_earlier_results == 3 - len(lines)
+
+
+def test_references_and_values_on_other_data_are_not_the_runs(tmp_path):
+    folder = make(tmp_path, "a", stage="prior")
+    sets = {"generated": 3.2, "real": 9.8}
+    values = [row("is", value, image_set=name, data="shapes") for name, value in sets.items()]
+    evaluate(folder, "is", *values, row("is", 1.0, image_set="generated", data="emoji"))
+    assert listing.evaluations(listing.read(folder)) == ["is 3.2"]
+
+
+def test_only_categories_become_a_range(tmp_path):
+    folder = make(tmp_path, "a", stage="prior")
+    shares = ((1, "one", 0.2, 9), (1, "two", 0.1, 5), (4, "one", 0.6, 9), (4, "two", 0.5, 5))
+    best_of = [
+        row("alignment", share, best_of=count, category=kind, images=images)
+        for count, kind, share, images in shares
+    ]
+    evaluate(folder, "best_of", *best_of)
+    top = [row("identification", k / 10, "zeroshot", top=k) for k in (1, 5)]
+    evaluate(folder, "identification", *top)
+    evaluate(folder, "fid", row("fid", 9.0, **{"data.source.path": "/moved"}))
+    assert listing.evaluations(listing.read(folder)) == [
+        "best_of: alignment/best_of=1 0.1 to 0.2, alignment/best_of=4 0.5 to 0.6",
+        "fid/data.source.path=/moved 9",
+        "identification/zeroshot/top=1 0.1, identification/zeroshot/top=5 0.5",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "first", "second"),
+    [("images", 100, 1000), ("seed", 0, 1), ("top_k", None, 8), ("extractor", "a", "b")],
+)
+def test_values_of_different_settings_are_compared_without_a_change(
+    tmp_path, capsys, monkeypatch, key, first, second
+):
+    shared = {"steps": 20, "split": "validation", "interval": [1, 2]}
+    for name, value, setting in (("a", 80.0, first), ("b", 40.0, second)):
+        settings = {**shared, key: setting, "requested_images": 1000, "run": name}
+        same = row("psnr", value, **{**shared, "requested_images": value})
+        evaluate(make(tmp_path, name), "fid", row("fid", value, **settings), same)
+    out = comparison(tmp_path, capsys, monkeypatch, "a", "b")
+    lines = [line.split() for line in out.splitlines()]
+    shown = "null" if first is None else first
+    fid = ["fid/validation", "80", f"({key}={shown})", "40", f"({key}={second})"]
+    assert fid in lines
+    assert ["fid/psnr/validation", "80", "40", "-50.0%"] in lines
 
 
 def test_values_of_several_settings_are_compared_by_setting(tmp_path):

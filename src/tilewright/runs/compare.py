@@ -2,6 +2,7 @@
 
 import shlex
 import statistics
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -159,35 +160,42 @@ def _validation_metrics(record: Record, chosen: dict[str, str]) -> dict[str, Any
 
 
 def evaluation_metrics(records: list[Record]) -> Rows:
-    """Returns the metrics of evaluations that at least two of the runs have."""
-    differing = {key for record in records for key in _settings_that_differ(record.results)}
+    """Returns the metrics of evaluations that at least two of the runs have.
+
+    The settings in which a run's own values of a metric differ are part of the name. Values of
+    several runs that were measured with different settings are text with these settings.
+    """
+    keys: dict[str, set[str]] = defaultdict(set)
+    for record in records:
+        for name, differing in listing.differing_keys(record.results).items():
+            keys[name] |= differing
     columns: list[dict[str, Any]] = []
     for record in records:
-        values = {}
-        for row in record.results:
-            keys = sorted(key for name, key in differing if name == _value_name(row))
-            parts = [_value_name(row), *(f"{key}={row.get(key)}" for key in keys)]
-            values["/".join(parts)] = float(row["value"])
-        columns.append(values)
-    rows = _align(columns)
-    return {name: values for name, values in rows.items() if len(values) - values.count(None) > 1}
+        names = [listing.result_name(row) for row in record.results]
+        columns.append(
+            {
+                "/".join([name, *listing.settings_text(row, keys[name])]): row
+                for name, row in zip(names, record.results, strict=True)
+            }
+        )
+    return {
+        name: _values(results)
+        for name, results in _align(columns).items()
+        if len(results) - results.count(None) > 1
+    }
 
 
-def _value_name(row: dict[str, Any]) -> str:
-    """Returns the name of a value, which is unique among values with the same settings."""
-    parts = [row["evaluation"], row["metric"], row["split"]]
-    parts += [str(row[key]) for key in ("category", "best_of", "blur") if key in row]
-    return "/".join(dict.fromkeys(parts))
+def _values(results: list[dict[str, Any] | None]) -> list[Any]:
+    """Returns the values of a metric, as text with the settings in which they differ, if any."""
+    (keys,) = listing.differing_keys(filter(None, results)).values()
+    keys -= {"requested_images"}  # the measured ones, `images`, are those that count
 
+    def value(row: dict[str, Any]) -> float | str:
+        number = float(row["value"])
+        settings = " ".join(listing.settings_text(row, keys))
+        return f"{_format(number)} ({settings})" if settings else number
 
-def _settings_that_differ(results: list[dict[str, Any]]) -> set[tuple[str, str]]:
-    """Returns (name, key) of each setting in which a run's values of the same name differ."""
-    seen: dict[tuple[str, str], set[str]] = {}
-    for row in results:
-        for key, value in row.items():
-            if key not in {"value", "run"} and not isinstance(value, list):
-                seen.setdefault((_value_name(row), key), set()).add(str(value))
-    return {pair for pair, values in seen.items() if len(values) > 1}
+    return [row and value(row) for row in results]
 
 
 def _align(columns: list[dict[str, Any]]) -> Rows:

@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tilewright import program, runs
+from tilewright.checks import format_value
 from tilewright.errors import UserError, first_line
 from tilewright.runs import environment
 
@@ -216,21 +218,62 @@ def find_record(logs: Path, name: str, stage: str | None = None) -> Record:
 
 
 def evaluations(record: Record) -> list[str]:
-    """Returns a line for each evaluation, on the validation split if it has one.
+    """Returns a line for each evaluation on the run's own data.
 
-    Several values of one metric, as for kinds of captions, become a range.
+    It has the values of the validation split, or of the other splits by their names. The values of
+    a metric for several categories of captions become a range.
     """
-    by_evaluation: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for name in dict.fromkeys(row["evaluation"] for row in record.results):
-        rows = [row for row in record.results if row["evaluation"] == name]
-        validation = [row for row in rows if row["split"] == "validation"]
-        for row in validation or rows:
-            by_evaluation[name][row["metric"]].append(float(row["value"]))
+    own = [row for row in record.results if _is_own(row, record)]
+    differing = differing_keys(own)
     lines = []
-    for name, metrics in by_evaluation.items():
-        text = ", ".join(f"{metric} {_range(values)}" for metric, values in metrics.items())
-        lines.append(text if name in metrics else f"{name}: {text}")
+    for evaluation in dict.fromkeys(row["evaluation"] for row in own):
+        rows = [row for row in own if row["evaluation"] == evaluation]
+        validation = [row for row in rows if row["split"] == "validation"]
+        values: dict[str, list[float]] = defaultdict(list)
+        for row in validation or rows:
+            keys = differing[result_name(row)] | {key for key in row if key.startswith("data.")}
+            parts = [row["metric"], *([] if validation else [row["split"]])]
+            values["/".join([*parts, *settings_text(row, keys)])].append(float(row["value"]))
+        text = ", ".join(f"{name} {_range(numbers)}" for name, numbers in values.items())
+        is_named = any(row["metric"] == evaluation for row in rows)
+        lines.append(text if is_named else f"{evaluation}: {text}")
     return lines
+
+
+def _is_own(row: dict[str, Any], record: Record) -> bool:
+    """Returns True for a value on the run's own data that is not a reference for comparison."""
+    is_reference = row.get("image_set") not in (None, "generated")
+    return not is_reference and row.get("data") in (None, record.data)
+
+
+def result_name(row: dict[str, Any]) -> str:
+    """Returns the name of a value, which is unique among values with the same settings."""
+    parts = (row["evaluation"], row["metric"], row["split"], row.get("category"))
+    return "/".join(dict.fromkeys(str(part) for part in parts if part is not None))
+
+
+def differing_keys(results: Iterable[dict[str, Any]]) -> dict[str, set[str]]:
+    """Returns the settings in which results of the same name differ, by that name.
+
+    The number of updates is not a setting, and a list is a spread around the value.
+    """
+    by_name: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in results:
+        settings = {key: value for key, value in row.items() if not isinstance(value, list)}
+        by_name[result_name(row)].append(settings)
+    return {
+        name: {
+            key
+            for key in set().union(*rows) - {"value", "run", "steps"}
+            if any(row.get(key) != rows[0].get(key) for row in rows)
+        }
+        for name, rows in by_name.items()
+    }
+
+
+def settings_text(row: dict[str, Any], keys: Iterable[str]) -> list[str]:
+    """Returns KEY=VALUE of some settings of a result."""
+    return [f"{key}={format_value(row.get(key))}" for key in sorted(keys)]
 
 
 def _range(values: list[float]) -> str:
