@@ -96,6 +96,15 @@ def locked_folder(folder: Path, in_use: str, advice: str) -> Iterator[None]:
         file_lock.release()
 
 
+def is_locked(lock_file: Path) -> bool:
+    """Returns True if another process holds a lock, or if the file of the lock cannot be opened."""
+    try:
+        with FileLock(lock_file, blocking=False):
+            return False
+    except (OSError, NotImplementedError):  # also `Timeout`, if the lock is held
+        return True
+
+
 def _sync(file: Path) -> None:
     """Waits until a file is on the disk. It would otherwise be empty after a power failure."""
     if file.is_file() and not file.is_symlink():

@@ -6,9 +6,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from tilewright.errors import UserError
+from tilewright.files import is_locked
 
 LOCK = ".eval.lock"
 PREFIX = ".eval-"
@@ -41,7 +42,8 @@ def lock(folder: Path) -> Iterator[None]:
 def temporary_folder(run: Path) -> Iterator[Path]:
     """Yields a folder for the images of an evaluation, and removes it at the end.
 
-    Folders of killed evaluations are removed, too: the operating system has released their locks.
+    Folders of killed evaluations are removed, too: the operating system has released their locks. A
+    folder that cannot be removed stays for the next evaluation.
     """
     with contextlib.ExitStack() as in_use:
         folder = _create_locked_folder(run, in_use)
@@ -50,15 +52,16 @@ def temporary_folder(run: Path) -> Iterator[Path]:
         try:
             yield images
         finally:
-            shutil.rmtree(folder)
+            in_use.close()  # NFS keeps an open file, and with it the folder
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _create_locked_folder(run: Path, in_use: contextlib.ExitStack) -> Path:
     """Returns a new folder, which is locked until `in_use` closes, and removes unlocked ones."""
     with lock(run):
         for folder in run.glob(f"{PREFIX}*/"):
-            with contextlib.suppress(Timeout), FileLock(folder / LOCK, blocking=False):
-                shutil.rmtree(folder)
+            if not is_locked(folder / LOCK):
+                shutil.rmtree(folder, ignore_errors=True)
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=run))
         in_use.enter_context(lock(folder))
         return folder
