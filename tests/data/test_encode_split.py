@@ -1,5 +1,6 @@
 """Image tokens that are encoded once, per crop, and again when an image file changes."""
 
+import errno
 import inspect
 import io
 import os
@@ -108,6 +109,28 @@ def test_an_image_file_after_a_thousand_embedded_images_counts(tmp_path):
     assert fingerprint(None) == ""
     replace_image(file, (SIZE, SIZE), 71)
     assert fingerprint(separate) != before != ""
+
+
+def test_a_disk_that_fails_for_a_while_costs_no_image(make, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "images" / "train"
+    folder.mkdir(parents=True)
+    for level in range(4):
+        PILImage.new("L", (SIZE, SIZE), level).save(folder / f"{level}.png")
+        (folder / f"{level}.txt").write_text(f"plain {level}")
+
+    def unreadable():
+        source = FolderSource(str(folder), validation_fraction=0.5)
+        (cache,) = make(source, image_tokenizer=Levels()).encode("train")
+        return sum(map(len, cache.unreadable().values()))
+
+    def fail(path):
+        raise OSError(errno.EIO, "Input/output error", path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(images, "_open_path", fail)
+        assert unreadable()
+    assert not unreadable()
 
 
 class Plain:

@@ -212,6 +212,16 @@ def test_a_folder_in_place_of_a_file_is_not_called_corrupt(tmp_path):
         decode_image({"path": str(tmp_path)})
 
 
+def test_a_machine_without_memory_does_not_make_an_image_corrupt(monkeypatch):
+    def fail(*_, **__):
+        raise MemoryError
+
+    record = encode(Image.new("RGB", (4, 4)))
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(MemoryError):
+        decode_image(record)
+
+
 def test_formats_that_run_programs_or_hold_movies_are_not_opened():
     assert not {"EPS", "MPEG", "FLI", "WMF"} & set(images.FORMATS)
     assert {".jfif", ".jp2", ".ppm", ".ico", ".tga", ".mpo", ".heic"} <= images.IMAGE_SUFFIXES

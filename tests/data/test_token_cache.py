@@ -12,7 +12,7 @@ import torch
 from helpers.open_files import limited_open_files
 from tilewright.data import image_tokenizer, shards, token_cache
 from tilewright.data.image_tokenizer import weights_digest
-from tilewright.data.images import REASONS
+from tilewright.data.images import CORRUPT, NOT_OPENED, REASONS
 from tilewright.data.token_cache import TokenCache, encode_rows, unreadable_reason
 from tilewright.errors import UserError
 
@@ -110,6 +110,30 @@ def test_unreadable_rows_store_the_reason(tmp_path):
     ]
     assert levels(tokens)[::4] == [0, 4]
     assert tokens.unreadable() == {REASONS[2]: [1, 3], REASONS[0]: [2]}
+
+
+def test_images_that_cannot_be_opened_are_tried_once_more(tmp_path, caplog):
+    def encode(bad=(), **settings):
+        reader = Reader(bad)
+        return reader, encode_rows(60, reader, Brightness(), tmp_path, batch_size=8, **settings)
+
+    unopened = dict.fromkeys((1, 20, 50), NOT_OPENED)
+    _, tokens = encode({**unopened, 2: CORRUPT}, retry=True)
+    assert tokens.unreadable() == {NOT_OPENED: [1, 20, 50], CORRUPT: [2]}
+    reader, _ = encode()
+    assert not reader.rows
+    reader, tokens = encode({20: NOT_OPENED}, retry=True)
+    assert reader.rows == [1, 20, 50]
+    assert tokens.unreadable() == {NOT_OPENED: [20], CORRUPT: [2]}
+    assert [levels(tokens)[row] for row in (0, 1, 50)] == [0, 1, 50]
+    assert "1 images still cannot be opened" in caplog.text
+    reader, _ = encode(retry=True)
+    assert not reader.rows
+    (tmp_path / "00000.npy").unlink()
+    shards.map_shard.cache_clear()
+    _, tokens = encode(retry=True)
+    assert not tokens.unreadable()
+    assert names(tmp_path) == ["00000.npy", "00001.npy"]
 
 
 LARGEST_FOR_16_BITS = 2**16 - len(REASONS)

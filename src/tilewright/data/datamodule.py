@@ -272,6 +272,7 @@ class CaptionedImages(pl.LightningDataModule):
             self.image_tokenizer,
             self.cache,
             max_pixels=self.max_pixels,
+            retry=not quiet and self._reader_group.rank == 0,  # others open the cache just after
         )
         if not (training and self.crops_per_image):
             return [encode(self.eval_transform, label=None if quiet else split)]

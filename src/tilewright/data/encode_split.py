@@ -27,6 +27,7 @@ def encode_split(
     *,
     max_pixels: int,
     label: str | None,
+    retry: bool,
 ) -> TokenCache:
     """Encodes all images of a split, or opens their tokens if they are on disk.
 
@@ -40,6 +41,7 @@ def encode_split(
         crop_seed: (seed, index of the crop) of a random crop. None for a deterministic one.
         max_pixels: larger images are skipped.
         label: name of the split in the progress bar. None shows no bar.
+        retry: try images again that could not be opened before.
     """
     assert isinstance(image_tokenizer, torch.nn.Module)
     parts = [type(image_tokenizer).__qualname__, weights_digest(image_tokenizer)]
@@ -69,4 +71,6 @@ def encode_split(
             return error.reason
 
     device = module_device(image_tokenizer)
-    return encode_rows(len(table), read, image_tokenizer, folder, device=device, label=label)
+    return encode_rows(
+        len(table), read, image_tokenizer, folder, device=device, label=label, retry=retry
+    )

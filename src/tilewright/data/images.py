@@ -135,7 +135,10 @@ def to_floats(pixels: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def _open(record: Mapping[str, Any] | None, max_pixels: int) -> Iterator[Image.Image]:
-    """Opens an encoded image and reads its header. Any error becomes an UnreadableImage."""
+    """Opens an encoded image and reads its header.
+
+    Any error becomes an UnreadableImage, except that of a machine without free memory.
+    """
     record = record if isinstance(record, Mapping) else {}
     data, path = record.get("bytes"), record.get("path")
     if not data and (data is not None or not path):
@@ -150,7 +153,7 @@ def _open(record: Mapping[str, Any] | None, max_pixels: int) -> Iterator[Image.I
                 if width * height > max_pixels:
                     raise UnreadableImage(TOO_LARGE, f"{path or 'image'}: {width}x{height}")
                 yield image
-    except UnreadableImage:
+    except (UnreadableImage, MemoryError):
         raise
     except Exception as error:  # codecs raise many classes for corrupt bytes
         reason = _reason(error)
@@ -173,7 +176,7 @@ def _open_path(path: str) -> str | BytesIO:
     try:
         with xopen(path, "rb") as content:
             return BytesIO(content.read())
-    except FileNotFoundError:
+    except (FileNotFoundError, MemoryError):
         raise
     except Exception as error:  # classes of each protocol
         raise UnreadableImage(NOT_OPENED, f"{path}: {error}") from error

@@ -3,9 +3,13 @@
 The tokens lie in shards of `SHARD` rows. A shard file exists only when it is complete. Several
 processes can encode at the same time, also on machines that share the disk. Each process takes the
 next shard that no other process is encoding.
+
+An image that cannot be opened may be on a disk or a server that fails for a while. Its shard gets a
+mark beside it, and the next process that opens the cache with `retry` tries these images once more.
 """
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,13 +20,22 @@ import torch
 from torch import Tensor
 
 from tilewright.data.image_tokenizer import ImageTokenizer, encode_images
-from tilewright.data.images import REASONS
-from tilewright.data.shards import Advance, encode_shards, map_shard, shard_file
+from tilewright.data.images import NOT_OPENED, REASONS
+from tilewright.data.shards import (
+    Advance,
+    encode_shards,
+    map_shard,
+    shard_file,
+    write_errors,
+)
 from tilewright.errors import UserError
 from tilewright.files import atomic_file
 
+log = logging.getLogger(__name__)
+
 SHARD = 8192  # rows of a file
 SAVE_EVERY = 30.0  # seconds between two saves of an incomplete shard
+RETRY = ".retry"  # end of the name of a mark
 
 ReadImages = Callable[[range], list[Tensor | str]]
 
@@ -91,6 +104,7 @@ def encode_rows(
     device: torch.device | str = "cpu",
     batch_size: int = 64,
     label: str | None = "images",
+    retry: bool = False,
 ) -> TokenCache:
     """Encodes the images of `rows` rows, or opens the tokens if the folder has them.
 
@@ -101,10 +115,14 @@ def encode_rows(
             cannot be used.
         folder: folder of the shards. Its name must depend on all that determines the tokens.
         label: name of the rows in the progress bar. None shows no bar.
+        retry: try images again that could not be opened before.
 
     Raises:
         UserError: the folder cannot be written.
     """
+    if retry:
+        for mark in sorted(folder.glob(f".*{RETRY}")):
+            _retry_unopened(mark, read, image_tokenizer, device, batch_size)
 
     def encode(file: Path, shard: range, advance: Advance) -> None:
         _encode_shard(file, shard, read, image_tokenizer, device, batch_size, advance)
@@ -139,8 +157,55 @@ def _encode_shard(
         if len(tokens) > saved:
             _save(partial_file, tokens)
         raise
+    if len(_unopened(tokens)):
+        file.with_name(f".{file.name}{RETRY}").touch()
     _save(file, tokens)
     partial_file.unlink(missing_ok=True)
+
+
+def _retry_unopened(
+    mark: Path,
+    read: ReadImages,
+    image_tokenizer: ImageTokenizer,
+    device: torch.device | str,
+    batch_size: int,
+) -> None:
+    """Tries the images of a marked shard again that could not be opened, and removes the mark.
+
+    There is no third time, because a server that is gone takes minutes for each image.
+    """
+    file = mark.with_name(mark.name.removeprefix(".").removesuffix(RETRY))
+    with write_errors(mark.parent, "image tokens"):
+        try:
+            mark.unlink()
+        except FileNotFoundError:  # another process tries them
+            return
+        if not file.exists():  # the user has deleted it
+            return
+        tokens = np.array(map_shard(file))
+        unopened, first = _unopened(tokens), int(file.stem) * SHARD
+        log.info("Trying %d images again that could not be opened", len(unopened))
+        try:
+            for start in range(0, len(unopened), batch_size):
+                batch = unopened[start : start + batch_size]
+                images = [read(range(row, row + 1))[0] for row in (first + batch).tolist()]
+                tokens[batch] = _encode_batch(images, image_tokenizer, device)
+            _save(file, tokens)
+        except BaseException:
+            mark.touch()
+            raise
+        map_shard.cache_clear()  # maps the old file
+    if remaining := len(_unopened(tokens)):
+        log.warning(
+            "%d images still cannot be opened and are skipped: to try them once more, delete %s",
+            remaining,
+            file,
+        )
+
+
+def _unopened(tokens: np.ndarray) -> np.ndarray:
+    """Returns the rows of a shard whose image could not be opened."""
+    return np.flatnonzero(tokens[:, 0, 0] == _unreadable_token(NOT_OPENED, tokens.dtype))
 
 
 def _load_partial(path: Path, rows: int, image_tokenizer: ImageTokenizer) -> np.ndarray:
