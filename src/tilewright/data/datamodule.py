@@ -21,6 +21,7 @@ from tilewright.configs import switched_on
 from tilewright.data.batches import BatchLoader, EvaluationBatches, TrainingBatches, mark_updates
 from tilewright.data.caption_encoder import CaptionEncoder
 from tilewright.data.captions import find_captions
+from tilewright.data.dataset_cache import full_disk_errors
 from tilewright.data.encode_split import encode_split
 from tilewright.data.feature_cache import FeatureCache, encode_captions
 from tilewright.data.filters import Filter, usable_captions
@@ -173,7 +174,9 @@ class CaptionedImages(pl.LightningDataModule):
         if self.trainer is not None and isinstance(self.tokenizer, CaptionEncoder):
             self.tokenizer.to(self.trainer.strategy.root_device)
         if not self._splits:
-            self._splits = prepare_splits(self.source.load(), self.filters, self.require_captions)
+            with full_disk_errors():
+                splits = self.source.load()
+                self._splits = prepare_splits(splits, self.filters, self.require_captions)
             if self.overfit_batches:
                 self._splits["validation"] = rows_of_first_batches(
                     self._splits["train"], self.overfit_batches, self.batch_size, self.seed

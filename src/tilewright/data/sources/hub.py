@@ -14,6 +14,7 @@ from datasets import (
     load_from_disk,
 )
 
+from tilewright.data.dataset_cache import full_disk_errors
 from tilewright.data.sources.columns import select_image_and_caption
 from tilewright.data.sources.splits import hold_out_validation, resolve_splits
 from tilewright.errors import UserError, first_line
@@ -56,13 +57,14 @@ class HubSource:
             description=description,
         )
         try:
-            splits = {
-                split: select_image_and_caption(
-                    rows, self.image_column, self.caption_column, description
-                )
-                for split, rows in (self._load_saved() or self._load_named()).items()
-            }
-            resolved = resolve_splits(splits, hold_out, description, "name one with split=NAME")
+            with full_disk_errors():
+                splits = {
+                    split: select_image_and_caption(
+                        rows, self.image_column, self.caption_column, description
+                    )
+                    for split, rows in (self._load_saved() or self._load_named()).items()
+                }
+                resolved = resolve_splits(splits, hold_out, description, "name one with split=NAME")
         except UserError:
             raise
         except Exception as error:  # a dozen classes from three libraries

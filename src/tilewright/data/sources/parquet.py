@@ -14,6 +14,7 @@ from datasets import Dataset, DatasetDict, Image, concatenate_datasets, load_dat
 from pyarrow import ArrowException
 from pyarrow.parquet import ParquetFile, read_schema
 
+from tilewright.data.dataset_cache import full_disk_errors
 from tilewright.data.fingerprints import file_state
 from tilewright.data.sources.columns import TEXT, is_value, select_image_and_caption
 from tilewright.data.sources.listing import list_files
@@ -112,7 +113,9 @@ class ParquetSource:
 
     def _load_folders(self, folders: Mapping[Path, list[Path]]) -> Dataset:
         try:
-            return concatenate_datasets([self._load_folder(*group) for group in folders.items()])
+            with full_disk_errors():
+                groups = [self._load_folder(*group) for group in folders.items()]
+            return concatenate_datasets(groups)
         except UserError:
             raise
         except Exception as error:  # pyarrow's classes, wrapped in those of datasets
