@@ -69,7 +69,7 @@ def test_keys_of_health_can_be_set_for_every_model(model, clip):
         has_own = "quantizer" in config.model.network
         module.network = SimpleNamespace(quantizer=None if has_own else GumbelSoftmax(8))
     trainer = SimpleNamespace(gradient_clip_val=clip, precision="bf16-mixed")
-    advice = health._loss_advice(trainer, module)
+    advice = health.loss_advice(trainer, module)
     if "beta" in config.model:
         advice += f" or {health._codebook_advice(module)}"
     for key in KEY.findall(advice):

@@ -5,7 +5,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from tilewright.callbacks import TrainingHealth
+from tilewright.callbacks import LastCheckpoint, TrainingHealth
 
 
 class Model(pl.LightningModule):
@@ -28,16 +28,16 @@ class Model(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.0)
 
 
-def train(module, health, log_every_n_steps=1):
+def train(module, health, *checkpoints, log_every_n_steps=1):
     trainer = pl.Trainer(
         max_steps=4,
         val_check_interval=2,
-        callbacks=[health],
+        callbacks=[health, *checkpoints],
         log_every_n_steps=log_every_n_steps,
         accelerator="cpu",
         num_sanity_val_steps=0,
         logger=False,
-        enable_checkpointing=False,
+        enable_checkpointing=bool(checkpoints),
         enable_progress_bar=False,
         enable_model_summary=False,
     )
@@ -67,6 +67,16 @@ def test_a_non_finite_loss_warns_once_and_stops_if_asked(caplog, stop, steps):
     assert caplog.text.count("the loss is not finite") == 1
     assert trainer.global_step == steps
     assert health.stopped_by == ("callbacks.health.stop" if stop else None)
+
+
+def test_stopping_at_a_non_finite_loss_keeps_the_checkpoint_before_it(tmp_path):
+    losses = [1.0, 1.0, float("nan"), 1.0]
+    last = LastCheckpoint(tmp_path / "checkpoints")
+    trainer = train(Model(losses), TrainingHealth(stop=True), last)
+    assert trainer.global_step == 3
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 2
+    assert saved["state_dict"]["weight"] == 1
 
 
 @pytest.mark.parametrize(("grace", "warnings"), [(0, 1), (100, 0)])

@@ -1,6 +1,7 @@
 """Files that a training leaves, and resuming it."""
 
 import csv
+import math
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import torch
 from helpers.command import ROOT, SMALL, command, fail, run, step
 from tilewright import runs
 from tilewright.callbacks import OverfittingCheck
+from tilewright.dvae.module import DiscreteVAEModule
 
 NO_FRECHET = "~callbacks.frechet"
 
@@ -122,6 +124,30 @@ def test_a_run_that_stops_early_names_the_setting_and_can_continue(copied, monke
     assert step(folder / "checkpoints" / "last.ckpt") == 3
     run(copied, "eval", "metric=reconstruction", "metric.frechet=false", f"run={folder}")
     assert "Stopped" not in run(copied, "train", "stage=dvae", *more.split(), NO_FRECHET)
+    assert step(folder / "checkpoints" / "last.ckpt") == 6
+
+
+@pytest.mark.parametrize("stop", ["true", "false"])
+def test_a_run_whose_weights_become_nan_names_the_checkpoint_before(stop, copied, monkeypatch):
+    training_step = DiscreteVAEModule.training_step
+
+    def diverge(module, batch, index):
+        return training_step(module, batch, index) * (math.nan if module.global_step == 4 else 1)
+
+    monkeypatch.setattr(DiscreteVAEModule, "training_step", diverge)
+    settings = [f"run_name=nan_{stop}", f"callbacks.health.stop={stop}", NO_FRECHET]
+    out = run(copied, "train", "stage=dvae", *settings, *SMALL)
+    folder = copied.dvae.parent / f"nan_{stop}"
+    ends = {
+        "true": "Stopped after update 5 of 6 by callbacks.health.stop=true: ",
+        "false": f"Trained {folder}, but ",
+    }
+    problem = "the weights are not finite, so last.ckpt of update 3 is kept. "
+    advice = f"continue with resume={folder}, and lower model.learning_rate."
+    (line,) = (line for line in out.splitlines() if line.startswith(ends[stop] + problem))
+    assert advice in line
+    monkeypatch.undo()
+    run(copied, "train", "stage=dvae", f"resume={folder}", "model.learning_rate.then.start=1e-4")
     assert step(folder / "checkpoints" / "last.ckpt") == 6
 
 

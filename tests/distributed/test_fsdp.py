@@ -8,7 +8,7 @@ import torch
 
 from helpers import tiny
 from helpers.multiprocess import logged_metrics, run, train
-from helpers.probes import BreakShards, SameBuffers, ShardSizes, TokensOfFirstProcess
+from helpers.probes import BreakShards, NanWeights, SameBuffers, ShardSizes, TokensOfFirstProcess
 from tilewright import runs
 from tilewright.distributed import FullyShardedStrategy
 from tilewright.distributed.sharded_checkpoint import load_stored_tensors, read_checkpoint
@@ -205,6 +205,15 @@ def test_a_process_that_cannot_write_its_shards_leaves_the_previous_checkpoint(t
     kept = tensors_of_last_checkpoint(tmp_path)
     assert kept.keys() == previous.keys()
     assert all(torch.equal(kept[name], value) for name, value in previous.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", [FullyShardedStrategy, SHARDED_FILES])
+def test_a_shard_that_is_not_finite_replaces_no_checkpoint(strategy, tmp_path):
+    train("prior", tmp_path, 2, strategy, steps=2)
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("checkpoints/**/*")}
+    train("prior", tmp_path, 2, strategy, steps=4, extra_callbacks=[NanWeights(4)])
+    assert kept == {path: path.stat().st_mtime_ns for path in tmp_path.glob("checkpoints/**/*")}
 
 
 @pytest.mark.parametrize("stage", ["dvae", "prior", "recurrent"])

@@ -8,7 +8,7 @@ from torch.distributed.tensor import DTensor
 
 from tilewright.callbacks import AveragedWeights
 from tilewright.distributed.collectives import gather_objects
-from tilewright.distributed.fsdp import gathered_weights
+from tilewright.distributed.fsdp import gathered_weights, local_tensor
 from tilewright.pipeline import TextToImage
 from tilewright.prior import Sampling
 
@@ -48,6 +48,21 @@ class ValidatedCaptions(pl.Callback):
     def on_validation_end(self, trainer, module):
         path = Path(trainer.default_root_dir) / f"{trainer.global_rank}.validated"
         torch.save(self.captions, path)
+
+
+class NanWeights(pl.Callback):
+    """Makes weights of the last process nan after an update, and may request the end there."""
+
+    def __init__(self, update, stop=False):
+        self.update, self.stop = update, stop
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if trainer.global_step != self.update:
+            return
+        trainer.should_stop = trainer.should_stop or self.stop
+        if trainer.global_rank == trainer.world_size - 1:
+            trained = (weight for weight in module.parameters() if weight.requires_grad)
+            local_tensor(next(trained).detach()).fill_(torch.nan)
 
 
 class BreakShards(pl.Callback):

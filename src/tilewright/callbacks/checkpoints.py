@@ -1,5 +1,6 @@
 """Checkpoints from which a run resumes to the same bits."""
 
+import math
 import os
 import signal
 from pathlib import Path
@@ -7,11 +8,19 @@ from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import ModelCheckpoint
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint, WeightAveraging
+from torch import Tensor
 
 from tilewright import runs
+from tilewright.callbacks.health import loss_advice
 from tilewright.callbacks.monitoring import check_direction, check_monitor, monitored_value
+from tilewright.callbacks.problems import warn
 from tilewright.distributed import launch
+from tilewright.distributed.fsdp import local_tensor
+from tilewright.errors import UserError
+from tilewright.training.checkpoint_steps import read_steps
+from tilewright.training.gradient_scaling import all_finite
 from tilewright.training.trainer import is_accumulating
 
 
@@ -21,6 +30,9 @@ class UpdateBoundaryCheckpoint(ModelCheckpoint):
     Checkpoints hold no gradients. If a validation falls between the accumulated batches of an
     update, the checkpoint is written after the update.
 
+    Weights that are not finite are never saved, because the file that they would replace may be the
+    last good one.
+
     A moved or copied run keeps its best score, which Lightning forgets. If the file of the best
     checkpoint is missing, the next validation counts as the best.
 
@@ -29,8 +41,12 @@ class UpdateBoundaryCheckpoint(ModelCheckpoint):
     Args:
         dirpath: folder of the checkpoint, inside the run's folder.
         arguments, named_arguments: further arguments of `ModelCheckpoint`.
+
+    Attributes:
+        weights_problem: message that the weights are not finite, and what to do, or None.
     """
 
+    weights_problem: str | None = None
     _pending = False
 
     def __init__(self, dirpath: str | Path, *arguments: Any, **named_arguments: Any):
@@ -44,6 +60,40 @@ class UpdateBoundaryCheckpoint(ModelCheckpoint):
     def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
         super()._save_checkpoint(trainer, filepath)
         self._update_latest(trainer)
+
+    def _save_topk_checkpoint(
+        self, trainer: pl.Trainer, monitor_candidates: dict[str, Tensor]
+    ) -> None:
+        if self._can_save(trainer):
+            super()._save_topk_checkpoint(trainer, monitor_candidates)
+
+    def _can_save(self, trainer: pl.Trainer) -> bool:
+        """Returns True if the weights are finite. All processes must call it.
+
+        If they are not, the last checkpoint callback warns once, for all of them.
+        """
+        if _has_finite_weights(trainer):
+            self.weights_problem = None
+            return True
+        if self.weights_problem is None:
+            self.weights_problem = self._describe_problem(trainer)
+            if trainer.checkpoint_callbacks[-1] is self:
+                warn(trainer, "weights", self.weights_problem)
+        return False
+
+    def _describe_problem(self, trainer: pl.Trainer) -> str:
+        """Returns `weights_problem` for weights that are not finite."""
+        try:
+            kept = runs.checkpoint(self.run, "last")
+            effect = f"{kept.name} of update {read_steps(kept)} is kept"
+            command = f"continue with resume={self.run}"
+        except UserError:
+            effect = "no checkpoint is written"
+            command = f"start the run again with run_name={self.run.name}"
+        return (
+            f"the weights are not finite, so {effect}. The same settings would likely fail again: "
+            f"{command}, and {loss_advice(trainer, trainer.lightning_module)}"
+        )
 
     def _update_latest(self, trainer: pl.Trainer) -> None:
         if trainer.is_global_zero:
@@ -85,8 +135,9 @@ class UpdateBoundaryCheckpoint(ModelCheckpoint):
 class LastCheckpoint(UpdateBoundaryCheckpoint):
     """Writes `last.ckpt` after every validation, when training ends, and on SIGTERM and SIGINT.
 
-    Under SLURM it also handles SIGUSR1, and then queues the job again. Lightning's own handler
-    saves in the middle of an update, at another point in each process.
+    Under SLURM it also handles SIGUSR1, and then queues the job again, unless the weights are not
+    finite. Lightning's own handler saves in the middle of an update, at another point in each
+    process.
 
     A signal takes effect after the current update or validation. A second signal ends the process
     at once.
@@ -95,7 +146,7 @@ class LastCheckpoint(UpdateBoundaryCheckpoint):
         dirpath: folder of the checkpoint, inside the run's folder.
     """
 
-    def __init__(self, dirpath: str):
+    def __init__(self, dirpath: str | Path):
         super().__init__(
             dirpath,
             filename="last",
@@ -142,7 +193,8 @@ class LastCheckpoint(UpdateBoundaryCheckpoint):
         stop = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
         is_complete = 0 <= trainer.max_steps <= trainer.global_step
         # A complete run cannot be resumed, so its checkpoint must follow its last validation.
-        if (stop or trainer.should_stop) and not (is_complete and trainer.enable_validation):
+        is_due = (stop or trainer.should_stop) and not (is_complete and trainer.enable_validation)
+        if is_due and self._can_save(trainer):
             trainer.save_checkpoint(f"{self.dirpath}/last.ckpt")
             self._update_latest(trainer)
         if stop and not is_complete:
@@ -150,11 +202,13 @@ class LastCheckpoint(UpdateBoundaryCheckpoint):
 
     def _exit(self, trainer: pl.Trainer) -> None:
         name = self._signal.name if self._signal else "a signal"
-        trainer.print(
-            f"Stopped by {name} after update {trainer.global_step}. The checkpoint is saved: "
-            f"continue with resume={self.run}"
-        )
-        if trainer.is_global_zero and self._signal == signal.SIGUSR1:
+        if self.weights_problem is None:
+            result = f". The checkpoint is saved: continue with resume={self.run}"
+        else:
+            result = f", but {self.weights_problem}"
+        trainer.print(f"Stopped by {name} after update {trainer.global_step}{result}")
+        is_requeued = self._signal == signal.SIGUSR1 and self.weights_problem is None
+        if trainer.is_global_zero and is_requeued:
             launch.requeue()
         # A shell's exit status for a signal. Lightning takes another process's non-zero status for
         # a crash and kills the first process.
@@ -162,8 +216,42 @@ class LastCheckpoint(UpdateBoundaryCheckpoint):
         raise SystemExit(status if trainer.is_global_zero else 0)
 
 
+@torch.no_grad()
+def _has_finite_weights(trainer: pl.Trainer) -> bool:
+    """Returns True if the trained weights and their average are finite in all processes.
+
+    Frozen weights do not count: training cannot change them, and a network may have infinite ones.
+    """
+    callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
+    averages = [c._average_model for c in callbacks if isinstance(c, WeightAveraging)]
+    weights = [
+        local_tensor(parameter)
+        for module in (trainer.lightning_module, *averages)
+        if module is not None
+        for parameter in module.parameters()
+        if parameter.requires_grad
+    ]
+    weights = [weight for weight in weights if weight.numel()]  # a process may have no shard
+    return trainer.strategy.reduce_boolean_decision(not weights or bool(all_finite(weights)))
+
+
+def weights_problem(trainer: pl.Trainer) -> str | None:
+    """Returns the first `weights_problem` of a trainer's checkpoint callbacks, or None."""
+    problems = (getattr(c, "weights_problem", None) for c in trainer.checkpoint_callbacks)
+    return next(filter(None, problems), None)
+
+
 def best_score(trainer: pl.Trainer) -> float | None:
-    """Returns the best value so far of the first checkpoint callback's metric, or None."""
+    """Returns the best value so far of the first checkpoint callback's metric, or None.
+
+    The value of weights that were never finite is infinite. A sweep then counts the job as the
+    worst, and not as failed.
+    """
     checkpoint = trainer.checkpoint_callback
-    score = checkpoint.best_model_score if isinstance(checkpoint, ModelCheckpoint) else None
-    return None if score is None else float(score)
+    if not isinstance(checkpoint, ModelCheckpoint) or checkpoint.monitor is None:
+        return None
+    if checkpoint.best_model_score is not None:
+        return float(checkpoint.best_model_score)
+    if weights_problem(trainer) is None:
+        return None
+    return math.inf if checkpoint.mode == "min" else -math.inf

@@ -60,7 +60,7 @@ class TrainingHealth(ProblemCallback):
             return  # reading the loss synchronizes a GPU
         is_finite = bool(torch.isfinite(outputs["loss"]))
         if not trainer.strategy.reduce_boolean_decision(is_finite):
-            advice = _loss_advice(trainer, pl_module)
+            advice = loss_advice(trainer, pl_module)
             self.report(trainer, "loss", f"the loss is not finite: {advice}")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -76,7 +76,8 @@ class TrainingHealth(ProblemCallback):
             )
 
 
-def _loss_advice(trainer: pl.Trainer, module: pl.LightningModule) -> str:
+def loss_advice(trainer: pl.Trainer, module: pl.LightningModule) -> str:
+    """Returns the settings that most likely prevent a loss that is not finite."""
     clip = trainer.gradient_clip_val
     advice = [
         f"lower {_peak(module, 'learning_rate')}",

@@ -41,9 +41,19 @@ class ProblemCallback(pl.Callback):
         """
         if problem not in self._reported:
             self._reported.append(problem)
-            message = f"At update {trainer.global_step} {message}"
-            log.warning("%s", message)
-            log_text(trainer, f"warnings/{problem}", message)
+            warn(trainer, problem, message)
         if self.stop:
             trainer.should_stop = True
             self.stopped_by = self._stop_key
+
+
+def warn(trainer: pl.Trainer, problem: str, message: str) -> None:
+    """Warns about a problem, in the log and as a text of the loggers.
+
+    Args:
+        problem: short name of the problem.
+        message: continues "At update N".
+    """
+    message = f"At update {trainer.global_step} {message}"
+    log.warning("%s", message)
+    log_text(trainer, f"warnings/{problem}", message)

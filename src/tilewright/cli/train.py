@@ -262,21 +262,29 @@ def fit(
     config: DictConfig, trainer: "pl.Trainer", model: Any, data: Any, checkpoint: Path | None
 ) -> None:
     """Trains to the end, from a checkpoint if there is one."""
-    from tilewright.callbacks.problems import ProblemCallback
-
     with launch.kill_children_on_error(trainer):
         trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
-    if trainer.is_global_zero and trainer.global_step < trainer.max_steps:
-        callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
-        problems = [callback for callback in callbacks if isinstance(callback, ProblemCallback)]
-        stops = [key for callback in problems if (key := callback.stopped_by)]
-        reason = f" by {stops[0]}=true" if stops else ""
-        changes = [f"{key}=false" for key in stops]
-        if config.trainer.get("max_time"):
-            changes.append("trainer.max_time=null")
-        print(
-            f"Stopped after update {trainer.global_step} of {trainer.max_steps}{reason}: "
-            f"continue with {' '.join([f'resume={config.run}', *changes])}"
-        )
-    elif trainer.is_global_zero:
-        print(f"Trained {config.run}")
+    if trainer.is_global_zero:
+        print(closing_line(config, trainer))
+
+
+def closing_line(config: DictConfig, trainer: "pl.Trainer") -> str:
+    """Returns the last line of a training: what ended it, and how to continue."""
+    from tilewright.callbacks.checkpoints import weights_problem
+    from tilewright.callbacks.problems import ProblemCallback
+
+    problem = weights_problem(trainer)
+    if trainer.global_step >= trainer.max_steps:
+        return f"Trained {config.run}" + (f", but {problem}" if problem else "")
+    callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
+    problems = [callback for callback in callbacks if isinstance(callback, ProblemCallback)]
+    stops = [key for callback in problems if (key := callback.stopped_by)]
+    reason = f" by {stops[0]}=true" if stops else ""
+    changes = [f"{key}=false" for key in stops]
+    if config.trainer.get("max_time"):
+        changes.append("trainer.max_time=null")
+    command = f"continue with {' '.join([f'resume={config.run}', *changes])}"
+    return (
+        f"Stopped after update {trainer.global_step} of {trainer.max_steps}{reason}: "
+        f"{problem or command}"
+    )

@@ -269,6 +269,11 @@ def full_tensor(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def local_tensor(tensor: Tensor) -> Tensor:
+    """Returns this process's shard of a tensor, or the tensor itself if it is not sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def _distribute_like(value: Tensor, like: Tensor) -> Tensor:
     """Returns a copy of this process's shard of `value`, sharded like another tensor."""
     if isinstance(like, DTensor):

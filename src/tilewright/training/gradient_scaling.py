@@ -161,7 +161,7 @@ class BlockScaler:
             for parameter in group["params"]
             if parameter.grad is not None and id(parameter.grad) not in in_blocks
         ]
-        is_finite = [_all_finite(tensors) for tensors in (*gradients, others) if tensors]
+        is_finite = [all_finite(tensors) for tensors in (*gradients, others) if tensors]
         flags = iter(torch.stack(is_finite).tolist())  # one transfer from the device
         self._is_finite = [next(flags) if tensors else True for tensors in (*gradients, others)]
 
@@ -186,7 +186,7 @@ class BlockScaler:
         self.scales = state_dict["scales"].to(self.scales.device)
 
 
-def _all_finite(tensors: list[Tensor]) -> Tensor:
+def all_finite(tensors: list[Tensor]) -> Tensor:
     """Returns a boolean tensor []: True if no entry is infinite or nan."""
     norms = torch.stack(torch._foreach_norm(tensors, torch.inf))
     return norms.isfinite().all()
