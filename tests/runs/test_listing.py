@@ -316,7 +316,7 @@ def test_comparison_prints_a_command_for_each_of_several_settings(tmp_path, caps
     ("best", "title"),
     [
         ((None, None), "metrics at the last validation"),
-        (({}, None), "metrics at the best validation/loss or the last validation"),
+        (({}, None), "metrics at the best validation/loss the last validation"),
     ],
 )
 def test_comparison_calls_no_run_better_by_a_metric_that_does_not_select_its_weights(
@@ -333,6 +333,35 @@ def test_comparison_calls_no_run_better_by_a_metric_that_does_not_select_its_wei
     unselected = "dvae/b" if best[0] is not None else "dvae/a, dvae/b"
     assert f"by validation/loss, which does not select the weights of {unselected}\n" in out
     assert "One setting differs: seed" in out
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        (
+            {"monitor": "validation/psnr"},
+            "No run is better, because they monitor validation/{} and validation/{}",
+        ),
+        ({"loss": {"perceptual": {"weight": 1}}}, "which depends on loss.perceptual"),
+    ],
+)
+def test_comparison_calls_no_run_better_by_metrics_of_different_meaning(
+    tmp_path, capsys, monkeypatch, order, more, reason
+):
+    make(tmp_path, "a", losses=(3.0,), loss={"perceptual": None})
+    make(tmp_path, "b", losses=(1.0,), **{"loss": {"perceptual": None}, **more})
+    out = comparison(tmp_path, capsys, monkeypatch, *order)
+    names = ["loss", "psnr"] if order == "ab" else ["psnr", "loss"]
+    assert f"{reason.format(*names)}\n" in out
+    assert "has the best" not in out
+    lines = [line.split() for line in out.splitlines()]
+    (values,) = (line[1:] for line in lines if line[0:1] == ["validation/loss"])
+    has_same_meaning = "monitor" in more
+    assert len(values) == (3 if has_same_meaning else 2)  # with the change
+    if has_same_meaning:
+        titles = (f"the best validation/{name}" for name in names)
+        assert f"metrics at {' '.join(titles)}".split() in lines
 
 
 def test_metric_of_every_few_validations_is_compared_with_its_step(tmp_path):

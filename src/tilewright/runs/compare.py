@@ -17,6 +17,14 @@ from tilewright.runs.listing import ABSENT, Record, metric
 
 NOT_COMPARED = {"run", "run_name", "resume", "overrides", "paths", "format"}
 PLACEHOLDER = Path("RUN")  # replaces each run's own path, which always differs
+# Settings in the definition of a metric. Values of runs in which they differ do not compare.
+DEFINITIONS = {
+    "validation/reconstruction": ("likelihood",),
+    "validation/loss": (
+        *("likelihood", "loss.perceptual", "model.beta", "model.network.quantizer._target_"),
+        *("model.network.stream", "dvae"),
+    ),
+}
 
 Rows = dict[str, list[Any]]  # name -> one value for each run, None where a run has none
 
@@ -37,20 +45,20 @@ def print_comparison(records: list[Record]) -> None:
     if has_change:
         table.add_column("change", justify="right")
 
-    def add(title: str, rows: Rows, with_change: bool) -> None:
+    def add(title: list[str], rows: Rows, with_change: bool) -> None:
         if rows:
             table.add_section()
-            table.add_row(title, style="bold")
+            table.add_row(*title, style="bold")
         for name, values in rows.items():
-            change = [_change(*values)] if has_change and with_change else []
+            shows_change = has_change and with_change and not _redefining_settings(name, records)
+            change = [_change(*values)] if shows_change else []
             table.add_row(f"  {name}", *map(_format, values), *change)
 
-    add("settings that differ", settings, with_change=False)
-    add("consequences, or changes of the code", consequences, with_change=False)
-    add("code and machine", differing_environments(records), with_change=True)
-    validations = " or ".join(dict.fromkeys(record.validation for record in records))
-    add(f"metrics at {validations}", training_metrics(records), with_change=True)
-    add("evaluations", evaluation_metrics(records), with_change=True)
+    add(["settings that differ"], settings, with_change=False)
+    add(["consequences, or changes of the code"], consequences, with_change=False)
+    add(["code and machine"], differing_environments(records), with_change=True)
+    add(_title_of_metrics(records), training_metrics(records), with_change=True)
+    add(["evaluations"], evaluation_metrics(records), with_change=True)
     console = listing.console()
     console.print(table)
     for line in conclusion(records, settings):
@@ -65,6 +73,14 @@ def _check_comparable(records: list[Record]) -> None:
         )
 
 
+def _title_of_metrics(records: list[Record]) -> list[str]:
+    """Returns the cells of a title that names the validation of the metrics of each run."""
+    validations = [record.validation for record in records]
+    if len(set(validations)) == 1:
+        return [f"metrics at {validations[0]}"]
+    return ["metrics at", *validations]
+
+
 def differing_settings(records: list[Record]) -> tuple[Rows, Rows]:
     """Returns the differing keys: those set on a command line, and keys that follow from them.
 
@@ -76,15 +92,28 @@ def differing_settings(records: list[Record]) -> tuple[Rows, Rows]:
     set_keys = {key for record in records for key in _overrides(record)} - groups
 
     def was_set(key: str) -> bool:
-        return key.startswith("choices.") or any(
-            key == name or key.startswith(f"{name}.") for name in set_keys
-        )
+        return key.startswith("choices.") or any(_is_part(key, name) for name in set_keys)
 
     settings, consequences = Rows(), Rows()
     for key, values in sorted(_differing(flat).items()):
         rows = settings if was_set(key) else consequences
         rows[key.removeprefix("choices.")] = values
     return settings, consequences
+
+
+def _is_part(key: str, branch: str) -> bool:
+    """Returns True for a key that is a branch or below it."""
+    return key == branch or key.startswith(f"{branch}.")
+
+
+def _redefining_settings(name: str, records: list[Record]) -> list[str]:
+    """Returns the settings in the definition of a metric in which runs differ."""
+    if name not in DEFINITIONS:
+        return []
+    differing = _differing([_flatten(record) for record in records])
+    return [
+        setting for setting in DEFINITIONS[name] if any(_is_part(key, setting) for key in differing)
+    ]
 
 
 def _flatten(record: Record) -> dict[str, Any]:
@@ -211,18 +240,17 @@ def _differing(columns: list[dict[str, Any]]) -> Rows:
 def conclusion(records: list[Record], settings: Rows) -> list[str]:
     """Returns lines that name the better run, and the settings that can explain it.
 
-    No run is better by a metric that does not select the weights of all of them.
+    No run is better by a metric that does not select the weights of all of them, or that has
+    another meaning for some of them.
     """
     rows = [(record, record.validation_row()) for record in records]
-    monitor = records[0].monitor
-    scored = [(metric(row, monitor), record) for record, row in rows if row]
+    monitor = " or ".join(dict.fromkeys(record.monitor for record in records))
+    scored = [(metric(row, record.monitor), record) for record, row in rows if row]
     if len(scored) < 2:
         return [f"Not all of these runs have a {monitor} yet"]
-    unselected = [record.name for record in records if not record.selects_best]
-    if unselected:
-        names = ", ".join(unselected)
+    if reason := _obstacle(records):
         before, after = records[0], records[-1]
-        lines = [f"No run is better by {monitor}, which does not select the weights of {names}"]
+        lines = [reason]
     else:
         scored.sort(key=lambda pair: pair[0], reverse=records[0].lower_is_better)
         (low, before), (high, after) = scored[0], scored[-1]
@@ -242,6 +270,22 @@ def conclusion(records: list[Record], settings: Rows) -> list[str]:
     if len({record.commit for record in records}) > 1:
         lines.append("They were trained by different code")
     return lines
+
+
+def _obstacle(records: list[Record]) -> str | None:
+    """Returns a line that says why the monitored metrics do not compare, None if they do."""
+    monitors = list(dict.fromkeys(record.monitor for record in records))
+    if len(monitors) > 1:
+        return f"No run is better, because they monitor {' and '.join(monitors)}"
+    unselected = [record.name for record in records if not record.selects_best]
+    if unselected:
+        names = ", ".join(unselected)
+        return f"No run is better by {monitors[0]}, which does not select the weights of {names}"
+    settings = _redefining_settings(monitors[0], records)
+    if settings:
+        names = ", ".join(settings)
+        return f"No run is better by {monitors[0]}, which depends on {names}"
+    return None
 
 
 def _change_one_setting(before: Record, after: Record) -> list[str]:
