@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 import sys
 from pathlib import Path
 
@@ -52,3 +53,10 @@ def with_own_invocations(text: str) -> str:
 def discard_stdout() -> None:
     """Discards further output. Used when a reader such as `head` has closed the pipe."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def discard_terminal_output() -> None:
+    """Discards further output to a terminal. Used when it is closed: writing to it would fail."""
+    for descriptor in (1, 2):
+        if stat.S_ISCHR(os.fstat(descriptor).st_mode):  # isatty() is False for a closed terminal
+            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from helpers import tiny
 from helpers.probes import NanWeights
-from tilewright.callbacks import LastCheckpoint, UpdateBoundaryCheckpoint
+from tilewright.callbacks import LastCheckpoint, UpdateBoundaryCheckpoint, checkpoints
 from tilewright.callbacks.checkpoints import best_score, weights_problem
 from tilewright.distributed import launch
 from tilewright.training import AtomicCheckpointIO, Trainer
@@ -70,16 +70,18 @@ def test_without_the_best_checkpoint_the_next_validation_writes_it(run):
     assert best_step(run) == 21
 
 
-@pytest.mark.parametrize("update", [9, 14])  # the average moves after updates 10 and 13
+@pytest.mark.parametrize(("update", "warned", "saved"), [(9, 13, 7), (14, 14, 13)])
 @pytest.mark.parametrize("validation", [{}, {"limit_val_batches": 0}], ids=["validated", "not"])
-def test_weights_that_are_not_finite_replace_no_checkpoint(update, validation, tmp_path, caplog):
+def test_weights_that_are_not_finite_replace_no_checkpoint(
+    update, warned, saved, validation, tmp_path, caplog
+):
     last = tmp_path / "checkpoints" / "last.ckpt"
     tiny.train("dvae", tmp_path, 7, **validation)
-    kept = last.read_bytes()
     tiny.train("dvae", tmp_path, 14, extra_callbacks=[NanWeights(update)], **validation)
-    assert last.read_bytes() == kept
+    assert read_steps(last) == saved
     assert caplog.text.count("the weights are not finite") == 1
-    assert "At update 14 the weights are not finite, so last.ckpt of update 7 is" in caplog.text
+    message = f"At update {warned} the weights are not finite, so last.ckpt of update {saved} is"
+    assert message in caplog.text
     assert f"continue with resume={tmp_path}, and lower model.learning_rate" in caplog.text
     tiny.train("dvae", tmp_path, 14, **validation)
     assert read_steps(last) == 14
@@ -116,10 +118,10 @@ class OneWeight(pl.LightningModule):
 
 def fit(folder, *callbacks, monitor=None, mode="min"):
     """Fits `OneWeight` in 4 updates with a validation after each second one."""
-    checkpoints = [LastCheckpoint(folder / "checkpoints")]
+    kept = [LastCheckpoint(folder / "checkpoints")]
     if monitor is not None:
         best = UpdateBoundaryCheckpoint(folder / "checkpoints", "best", monitor, mode=mode)
-        checkpoints.insert(0, best)
+        kept.insert(0, best)
     trainer = Trainer(
         max_steps=4,
         val_check_interval=2,
@@ -129,7 +131,7 @@ def fit(folder, *callbacks, monitor=None, mode="min"):
         enable_progress_bar=False,
         enable_model_summary=False,
         plugins=[AtomicCheckpointIO()],
-        callbacks=[*callbacks, *checkpoints],
+        callbacks=[*callbacks, *kept],
     )
     rows = DataLoader(torch.zeros(4))
     trainer.fit(OneWeight(), rows, rows)
@@ -154,8 +156,8 @@ def test_a_run_without_finite_weights_has_no_checkpoint(tmp_path):
 def test_weights_that_become_nan_with_a_request_to_stop_are_not_saved(tmp_path, stop):
     trainer = fit(tmp_path, NanWeights(3, stop))
     assert trainer.global_step == (3 if stop else 4)
-    assert read_steps(tmp_path / "checkpoints" / "last.ckpt") == 2
-    assert "last.ckpt of update 2 is kept" in weights_problem(trainer)
+    assert read_steps(tmp_path / "checkpoints" / "last.ckpt") == 1
+    assert "last.ckpt of update 1 is kept" in weights_problem(trainer)
 
 
 @pytest.mark.parametrize(("mode", "worst"), [("min", math.inf), ("max", -math.inf)])
@@ -183,7 +185,7 @@ class SignalAfter(pl.Callback):
     ("update", "requeued", "message"),
     [
         (1, 1, "after update 1. The checkpoint is saved: continue with resume="),
-        (3, 0, "after update 3, but the weights are not finite, so last.ckpt of update 2 is kept"),
+        (3, 0, "after update 3, but the weights are not finite, so last.ckpt of update 1 is kept"),
     ],
 )
 def test_a_signal_requeues_no_job_whose_weights_are_nan(
@@ -195,3 +197,14 @@ def test_a_signal_requeues_no_job_whose_weights_are_nan(
         fit(tmp_path, NanWeights(3), SignalAfter(update))
     assert f"Stopped by SIGUSR1 {message}" in capsys.readouterr().out
     assert len(jobs) == requeued
+
+
+def test_a_signal_to_any_process_requeues_the_job(tmp_path, monkeypatch, capsys):
+    jobs = []
+    monkeypatch.setattr(launch, "requeue", lambda: jobs.append("job"))
+    monkeypatch.setattr(checkpoints, "max_over_processes", lambda *_: int(signal.SIGUSR1))
+    with pytest.raises(SystemExit) as end:
+        fit(tmp_path)
+    assert end.value.code == 128 + signal.SIGUSR1
+    assert "Stopped by SIGUSR1 after update 1. " in capsys.readouterr().out
+    assert jobs == ["job"]

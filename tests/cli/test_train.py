@@ -2,7 +2,9 @@
 
 import csv
 import math
+import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -12,6 +14,8 @@ import torch
 from helpers.command import ROOT, SMALL, command, fail, run, step
 from tilewright import runs
 from tilewright.callbacks import OverfittingCheck
+from tilewright.data import CaptionedImages
+from tilewright.distributed import launch
 from tilewright.dvae.module import DiscreteVAEModule
 
 NO_FRECHET = "~callbacks.frechet"
@@ -53,6 +57,53 @@ def test_resume_from_a_checkpoint_that_does_not_fit_keeps_the_configuration(copi
 def test_a_requeued_job_without_a_name_does_not_start_over(trained, monkeypatch):
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert "without run_name=NAME it would start a new run" in fail(trained, "train", "stage=dvae")
+
+
+def start(home, monkeypatch, *arguments):
+    """Returns the configuration and the checkpoint with which a command would train."""
+    started = []
+    monkeypatch.setattr("tilewright.cli.train.train", lambda *final: started.append(final))
+    run(home, "train", *arguments)
+    return started[0]
+
+
+def test_a_requeued_job_continues_from_its_last_checkpoint(copied, monkeypatch):
+    best = copied.dvae / "checkpoints" / "best.ckpt"
+    settings = ["stage=dvae", f"resume={best}", "trainer.max_steps=9"]
+    assert start(copied, monkeypatch, *settings)[1] == best
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    config, checkpoint = start(copied, monkeypatch, *settings)
+    assert checkpoint == best.with_name("last.ckpt")
+    assert config.trainer.max_steps == 9
+
+
+def test_a_requeued_prior_uses_its_own_copy_of_the_dvae(copied, monkeypatch):
+    shutil.rmtree(copied.dvae)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    settings = ["stage=prior", "run_name=first", f"dvae={copied.dvae}", *SMALL]
+    config, checkpoint = start(copied, monkeypatch, *settings)
+    assert config.dvae == str(copied.prior / "dvae")
+    assert config.run == str(copied.prior)
+    assert checkpoint == copied.prior / "checkpoints" / "last.ckpt"
+
+
+def test_slurms_signal_before_the_first_update_requeues_the_job(home, monkeypatch):
+    """SLURM may send it while a training encodes its images."""
+    jobs = []
+    monkeypatch.setattr(launch, "is_under_slurm", lambda: True)
+    monkeypatch.setattr(launch, "requeue", lambda: jobs.append("job"))
+    monkeypatch.setattr(
+        CaptionedImages, "prepare_data", lambda data: os.kill(os.getpid(), signal.SIGUSR1)
+    )
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    try:
+        ended = command("train", ["stage=dvae", "run_name=first", NO_FRECHET, *SMALL], home)
+        assert signal.getsignal(signal.SIGUSR1) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert ended == 128 + signal.SIGUSR1
+    assert jobs == ["job"]
+    assert not runs.has_checkpoint(home.dvae)
 
 
 @pytest.mark.slow
@@ -142,7 +193,7 @@ def test_a_run_whose_weights_become_nan_names_the_checkpoint_before(stop, copied
         "true": "Stopped after update 5 of 6 by callbacks.health.stop=true: ",
         "false": f"Trained {folder}, but ",
     }
-    problem = "the weights are not finite, so last.ckpt of update 3 is kept. "
+    problem = "the weights are not finite, so last.ckpt of update 2 is kept. "
     advice = f"continue with resume={folder}, and lower model.learning_rate."
     (line,) = (line for line in out.splitlines() if line.startswith(ends[stop] + problem))
     assert advice in line

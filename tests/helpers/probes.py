@@ -69,7 +69,7 @@ class BreakShards(pl.Callback):
     """Makes the second process fail to write its shards at the third update."""
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        if trainer.global_step == 3 and trainer.global_rank == 1:
+        if trainer.global_step == 2 and trainer.global_rank == 1:
             from torch.distributed.checkpoint import HuggingFaceStorageWriter
 
             def write_data(*args):

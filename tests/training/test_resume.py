@@ -8,6 +8,7 @@ import os
 import random
 import resource
 import signal
+import sys
 import time
 
 import pytest
@@ -78,22 +79,78 @@ def test_a_run_that_no_longer_averages_continues_from_its_trained_weights(tmp_pa
         torch.testing.assert_close(first.weights[name], value, rtol=0, atol=0)
 
 
-class KilledInTheLastValidation(pl.Callback):
-    """Ends the training as a kill does, in the validation after the last update."""
+class FailingValidation(pl.Callback):
+    """Fails in the validation after an update, as a measurement does that runs out of memory."""
 
-    def on_validation_start(self, trainer, module):
-        if trainer.global_step == trainer.max_steps:
-            raise KeyboardInterrupt
+    def __init__(self, update):
+        self.update = update
+
+    def on_validation_epoch_end(self, trainer, module):
+        if trainer.global_step == self.update:
+            raise MemoryError
 
 
-def test_a_training_killed_in_its_last_validation_resumes(tmp_path):
-    tiny.train("prior", tmp_path / "uninterrupted", steps=9)
-    killed = [KilledInTheLastValidation()]
-    with pytest.raises((KeyboardInterrupt, SystemExit)):
-        tiny.train("prior", tmp_path / "killed", steps=9, extra_callbacks=killed)
-    tiny.train("prior", tmp_path / "killed", steps=9)
-    assert killing.checkpoint_values(tmp_path / "killed")[".global_step"] == 9
-    assert killing.differences(tmp_path / "uninterrupted", tmp_path / "killed") == []
+@pytest.mark.parametrize(
+    ("failed", "interval", "accumulated", "saved"),
+    [
+        (7, 7, 1, 6),  # the first validation
+        (14, 7, 1, 13),
+        (16, 7, 1, 15),  # the last one
+        (3, 7, 2, 3),  # within the update after the third one
+        (5, 1, 1, 4),
+        (2, 1, 2, 1),
+    ],
+)
+def test_a_failing_validation_loses_one_update(failed, interval, accumulated, saved, tmp_path):
+    settings = {"val_check_interval": interval, "accumulate_grad_batches": accumulated}
+    settings["steps"] = 16 // accumulated
+    tiny.train("prior", tmp_path / "uninterrupted", **settings)
+    fails = [FailingValidation(failed)]
+    with pytest.raises(MemoryError):
+        tiny.train("prior", tmp_path / "failed", extra_callbacks=fails, **settings)
+    assert killing.checkpoint_values(tmp_path / "failed")[".global_step"] == saved
+    tiny.train("prior", tmp_path / "failed", **settings)
+    assert killing.checkpoint_values(tmp_path / "failed")[".global_step"] == settings["steps"]
+    assert killing.differences(tmp_path / "uninterrupted", tmp_path / "failed") == []
+
+
+class CountSaves(pl.Callback):
+    """Records the update of each checkpoint."""
+
+    def __init__(self):
+        self.updates = []
+
+    def on_save_checkpoint(self, trainer, module, checkpoint):
+        self.updates.append(trainer.global_step)
+
+
+@pytest.mark.parametrize("limit", [1.0, 0])  # share of the validation rows
+def test_checkpoints_are_written_before_validations_and_at_the_end(limit, tmp_path):
+    saves = CountSaves()
+    tiny.train("prior", tmp_path, steps=16, extra_callbacks=[saves], limit_val_batches=limit)
+    assert saves.updates == [6, 13, 15, 16]
+
+
+class SignalAfter(pl.Callback):
+    """Sends SIGTERM to the run at the end of an update."""
+
+    def __init__(self, update):
+        self.update = update
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if trainer.global_step == self.update:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize(("update", "saved"), [(12, 12), (13, 13), (14, 15)])
+def test_a_signal_before_a_validation_does_not_leave_it_out(update, saved, tmp_path):
+    tiny.train("prior", tmp_path / "uninterrupted", steps=16)
+    signals = [SignalAfter(update)]
+    with pytest.raises(SystemExit):
+        tiny.train("prior", tmp_path / "stopped", steps=16, extra_callbacks=signals)
+    assert killing.checkpoint_values(tmp_path / "stopped")[".global_step"] == saved
+    tiny.train("prior", tmp_path / "stopped", steps=16)
+    assert killing.differences(tmp_path / "uninterrupted", tmp_path / "stopped") == []
 
 
 def test_a_training_resumes_after_a_full_disk(tmp_path):
@@ -120,7 +177,7 @@ def test_a_prior_resumes_with_another_accumulation(tmp_path):
     assert saved["CaptionedImages"]["rows_read"] == 4 * 16
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_a_checkpoint_and_says_how_to_resume(number, tmp_path, capfd):
     process = killing.start(training("prior"), tmp_path)
     last = tmp_path / "checkpoints" / "last.ckpt"
@@ -128,7 +185,7 @@ def test_a_signal_saves_a_checkpoint_and_says_how_to_resume(number, tmp_path, ca
     os.kill(process.pid, number)
     assert killing.join(process) == 128 + number
     step = torch.load(last, weights_only=True)["global_step"]
-    assert 7 <= step < tiny.STEPS
+    assert 6 <= step < tiny.STEPS
     (line,) = (line for line in capfd.readouterr().out.splitlines() if "Stopped" in line)
     assert f"{number.name} after update {step}" in line
     assert f"resume={tmp_path}" in line
@@ -159,6 +216,37 @@ def test_a_second_signal_ends_the_process_at_once(number, tmp_path):
     assert process.is_alive()
     os.kill(process.pid, number)
     assert killing.join(process, timeout=10) == -number
+    assert torch.load(tmp_path / killing.LAST, weights_only=True)["global_step"] == 13
+
+
+class HangUp(pl.Callback):
+    """Sends SIGHUP twice after the third update, as the kernel and a shell do."""
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if trainer.global_step == 3:
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGHUP)
+
+
+def train_in_terminal(folder, handler):
+    """Trains on a terminal that is closed while SIGHUP is handled by `handler`."""
+    signal.signal(signal.SIGHUP, handler)
+    primary, terminal = os.openpty()
+    os.dup2(terminal, 1)
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    os.close(primary)  # every write to the terminal now fails
+    tiny.train("prior", folder, steps=7, extra_callbacks=[HangUp()])
+
+
+def test_a_closed_terminal_ends_a_run_with_a_checkpoint(tmp_path):
+    process = killing.start(lambda folder: train_in_terminal(folder, signal.SIG_DFL), tmp_path)
+    assert killing.join(process) == 128 + signal.SIGHUP
+    assert torch.load(tmp_path / killing.LAST, weights_only=True)["global_step"] == 3
+
+
+def test_a_run_under_nohup_ignores_a_closed_terminal(tmp_path):
+    process = killing.start(lambda folder: train_in_terminal(folder, signal.SIG_IGN), tmp_path)
+    assert killing.join(process) == 0
     assert torch.load(tmp_path / killing.LAST, weights_only=True)["global_step"] == 7
 
 
@@ -173,7 +261,7 @@ class SignalGroup(pl.Callback):
             os.killpg(0, self.number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_dataloader_workers_ignore_a_signal_to_the_group(number, tmp_path, slurm, capfd):
     def train(folder):
         os.setpgrp()
@@ -208,7 +296,7 @@ def test_sigusr1_under_slurm_saves_and_requeues_the_job(tmp_path, slurm, capfd):
     os.kill(process.pid, signal.SIGUSR1)
     assert killing.join(process) == 128 + signal.SIGUSR1
     assert slurm.read_text() == "requeue 17\n"
-    assert 7 <= torch.load(last, weights_only=True)["global_step"] < tiny.STEPS
+    assert 6 <= torch.load(last, weights_only=True)["global_step"] < tiny.STEPS
     assert not list(tmp_path.glob("**/hpc_ckpt*"))  # Lightning's own checkpoint
     assert "SIGUSR1 after update" in capfd.readouterr().out
 

@@ -12,16 +12,17 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint, WeightAveraging
 from torch import Tensor
 
-from tilewright import runs
+from tilewright import program, runs
 from tilewright.callbacks.health import loss_advice
 from tilewright.callbacks.monitoring import check_direction, check_monitor, monitored_value
 from tilewright.callbacks.problems import warn
 from tilewright.distributed import launch
+from tilewright.distributed.collectives import max_over_processes
 from tilewright.distributed.fsdp import local_tensor
 from tilewright.errors import UserError
 from tilewright.training.checkpoint_steps import read_steps
 from tilewright.training.gradient_scaling import all_finite
-from tilewright.training.trainer import is_accumulating
+from tilewright.training.trainer import is_accumulating, is_before_validation, is_validation_due
 
 
 class UpdateBoundaryCheckpoint(ModelCheckpoint):
@@ -133,14 +134,19 @@ class UpdateBoundaryCheckpoint(ModelCheckpoint):
 
 
 class LastCheckpoint(UpdateBoundaryCheckpoint):
-    """Writes `last.ckpt` after every validation, when training ends, and on SIGTERM and SIGINT.
+    """Writes `last.ckpt` before each validation, when training ends, and on signals.
 
-    Under SLURM it also handles SIGUSR1, and then queues the job again, unless the weights are not
-    finite. Lightning's own handler saves in the middle of an update, at another point in each
-    process.
+    A failure in a validation, such as memory that runs out while sampling, must not lose the
+    updates before it. The checkpoint is therefore that of one update earlier. A resumed run repeats
+    the update and then validates, as an uninterrupted run does. The last validation also has a
+    checkpoint after it. Without validations, checkpoints are written at the same updates.
+
+    The signals are SIGTERM, SIGINT and SIGHUP, which `nohup` disables. Under SLURM it also handles
+    SIGUSR1, and then queues the job again, unless the weights are not finite. Lightning's own
+    handler saves in the middle of an update, at another point in each process.
 
     A signal takes effect after the current update or validation. A second signal ends the process
-    at once.
+    at once. SIGHUP does not, because a shell repeats it.
 
     Args:
         dirpath: folder of the checkpoint, inside the run's folder.
@@ -161,6 +167,9 @@ class LastCheckpoint(UpdateBoundaryCheckpoint):
         signals = [signal.SIGTERM, signal.SIGINT]
         if launch.is_under_slurm():
             signals.append(signal.SIGUSR1)
+        hangup = getattr(signal, "SIGHUP", None)  # Windows does not have it
+        if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
+            signals.append(hangup)
         self._previous_handlers = {
             number: signal.signal(number, self._on_signal) for number in signals
         }
@@ -168,7 +177,9 @@ class LastCheckpoint(UpdateBoundaryCheckpoint):
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signal = signal.Signals(number)
         for other in self._previous_handlers:
-            signal.signal(other, signal.SIG_DFL)
+            signal.signal(other, signal.SIG_IGN if other.name == "SIGHUP" else signal.SIG_DFL)
+        if self._signal.name == "SIGHUP":
+            program.discard_terminal_output()
 
     def _restore_handlers(self) -> None:
         while self._previous_handlers:
@@ -177,6 +188,12 @@ class LastCheckpoint(UpdateBoundaryCheckpoint):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._restore_handlers()
         super().teardown(trainer, pl_module, stage)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if is_accumulating(trainer):
+            return
+        if trainer.should_stop or is_before_validation(trainer):
+            super().on_validation_end(trainer, pl_module)
 
     def on_train_batch_end(
         self,
@@ -190,30 +207,32 @@ class LastCheckpoint(UpdateBoundaryCheckpoint):
         if is_accumulating(trainer):
             return
         # Any process may get the signal, and all must stop after the same update.
-        stop = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
+        number = max_over_processes(self._signal or 0, trainer.strategy.root_device)
+        if is_validation_due(trainer):
+            return  # a run that resumes from this point would leave the validation out
+        if number or trainer.should_stop or is_before_validation(trainer):
+            self._save_last(trainer)
         is_complete = 0 <= trainer.max_steps <= trainer.global_step
-        # A complete run cannot be resumed, so its checkpoint must follow its last validation.
-        is_due = (stop or trainer.should_stop) and not (is_complete and trainer.enable_validation)
-        if is_due and self._can_save(trainer):
+        if number and not is_complete:
+            self._exit(trainer, signal.Signals(number))
+
+    def _save_last(self, trainer: pl.Trainer) -> None:
+        if self._can_save(trainer):
             trainer.save_checkpoint(f"{self.dirpath}/last.ckpt")
             self._update_latest(trainer)
-        if stop and not is_complete:
-            self._exit(trainer)
 
-    def _exit(self, trainer: pl.Trainer) -> None:
-        name = self._signal.name if self._signal else "a signal"
+    def _exit(self, trainer: pl.Trainer, number: signal.Signals) -> None:
         if self.weights_problem is None:
             result = f". The checkpoint is saved: continue with resume={self.run}"
         else:
             result = f", but {self.weights_problem}"
-        trainer.print(f"Stopped by {name} after update {trainer.global_step}{result}")
-        is_requeued = self._signal == signal.SIGUSR1 and self.weights_problem is None
+        trainer.print(f"Stopped by {number.name} after update {trainer.global_step}{result}")
+        is_requeued = number.name == "SIGUSR1" and self.weights_problem is None
         if trainer.is_global_zero and is_requeued:
             launch.requeue()
         # A shell's exit status for a signal. Lightning takes another process's non-zero status for
         # a crash and kills the first process.
-        status = 128 + (self._signal or signal.SIGTERM)
-        raise SystemExit(status if trainer.is_global_zero else 0)
+        raise SystemExit(128 + number if trainer.is_global_zero else 0)
 
 
 @torch.no_grad()

@@ -40,13 +40,13 @@ def final_config(config: DictConfig) -> tuple[DictConfig, Path | None]:
             "SLURM has queued this job again, and without run_name=NAME it would start a new run: "
             "continue the first one with resume=PATH, and set run_name=NAME for new jobs"
         )
+    if launch.is_requeued() and runs.has_checkpoint(new_folder(config)):
+        logs, path = Path(config.paths.logs), str(new_folder(config))
+        run, checkpoint = runs.find_resumable(logs, config.stage, path)
+        return located_config(run), checkpoint  # the same command resumes
     config = new_run(config)
-    run = Path(config.run)
-    if launch.is_requeued() and runs.has_checkpoint(run):  # the same command then resumes
-        run, checkpoint = runs.find_resumable(run.parents[1], config.stage, str(run))
-        return runs.load_config(run), checkpoint
     if launch.is_first():
-        check_new(run)
+        check_new(Path(config.run))
     return config, None
 
 
@@ -86,15 +86,33 @@ def resumed_run(config: DictConfig) -> tuple[DictConfig, Path]:
             f"run_name={config.run_name} cannot rename {run}, which resume= continues: leave "
             "run_name out, or start a new run from its weights with init="
         )
-    saved = runs.load_config(run)
-    config = resumed_config(runs.relocate(saved, run))
-    if saved.get("base"):
-        config.base.path = escape(str(runs.base_folder(run, saved)))
+    if launch.is_requeued():  # the job may have written it after that checkpoint
+        checkpoint = runs.checkpoint(run, "last")
+    config = resumed_config(located_config(run))
     if config.stage == "prior":
         check_guidance(config)
     check_trainer(config)
     launch.check_launch(config, needs_name=False)
     return config, checkpoint
+
+
+def located_config(run: Path) -> DictConfig:
+    """Returns a run's saved configuration with paths to where the run and its base are now."""
+    saved = runs.load_config(run)
+    config = runs.relocate(saved, run)
+    if saved.get("base"):
+        config.base.path = escape(str(runs.base_folder(run, saved)))
+    return config
+
+
+def new_folder(config: DictConfig) -> Path:
+    """Returns the folder of a new run.
+
+    Raises:
+        UserError: the name of the run is not possible.
+    """
+    runs.check_name(config.run_name)
+    return Path(config.paths.logs) / config.stage / settings.job_name(config.run_name)
 
 
 def check_model(config: DictConfig) -> None:
@@ -135,8 +153,7 @@ def new_run(config: DictConfig) -> DictConfig:
         if config.tokenizer is not None:
             check_tokenizer(config)
             fill_in_tokenizer(config)
-        runs.check_name(config.run_name)
-        config.run = escape(str(logs / config.stage / settings.job_name(config.run_name)))
+        config.run = escape(str(new_folder(config)))
         check_trainer(config)  # before schedules compute with trainer.max_steps
         settings.check_complete(config)
         launch.check_launch(config)

@@ -35,7 +35,12 @@ TOKENIZER_CAPTIONS = 1_000_000  # enough for any vocabulary; a streaming dataset
 @app.command("train", with_recorded_options)
 def main(config: DictConfig) -> float | None:
     """Trains a run and returns the best value of its monitored metric, for a sweep."""
-    config, checkpoint = final_config(config)
+    with launch.requeue_on_signal():
+        return train(*final_config(config))
+
+
+def train(config: DictConfig, checkpoint: Path | None) -> float | None:
+    """Trains a run from its final configuration, and returns its best value."""
     trainer = build_trainer(config)
 
     from tilewright.callbacks.checkpoints import best_score

@@ -1,4 +1,4 @@
-"""Sums and gathers over all processes. With one process they change nothing."""
+"""Sums, maxima and gathers over all processes. With one process they change nothing."""
 
 from typing import Any
 
@@ -22,6 +22,15 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
     if num_processes() > 1:
         distributed.all_reduce(tensor)
     return tensor
+
+
+def max_over_processes(value: int, device: torch.device) -> int:
+    """Returns the largest value of all processes. All processes must call it."""
+    if num_processes() == 1:
+        return value
+    largest = torch.tensor(value, device=device)
+    distributed.all_reduce(largest, distributed.ReduceOp.MAX)
+    return int(largest)
 
 
 def copy_from_first(tensor: Tensor) -> Tensor:

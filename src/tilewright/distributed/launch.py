@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
@@ -99,6 +100,32 @@ def requeue() -> None:
         subprocess.run(["scontrol", "requeue", job], check=True, timeout=60)
     except (OSError, subprocess.SubprocessError) as error:
         log.warning("SLURM did not requeue job %s (%s): submit it again", job, error)
+
+
+@contextlib.contextmanager
+def requeue_on_signal() -> Iterator[None]:
+    """Context in which SLURM's signal queues the job again and ends this process.
+
+    It covers the time before a training starts, which has nothing to save. `LastCheckpoint` then
+    replaces the handler.
+    """
+    if not is_under_slurm():
+        yield
+        return
+    process = os.getpid()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != process:
+            return  # a forked worker inherits the handler
+        if is_first():
+            requeue()
+        raise SystemExit(128 + number)
+
+    previous = signal.signal(signal.SIGUSR1, on_signal)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
 
 
 def devices(config: DictConfig) -> int | str:

@@ -1,5 +1,6 @@
 """Lightning's trainer for runs that are counted in updates."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -39,6 +40,25 @@ class _AfterValidation(Callback):
 def is_accumulating(trainer: pl.Trainer) -> bool:
     """Returns True if only some of the next update's batches have been processed."""
     return bool((trainer.fit_loop.total_batch_idx + 1) % trainer.accumulate_grad_batches)
+
+
+def is_validation_due(trainer: pl.Trainer) -> bool:
+    """Returns True if a validation follows the current batch, not counting one of an early stop."""
+    batches = trainer.fit_loop.total_batch_idx + 1
+    is_last = 0 <= trainer.max_steps <= trainer.global_step
+    is_due = is_last or batches % (trainer.val_check_batch or math.inf) == 0
+    return bool(trainer.enable_validation and is_due)
+
+
+def is_before_validation(trainer: pl.Trainer) -> bool:
+    """Returns True if a validation follows one of the next update's batches.
+
+    A trainer without validations counts as one that has them.
+    """
+    batches = trainer.fit_loop.total_batch_idx + 1
+    is_last = trainer.global_step + 1 == trainer.max_steps
+    interval = trainer.val_check_batch or math.inf
+    return is_last or (batches + trainer.accumulate_grad_batches) // interval > batches // interval
 
 
 def order_callbacks(callbacks: Iterable[Callback]) -> list[Callback]:
