@@ -102,7 +102,7 @@ def make(stage, folder, noise=True, source=None, workers=0, batch_size=4):
         losses = {}
         if stage == "adversarial":
             adversarial = AdversarialLoss(PatchDiscriminator(width=4, layers=1), start=3)
-            losses = {"perceptual": PerceptualLoss(), "adversarial": adversarial}
+            losses = {"perceptual": PerceptualLoss(weight=1.0), "adversarial": adversarial}
         schedules = (Cosine(1.0, 0.1, STEPS), Constant(1.0), Constant(1e-2))
         module = DiscreteVAEModule(network, *schedules, **losses)
         callbacks = [Reconstructions(), CodebookUsageCallback(8)]
