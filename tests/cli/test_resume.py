@@ -124,6 +124,8 @@ PRIOR = ["stage=prior", "dvae=a", "image_tokens.grid=8", "image_tokens.vocab=64"
         (["stage=dvae"], "model.network.padding_mode=zeros", "padding_mode=replicate"),
         (["stage=dvae"], "data.image_size=64", "data.image_size=32"),
         (["stage=dvae"], "model._target_=x.Module", "_target_=tilewright.dvae.DiscreteVAEModule"),
+        (["stage=dvae"], "likelihood.maps=unit", "weights that are made for .*maps=logits"),
+        (["stage=dvae"], "likelihood.sigma=0.2", "was trained with likelihood.sigma=0.07"),
         (["stage=dvae"], "seed=7", "was trained with seed=0"),
         (["stage=dvae"], "data.seed=7", "data.seed=0"),
         (["stage=dvae"], "data.source.seed=5", "data.source.seed=0"),
@@ -239,6 +241,17 @@ def test_the_text_encoder_of_a_fine_tuned_run_may_move(tmp_path, monkeypatch):
     assert config.model.network == tuned_run().model.network
     with pytest.raises(UserError, match=r"caption\.length=16 cannot change a resumed run"):
         resumed(tuned_run(), *words, "caption.length=16")
+
+
+@pytest.mark.parametrize("likelihood", [None, {"_target_": "tilewright.dvae.Laplace"}])
+def test_a_run_from_weights_of_an_earlier_version_keeps_its_likelihood(likelihood):
+    saved = saved_run("stage=dvae", "init=/model")
+    network = {"_target_": "tilewright.dvae.VQGAN", "image_size": 32, "grid": 2, "num_tokens": 8}
+    saved.model.network = {**network, **({"likelihood": likelihood} if likelihood else {})}
+    del saved.likelihood["maps"]
+    config = resumed(saved, "stage=dvae", "model.learning_rate.steps=7")
+    assert config.model.network == saved.model.network
+    assert config.likelihood == saved.likelihood
 
 
 def write_run(logs, saved):

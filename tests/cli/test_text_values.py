@@ -34,6 +34,7 @@ OTHER_KEYS = (
     ),
     *("host", "*extractor", "*resize", "*monitor", "callbacks.best*", "*tokenizer"),
     *("best_of", "top_k", "top_p", "temperature", "guidance", "likelihood.min_log_scale"),
+    "likelihood.maps",
     *(
         "data.*transform",
         "data.source.image_keys",

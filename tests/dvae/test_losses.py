@@ -16,6 +16,7 @@ from tilewright.dvae.losses import (
     map_pixels,
     unmap_pixels,
 )
+from tilewright.errors import UserError
 
 
 def random_images(count=2):
@@ -80,9 +81,26 @@ def test_laplace_is_the_density_around_pixel_values():
     actual = PixelLaplace(scale=0.2).nll(x, maps)
     torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-5)
     assert torch.equal(PixelLaplace().image(maps), maps.clamp(0, 1))
-    signed = PixelLaplace(scale=0.2, signed=True)
-    torch.testing.assert_close(signed.nll(x, 2 * maps - 1), actual)
-    torch.testing.assert_close(signed.image(2 * maps - 1), maps.clamp(0, 1))
+
+
+@pytest.mark.parametrize("kind", [PixelLaplace, Gaussian])
+def test_maps_of_any_kind_stand_for_the_same_pixel_values(kind):
+    x, pixels = random_images(), random_images() * 0.9
+    unit = kind(0.2, maps="unit")
+    equal = {"signed": 2 * pixels - 1, "logits": torch.logit(map_pixels(pixels))}
+    for name, maps in equal.items():
+        other = kind(0.2, maps=name)
+        torch.testing.assert_close(other.nll(x, maps), unit.nll(x, pixels), rtol=0, atol=1e-4)
+        torch.testing.assert_close(other.image(maps), pixels)
+    with pytest.raises(UserError, match=r"likelihood\.maps=sined is not possible: set one of"):
+        kind(maps="sined")
+
+
+def test_a_gaussian_of_deviation_0_354_is_the_squared_error_of_signed_pixels():
+    x, maps = random_images(), random_maps(3)
+    likelihood = Gaussian(sigma=0.354, maps="signed")
+    error = likelihood.nll(x, maps) - likelihood.nll(x, 2 * x - 1)
+    torch.testing.assert_close(error, (2 * x - 1 - maps).square(), rtol=0.01, atol=1e-5)
 
 
 def test_gaussian_is_a_normal_distribution_around_the_unclamped_image():

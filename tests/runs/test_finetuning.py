@@ -1,6 +1,7 @@
 """Training that starts from the weights of a run or model."""
 
 import csv
+import dataclasses
 import json
 import shutil
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from omegaconf import OmegaConf, open_dict
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -16,6 +18,7 @@ from helpers import untrained
 from helpers.command import fail, run
 from tilewright import TextToImage, runs
 from tilewright.cli import app
+from tilewright.dvae import Gaussian, Laplace, LogitLaplace
 from tilewright.errors import UserError
 from tilewright.runs import finetuning
 from tilewright.sharing.export import export
@@ -199,6 +202,85 @@ def test_another_likelihood_than_that_of_the_weights_is_refused(home):
     line = fail(home, "train", *settings)
     assert f"the weights of init={source} have a likelihood of their own" in line
     assert f"leave likelihood={other} out" in line
+
+
+VQGAN = {
+    "_target_": "tilewright.dvae.VQGAN",
+    "image_size": 16,
+    "grid": 8,
+    "num_tokens": 8,
+    "code_dim": 4,
+    "channels": 8,
+    "widths": [8, 8],
+    "attention": [],
+    "groups": 4,
+}
+
+
+def write_dvae(folder, network):
+    """Writes a converted dVAE whose settings leave out its likelihood."""
+    settings = {"stage": "dvae", "choices": {"model": "taming", "family": "taming"}}
+    config = OmegaConf.create({**settings, "model": {"network": network}})
+    runs.save_network(folder, config, instantiate(network).state_dict())
+    return folder
+
+
+def adopted_dvae(source, *overrides):
+    """Returns the configuration of a new run from the weights of a dVAE."""
+    with initialize_config_dir(str(app.CONF), version_base="1.3"):
+        config = compose("train", [*overrides, "run=x", "run_name=x", "data.source.path=x"])
+    with open_dict(config):
+        config.choices = {"data": "folder", "model": "x", "likelihood": "gaussian"}
+        finetuning.adopt(config, source, map(runs.override_key, overrides))
+    return OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+
+
+RECIPE = ["experiment=dvae_vqgan_gpu", "data=folder"]
+
+
+@pytest.mark.parametrize("pixels", ["signed", "unit"])
+@pytest.mark.parametrize(
+    ("typed", "likelihood"),
+    [
+        ([], Gaussian(sigma=0.354)),
+        (["likelihood.sigma=0.2"], Gaussian(sigma=0.2)),
+        (["likelihood=laplace", "~likelihood.sigma"], Laplace(scale=0.1)),
+    ],
+)
+def test_converted_weights_are_trained_with_the_likelihood_of_the_recipe(
+    tmp_path, caplog, pixels, typed, likelihood
+):
+    caplog.set_level("INFO")
+    source = write_dvae(tmp_path / "vqgan", {**VQGAN, "pixels": pixels})
+    config = adopted_dvae(source, *RECIPE, *typed)
+    network = instantiate(config.model.network)
+    assert network.likelihood == dataclasses.replace(likelihood, maps=pixels)
+    assert network.likelihood == instantiate(config.likelihood)
+    runs.load_into(network, runs.load_weights(source), source)
+    maps = torch.randn(2, 3, 16, 16)
+    published = runs.load_network(source).likelihood
+    assert torch.equal(network.likelihood.image(maps), published.image(maps))
+    assert (f"likelihood of {source} is" in caplog.text) == (network.likelihood != published)
+
+
+def test_the_meaning_of_the_decoders_output_cannot_be_changed(tmp_path):
+    source = write_dvae(tmp_path / "vqgan", VQGAN)
+    for typed in ("likelihood.maps=unit", "likelihood.maps=logits"):
+        with pytest.raises(UserError, match=rf"need likelihood\.maps=signed: leave {typed} out"):
+            adopted_dvae(source, *RECIPE, typed)
+
+
+def test_weights_of_six_maps_keep_their_likelihood(tmp_path, caplog):
+    caplog.set_level("INFO")
+    network = {key: value for key, value in untrained.NETWORKS["dvae"].items() if key[0] != "l"}
+    source = write_dvae(tmp_path / "openai", network)
+    config = adopted_dvae(source, *RECIPE)
+    assert instantiate(config.model.network).likelihood == LogitLaplace()
+    assert instantiate(config.likelihood) == LogitLaplace()
+    assert "likelihood" not in config.choices
+    assert f"The weights of {source} keep their likelihood" in caplog.text
+    with pytest.raises(UserError, match=r"leave likelihood\.sigma=0\.2 out"):
+        adopted_dvae(source, *RECIPE, "likelihood.sigma=0.2")
 
 
 def test_other_data_and_another_image_size_are_logged(home, caplog):

@@ -6,16 +6,18 @@ digits.
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tilewright.checks import check_number
+from tilewright.checks import check_number, check_option
 
 # The paper's epsilon: pixels are mapped to [0.1, 0.9], where their logits are bounded.
 LOGIT_LAPLACE_EPS = 0.1
+
+Maps = Literal["logits", "unit", "signed"]
 
 
 def map_pixels(images: Tensor) -> Tensor:
@@ -26,6 +28,20 @@ def map_pixels(images: Tensor) -> Tensor:
 def unmap_pixels(images: Tensor) -> Tensor:
     """Inverts `map_pixels`; values outside [eps, 1 - eps] give pixels outside [0, 1]."""
     return (images - LOGIT_LAPLACE_EPS) / (1 - 2 * LOGIT_LAPLACE_EPS)
+
+
+def maps_to_pixels(maps: Tensor, kind: Maps) -> Tensor:
+    """Returns the pixel values that a decoder's maps stand for, which may be outside [0, 1].
+
+    Args:
+        maps: [B, 3, H, W].
+        kind: "logits" of mapped pixel values, or pixel values in [0, 1] ("unit") or in [-1, 1]
+            ("signed").
+    """
+    maps = maps.float()
+    if kind == "logits":
+        return unmap_pixels(torch.sigmoid(maps))
+    return (maps + 1) / 2 if kind == "signed" else maps
 
 
 class Likelihood(Protocol):
@@ -93,66 +109,65 @@ class Gaussian:
 
     Args:
         sigma: standard deviation of a pixel value in [0, 1].
+        maps: kind of the decoder's maps, see `maps_to_pixels`.
     """
 
     sigma: float = 0.1
+    maps: Maps = "logits"
     num_maps = 3
 
     def __post_init__(self) -> None:
         check_number("likelihood.sigma", self.sigma, 0, exclusive=True)
+        check_option("likelihood.maps", self.maps, get_args(Maps))
 
     def nll(self, images: Tensor, maps: Tensor) -> Tensor:
         """Returns -ln f(x) of every pixel value, in nats.
 
         Args:
             images: [B, 3, H, W] in [0, 1].
-            maps: [B, 3, H, W], logits of the mapped means.
+            maps: [B, 3, H, W], means.
         """
         with torch.autocast(images.device.type, enabled=False):
-            mean = unmap_pixels(torch.sigmoid(maps.float()))
-            residual = (images.float() - mean) / self.sigma
+            residual = (images.float() - maps_to_pixels(maps, self.maps)) / self.sigma
             return residual**2 / 2 + math.log(self.sigma) + math.log(2 * math.pi) / 2
 
     def image(self, maps: Tensor) -> Tensor:
         """Returns the images [B, 3, H, W] in [0, 1] at the mean of the distribution."""
-        return unmap_pixels(torch.sigmoid(maps.float())).clamp(0, 1)
+        return maps_to_pixels(maps, self.maps).clamp(0, 1)
 
 
 @dataclass(frozen=True)
 class Laplace:
     """Pixel values with a fixed scale, which gives an absolute error in nats, as in VQGAN.
 
-    The decoder's maps are the pixel values themselves, as in published VQGANs.
-
     Args:
         scale: expected absolute error of a pixel value in [0, 1].
-        signed: the maps are in [-1, 1], and otherwise in [0, 1].
+        maps: kind of the decoder's maps, see `maps_to_pixels`. Published VQGANs return pixel
+            values.
     """
 
     scale: float = 0.1
-    signed: bool = False
+    maps: Maps = "unit"
     num_maps = 3
 
     def __post_init__(self) -> None:
         check_number("likelihood.scale", self.scale, 0, exclusive=True)
+        check_option("likelihood.maps", self.maps, get_args(Maps))
 
     def nll(self, images: Tensor, maps: Tensor) -> Tensor:
         """Returns -ln f(x) of every pixel value, in nats.
 
         Args:
             images: [B, 3, H, W] in [0, 1].
-            maps: [B, 3, H, W], medians of the pixel values.
+            maps: [B, 3, H, W], medians.
         """
         with torch.autocast(images.device.type, enabled=False):
-            residual = (images.float() - self._pixels(maps)).abs()
+            residual = (images.float() - maps_to_pixels(maps, self.maps)).abs()
             return residual / self.scale + math.log(2 * self.scale)
 
     def image(self, maps: Tensor) -> Tensor:
         """Returns the images [B, 3, H, W] in [0, 1] at the median of the distribution."""
-        return self._pixels(maps).clamp(0, 1)
-
-    def _pixels(self, maps: Tensor) -> Tensor:
-        return (maps.float() + 1) / 2 if self.signed else maps.float()
+        return maps_to_pixels(maps, self.maps).clamp(0, 1)
 
 
 def categorical_kl(logits: Tensor) -> Tensor:

@@ -220,8 +220,8 @@ class VQGAN(nn.Module):
             logits ("gumbel").
         spatial_norm: the decoder's normalizations depend on the codes, as in MoVQ.
         pixels: range that the encoder reads: "signed" is [-1, 1], "unit" is [0, 1].
-        likelihood: likelihood of pixel values. None is `Laplace` with pixel values of this range,
-            which published decoders return.
+        likelihood: likelihood of pixel values. None is `Laplace` with maps of this range, as
+            published decoders return.
         quantizer: quantizer of the latents, which replaces the `codebook`.
 
     Raises:
@@ -282,7 +282,7 @@ class VQGAN(nn.Module):
         self.grid = grid
         self.num_tokens = num_tokens
         self.pixels = pixels
-        self.likelihood = likelihood or Laplace(signed=pixels == "signed")
+        self.likelihood = likelihood or Laplace(maps=pixels)
         self.encoder = Encoder(
             channels=channels,
             stem_width=stem_width,

@@ -12,11 +12,12 @@ from tilewright.checks import check_number, format_value
 from tilewright.configs import escape
 from tilewright.errors import UserError
 from tilewright.runs import fixed_keys, safe_build
+from tilewright.runs.likelihoods import fit_likelihood, own_likelihood
 
 log = logging.getLogger(__name__)
 
 # Groups whose option is that of the source. The model card names the family.
-GROUPS = ("model", "likelihood", "tokenizer", "caption", "family")
+GROUPS = ("model", "tokenizer", "caption", "family")
 
 
 def adopt(config: DictConfig, source: Path, keys: Iterable[str]) -> None:
@@ -40,17 +41,19 @@ def adopt(config: DictConfig, source: Path, keys: Iterable[str]) -> None:
     _log_differences(config, source, saved, image_size)
     with open_dict(config):
         config.init = escape(str(source))
+        _adopt_choices(config, saved)
         adopt_network(config, saved, keys)
         if network := runs.loss_network(saved):  # a judge of the weights
             config.perceptual_network = network
         config.data.image_size = image_size
-        _adopt_choices(config, saved)
         if saved.stage == "prior":
             _adopt_prior(config, source, saved, keys)
 
 
 def adopt_network(config: DictConfig, saved: DictConfig, keys: Iterable[str]) -> None:
     """Sets the network and the text side to those of a saved configuration.
+
+    The likelihood keeps its value as far as it fits the network.
 
     Args:
         config: with interpolations. Changed in place.
@@ -65,8 +68,8 @@ def adopt_network(config: DictConfig, saved: DictConfig, keys: Iterable[str]) ->
         config.caption = None
         if runs.reads_features(saved):
             config.caption, config.tokenizer = saved.tokenizer, "${caption}"
-    if "likelihood" in saved.model.network:
-        config.likelihood = saved.model.network.likelihood
+    if likelihood := fit_likelihood(config.get("likelihood"), saved.model.network):
+        config.likelihood, config.model.network.likelihood = likelihood, "${likelihood}"
     for key, value in kept.items():
         OmegaConf.update(config, key, escape(value))
 
@@ -83,9 +86,20 @@ def _check_safe(source: Path, saved: DictConfig) -> None:
         safe_build.check(saved.tokenizer, "tilewright.data", f"tokenizer in {source}")
 
 
+def _adopted_groups(config: DictConfig, saved: DictConfig) -> tuple[str, ...]:
+    """Returns the groups whose option is that of the source.
+
+    The likelihood is one of them if that of this command line does not fit the weights.
+    """
+    likelihood = fit_likelihood(config.get("likelihood"), saved.model.network)
+    requested = OmegaConf.select(config, "likelihood._target_")
+    is_replaced = likelihood is not None and likelihood._target_ != requested
+    return (*GROUPS, "likelihood") if is_replaced else GROUPS
+
+
 def _adopt_choices(config: DictConfig, saved: DictConfig) -> None:
     """Records the options of the weights in place of those of this command line."""
-    for group in GROUPS:
+    for group in _adopted_groups(config, saved):
         config.choices.pop(group, None)
         if option := saved.choices.get(group):
             config.choices[group] = option
@@ -123,10 +137,10 @@ def _check_conflicts(
     if saved.get("tokenizer"):
         trained["tokenizer"] = saved.tokenizer
         trained["caption"] = saved.tokenizer if runs.reads_features(saved) else None
-    if "likelihood" in saved.model.network:
-        trained["likelihood"] = saved.model.network.likelihood
+    if likelihood := fit_likelihood(config.get("likelihood"), saved.model.network):
+        trained["likelihood"] = likelihood
     expected = OmegaConf.create(trained)
-    for group in GROUPS:
+    for group in _adopted_groups(config, saved):
         if group == "model" and saved.choices.get("family"):
             continue  # converted weights have no option, so any gives the settings of the training
         chosen, required = config.choices.get(group), saved.choices.get(group)
@@ -138,7 +152,7 @@ def _check_conflicts(
             raise UserError(f"init={source} contains its dVAE: leave dvae=… out")
         if key == "model.network":
             raise UserError(f"init={source} contains its network: leave model.network=… out")
-        if fixed_keys.is_fixed_by_weights(key):
+        if fixed_keys.is_fixed_by_weights(key) or key.startswith("likelihood."):
             requested, required = OmegaConf.select(config, key), OmegaConf.select(expected, key)
             if requested != required:
                 raise UserError(
@@ -163,3 +177,9 @@ def _log_differences(config: DictConfig, source: Path, saved: DictConfig, image_
             config.data.image_size,
             image_size,
         )
+    own = own_likelihood(saved.model.network)
+    likelihood = fit_likelihood(config.get("likelihood"), saved.model.network)
+    if likelihood != own:
+        log.info("The likelihood of %s is %s, and this run trains with %s", source, own, likelihood)
+    elif own and own._target_ != OmegaConf.select(config, "likelihood._target_"):
+        log.info("The weights of %s keep their likelihood, %s", source, own)

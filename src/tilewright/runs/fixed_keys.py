@@ -3,7 +3,7 @@
 # Keys that the shapes of the weights or the meaning of the tokens depend on.
 FIXED_BY_WEIGHTS = (
     "model.network.",
-    "likelihood.",
+    "likelihood.maps",
     "tokenizer.",
     "caption.",
     "image_tokens.",
@@ -15,6 +15,7 @@ FIXED_BY_TRAINING = (
     "model._target_",
     "model.muon",
     "model.adam_bits",
+    "likelihood.",
     "loss.perceptual.network",
     "loss.adversarial.discriminator.",
     "lora.",
