@@ -107,7 +107,7 @@ def test_the_warning_is_a_text_in_tensorboard(tmp_path):
     [
         (FALLING, FALLING),
         (TURNING, TURNING),  # diverges
-        ([2.0, 1.5, 1.505, 1.51, 1.505, 1.51], FALLING),  # a plateau
+        ([2.0, 1.5, 1.502, 1.504, 1.502, 1.504], FALLING),  # a plateau
         ([2.0, 1.5, 1.6, 1.7, 1.4, 1.5], FALLING),  # a new minimum
         ([2.0, 1.5, 1.6, math.nan, math.nan, math.nan], FALLING),
     ],
@@ -116,6 +116,20 @@ def test_other_curves_do_not_warn(tmp_path, caplog, validation, training):
     trainer, _ = train(tmp_path, validation, training, stop=True)
     assert not warnings(caplog)
     assert trainer.global_step == 6
+
+
+@pytest.mark.parametrize("zero", [0.0, 1.5, 1.4, -100.0])
+def test_the_zero_of_the_metric_does_not_matter(tmp_path, caplog, zero):
+    plateau = [2.0, 1.5, 1.502, 1.504, 1.502, 1.504]
+    train(tmp_path / "plateau", [value - zero for value in plateau])
+    assert not warnings(caplog)
+    train(tmp_path / "turning", [value - zero for value in TURNING])
+    assert len(warnings(caplog)) == 1
+
+
+def test_a_first_validation_without_a_value_does_not_count(tmp_path, caplog):
+    train(tmp_path, [math.nan, *TURNING[:5]])
+    assert len(warnings(caplog)) == 1
 
 
 def test_a_run_without_a_best_checkpoint_is_checked(tmp_path, caplog):
@@ -145,6 +159,24 @@ def test_a_resumed_training_warns_once_in_all(tmp_path, caplog, first, resumed):
     caplog.clear()
     train(tmp_path, checkpoint=tmp_path / "last.ckpt")
     assert [text.startswith(WARNING) for text in warnings(caplog)] == [True] * resumed
+
+
+def test_a_resumed_training_measures_the_improvement_from_its_start(tmp_path, caplog):
+    plateau = [2.0, 1.5, 1.502, 1.504, 1.502, 1.504]
+    trainer, _ = train(tmp_path, plateau, steps=2)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    train(tmp_path, plateau, checkpoint=tmp_path / "last.ckpt")
+    assert not warnings(caplog)
+
+
+def test_a_checkpoint_of_an_earlier_version_warns_too(tmp_path, caplog):
+    trainer, overfitting = train(tmp_path, steps=2)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    del saved["callbacks"][overfitting.state_key]["first"]
+    torch.save(saved, tmp_path / "last.ckpt")
+    train(tmp_path, checkpoint=tmp_path / "last.ckpt")
+    assert warnings(caplog) == [WARNING + BEST + GO_ON]
 
 
 def test_a_resumed_training_with_another_metric_starts_the_check_again(tmp_path, caplog):

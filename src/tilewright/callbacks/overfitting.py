@@ -17,14 +17,16 @@ class OverfittingCheck(ProblemCallback):
     """Warns once when a metric gets worse while the training loss falls.
 
     All of these must hold: the last `patience` validations are worse than the best one, the last
-    of them by at least `min_rise`, and the mean training loss between two validations is lower than
+    of them by enough, and the mean training loss between two validations is lower than
     before the best one.
 
     Args:
         monitor: name of the metric.
         mode: "min" or "max", the best value of the metric.
         patience: validations in a row that must be worse than the best.
-        min_rise: smallest increase, as a share of the best value.
+        min_rise: smallest distance from the best value, as a share of the improvement since the
+            first validation. A share of the value itself depends on its zero, and that of a
+            log-density is arbitrary.
         stop: end the training at the warning.
 
     Raises:
@@ -49,7 +51,8 @@ class OverfittingCheck(ProblemCallback):
         self.mode = mode
         self.patience = patience
         self.min_rise = min_rise
-        self._best = math.inf  # lower is better
+        self._first = math.nan  # lower is better
+        self._best = math.inf
         self._best_update = 0
         self._best_train_loss = math.nan  # mean between the best validation and the one before it
         self._waited = 0  # validations since the best one
@@ -87,12 +90,14 @@ class OverfittingCheck(ProblemCallback):
             train_loss: mean training loss since the last validation.
             update: number of updates so far.
         """
+        if not math.isfinite(self._first):  # also after a checkpoint of an earlier version
+            self._first = value
         if value < self._best:
             self._best, self._best_update, self._best_train_loss = value, update, train_loss
             self._waited = 0
             return False
         self._waited += 1
-        has_risen = value - self._best >= self.min_rise * abs(self._best)
+        has_risen = value - self._best >= self.min_rise * (self._first - self._best)
         return self._waited >= self.patience and has_risen and train_loss < self._best_train_loss
 
     def _message(self, trainer: pl.Trainer, value: float, train_loss: float) -> str:
@@ -131,6 +136,7 @@ class OverfittingCheck(ProblemCallback):
         return {
             "monitor": self.monitor,
             "mode": self.mode,
+            "first": self._first,
             "best": self._best,
             "best_update": self._best_update,
             "best_train_loss": self._best_train_loss,
