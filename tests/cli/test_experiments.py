@@ -191,3 +191,9 @@ def test_dvae_vqgan_gpu_has_the_sizes_of_llamagens_vq16():
     assert sum(p.numel() for p in network.parameters()) == pytest.approx(71.9e6, rel=1e-3)
     assert (network.grid, network.num_tokens, network.codebook.channels) == (16, 16384, 8)
     assert config.data.batch_size * config.trainer.accumulate_grad_batches == 128
+    assert config.model.adversarial.start == 20_000
+
+
+def test_a_short_dvae_vqgan_gpu_trains_with_a_discriminator():
+    config = composed("experiment=dvae_vqgan_gpu", "trainer.max_steps=15000")
+    assert config.model.adversarial.start == 750

@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tilewright import runs
-from tilewright.checks import check_whole
+from tilewright.checks import check_whole, is_whole
 from tilewright.cli import settings
 from tilewright.cli.resume import find_run, resumed_config
 from tilewright.configs import escape, instantiate
@@ -92,6 +92,7 @@ def resumed_run(config: DictConfig) -> tuple[DictConfig, Path]:
     if config.stage == "prior":
         check_guidance(config)
     check_trainer(config)
+    check_discriminator(config)
     launch.check_launch(config, needs_name=False)
     return config, checkpoint
 
@@ -156,6 +157,7 @@ def new_run(config: DictConfig) -> DictConfig:
         config.run = escape(str(new_folder(config)))
         check_trainer(config)  # before schedules compute with trainer.max_steps
         settings.check_complete(config)
+        check_discriminator(config)
         launch.check_launch(config)
     return config
 
@@ -283,4 +285,19 @@ def check_trainer(config: DictConfig) -> None:
         raise UserError(
             "trainer.gradient_scaling=per_block is for priors, not for "
             f"stage={config.stage}: leave it out"
+        )
+
+
+def check_discriminator(config: DictConfig) -> None:
+    """Checks that a discriminator starts before the end of the training.
+
+    Raises:
+        UserError: it starts at the end or later.
+    """
+    start = OmegaConf.select(config, "model.adversarial.start")
+    steps = config.trainer.max_steps
+    if is_whole(start) and start >= steps:
+        raise UserError(
+            f"loss.adversarial.start={start} is not before trainer.max_steps={steps}, so the run "
+            "has no discriminator: lower it, or raise trainer.max_steps"
         )

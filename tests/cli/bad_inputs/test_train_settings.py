@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from helpers.bad_inputs import DVAE, PRIOR, assert_refused, write_images
+from helpers.bad_inputs import DVAE, PRIOR, assert_refused, change_config, write_images
 from helpers.command import SMALL
 
 # name: (arguments, a function that makes the input bad, parts of the message)
@@ -28,6 +28,16 @@ CASES = {
         [*DVAE, "loss=adversarial", "loss.adversarial.weight=-1"],
         None,
         ["error: loss.adversarial.weight=-1"],
+    ),
+    "start of a discriminator after the end": (
+        [*DVAE, "loss=adversarial", "loss.adversarial.start=9", "trainer.max_steps=9"],
+        None,
+        ["error: loss.adversarial.start=9 is not before trainer.max_steps=9", "lower it"],
+    ),
+    "start of a discriminator after the end of a resumed run": (
+        [*DVAE, "resume=true", "trainer.max_steps=9"],
+        lambda home: change_config(home.dvae / "config.yaml", model__adversarial={"start": 9}),
+        ["error: loss.adversarial.start=9 is not before trainer.max_steps=9"],
     ),
     "unknown key": ([*DVAE, "trainer.nope=3"], None, ["trainer.nope"]),
     "key without a value": ([*DVAE, "trainer.max_steps"], None, ["trainer.max_steps"]),
