@@ -7,7 +7,9 @@ from types import SimpleNamespace
 import pytest
 import pytorch_lightning as pl
 import torch
+from omegaconf import OmegaConf
 
+from tilewright import runs
 from tilewright.callbacks import frechet
 from tilewright.dvae import DiscreteVAE
 from tilewright.errors import UserError
@@ -69,13 +71,23 @@ def test_a_single_image_warns_and_does_not_end_the_training(caplog):
     assert "1 readable image" in caplog.text
 
 
-@pytest.mark.parametrize("network", ["means", "lpips"])
+@pytest.mark.parametrize("stage", ["dvae", "prior"])
+@pytest.mark.parametrize(
+    ("settings", "is_judge"),
+    [
+        ({"model": {"perceptual": {"network": "means"}}}, True),
+        ({"model": {"perceptual": {"network": "lpips"}}}, False),
+        ({"model": {"perceptual": None}}, False),
+        ({"model": {"perceptual": None}, "perceptual_networks": ["means"]}, True),
+    ],
+)
 @pytest.mark.usefixtures("_cheap_features")
-def test_a_judge_that_is_in_the_loss_warns(network, caplog):
-    module = Module()
-    module.perceptual = SimpleNamespace(network=network)
-    frechet.FrechetDistance().setup(trainer_with(torch.rand(4, 3, 16, 16)), module, "fit")
-    is_judge = network == "means"
+def test_a_judge_that_is_in_the_loss_of_the_dvae_warns(tmp_path, caplog, stage, settings, is_judge):
+    dvae = tmp_path / "dvae" if stage == "prior" else tmp_path
+    runs.create(tmp_path, OmegaConf.create({"stage": stage}))
+    runs.create(dvae, OmegaConf.create({"stage": "dvae", **settings}))
+    callback = frechet.FrechetDistance(run=str(tmp_path))
+    callback.setup(trainer_with(torch.rand(4, 3, 16, 16)), Module(), "fit")
     assert ("means is in the loss of the dVAE" in caplog.text) == is_judge
     assert ("callbacks.frechet.extractor=efficientnet_lite2" in caplog.text) == is_judge
 

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from tilewright import runs
 from tilewright.efficientnet import SIZES, EfficientNetLite
 from tilewright.errors import UserError
 from tilewright.metrics import extractors
@@ -24,6 +26,7 @@ from tilewright.metrics.extractors import (
     load_efficientnet,
     load_extractor,
     load_inception,
+    warn_about_judges,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
@@ -85,6 +88,21 @@ def test_only_inception_keeps_the_metric_names(metric: str, general: str) -> Non
     offline = load_extractor("cpu", "efficientnet_lite2")
     assert offline.metric_name(metric) == f"{general}_efficientnet_lite2"
     assert replace(offline, name="inception").metric_name(metric) == metric
+
+
+def test_a_judge_in_the_loss_warns_and_names_one_that_is_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    networks = ["efficientnet_lite0", "efficientnet_lite2"]
+    runs.create(tmp_path, OmegaConf.create({"stage": "dvae", "perceptual_networks": networks}))
+    for judge in (*networks, "efficientnet_lite1"):
+        caplog.clear()
+        warn_about_judges(tmp_path, [judge], "extractor")
+        expected = (
+            f"{judge} is in the loss of the dVAE, so its metrics favor this dVAE: set another "
+            "network, such as extractor=efficientnet_lite1"
+        )
+        assert caplog.messages == ([expected] if judge in networks else [])
 
 
 def test_inception_runs_from_a_file_of_any_name(weights: Path) -> None:

@@ -270,6 +270,23 @@ def test_the_meaning_of_the_decoders_output_cannot_be_changed(tmp_path):
             adopted_dvae(source, *RECIPE, typed)
 
 
+def test_a_run_records_every_network_in_the_losses_of_its_weights(tmp_path):
+    source = write_dvae(tmp_path / "dvae", VQGAN)
+    assert runs.loss_networks(adopted_dvae(source, "stage=dvae", "data=folder")) == []
+    saved = OmegaConf.load(source / runs.MODEL_CONFIG)
+    saved.perceptual_network = "efficientnet_lite0"  # the key of earlier versions
+    (source / runs.MODEL_CONFIG).write_text(json.dumps(OmegaConf.to_container(saved)))
+    assert runs.loss_networks(runs.load_config(source)) == ["efficientnet_lite0"]
+    words = ["stage=dvae", "data=folder", "loss=perceptual"]
+    config = adopted_dvae(source, *words, "loss.perceptual.network=efficientnet_lite2")
+    networks = ["efficientnet_lite0", "efficientnet_lite2"]
+    assert runs.loss_networks(config) == networks
+    runs.save_network(tmp_path / "exported", config, runs.load_weights(source))
+    exported = tmp_path / "exported"
+    assert runs.loss_networks(runs.load_config(exported)) == networks
+    assert runs.loss_networks(adopted_dvae(exported, "stage=dvae", "data=folder")) == networks
+
+
 def test_weights_of_six_maps_keep_their_likelihood(tmp_path, caplog):
     caplog.set_level("INFO")
     network = {key: value for key, value in untrained.NETWORKS["dvae"].items() if key[0] != "l"}

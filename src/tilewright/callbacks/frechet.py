@@ -3,6 +3,7 @@
 import logging
 import math
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,11 @@ from tilewright.metrics.extractors import (
     OFFLINE,
     Extractor,
     check_extractor,
-    judge_warning,
     load_efficientnet,
     load_extractor,
     metric_name,
     possible_networks,
+    warn_about_judges,
 )
 from tilewright.metrics.features import UndefinedMetric, folder_features, save_images
 from tilewright.pipeline import TextToImage
@@ -46,6 +47,8 @@ class FrechetDistance(PeriodicMeasurement):
         every_n_validations: validations between two measurements.
         extractor: name of the feature network, or "auto", see `load_extractor`.
         inception_weights: path of Inception's weights. None searches clean-fid's folder.
+        run: folder of the run, whose dVAE may be trained on the network, with a warning. None does
+            not check it.
 
     Raises:
         UserError: a number is not possible, the network is unknown, or weights do not exist.
@@ -57,6 +60,7 @@ class FrechetDistance(PeriodicMeasurement):
         every_n_validations: int = 1,
         extractor: str = AUTO,
         inception_weights: str | None = None,
+        run: str | None = None,
     ):
         super().__init__(every_n_validations)
         check_whole("callbacks.frechet.images", images, 2)
@@ -66,14 +70,15 @@ class FrechetDistance(PeriodicMeasurement):
         self.images = images
         self.extractor = extractor
         self.inception_weights = inception_weights
+        self.run = run
         self._extractor: Extractor | None = None
         self._real_features: np.ndarray | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._extractor = self._load_extractor(trainer.strategy.root_device)
-        perceptual = getattr(pl_module, "perceptual", None)
-        if perceptual is not None and perceptual.network == self._extractor.name:
-            log.warning("%s", judge_warning(perceptual.network, "callbacks.frechet.extractor"))
+        if self.run is not None:
+            key = "callbacks.frechet.extractor"
+            warn_about_judges(Path(self.run), [self._extractor.name], key)
 
     def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]

@@ -1,7 +1,6 @@
 """Measures trained runs: `python src/eval.py metric=fid`."""
 
 import functools
-import logging
 import re
 import sys
 from collections.abc import Sequence
@@ -24,8 +23,6 @@ from tilewright.hardware import resolve_device
 if TYPE_CHECKING:  # torch is loaded after the settings have been checked
     from tilewright.evaluations.results import Result
 
-
-log = logging.getLogger(__name__)
 
 # General settings, of which a metric reads some.
 SHARED = {
@@ -173,7 +170,7 @@ def save(
         images: folder of the evaluation's images. It is emptied.
     """
     from tilewright.evaluations import results
-    from tilewright.metrics.extractors import judge_warning
+    from tilewright.metrics.extractors import warn_about_judges
 
     requested = config.metric.get("images", config.metric.get("captions"))
     common = {
@@ -188,10 +185,8 @@ def save(
             for key, value in config.metric.ranker.items()
             if key not in {"_target_", "device"}
         }
-    judges = {result.settings.get("extractor") for result in measured}
-    network = runs.loss_network(runs.dvae_config(run))
-    if network is not None and network in judges:
-        log.warning("%s", judge_warning(network, "extractor"))
+    judges = {r.settings["extractor"] for r in measured if "extractor" in r.settings}
+    warn_about_judges(run, judges, "extractor")
     folder = results_folder(run)
     with folders.lock(run):
         results.replace_images(images, folder)

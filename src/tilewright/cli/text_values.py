@@ -65,7 +65,7 @@ TEXT_KEYS: dict[str, tuple[str, ...]] = {
     "trainer.profiler.filename": (),
     "callbacks.*.dirpath": (),
     "callbacks.*.filename": (),
-    "callbacks.tensorboard.run": (),
+    "callbacks.*.run": (),
     "callbacks.samples.before_after": NULL,
     "logger.*.save_dir": (),
     "logger.*.name": (),

@@ -16,7 +16,7 @@ import tempfile
 import threading
 import urllib.request
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from cleanfid.downloads_helper import check_download_inception, inception_url
 from cleanfid.inception_torchscript import InceptionV3W
 from torch import Tensor
 
+from tilewright import runs
 from tilewright.checks import check_option
 from tilewright.efficientnet import SIZES, EfficientNetLite, weights_path
 from tilewright.errors import UserError
@@ -112,18 +113,25 @@ def check_extractor(extractor: str, inception_weights: Path | str | None = None)
         )
 
 
-def judge_warning(network: str, key: str) -> str:
-    """Returns the warning that a network judges images of a dVAE that was trained on it.
+def warn_about_judges(run: Path, judges: Collection[str], key: str) -> None:
+    """Logs a warning if a network judges images of a dVAE that was trained on it.
 
     Args:
-        network: name of the network.
+        run: run or model of the dVAE, or of a prior.
+        judges: names of the networks that judge.
         key: configuration key that chooses the network.
     """
-    other = next(name for name in reversed(SIZES) if name != network)
-    return (
-        f"{network} is in the loss of the dVAE, so its metrics favor this dVAE: set another "
-        f"network, such as {key}={other}"
-    )
+    networks = runs.loss_networks(runs.dvae_config(run))
+    independent = next((name for name in reversed(SIZES) if name not in networks), "inception")
+    for network in networks:
+        if network in judges:
+            logger.warning(
+                "%s is in the loss of the dVAE, so its metrics favor this dVAE: set another "
+                "network, such as %s=%s",
+                network,
+                key,
+                independent,
+            )
 
 
 def load_extractor(

@@ -43,8 +43,8 @@ def adopt(config: DictConfig, source: Path, keys: Iterable[str]) -> None:
         config.init = escape(str(source))
         _adopt_choices(config, saved)
         adopt_network(config, saved, keys)
-        if network := runs.loss_network(saved):  # a judge of the weights
-            config.perceptual_network = network
+        if networks := runs.loss_networks(saved):  # judges of the weights
+            config.perceptual_networks = networks
         config.data.image_size = image_size
         if saved.stage == "prior":
             _adopt_prior(config, source, saved, keys)

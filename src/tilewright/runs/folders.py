@@ -236,12 +236,15 @@ def _check_format(config: DictConfig, file: Path) -> None:
         )
 
 
-def loss_network(config: DictConfig) -> str | None:
-    """Returns the name of the feature network in a dVAE's perceptual loss, or None.
+def loss_networks(config: DictConfig) -> list[str]:
+    """Returns the names of the feature networks in the perceptual losses that trained a dVAE.
 
-    A model, and a run that starts from other weights, record the name as `perceptual_network`.
+    A model, and a run that starts from other weights, record them as `perceptual_networks`.
+    Earlier versions recorded the last one as `perceptual_network`.
     """
-    return OmegaConf.select(config, "model.perceptual.network") or config.get("perceptual_network")
+    recorded = config.get("perceptual_networks") or [config.get("perceptual_network")]
+    names = [*recorded, OmegaConf.select(config, "model.perceptual.network")]
+    return list(dict.fromkeys(name for name in names if name))
 
 
 def reads_features(config: DictConfig) -> bool:

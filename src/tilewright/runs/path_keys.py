@@ -9,7 +9,7 @@ PATHS = (
     *("prompts", "run", "compare", "dvae", "init", "base", "resume", "ranker.run", "ranker.path"),
     *("paths.*", "out", "image_prompt", "family.*", "*inception_weights", "metric.clip"),
     *("loss.perceptual.vgg_weights", "trainer.default_root_dir", "trainer.profiler.dirpath"),
-    *("callbacks.*.dirpath", "callbacks.tensorboard.run", "callbacks.samples.before_after"),
+    *("callbacks.*.dirpath", "callbacks.*.run", "callbacks.samples.before_after"),
     *("logger.*.save_dir", "data.cache", "data.image_tokenizer.run", "tokenizer.path"),
     *("caption.path", "data.source.path", "data.source.root", "data.source.name"),
 )

@@ -26,7 +26,7 @@ from tilewright.runs.folders import (
     follow_latest,
     is_model,
     load_config,
-    loss_network,
+    loss_networks,
     public_family,
     reads_features,
 )
@@ -330,8 +330,8 @@ def _save_config(
     for key in ("tokenizer", "sampling", *more_keys):
         if config.get(key):
             saved[key] = config[key]
-    if network := loss_network(config):
-        saved["perceptual_network"] = network
+    if networks := loss_networks(config):
+        saved["perceptual_networks"] = networks
     plain: Any = OmegaConf.to_container(OmegaConf.create(saved), resolve=True)
     if "path" in plain.get("tokenizer", {}) and not reads_features(config):
         plain["tokenizer"]["path"] = None  # private, and the model has its own tokenizer.json
