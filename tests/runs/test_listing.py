@@ -295,6 +295,13 @@ def test_comparison_separates_settings_from_their_consequences(tmp_path, capsys,
     assert "One setting differs: trainer.max_steps" in out
 
 
+def test_comparison_has_no_percentage_of_a_loss_below_zero(tmp_path, capsys, monkeypatch):
+    make(tmp_path, "a", losses=(3.0, 0.25))
+    make(tmp_path, "b", losses=(3.0, -0.5))
+    lines = comparison(tmp_path, capsys, monkeypatch, "a", "b").splitlines()
+    assert ["validation/loss", "0.25", "-0.5"] in [line.split() for line in lines]
+
+
 def test_comparison_prints_a_command_for_each_of_several_settings(tmp_path, capsys, monkeypatch):
     shared = ["data.batch_size=8"]
     make(tmp_path, "a", overrides=[*shared, "seed=1"], seed=1, model={"dim": 4})

@@ -11,6 +11,7 @@ from rich import box
 from rich.table import Table
 
 from tilewright import program, runs
+from tilewright.checks import is_number
 from tilewright.errors import UserError
 from tilewright.runs import listing
 from tilewright.runs.listing import ABSENT, Record, metric
@@ -311,8 +312,10 @@ def _format(value: Any) -> str:
 
 
 def _change(before: Any, after: Any) -> str:
-    """Returns the relative change of a number, in percent."""
-    numbers = all(isinstance(x, int | float) and not isinstance(x, bool) for x in (before, after))
-    if not numbers or not before or before == after:
+    """Returns the relative change of a positive number, in percent.
+
+    Others, such as a log-density below 0, have no zero to compare with.
+    """
+    if not all(is_number(x, 0) and x for x in (before, after)) or before == after:
         return ""
-    return f"{(after - before) / abs(before):+z.1%}"
+    return f"{(after - before) / before:+z.1%}"
