@@ -131,9 +131,25 @@ def check_model(config: DictConfig) -> None:
         )
 
 
+def check_loss(config: DictConfig) -> None:
+    """Checks that the model has a key for each term that the loss adds.
+
+    Raises:
+        UserError: a term has no effect on the model.
+    """
+    for term in ("perceptual", "adversarial"):
+        if OmegaConf.select(config, f"loss.{term}") is not None and term not in config.model:
+            choices = settings.choices()
+            raise UserError(
+                f"loss={choices['loss']} has no effect on model={choices['model']}, whose config "
+                f"has no key {term}: leave it out, or add {term}: ${{loss.{term}}} to that config"
+            )
+
+
 def new_run(config: DictConfig) -> DictConfig:
     """Returns the configuration of a new run, with everything filled in that it depends on."""
     check_model(config)
+    check_loss(config)
     logs = Path(config.paths.logs)
     with open_dict(config):
         config.choices = settings.choices()

@@ -29,6 +29,17 @@ CASES = {
         None,
         ["error: loss.adversarial.weight=-1"],
     ),
+    **{
+        f"loss={loss} of a model without a key for it": (
+            [*DVAE, f"loss={loss}", f"~model.{loss}"],
+            None,
+            [
+                f"error: loss={loss} has no effect on model=dvae_small",
+                f"has no key {loss}: leave it out, or add {loss}: ${{{{loss.{loss}}}}} to",
+            ],
+        )
+        for loss in ("perceptual", "adversarial")
+    },
     "start of a discriminator after the end": (
         [*DVAE, "loss=adversarial", "loss.adversarial.start=9", "trainer.max_steps=9"],
         None,
